@@ -1,0 +1,30 @@
+"""What can go wrong, in words: input the caller can mend, and solves that could not be finished."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A value from outside that cannot be used; the message names the argument, the value and the remedy."""
+
+
+_REMEDIES = {
+    "step underflow": "the dynamics are too stiff there; loosen rtol and atol, use float64, or regularise",
+    "non-finite state": "the dynamics blow up; lower the learning rate, clip gradients, or check the input",
+    "too many steps": "loosen rtol and atol, raise max_steps, or regularise",
+}
+
+
+class SolverError(RuntimeError):
+    """An ODE solve that could not reach its end time.
+
+    Attributes:
+        cause: ``"step underflow"``, ``"non-finite state"`` or ``"too many steps"``.
+        time: the time reached.
+        evaluations: evaluations of the right-hand side spent until then.
+    """
+
+    def __init__(self, cause: str, time: float, evaluations: int, solver: object) -> None:
+        self.cause = cause
+        self.time = time
+        self.evaluations = evaluations
+        super().__init__(f"{cause} at t = {time:.6g} after {evaluations} evaluations with {solver}: {_REMEDIES[cause]}")

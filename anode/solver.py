@@ -1,0 +1,315 @@
+"""The numerics of an ODE solve as one value: method, tolerances, gradient mode; and the count of what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from anode.errors import InputError, SolverError
+
+State = Tensor | tuple[Tensor, ...]
+
+ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+GRADIENTS = ("direct", "adjoint")
+
+
+@dataclass
+class Evaluations:
+    """Calls of a right-hand side by the solver.
+
+    Attributes:
+        forward: those made while solving.
+        backward: those made inside a backward pass (by the adjoint).
+    """
+
+    forward: int = 0
+    backward: int = 0
+
+
+_listeners: ContextVar[tuple[tuple[nn.Module | None, Evaluations], ...]] = ContextVar("_listeners", default=())
+
+
+@contextmanager
+def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
+    """Count the number of function evaluations (NFE) of every solve begun inside the block.
+
+    One evaluation is one call of the right-hand side by the solver, whatever it computes besides the velocity.
+    The backward pass of such a solve is counted whenever it runs, also after the block. Nothing is stored on the
+    module, and blocks nest.
+
+    Args:
+        module: count only solves of fields that belong to this module; every solve when omitted.
+
+    Yields:
+        The running :class:`Evaluations`.
+
+    Example:
+        >>> import torch
+        >>> from anode import MLPField, ODEBlock, Solver, count_evals
+        >>> block = ODEBlock(MLPField(2), Solver("rk4", step_size=0.25))
+        >>> with count_evals(block) as nfe:
+        ...     _ = block(torch.randn(8, 2))
+        >>> nfe.forward  # four steps of four stages
+        16
+    """
+    evaluations = Evaluations()
+    token = _listeners.set((*_listeners.get(), (module, evaluations)))
+    try:
+        yield evaluations
+    finally:
+        _listeners.reset(token)
+
+
+def _listening(field: nn.Module | None) -> list[Evaluations]:
+    return [
+        evaluations
+        for module, evaluations in _listeners.get()
+        if module is None or any(field is part for part in module.modules())
+    ]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How an ODE is solved: a value to compare, print and store.
+
+    The error of an adaptive step is measured for each component of a tuple state by its own root mean square, and
+    the largest controls the step, so that easy components never dilute the error of the others. The last step lands
+    on the end time instead of interpolating past it.
+
+    Attributes:
+        method: a method of torchdiffeq: adaptive (``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``,
+            ``adaptive_heun``) or of fixed step (``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``,
+            ``explicit_adams``, ``implicit_adams``).
+        rtol: relative tolerance of an adaptive method, per step.
+        atol: absolute tolerance of an adaptive method, per step, in the units of the state.
+        step_size: largest step of a fixed-step method; the steps divide each interval evenly.
+        max_steps: a solve that needs more steps than this, rejected ones included, is a :class:`SolverError`.
+        gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
+            that grows with the steps. ``"adjoint"`` solves the continuous adjoint equation backwards: constant
+            memory, gradients up to the tolerance, parameters left out of the error control (seminorm).
+
+    Raises:
+        InputError: for an unknown method or gradient, or a number out of range.
+
+    References:
+        Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366 (adjoint); Kidger, Chen, Lyons 2021,
+        arXiv 2009.09457 (seminorm).
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    step_size: float | None = None
+    max_steps: int = 1000
+    gradient: str = "direct"
+
+    def __post_init__(self) -> None:
+        methods = ADAPTIVE_METHODS + FIXED_METHODS
+        if self.method not in methods:
+            raise InputError(f"method={self.method!r} is unknown; choose one of {', '.join(methods)}")
+        if self.gradient not in GRADIENTS:
+            raise InputError(f"gradient={self.gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
+        for name in ("rtol", "atol", "step_size"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name}={value} must be a positive number, such as 1e-5 for a tolerance")
+        if self.max_steps < 1:
+            raise InputError(f"max_steps={self.max_steps} must be at least 1")
+        if self.adaptive and self.step_size is not None:
+            raise InputError(
+                f"step_size={self.step_size} has no effect on the adaptive method {self.method!r}; drop it"
+            )
+        if not self.adaptive and self.step_size is None:
+            raise InputError(f"method={self.method!r} takes fixed steps; give it a step_size, such as 0.1")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.method in ADAPTIVE_METHODS
+
+    def integrate(
+        self,
+        f: Callable[[Tensor, Any], Any],
+        y0: State,
+        t0: float,
+        t1: float,
+        params: Sequence[Tensor | None] = (),
+        field: nn.Module | None = None,
+    ) -> Any:
+        """Solve dy/dt = f(t, y), y(t0) = y0, for y(t1).
+
+        Args:
+            f: the right-hand side; ``t`` is a scalar tensor, ``y`` and its result are shaped like ``y0``.
+            y0: initial state, a tensor or a tuple of tensors of any shapes.
+            t0: initial time.
+            t1: end time, before or after ``t0``.
+            params: tensors besides the parameters of ``field`` that f depends on, such as a context; None entries
+                are skipped. The adjoint gives gradients to these and to nothing else that f closes over.
+            field: the module that f evaluates; f itself when f is a module. Its parameters join ``params``, and it
+                is what :func:`count_evals` looks for.
+
+        Returns:
+            y(t1), shaped like ``y0``.
+
+        Raises:
+            SolverError: when the end time cannot be reached.
+        """
+        if t0 == t1:
+            return y0
+        path = self.trajectory(f, y0, (t0, t1), params, field)
+        return path[-1] if isinstance(path, Tensor) else tuple(component[-1] for component in path)
+
+    def trajectory(
+        self,
+        f: Callable[[Tensor, Any], Any],
+        y0: State,
+        times: Sequence[float] | Tensor,
+        params: Sequence[Tensor | None] = (),
+        field: nn.Module | None = None,
+    ) -> Any:
+        """Solve dy/dt = f(t, y), y(times[0]) = y0, for y at every time.
+
+        Args:
+            f: see :meth:`integrate`.
+            y0: see :meth:`integrate`.
+            times: two or more strictly increasing or strictly decreasing times. A fixed-step method puts steps on
+                them; an adaptive one interpolates all but the last by its own dense output.
+            params: see :meth:`integrate`.
+            field: see :meth:`integrate`.
+
+        Returns:
+            The states, shaped like ``y0`` with a leading axis of ``len(times)``.
+
+        Raises:
+            InputError: when the times are not strictly monotone.
+            SolverError: when the last time cannot be reached.
+        """
+        if field is None and isinstance(f, nn.Module):
+            field = f
+        like = y0 if isinstance(y0, Tensor) else y0[0]
+        clock = torch.float32 if like.device.type == "mps" else torch.float64
+        t = torch.as_tensor(times, dtype=clock, device=like.device)
+        _check_times(t)
+
+        rhs = _RightHandSide(f, self, _listening(field))
+        settings = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
+        if self.gradient == "adjoint":
+            given = [tensor for tensor in params if tensor is not None]
+            path = odeint_adjoint(
+                rhs,
+                y0,
+                t,
+                **settings,
+                options=self._options(clock, land_on=t[-1:]),
+                adjoint_options={**self._options(clock, land_on=t[:-1]), "norm": "seminorm"},
+                adjoint_params=(*given, *(field.parameters() if field is not None else ())),
+            )
+            rhs.await_backward(path)
+        else:
+            path = odeint(rhs, y0, t, **settings, options=self._options(clock, land_on=t[-1:]))
+        if not self.adaptive:
+            rhs.check_finite(path, t[-1])
+        return path
+
+    def _options(self, clock: torch.dtype, land_on: Tensor) -> dict[str, Any]:
+        if self.adaptive:
+            return {"step_t": land_on, "dtype": clock, "norm": _error_norm}
+        options: dict[str, Any] = {"grid_constructor": self._grid}
+        if self.method.endswith("adams"):
+            options["max_order"] = 5  # torchdiffeq's default of 12 amplifies rounding until it dominates
+        return options
+
+    def _grid(self, f: object, y0: Tensor, times: Tensor) -> Tensor:
+        """Even steps of at most ``step_size`` within each interval, so that every output time is a grid point."""
+        assert self.step_size is not None
+        ends = times.tolist()
+        pieces = []
+        for start, end in pairwise(ends):
+            steps = max(1, math.ceil(abs(end - start) / self.step_size - 1e-6))
+            pieces.append(torch.linspace(start, end, steps + 1, dtype=times.dtype, device=times.device)[:-1])
+        return torch.cat([*pieces, times[-1:]])
+
+    def __str__(self) -> str:
+        if self.adaptive:
+            return f"{self.method} (rtol={self.rtol:g}, atol={self.atol:g}, max_steps={self.max_steps})"
+        return f"{self.method} (step_size={self.step_size:g}, max_steps={self.max_steps})"
+
+
+class _RightHandSide:
+    """What torchdiffeq calls: evaluates f, counts, and turns the solver's dead ends into :class:`SolverError`.
+
+    torchdiffeq calls ``callback_step`` (``callback_step_adjoint`` in a backward pass) before every step, accepted or
+    rejected, which is where its own bare assertions would fail next.
+    """
+
+    def __init__(self, f: Callable[[Tensor, Any], Any], solver: Solver, listeners: list[Evaluations]) -> None:
+        self.f = f
+        self.solver = solver
+        self.listeners = listeners
+        self.phase = "forward"
+        self.steps = 0
+        self.evaluations = 0
+        self.derivative: Any = None  # of the last evaluation: tells a blow-up from plain stiffness
+
+    def __call__(self, t: Tensor, y: Any) -> Any:
+        self.evaluations += 1
+        for listener in self.listeners:
+            setattr(listener, self.phase, getattr(listener, self.phase) + 1)
+        self.derivative = self.f(t, y)
+        return self.derivative
+
+    def callback_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
+        self.steps += 1
+        if self.steps > self.solver.max_steps:
+            raise self._error("too many steps", t)
+        # Half a step, so that rounding never lets torchdiffeq's own assertion (t + dt > t) fail first.
+        if self.solver.adaptive and not t + dt / 2 > t:
+            raise self._error("step underflow" if _finite((y, self.derivative)) else "non-finite state", t)
+
+    callback_step_adjoint = callback_step
+
+    def await_backward(self, path: State) -> None:
+        """Note the moment the gradient arrives: evaluations from then on belong to the backward pass."""
+        for component in (path,) if isinstance(path, Tensor) else path:
+            if component.requires_grad:
+                component.register_hook(self._begin_backward)
+
+    def _begin_backward(self, _: Tensor) -> None:
+        self.phase = "backward"
+        self.steps = 0
+
+    def check_finite(self, path: State, t: Tensor) -> None:
+        if not _finite(path):
+            raise self._error("non-finite state", t)
+
+    def _error(self, cause: str, t: Tensor) -> SolverError:
+        return SolverError(cause, float(t), self.evaluations, self.solver)
+
+
+@torch.no_grad()
+def _error_norm(state: State) -> Tensor:
+    """The largest root mean square of the components; outside the graph, so that steps are constants to gradients."""
+    components = (state,) if isinstance(state, Tensor) else state
+    return torch.stack([component.square().mean().sqrt() for component in components]).max()
+
+
+def _finite(state: Any) -> bool:
+    if isinstance(state, Tensor):
+        return bool(torch.isfinite(state).all())
+    return all(_finite(component) for component in state)
+
+
+def _check_times(t: Tensor) -> None:
+    gaps = t.diff()
+    if t.ndim != 1 or len(t) < 2 or not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
+        raise InputError(f"times={t.tolist()} must be two or more strictly increasing or strictly decreasing numbers")

@@ -1,0 +1,124 @@
+"""A model on disk: ``config.json`` (plain values) beside ``model.safetensors``; loading runs no code from either.
+
+Both files carry SHA-256 digests. The digest of the weights, and that of the configuration they belong to, sit in the
+header of the weights file itself, so that renaming one file replaces weights and digest together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from anode.errors import InputError
+
+SCHEMA = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write under a temporary name, flush to the disk and rename, so that ``path`` is whole at every moment."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_config(folder: str | Path, kind: str, config: Mapping[str, Any]) -> None:
+    """Write ``config.json``.
+
+    Args:
+        folder: created when missing.
+        kind: what the folder holds, such as ``"density"``; checked by :func:`read_config`.
+        config: plain values that rebuild the model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"schema": SCHEMA, "kind": kind, **config}
+    content["sha256"] = _digest_config(content)
+    write_atomically(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
+    """Read and check ``config.json``.
+
+    Raises:
+        InputError: when the folder or file is missing, damaged, of another schema or holds another kind of model.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder} is not the folder of a {kind} model: it has no {CONFIG}")
+    try:
+        content = json.loads(path.read_bytes())
+        whole = content.pop("sha256") == _digest_config(content)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        whole, content = False, {}
+    if not whole:
+        raise InputError(f"{path} is truncated or was edited: its digest does not match; restore it or train again")
+    if content["schema"] != SCHEMA:
+        raise InputError(
+            f"{path} has schema {content['schema']}, this version reads {SCHEMA}: use the version it is of"
+        )
+    if content["kind"] != kind:
+        raise InputError(f"{folder} holds a {content['kind']} model, not a {kind}")
+    return content
+
+
+def write_weights(folder: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write ``model.safetensors`` beside the ``config.json`` it belongs to."""
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    config = json.loads((folder / CONFIG).read_bytes())
+    header = {"sha256": _digest_tensors(tensors), "config_sha256": config["sha256"]}
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, header))
+
+
+def read_weights(folder: str | Path, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """Read and check ``model.safetensors``.
+
+    Raises:
+        InputError: when the file is missing, damaged, or belongs to another ``config.json``.
+    """
+    path = Path(folder) / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the folder holds no weights; train again or resume the run")
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is truncated or not a safetensors file ({error}); restore it or train again"
+        ) from error
+    if header.get("sha256") != _digest_tensors(tensors):
+        raise InputError(f"{path} is damaged: its digest does not match; restore it or train again")
+    if header.get("config_sha256") != json.loads((Path(folder) / CONFIG).read_bytes())["sha256"]:
+        raise InputError(f"{path} belongs to another {CONFIG} than the one beside it; restore the pair")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _digest_config(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,97 @@
+"""The divergence of a vector field beside its velocity: exactly, or by Hutchinson's estimator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from anode import Field, InputError
+
+NOISES = ("rademacher", "gaussian")
+
+
+class Rates(NamedTuple):
+    """What a flow integrates.
+
+    Attributes:
+        velocity: dx/dt, (B, *S).
+        divergence: tr(df/dx), or an estimate of it, (B,).
+    """
+
+    velocity: Tensor
+    divergence: Tensor
+
+
+def exact(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None) -> Rates:
+    """The velocity f(t, x, c) and the exact divergence tr(df/dx).
+
+    By the closed form of the field where it has one; else by one forward pass and D pull-backs e_i' df/dx, where D is
+    the number of dimensions of a sample. Samples must not influence each other within a batch.
+
+    Args:
+        field: the vector field.
+        t: time, ``()`` or ``(B,)``.
+        x: state, (B, *S).
+        c: context, (B, C), or None.
+
+    Returns:
+        The :class:`Rates`.
+    """
+    closed_form = field.velocity_and_divergence(t, x, c)
+    if closed_form is not None:
+        return Rates(*closed_form)
+    return exact_by_pullbacks(field, t, x, c)
+
+
+def exact_by_pullbacks(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None) -> Rates:
+    """The generic rule of :func:`exact`, for any field: D pull-backs."""
+    velocity, pull = vjp(lambda x: field(t, x, c), x)[:2]
+    basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    divergence = x.new_zeros(len(x))
+    for i, direction in enumerate(basis):
+        (row,) = pull(direction.view(x.shape[1:]).expand_as(x))  # e_i' df/dx
+        divergence = divergence + row.flatten(1)[:, i]
+    return Rates(velocity, divergence)
+
+
+def hutchinson(field: Field, t: Tensor, x: Tensor, eps: Tensor, c: Tensor | None = None) -> Rates:
+    """The velocity f(t, x, c) and an unbiased estimate of its divergence, the mean over probes of eps' (df/dx) eps.
+
+    Args:
+        field: the vector field.
+        t: time, ``()`` or ``(B,)``.
+        x: state, (B, *S).
+        eps: noise of K probes with zero mean and unit covariance, (K, B, *S); see :func:`probe_noise`.
+        c: context, (B, C), or None.
+
+    Returns:
+        The :class:`Rates`, from one forward pass and K pull-backs.
+
+    References:
+        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, equation 7.
+    """
+    velocity, pull = vjp(lambda x: field(t, x, c), x)[:2]
+    estimates = [(pull(probe)[0] * probe).flatten(1).sum(1) for probe in eps]
+    return Rates(velocity, torch.stack(estimates).mean(0))
+
+
+def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor:
+    """Draw the noise (K, B, *S) of K Hutchinson probes for a batch x (B, *S).
+
+    Args:
+        x: the batch whose shape, dtype and device count.
+        probes: K.
+        noise: ``"rademacher"`` (signs, the smaller variance) or ``"gaussian"``.
+
+    Raises:
+        InputError: for another noise, or fewer than one probe.
+    """
+    if noise not in NOISES:
+        raise InputError(f"noise={noise!r} is unknown; choose one of {', '.join(NOISES)}")
+    if probes < 1:
+        raise InputError(f"probes={probes} must be at least 1")
+    eps = torch.empty(probes, *x.shape, dtype=x.dtype, device=x.device)
+    return eps.normal_() if noise == "gaussian" else eps.bernoulli_().mul_(2).sub_(1)

@@ -1,0 +1,202 @@
+"""Densities as modules with the verbs of a distribution; the flow, an exact density from a transform and a base."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from anode import InputError, Solver
+from cnf.continuous import Continuous
+from cnf.transforms import Compose, Transform
+
+
+class Density(nn.Module):
+    """A probability density p(x given c) to evaluate, to sample, and to train.
+
+    Attributes:
+        config: the plain values that rebuild the model, for those made by :func:`cnf.density_model`; else None.
+    """
+
+    config: dict[str, Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        """What :meth:`log_prob` returns: ``"exact"``, ``"estimate"`` (unbiased) or ``"bound"`` (a lower bound)."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Log p(x given c) in nats, (B,), of the :attr:`kind` named there."""
+        raise NotImplementedError
+
+    def elbo(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """A lower bound of log p(x given c) from one draw of every auxiliary variable, (B,); what training raises."""
+        raise NotImplementedError
+
+    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+        """Draw n samples (n, *S), without a graph.
+
+        Args:
+            n: how many.
+            c: one context (C,) for all, or one for each (n, C), or None.
+        """
+        raise NotImplementedError
+
+    def with_solver(self, solver: Solver) -> Self:
+        """A model of the same parameters (shared, not copied) that solves its ODEs by another solver."""
+        shared = {id(tensor): tensor for tensor in chain(self.parameters(), self.buffers())}
+        model = copy.deepcopy(self, memo=shared)
+        for part in model.modules():
+            if isinstance(part, Continuous):
+                part.solver = solver
+        if self.config is not None:
+            model.config = {**self.config, "solver": dataclasses.asdict(solver)}
+        return model
+
+
+class Normal(nn.Module):
+    """The standard normal base N(0, I).
+
+    Args:
+        shape: shape S of one sample.
+    """
+
+    like: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = torch.Size(shape)
+        self.register_buffer("like", torch.empty(0), persistent=False)  # remembers device and dtype
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log N(z; 0, I) in nats, (B,)."""
+        return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def sample(self, n: int) -> Tensor:
+        """Draw n samples, (n, *S)."""
+        return torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
+
+
+class Flow(Density):
+    """A normalizing flow: the density of x when z = g(x, c) has the density of the base.
+
+        log p(x given c) = log p_base(g(x, c)) + log |det dg/dx|
+
+    Args:
+        transform: the map g from data to base.
+        base: the distribution of z, such as :class:`Normal`.
+
+    Example:
+        >>> from anode import MLPField
+        >>> from cnf import Continuous
+        >>> flow = Flow(Continuous(MLPField(2)), Normal((2,)))
+        >>> flow.log_prob(torch.randn(5, 2)).shape, flow.sample(7).shape
+        (torch.Size([5]), torch.Size([7, 2]))
+
+    References:
+        Papamakarios, Nalisnick, Rezende, Mohamed, Lakshminarayanan 2021, arXiv 1912.02762.
+    """
+
+    def __init__(self, transform: Transform, base: Normal) -> None:
+        super().__init__()
+        self.transform = transform
+        self.base = base
+
+    @property
+    def kind(self) -> str:
+        """See :attr:`Density.kind`: ``"estimate"`` when a divergence is estimated, else ``"exact"``."""
+        odes = (part for part in self.modules() if isinstance(part, Continuous))
+        return "exact" if all(ode.divergence == "exact" for ode in odes) else "estimate"
+
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Log p(x given c) in nats.
+
+        Args:
+            x: (B, *S), in the units of the data and the floating-point type of the model.
+            c: context, (B, C), or None.
+
+        Returns:
+            (B,), of the :attr:`kind` named there.
+
+        Raises:
+            InputError: when x has another shape or type, or values that are not finite.
+            SolverError: when an ODE cannot be solved.
+        """
+        self._check(x)
+        z, log_det = self.transform(x, c)
+        return self.base.log_prob(z) + log_det
+
+    def elbo(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """The bound is tight: :meth:`log_prob`."""
+        return self.log_prob(x, c)
+
+    @torch.no_grad()
+    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+        """See :meth:`Density.sample`."""
+        return self.transform.decode(self.base.sample(n), _each(c, n))
+
+    def sample_with_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw n samples and their log-densities in one solve; gradients flow through both.
+
+        Args:
+            n: how many.
+            c: one context (C,) for all, or one for each (n, C), or None.
+
+        Returns:
+            Samples (n, *S) and log p(x given c) (n,).
+        """
+        z = self.base.sample(n)
+        x, log_det = self.transform.inverse(z, _each(c, n))
+        return x, self.base.log_prob(z) - log_det
+
+    def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Data x (B, *S) to base points z, without the log-determinant."""
+        self._check(x)
+        return self.transform.encode(x, c)
+
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """Base points z to data x (B, *S), without the log-determinant."""
+        return self.transform.decode(z, c)
+
+    @torch.no_grad()
+    def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        """The path of base points to data, in the units of the data at every time.
+
+        Args:
+            z: base points (B, *S).
+            times: T times from 0 (base) to 1 (data), strictly increasing.
+            c: context, (B, C), or None.
+
+        Returns:
+            (T, B, *S).
+
+        Raises:
+            InputError: when the flow is not some static transforms followed by one :class:`Continuous`.
+        """
+        *static, ode = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
+        if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static):
+            raise InputError("a trajectory needs one Continuous, the last transform on the way to the base")
+        to_data = Compose(static)  # ty: ignore[invalid-argument-type]
+        return torch.stack([to_data.decode(x, c) for x in ode.trajectory(z, times, c)])
+
+    def _check(self, x: Tensor) -> None:
+        shape, like = self.base.shape, self.base.like
+        if x.shape[1:] != shape:
+            raise InputError(
+                f"x of shape {tuple(x.shape)} does not fit the flow: pass (B, {', '.join(map(str, shape))})"
+            )
+        if x.dtype != like.dtype:
+            raise InputError(f"x has dtype {x.dtype}, the flow {like.dtype}: pass x.to({like.dtype})")
+        if not torch.isfinite(x).all():
+            bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+            raise InputError(f"x has values that are not finite in {bad} of {len(x)} samples: remove those")
+
+
+def _each(c: Tensor | None, n: int) -> Tensor | None:
+    return c.expand(n, -1) if c is not None and c.ndim == 1 else c

@@ -1,0 +1,140 @@
+"""One constructor of densities from plain values, so that a stored model rebuilds itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anode import InputError, MLPField, Solver, storage
+from cnf.continuous import Continuous
+from cnf.flow import Density, Flow, Normal
+from cnf.lifts import Dequantize, LiftedFlow
+from cnf.transforms import Compose, Logit, Standardize
+
+KIND = "density"
+
+
+def density_model(
+    shape: Sequence[int],
+    *,
+    hidden: Sequence[int] = (128, 128),
+    activation: str = "tanh",
+    time: str = "bias",
+    context: int = 0,
+    divergence: str = "exact",
+    probes: int = 1,
+    noise: str = "rademacher",
+    levels: int | None = None,
+    alpha: float = 0.05,
+    solver: Solver | Mapping[str, Any] = Solver(),  # noqa: B008 - a frozen value
+    data: Tensor | None = None,
+) -> Flow | LiftedFlow:
+    """A continuous normalizing flow: standardisation, then one ODE, then a standard normal base.
+
+    The field starts at zero, so that the untrained flow is the Gaussian of the standardised data. Discrete data
+    (``levels``) are dequantised and sent through a logit first, and the likelihood is a bound.
+
+    Args:
+        shape: shape S of one sample, such as ``(2,)`` or ``(1, 8, 8)``.
+        hidden: widths of the hidden layers of the field; up to two have their divergence in closed form.
+        activation: see :class:`~anode.MLPField`.
+        time: see :class:`~anode.MLPField`.
+        context: number of context features c of a conditional density p(x given c).
+        divergence: ``"exact"`` or ``"hutchinson"``.
+        probes: number of Hutchinson probes.
+        noise: ``"rademacher"`` or ``"gaussian"`` probes.
+        levels: number of values of each element of discrete data, 256 for 8-bit images; None for real numbers.
+        alpha: see :class:`~cnf.Logit`; used with ``levels``.
+        solver: the numerics, as a :class:`~anode.Solver` or its fields.
+        data: samples (N, *S) to take mean and standard deviation from; without them the data should be standardised.
+
+    Returns:
+        A :class:`~cnf.Flow`, or a :class:`~cnf.LiftedFlow` with ``levels``.
+
+    Raises:
+        InputError: for a value out of range, or data of another shape.
+
+    Example:
+        >>> flow = density_model((3,), hidden=(64, 64), context=2)
+        >>> flow.log_prob(torch.randn(5, 3), torch.randn(5, 2)).shape
+        torch.Size([5])
+    """
+    solver = solver if isinstance(solver, Solver) else Solver(**solver)
+    field = MLPField(math.prod(shape), hidden, activation, time, context, zero_init=True)
+    ode = Continuous(field, solver, divergence, probes, noise)
+    standardize = Standardize(shape)
+    model: Flow | LiftedFlow
+    if levels is None:
+        model = Flow(Compose([standardize, ode]), Normal(shape))
+    else:
+        model = LiftedFlow(Dequantize(levels), Flow(Compose([Logit(alpha), standardize, ode]), Normal(shape)))
+    if data is not None:
+        standardize.fit(_real(data, shape, levels, alpha))
+    model.config = {
+        "shape": list(shape),
+        "hidden": list(hidden),
+        "activation": activation,
+        "time": time,
+        "context": context,
+        "divergence": divergence,
+        "probes": probes,
+        "noise": noise,
+        "levels": levels,
+        "alpha": alpha,
+        "solver": asdict(solver),
+    }
+    return model
+
+
+def _real(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
+    """The data as the standardisation sees them."""
+    if data.shape[1:] != torch.Size(shape):
+        raise InputError(f"data of shape {tuple(data.shape)} does not fit samples of shape {tuple(shape)}")
+    if levels is None:
+        return data
+    y, _ = Dequantize(levels)(data)
+    return Logit(alpha).encode(y)
+
+
+def save(model: Density, folder: str | Path, **notes: Any) -> None:
+    """Store a model made by :func:`density_model`: ``config.json`` and ``model.safetensors``.
+
+    Args:
+        model: the model.
+        folder: created when missing; files of those names are replaced.
+        notes: further plain values for ``config.json``.
+
+    Raises:
+        InputError: when the model was composed by hand and cannot be rebuilt from plain values.
+    """
+    if model.config is None:
+        raise InputError("a model composed by hand cannot be rebuilt from plain values: keep its state_dict() instead")
+    storage.write_config(folder, KIND, {"model": model.config, **notes})
+    storage.write_weights(folder, model.state_dict())
+
+
+def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | LiftedFlow:
+    """Rebuild a stored model; no code from the files is executed.
+
+    Args:
+        folder: a run of ``train-flows density``, or a folder written by :func:`save`.
+        device: where to put it; the CPU when omitted.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        InputError: when the folder is missing, damaged, or of something else.
+    """
+    config = storage.read_config(folder, KIND)
+    weights = storage.read_weights(folder, device)
+    model = density_model(**config["model"])
+    dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+    model.to(device=device, dtype=dtype).load_state_dict(weights)
+    return model.eval()

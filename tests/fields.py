@@ -1,0 +1,61 @@
+"""Vector fields with known flows, and fields of every kind, for the tests."""
+
+import torch
+from torch import nn
+
+from anode import Field, MLPField
+
+
+class Linear(Field):
+    """dx/dt = A x + b, whose flow is known by the matrix exponential."""
+
+    def __init__(self, a, b=None):
+        super().__init__()
+        self.a = nn.Parameter(a)
+        self.b = nn.Parameter(torch.zeros(len(a), dtype=a.dtype) if b is None else b)
+
+    def forward(self, t, x, c=None):
+        return x @ self.a.T + self.b
+
+    def solution(self, x, t):
+        """x(t) for x(0) = x, by the exponential of the matrix ((A, b), (0, 0))."""
+        d = len(self.b)
+        joined = torch.zeros(d + 1, d + 1, dtype=x.dtype)
+        joined[:d, :d], joined[:d, d] = self.a, self.b
+        flow = torch.matrix_exp(joined * t)
+        return x @ flow[:d, :d].T + flow[:d, d]
+
+
+class Conv(Field):
+    """A small convolutional field without a rule of its own for the divergence."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.inner = nn.Conv2d(channels, 3, 3, padding=1)
+        self.outer = nn.Conv2d(3, channels, 3, padding=1)
+
+    def forward(self, t, x, c=None):
+        return self.outer(torch.tanh(self.inner(x) + t.reshape(-1, 1, 1, 1)))
+
+
+class Blowup(Field):
+    """dx/dt = 10 x^2 escapes to infinity in finite time."""
+
+    def forward(self, t, x, c=None):
+        return 10 * x * x
+
+
+class Broken(Field):
+    """Infinite from t = 1/2 on."""
+
+    def forward(self, t, x, c=None):
+        return x / (t < 0.5)
+
+
+def mlp_fields():
+    """Every combination of depth, activation and time conditioning, some with context."""
+    for hidden in ((), (7,), (7, 5), (6, 5, 4)):
+        for activation in ("tanh", "softplus", "relu", "silu"):
+            for time in ("none", "concat", "bias"):
+                context = 2 if activation == "silu" else 0
+                yield MLPField(3, hidden, activation, time, context)

@@ -1,0 +1,105 @@
+"""The contract of every transform: inverse, log-determinants by brute force, points-only paths."""
+
+import pytest
+import torch
+from fields import Conv
+
+from anode import InputError, MLPField, Solver
+from cnf import Compose, Continuous, Logit, Standardize
+
+SOLVER = Solver(rtol=1e-10, atol=1e-10)
+
+
+def standardize(shape):
+    return Standardize(shape).fit(torch.randn(50, *shape) * 3 + 1)
+
+
+def cases():
+    """(name, transform, a batch of data, context)."""
+    unit, real = torch.rand(4, 1, 2, 2).double(), torch.randn(4, 3).double()
+    c = torch.randn(4, 2).double()
+    odd = Continuous(MLPField(3, (8, 8, 8)), SOLVER)
+    conditional = Continuous(MLPField(3, (8, 8), context=2), SOLVER)
+    image = Continuous(Conv(1), SOLVER)
+    return {
+        "standardize": (standardize((3,)), real, None),
+        "standardize images": (standardize((1, 2, 2)), unit, None),
+        "logit": (Logit(0.05), unit, None),
+        "logit, no margin": (Logit(0.0), unit, None),
+        "continuous": (Continuous(MLPField(3, (8, 8)), SOLVER), real, None),
+        "continuous, generic divergence": (odd, real, None),
+        "continuous, conditional": (conditional, real, c),
+        "continuous, images": (image, unit, None),
+        "continuous, adjoint": (
+            Continuous(MLPField(3), Solver(rtol=1e-10, atol=1e-10, gradient="adjoint")),
+            real,
+            None,
+        ),
+        "compose": (Compose([standardize((3,)), conditional, conditional]), real, c),
+        "compose, images": (Compose([Logit(), standardize((1, 2, 2)), image]), unit, None),
+        "compose, empty": (Compose([]), real, None),
+    }
+
+
+@pytest.fixture(params=cases().keys())
+def case(request):
+    transform, x, c = cases()[request.param]
+    return transform.double(), x, c
+
+
+def log_det_by_brute_force(transform, x, c):
+    dets = []
+    for i in range(len(x)):
+        one = None if c is None else c[i : i + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda y, one=one: transform(y[None], one).point[0], x[i])
+        dets.append(torch.linalg.slogdet(jacobian.reshape(x[i].numel(), -1)).logabsdet)
+    return torch.stack(dets)
+
+
+def test_inverse_undoes_forward(case):
+    transform, x, c = case
+    z, log_det = transform(x, c)
+    back, log_det_back = transform.inverse(z, c)
+    torch.testing.assert_close(back, x, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-7, atol=1e-7)
+
+
+def test_log_det_is_that_of_the_jacobian(case):
+    transform, x, c = case
+    torch.testing.assert_close(transform(x, c).log_det, log_det_by_brute_force(transform, x, c), rtol=1e-6, atol=1e-6)
+
+
+def test_points_alone_are_the_same_points(case):
+    transform, x, c = case
+    z = transform(x, c).point
+    torch.testing.assert_close(transform.encode(x, c), z, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(transform.decode(z, c), transform.inverse(z, c).point, rtol=1e-7, atol=1e-7)
+
+
+def test_shapes_and_gradients(case):
+    transform, x, c = case
+    x = x.clone().requires_grad_()
+    point, log_det = transform(x, c)
+    assert point.shape == x.shape
+    assert log_det.shape == (len(x),)
+    (gradient,) = torch.autograd.grad(point.sum() + log_det.sum(), x)
+    assert torch.isfinite(gradient).all()
+
+
+def test_standardize_fits_mean_and_standard_deviation():
+    x = torch.randn(1000, 2) * torch.tensor([100.0, 0.01]) + torch.tensor([-5.0, 7.0])
+    z = Standardize((2,)).fit(x).encode(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(2), rtol=1e-4, atol=1e-4)
+
+
+def test_standardize_leaves_constants_finite():
+    x = torch.full((10, 2), 3.0)
+    assert torch.equal(Standardize((2,)).fit(x).encode(x), torch.zeros(10, 2))
+
+
+def test_bad_input_is_named():
+    with pytest.raises(InputError, match=r"alpha=0\.5"):
+        Logit(0.5)
+    with pytest.raises(InputError, match="magic"):
+        Continuous(MLPField(2), divergence="magic")

@@ -1,0 +1,49 @@
+"""``train-flows COMMAND``, the same as ``python -m train_flows COMMAND``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from anode import InputError, SolverError
+from train_flows.errors import TrainingError
+
+COMMANDS = {
+    "density": "train a continuous normalizing flow on samples",
+    "evaluate": "measure the likelihood of a trained density",
+    "sample": "draw samples from a trained density",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command; bad input is one line on standard error and exit status 2, a failed run exit status 1."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return
+    command, *rest = args
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"command {command!r} is unknown: choose one of {', '.join(COMMANDS)}")
+        importlib.import_module(f"train_flows.{command}").main(rest)
+    except InputError as error:
+        _fail(str(error), status=2)
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename or ''}", status=2)
+    except (SolverError, TrainingError) as error:
+        _fail(str(error), status=1)
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stdout.flush()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: train-flows COMMAND ...", "", *lines, "", "train-flows COMMAND --help lists its options"])
+
+
+if __name__ == "__main__":
+    main()

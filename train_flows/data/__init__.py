@@ -1,0 +1,37 @@
+"""Data sets by name or path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anode import InputError
+from train_flows.data import images, tabular, toy
+from train_flows.data.dataset import Dataset
+from train_flows.data.published import PUBLISHED
+
+__all__ = ["Dataset", "load"]
+
+
+def load(source: str, seed: int = 0, jitter: bool = False, data_root: str | Path = "data") -> Dataset:
+    """Load a data set.
+
+    Args:
+        source: a two-dimensional density (``moons``), ``digits``, a published table (``power``) or the path of a
+            table of numbers.
+        seed: of the samples drawn, or of the split.
+        jitter: see :func:`train_flows.data.tabular.load`.
+        data_root: the folder of the published tables.
+
+    Raises:
+        InputError: when there is no such data set, or it cannot be used.
+    """
+    if source in toy.DENSITIES:
+        return toy.load(source, seed)
+    if source == "digits":
+        return images.digits(seed)
+    if source in PUBLISHED:
+        return tabular.load_published(source, data_root)
+    if not Path(source).exists() and not Path(source).suffix:
+        known = ", ".join([*toy.DENSITIES, "digits", *PUBLISHED])
+        raise InputError(f"data={source!r} is neither a known data set ({known}) nor an existing file")
+    return tabular.load(source, seed, jitter)

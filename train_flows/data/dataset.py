@@ -1,0 +1,46 @@
+"""Data ready for training: three splits of samples, with what a reader of the results should know about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples of a distribution in their original units.
+
+    Attributes:
+        name: what to call it.
+        train: training samples (N, *S).
+        validation: samples that choose the best weights.
+        test: samples for the reported figures.
+        columns: names of the dimensions of a sample, flattened.
+        levels: number of values an element takes, for discrete data; None for real numbers.
+        table: whether it is a table, whose columns may have any units.
+        notes: sentences worth printing.
+    """
+
+    name: str
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    columns: tuple[str, ...]
+    levels: int | None = None
+    table: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape S of one sample."""
+        return torch.Size(self.train.shape[1:])
+
+
+def split(x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Shuffle by ``seed`` and split into 80% training, 10% validation and 10% test samples."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    tenth = len(x) // 10
+    test, validation, train = order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]
+    return x[train], x[validation], x[test]

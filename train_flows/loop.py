@@ -1,0 +1,230 @@
+"""The training loop: steps, validation, the best weights, records and resuming; it knows no model."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
+from tqdm import tqdm
+
+from anode import InputError, SolverError, count_evals
+from train_flows.checkpoint import Run
+from train_flows.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to optimise."""
+
+    steps: int = 800  # optimiser steps
+    batch_size: int = 512  # samples a step
+    lr: float = 1e-2  # learning rate of Adam
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"  # of the learning rate
+    clip: float = 10.0  # largest norm of the gradient
+    validate_every: int = 100  # steps between validations, records and checkpoints
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        for name in ("lr", "clip"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise InputError(f"--{name} {getattr(self, name)} must be a positive number")
+
+
+@dataclass
+class Progress:
+    """Where training stands: everything in the checkpoint besides weights, optimiser and schedule."""
+
+    step: int = 0
+    recorded: int = -1  # step of the last record
+    best: float = math.inf  # of the criterion
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # since the last record
+
+
+def shuffled_batches(x: Tensor, batch_size: int, seed: int) -> Callable[[int], Tensor]:
+    """Epochs of shuffled batches as a function of the step alone, so that resuming needs no state.
+
+    Args:
+        x: samples (N, *S), N at least the batch size; the remainder of an epoch is left out.
+        batch_size: B.
+        seed: of the shuffles.
+
+    Returns:
+        A function from the step to its batch (B, *S).
+    """
+    per_epoch = len(x) // batch_size
+    order: dict[int, Tensor] = {}  # of the current epoch
+
+    def batch(step: int) -> Tensor:
+        epoch, position = divmod(step, per_epoch)
+        if epoch not in order:
+            generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+            order.clear()
+            order[epoch] = torch.randperm(len(x), generator=generator).to(x.device)
+        return x[order[epoch][position * batch_size : (position + 1) * batch_size]]
+
+    return batch
+
+
+def train(
+    objective: nn.Module,
+    training: Training,
+    batch: Callable[[int], Any],
+    validate: Callable[[], dict[str, float]],
+    keep_best: Callable[[], None],
+    run: Run,
+    accelerator: Accelerator,
+    criterion: str = "nll",
+) -> bool:
+    """Minimise an objective, from the state of the run if it has one.
+
+    Args:
+        objective: a module whose ``forward(batch)`` returns the scalar loss.
+        training: how to optimise.
+        batch: the batch of a step.
+        validate: figures of the current weights for the record.
+        keep_best: called whenever the criterion improves.
+        run: where records and states go.
+        accelerator: carries the device.
+        criterion: the validated figure to minimise.
+
+    Returns:
+        Whether all steps were taken; False when a signal asked to stop, with the state saved.
+
+    Raises:
+        TrainingError: when a solve fails or the loss is no longer finite.
+    """
+    optimizer = torch.optim.Adam(objective.parameters(), lr=training.lr)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+    schedule = _schedule(optimizer, training)
+    parts = {"objective": accelerator.unwrap_model(objective), "optimizer": optimizer, "schedule": schedule}
+    progress = _restore(run, parts, accelerator.device)
+
+    started = time.monotonic() - progress.seconds
+    bar = tqdm(total=training.steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
+    with _stop_signals() as stop_requested, bar:
+        while True:
+            due = progress.step % training.validate_every == 0 or progress.step == training.steps
+            if due and progress.step > progress.recorded:
+                progress.seconds = time.monotonic() - started
+                figures = _validated(progress, validate, optimizer.param_groups[0]["lr"])
+                if isinstance(schedule, ReduceLROnPlateau):
+                    schedule.step(figures[criterion])
+                if figures[criterion] < progress.best:
+                    progress.best = figures[criterion]
+                    keep_best()
+                run.log(figures)
+                run.save_state(progress.step, _state(progress, parts))
+                tqdm.write(_line(figures, training.steps))
+            if progress.step == training.steps:
+                return True
+            if stop_requested():
+                progress.seconds = time.monotonic() - started
+                run.save_state(progress.step, _state(progress, parts))
+                return False
+            taken = _step(objective, optimizer, batch, training.clip, progress.step, accelerator)
+            if not isinstance(schedule, ReduceLROnPlateau):
+                schedule.step()
+            for name, value in taken.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            progress.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{taken['loss']:.3f}", nfe=int(taken["nfe_forward"] + taken["nfe_backward"]))
+
+
+def _step(
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Callable[[int], Any],
+    clip: float,
+    step: int,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    try:
+        with count_evals(objective) as nfe:
+            loss = objective(batch(step))
+            accelerator.backward(loss)
+    except SolverError as error:
+        raise TrainingError(f"the solve of step {step} failed: {error}") from error
+    norm = accelerator.clip_grad_norm_(objective.parameters(), clip)
+    taken = {"loss": float(loss.detach()), "grad_norm": float(norm)}
+    if not all(math.isfinite(value) for value in taken.values()):
+        raise TrainingError(f"step {step} has loss {taken['loss']} and gradient norm {taken['grad_norm']}: lower --lr")
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**taken, "nfe_forward": nfe.forward, "nfe_backward": nfe.backward}
+
+
+def _validated(progress: Progress, validate: Callable[[], dict[str, float]], lr: float) -> dict[str, float]:
+    """The record of this step: means since the last one, and the figures of the current weights."""
+    taken = progress.step - max(progress.recorded, 0)
+    means = {name: total / taken for name, total in progress.sums.items()}
+    progress.sums, progress.recorded = {}, progress.step
+    try:
+        figures = validate()
+    except SolverError as error:
+        raise TrainingError(f"the validation at step {progress.step} failed: {error}") from error
+    return {"step": progress.step, **means, **figures, "lr": lr, "seconds": round(progress.seconds, 2)}
+
+
+def _line(figures: dict[str, float], steps: int) -> str:
+    shown = [f"step {figures['step']:>{len(str(steps))}}/{steps}"]
+    shown += [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("step", "seconds", "lr")]
+    return "  ".join([*shown, f"{figures['seconds']:.0f} s"])
+
+
+def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> LRScheduler:
+    if training.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, training.steps)
+    if training.schedule == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
+    return LambdaLR(optimizer, lambda _: 1.0)
+
+
+def _state(progress: Progress, parts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **vars(progress),
+        **{name: part.state_dict() for name, part in parts.items()},
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore(run: Run, parts: dict[str, Any], device: torch.device) -> Progress:
+    state = run.load_state(device)
+    if state is None:
+        return Progress()
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["random"].cpu())
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
+    return Progress(**{name: state[name] for name in vars(Progress())})
+
+
+@contextmanager
+def _stop_signals() -> Generator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a request to stop after the current step."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop.is_set
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield stop.is_set
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,48 @@
+"""The pictures of a run: what to compute for them and where they go."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnf import Density, Flow
+from train_flows import plots
+from train_flows.checkpoint import Run
+from train_flows.data import Dataset
+
+POINTS = 20_000  # of data and samples
+FRAMES = 45
+
+
+@torch.no_grad()
+def draw(run: Run, dataset: Dataset, model: Density) -> None:
+    """Draw what suits the data: density and flow in two dimensions, images, or a corner plot; and the curves."""
+    shown = dataset.train[:POINTS]
+    if dataset.levels is not None:
+        figure = plots.image_grids({"data": shown.numpy(), "samples": model.sample(64).cpu().numpy()})
+    elif isinstance(model, Flow) and dataset.shape == (2,):
+        figure = plots.density_2d(*_density(model, shown), dataset.columns)
+        _flow(run, model, shown)
+    else:
+        samples = model.sample(min(POINTS, 5000)).cpu()
+        sets = {"data": shown.flatten(1).numpy(), "samples": samples.flatten(1).numpy()}
+        figure = plots.corner(sets, dataset.columns)
+    figure.savefig(run.folder / "samples.png", dpi=150)
+    plots.curves(run.records()).savefig(run.folder / "curves.png", dpi=120)
+
+
+def _density(model: Flow, data: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    points = torch.from_numpy(plots.grid(plots.extent(data.numpy()))).to(next(model.parameters()))
+    log_density = torch.cat([model.log_prob(part) for part in points.split(5000)])
+    samples = torch.cat([model.sample(5000) for _ in range(POINTS // 5000)])
+    return data.numpy(), log_density.cpu().numpy(), samples.cpu().numpy()
+
+
+def _flow(run: Run, model: Flow, data: Tensor) -> None:
+    """The GIF of base samples flowing to data; the last frame stays a while."""
+    times = np.linspace(0, 1, FRAMES)
+    frames = model.trajectory(model.base.sample(POINTS), times.tolist()).cpu().numpy()
+    held = [*range(FRAMES), *[FRAMES - 1] * 15]
+    animation = plots.flow_animation(frames[held], times[held].tolist(), plots.extent(data.numpy()))
+    plots.save_gif(animation, run.folder / "flow.gif")
