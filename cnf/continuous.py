@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from anode import Field, InputError, Solver
-from cnf.divergence import Rates, exact, hutchinson, probe_noise
+from cnf.divergence import Rates, check_probes, exact, hutchinson, probe_noise
 from cnf.transforms import Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
@@ -29,7 +29,7 @@ class Continuous(Transform):
         noise: ``"rademacher"`` or ``"gaussian"`` probes.
 
     Raises:
-        InputError: for an unknown divergence.
+        InputError: for an unknown divergence or noise, or fewer than one probe.
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, theorem 1; Grathwohl, Chen, Bettencourt,
@@ -47,6 +47,7 @@ class Continuous(Transform):
         super().__init__()
         if divergence not in DIVERGENCES:
             raise InputError(f"divergence={divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
+        check_probes(probes, noise)
         self.field = field
         self.solver = solver
         self.divergence = divergence

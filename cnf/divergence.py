@@ -89,9 +89,14 @@ def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor
     Raises:
         InputError: for another noise, or fewer than one probe.
     """
+    check_probes(probes, noise)
+    eps = torch.empty(probes, *x.shape, dtype=x.dtype, device=x.device)
+    return eps.normal_() if noise == "gaussian" else eps.bernoulli_().mul_(2).sub_(1)
+
+
+def check_probes(probes: int, noise: str) -> None:
+    """Raise an :class:`~anode.InputError` unless :func:`probe_noise` can draw such probes."""
     if noise not in NOISES:
         raise InputError(f"noise={noise!r} is unknown; choose one of {', '.join(NOISES)}")
     if probes < 1:
         raise InputError(f"probes={probes} must be at least 1")
-    eps = torch.empty(probes, *x.shape, dtype=x.dtype, device=x.device)
-    return eps.normal_() if noise == "gaussian" else eps.bernoulli_().mul_(2).sub_(1)

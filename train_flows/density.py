@@ -94,14 +94,23 @@ class Settings:
 
 
 def main(args: list[str]) -> None:
-    """Run the command line ``train-flows density``."""
+    """Run the command line ``train-flows density``; nothing is written before everything typed is known to be good."""
     started = time.monotonic()
-    settings, run, dataset = prepare(parse(args))
-    model, finished = fit(settings, run, dataset)
-    if not finished:
+    settings = parse(args)
+    settings.training.check()
+    device = runs.device(settings.run.device)
+    dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
+    for note in dataset.notes:
+        print(f"note: {note}")
+    settings = _with_fitting_batch(settings, len(dataset.train))
+    torch.manual_seed(settings.run.seed)
+    trained = build(settings, dataset).to(device)
+    model = trained.with_solver(settings.numerics.figures())  # the same weights: what is validated, stored and reported
+    run = _open(settings, dataset, model)
+    if fit(settings, run, dataset, trained, model):
+        report(settings, run, dataset, model, started)
+    else:
         print(f"stopped; continue with: train-flows density --resume {run.folder}")
-        return
-    report(settings, run, dataset, model, started)
 
 
 def parse(args: list[str]) -> Settings:
@@ -146,48 +155,51 @@ def _resumed(typed: Settings, folder: str) -> Settings:
     )
 
 
-def prepare(settings: Settings) -> tuple[Settings, Run, Dataset]:
-    """Check everything that can be wrong before anything is written; then make or reopen the run folder."""
-    settings.numerics.training(), settings.numerics.figures()
-    runs.device(settings.run.device)
-    dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
-    for note in dataset.notes:
-        print(f"note: {note}")
-    if settings.run.resume is not None:
-        return settings, Run(settings.run.resume), dataset
-    if len(dataset.train) < settings.training.batch_size:
-        print(
-            f"note: the batch shrinks from {settings.training.batch_size} to the {len(dataset.train)} training samples"
-        )
-        batch_size = len(dataset.train)
-        settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
-    folder = settings.run.out or f"runs/{Path(dataset.name).name.split('.')[0]}"
-    return settings, Run.create(folder, settings.run.overwrite), dataset
+def _with_fitting_batch(settings: Settings, samples: int) -> Settings:
+    if samples >= settings.training.batch_size:
+        return settings
+    print(f"note: the batch shrinks from {settings.training.batch_size} to the {samples} training samples")
+    return dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=samples))
 
 
-def fit(settings: Settings, run: Run, dataset: Dataset) -> tuple[Density, bool]:
-    """Train, keeping the weights of the best validation NLL in the run folder.
-
-    Returns:
-        The model with those weights and the solver of all figures, and whether training came to its end.
-    """
-    device = runs.device(settings.run.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    accelerator = Accelerator(cpu=device.type == "cpu")
-    torch.manual_seed(settings.run.seed)
-    trained = density_model(
+def build(settings: Settings, dataset: Dataset) -> Density:
+    """The untrained model, with the solver of training and the standardisation of the training part."""
+    return density_model(
         dataset.shape,
         **dataclasses.asdict(settings.model),
         levels=dataset.levels,
         solver=settings.numerics.training(),
         data=dataset.train,
-    ).to(device)
-    model = trained.with_solver(settings.numerics.figures())
-    if settings.run.resume is None:
-        about = {"settings": dataclasses.asdict(settings), "data": dataset.name, "columns": dataset.columns}
-        storage.write_config(run.folder, KIND, {"model": model.config, **about})
+    )
 
+
+def _open(settings: Settings, dataset: Dataset, model: Density) -> Run:
+    """The run to continue, or a new folder with its configuration."""
+    if settings.run.resume is not None:
+        return Run(settings.run.resume)
+    run = Run.create(settings.run.out or f"runs/{dataset.name.split('.')[0]}", settings.run.overwrite)
+    about = {"settings": dataclasses.asdict(settings), "data": dataset.name, "columns": dataset.columns}
+    storage.write_config(run.folder, KIND, {"model": model.config, **about})
+    return run
+
+
+def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model: Density) -> bool:
+    """Train, keeping the weights of the best validation NLL in the run folder.
+
+    Args:
+        settings: of the run.
+        run: its folder.
+        dataset: its data.
+        trained: solves as training does.
+        model: shares its weights, and solves as validation does; holds the best weights at the end.
+
+    Returns:
+        Whether training came to its end; False when it was asked to stop.
+    """
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    accelerator = Accelerator(cpu=device.type == "cpu")
     validation = dataset.validation.to(device)[: 2 * evaluate.CHUNK]
 
     @torch.no_grad()
@@ -208,7 +220,7 @@ def fit(settings: Settings, run: Run, dataset: Dataset) -> tuple[Density, bool]:
     except TrainingError as error:
         raise TrainingError(f"{error}; the last checkpoint and the best weights so far are in {run.folder}") from error
     model.load_state_dict(storage.read_weights(run.folder, device))
-    return model, finished
+    return finished
 
 
 def report(settings: Settings, run: Run, dataset: Dataset, model: Density, started: float) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -31,7 +31,7 @@ class Settings:
     data: tyro.conf.Positional[str | None] = None  # data set or table; the test part of the run's own when omitted
     rtol: float | None = None  # relative tolerance; the run's own when omitted
     atol: float | None = None  # absolute tolerance; the run's own when omitted
-    divergence: str | None = None  # "exact" or "hutchinson"; the run's own when omitted
+    divergence: Literal["exact", "hutchinson"] | None = None  # the run's own when omitted
     samples: int = 64  # importance samples, for a model whose likelihood is a bound
     seed: int = 0  # of noise
     device: str = "auto"  # where to compute

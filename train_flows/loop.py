@@ -33,7 +33,8 @@ class Training:
     clip: float = 10.0  # largest norm of the gradient
     validate_every: int = 100  # steps between validations, records and checkpoints
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise an :class:`~anode.InputError` for a number out of range."""
         for name in ("steps", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")

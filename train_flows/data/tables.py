@@ -56,8 +56,9 @@ def read(path: str | Path, least_rows: int = LEAST_ROWS) -> Table:
 def read_splits(path: str | Path) -> dict[str, Table] | None:
     """The tables ``train``, ``validation`` and ``test`` of an NPZ file that holds those three, else None."""
     path = Path(path)
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix.lower() != ".npz":
         return None
+    _check_file(path)
     with _npz(path) as arrays:
         if set(arrays.files) != {"train", "validation", "test"}:
             return None
@@ -73,6 +74,16 @@ def read_splits(path: str | Path) -> dict[str, Table] | None:
 
 
 def _frame(path: Path) -> pd.DataFrame:
+    _check_file(path)
+    name = path.name.lower()
+    if name.endswith((".csv", ".csv.gz")):
+        return _read_csv(path)
+    if name.endswith(".parquet"):
+        return _read_parquet(path)
+    return _checked_frame(path, _read_numpy(path))
+
+
+def _check_file(path: Path) -> None:
     name = path.name.lower()
     if not path.exists():
         raise InputError(f"{path} does not exist: check the path")
@@ -85,11 +96,6 @@ def _frame(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} is not a table: pass a file ending in {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: pass a table of at least {LEAST_ROWS} rows")
-    if name.endswith((".csv", ".csv.gz")):
-        return _read_csv(path)
-    if name.endswith(".parquet"):
-        return _read_parquet(path)
-    return _checked_frame(path, _read_numpy(path))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -1,0 +1,418 @@
+"""The programs as a user runs them: density, evaluate, sample, and what they refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import cnf
+from anode import storage
+from train_flows import density, loop, recipes
+from train_flows.__main__ import main
+from train_flows.checkpoint import Run
+from train_flows.data import Dataset
+
+TINY = ["--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64"]
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command line in an empty folder; gives exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        try:
+            main([str(arg) for arg in args])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the pictures out where they are not the point."""
+    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
+
+
+@pytest.fixture
+def table(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3)) @ np.array([[1, 0, 0], [2, 0.5, 0], [0, 1, 30]]) + [0, 10, 1000]
+    pd.DataFrame(x, columns=["height", "weight", "age"]).to_csv(tmp_path / "people.csv", index=False)
+    return tmp_path / "people.csv"
+
+
+def test_a_picture_density_from_start_to_end(run, tmp_path):
+    status, out, err = run("density", "moons", *TINY)
+    assert (status, err) == (0, "")
+    folder = tmp_path / "runs" / "moons"
+    files = {
+        "config.json",
+        "model.safetensors",
+        "metrics.jsonl",
+        "result.json",
+        "samples.png",
+        "flow.gif",
+        "curves.png",
+    }
+    assert files <= {path.name for path in folder.iterdir()}
+    for line in (
+        "NLL ",
+        "NLL, tighter",
+        "inverse error",
+        "NFE of log_prob",
+        "NFE of sampling",
+        "seconds",
+        "runs/moons",
+    ):
+        assert line in out
+
+    records = Run(folder).records()
+    assert [record["step"] for record in records] == [0, 2, 4, 6]
+    assert {"loss", "nll", "nfe_forward", "nfe_backward", "nfe_log_prob", "grad_norm", "lr", "seconds"} <= set(
+        records[1]
+    )
+
+    status, out, _ = run("evaluate", "runs/moons", "--json")
+    report, result = json.loads(out), json.loads((folder / "result.json").read_text())
+    assert status == 0
+    assert report["nll"] == result["nll"]
+    assert report["nll"]["kind"] == "exact"
+    assert report["nll"]["tolerance"] == {"rtol": 1e-5, "atol": 1e-5}
+    assert report["nll_tighter"]["tolerance"] == {"rtol": pytest.approx(1e-6), "atol": pytest.approx(1e-6)}
+    assert report["nll"]["probes"] is report["nll"]["samples"] is None
+    assert report["nll_tighter"]["value"] == pytest.approx(report["nll"]["value"], abs=1e-3)
+    assert 0 < report["inverse_error"] < 1e-3
+    assert report["nfe_log_prob"] >= 14
+    assert report["nfe_sample"] >= 14
+    assert {"command", "machine", "versions", "seed", "seconds"} <= set(result)
+
+
+def test_the_best_weights_are_kept(run, tmp_path, undrawn, monkeypatch):
+    values = iter([3.0, 1.0, 2.0, 2.5])
+    validated = []
+    original = loop._validated
+
+    def fake(progress, validate, lr):
+        figures = original(progress, validate, lr) | {"nll": next(values)}
+        validated.append(figures)
+        return figures
+
+    monkeypatch.setattr(loop, "_validated", fake)
+    kept = []
+    write = storage.write_weights
+    monkeypatch.setattr(storage, "write_weights", lambda *a: (kept.append(len(validated)), write(*a)))
+    assert run("density", "moons", *TINY)[0] == 0
+    assert kept == [1, 2]  # after the first validation and the second
+
+
+def test_a_table_from_start_to_end(run, tmp_path, table):
+    status, out, _ = run("density", "people.csv", *TINY)
+    assert status == 0
+    assert "full-covariance Gaussian" in out
+    assert (tmp_path / "runs" / "people" / "samples.png").stat().st_size > 10_000
+
+    flow = cnf.load("runs/people")
+    x = flow.sample(2000)
+    torch.testing.assert_close(x.mean(0), torch.tensor([0.0, 10.0, 1000.0]), rtol=0.1, atol=2.0)
+
+    assert run("sample", "runs/people", "-n", 50, "--out", "new.csv", "--log-prob")[0] == 0
+    frame = pd.read_csv("new.csv")
+    assert list(frame.columns) == ["height", "weight", "age", "log_prob"]
+    x = torch.tensor(frame[["height", "weight", "age"]].to_numpy(), dtype=torch.float32)
+    torch.testing.assert_close(
+        flow.log_prob(x).detach(), torch.tensor(frame.log_prob.to_numpy()).float(), rtol=1e-3, atol=1e-3
+    )
+
+    assert run("sample", "runs/people", "-n", 50, "--out", "new.npy")[0] == 0
+    assert np.load("new.npy").shape == (50, 3)
+    assert run("sample", "runs/people", "-n", 500, "--out", "new.png")[0] == 0
+    assert (tmp_path / "new.png").stat().st_size > 10_000
+
+
+def test_evaluate_on_other_data(run, table, undrawn):
+    assert run("density", "people.csv", *TINY)[0] == 0
+    frame = pd.read_csv(table)
+    frame.iloc[:5].to_csv("few.csv", index=False)
+    frame.iloc[:5][["age", "height", "weight"]].to_csv("reordered.csv", index=False)
+    reports = [json.loads(run("evaluate", "runs/people", name, "--json")[1]) for name in ("few.csv", "reordered.csv")]
+    assert reports[0]["nll"]["value"] == pytest.approx(reports[1]["nll"]["value"], abs=1e-4)
+    flow = cnf.load("runs/people")
+    x = torch.tensor(frame.iloc[:5].to_numpy(), dtype=torch.float32)
+    assert reports[0]["nll"]["value"] == pytest.approx(-flow.log_prob(x).mean().item(), abs=1e-4)
+
+
+def test_tolerances_of_evaluate(run, undrawn):
+    assert run("density", "moons", *TINY)[0] == 0
+    loose = json.loads(run("evaluate", "runs/moons", "--rtol", "1e-2", "--atol", "1e-2", "--json")[1])
+    tight = json.loads(run("evaluate", "runs/moons", "--rtol", "1e-6", "--atol", "1e-6", "--json")[1])
+    assert loose["nll"]["tolerance"] == {"rtol": 1e-2, "atol": 1e-2}
+    assert loose["nfe_log_prob"] < tight["nfe_log_prob"]
+    assert tight["inverse_error"] < loose["inverse_error"]
+
+
+def test_digits_are_reported_as_a_bound(run, tmp_path):
+    status, out, _ = run("density", "digits", *TINY)
+    assert status == 0
+    assert "upper bound, 64 importance sample(s)" in out
+    report = json.loads(run("evaluate", "runs/digits", "--json", "--samples", 2)[1])
+    assert (report["nll"]["kind"], report["nll"]["samples"]) == ("bound", 2)
+    assert run("sample", "runs/digits", "-n", 16, "--out", "new.png")[0] == 0
+    assert run("sample", "runs/digits", "-n", 16, "--out", "new.csv", "--log-prob", "--samples", 2)[0] == 0
+    frame = pd.read_csv("new.csv")
+    assert frame.columns[-1] == "log_prob_bound"
+    assert set(np.unique(frame.iloc[:, :-1])) <= set(range(17))
+
+
+def test_hutchinson_is_reported_as_an_estimate(run, undrawn):
+    status, out, _ = run("density", "moons", *TINY, "--divergence", "hutchinson", "--probes", 2)
+    assert status == 0
+    assert "unbiased estimate, 2 probe(s)" in out
+    estimate = json.loads(run("evaluate", "runs/moons", "--json")[1])
+    exact = json.loads(run("evaluate", "runs/moons", "--json", "--divergence", "exact")[1])
+    assert (estimate["nll"]["kind"], estimate["nll"]["probes"]) == ("estimate", 2)
+    assert (exact["nll"]["kind"], exact["nll"]["probes"]) == ("exact", None)
+    assert estimate["nll"]["value"] == pytest.approx(exact["nll"]["value"], abs=0.1)
+
+
+@pytest.mark.parametrize("options", [["--solver", "rk4", "--step-size", "0.25"], ["--gradient", "adjoint"]])
+def test_other_numerics(run, undrawn, options):
+    assert run("density", "moons", *TINY, *options)[0] == 0
+    assert cnf.load("runs/moons").config["solver"]["method"] == "dopri5"
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
+def test_schedules(run, undrawn, schedule):
+    assert run("density", "moons", *TINY, "--schedule", schedule)[0] == 0
+    rates = [record["lr"] for record in Run("runs/moons").records()]
+    assert rates[0] == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(0 if schedule == "cosine" else 1e-2, abs=1e-9)
+
+
+def test_a_small_table_shrinks_the_batch(run, table, undrawn):
+    status, out, _ = run("density", "people.csv", *TINY[:-1], "512")
+    assert status == 0
+    assert "the batch shrinks from 512 to the 320 training samples" in out
+
+
+def test_the_gaussian_to_beat_is_the_gaussian():
+    x, test = torch.randn(500, 3) @ torch.randn(3, 3) * 100, torch.randn(50, 3) * 100
+    dataset = Dataset("t", x, x, test, ("a", "b", "c"))
+    double = x.double()
+    gaussian = torch.distributions.MultivariateNormal(double.mean(0), double.T.cov(correction=0))
+    assert density.gaussian_nll(dataset) == pytest.approx(-gaussian.log_prob(test.double()).mean().item(), abs=1e-8)
+
+
+class TestResume:
+    OPTIONS = (*TINY, "--divergence", "hutchinson", "--schedule", "plateau")
+
+    def interrupt(self, monkeypatch, step):
+        """Ask for a stop before the given step, as Ctrl-C would."""
+        asked = []
+
+        def stop_requested():
+            asked.append(1)
+            return len(asked) > step
+
+        class Signals:
+            def __enter__(self):
+                return stop_requested
+
+            def __exit__(self, *_):
+                pass
+
+        monkeypatch.setattr(loop, "_stop_signals", Signals)
+
+    @pytest.mark.parametrize("step", [0, 2, 3, 5])
+    def test_continues_bit_for_bit(self, run, undrawn, monkeypatch, step):
+        assert run("density", "moons", *self.OPTIONS, "--out", "whole")[0] == 0
+        with monkeypatch.context() as patch:
+            self.interrupt(patch, step)
+            status, out, _ = run("density", "moons", *self.OPTIONS, "--out", "parts")
+            assert status == 0
+            assert "train-flows density --resume parts" in out
+        status, out, _ = run("density", "--resume", "parts")
+        assert status == 0
+        assert "NLL" in out
+        whole, parts = (storage.read_weights(name) for name in ("whole", "parts"))
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+        whole, parts = ([record | {"seconds": 0} for record in Run(name).records()] for name in ("whole", "parts"))
+        assert whole == parts
+
+    def test_takes_all_settings_from_the_run(self, run, undrawn):
+        assert run("density", "moons", *TINY)[0] == 0
+        status, _, err = run("density", "--resume", "runs/moons", "--lr", "0.5")
+        assert status == 2
+        assert "takes every setting from the run" in err
+
+    def test_a_finished_run_is_reported_again(self, run, undrawn):
+        _, before, _ = run("density", "moons", *TINY)
+        status, after, _ = run("density", "--resume", "runs/moons")
+        assert status == 0
+        nll = [line for line in before.splitlines() if line.startswith("NLL")]
+        assert nll == [line for line in after.splitlines() if line.startswith("NLL")]
+
+    def test_damaged_state_is_named(self, run, undrawn, tmp_path):
+        assert run("density", "moons", *TINY)[0] == 0
+        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.pt")
+        state.write_bytes(state.read_bytes()[:1000])
+        status, _, err = run("density", "--resume", "runs/moons")
+        assert status == 2
+        assert "state.pt is missing or damaged" in err
+
+    def test_a_signal_saves_and_says_how_to_go_on(self, tmp_path):
+        command = [sys.executable, "-m", "train_flows", "density", "moons", "--hidden", "8", "--steps", "100000"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        metrics = tmp_path / "runs" / "moons" / "state" / "latest"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "continue with: train-flows density --resume runs/moons" in out
+        assert cnf.load(tmp_path / "runs" / "moons").sample(3).shape == (3, 2)
+
+
+def test_a_failing_solve_says_where_and_keeps_the_run(run, undrawn):
+    steep = ["--lr", "300", "--clip", "1e9", "--steps", "50", "--validate-every", "1"]
+    status, _, err = run("density", "moons", *TINY, *steep)
+    assert status == 1
+    assert err.startswith("error: the")
+    assert "step " in err
+    assert "t = " in err or "gradient norm" in err
+    assert "runs/moons" in err
+    assert torch.isfinite(cnf.load("runs/moons").log_prob(torch.zeros(1, 2))).all()
+
+
+class TestRefused:
+    """Bad input: status 2, one line that names the thing, no traceback, nothing written."""
+
+    def refuse(self, run, tmp_path, args, names):
+        before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+        status, _, err = run(*args)
+        assert status == 2
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        assert "Traceback" not in err
+        for name in names:
+            assert name in err
+        assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize(
+        ("args", "names"),
+        [
+            (["dense", "moons"], ["'dense'", "density"]),
+            (["density"], ["no data set"]),
+            (["density", "mons"], ["'mons'", "moons"]),
+            (["density", "no.csv"], ["no.csv", "does not exist"]),
+            (["density", "moons", "--rtol", "-1"], ["rtol=-1"]),
+            (["density", "moons", "--atol", "0"], ["atol=0"]),
+            (["density", "moons", "--loosen", "-1"], ["rtol=-1"]),
+            (["density", "moons", "--solver", "rk5"], ["rk5", "dopri5"]),
+            (["density", "moons", "--solver", "rk4"], ["step_size"]),
+            (["density", "moons", "--device", "warp"], ["--device warp", "cpu"]),
+            (["density", "moons", "--device", "cuda:99"], ["--device cuda:99"]),
+            (["density", "moons", "--steps", "0"], ["--steps 0"]),
+            (["density", "moons", "--batch-size", "-3"], ["--batch-size -3"]),
+            (["density", "moons", "--lr", "nan"], ["--lr nan"]),
+            (["density", "moons", "--hidden", "8", "0"], ["hidden=(8, 0)"]),
+            (["density", "moons", "--probes", "0"], ["probes=0"]),
+            (["density", "power"], ["data.npy", "--data-root"]),
+            (["density", "--resume", "nothing"], ["nothing", "config.json"]),
+            (["evaluate", "nothing"], ["nothing", "config.json"]),
+            (["sample", "nothing"], ["nothing", "config.json"]),
+        ],
+        ids=lambda part: " ".join(part) if "density" in part or "evaluate" in part else "",
+    )
+    def test_without_a_run(self, run, tmp_path, args, names):
+        self.refuse(run, tmp_path, args, names)
+
+    @pytest.fixture
+    def trained(self, run, undrawn):
+        assert run("density", "moons", *TINY)[0] == 0
+
+    @pytest.mark.usefixtures("trained")
+    def test_with_a_run(self, run, tmp_path):
+        pd.DataFrame(np.random.randn(30, 3)).to_csv("wide.csv", index=False)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.tex").write_text("x")
+        (tmp_path / "kept.csv").write_text("x")
+        for args, names in [
+            (["density", "moons"], ["runs/moons exists", "--overwrite", "--resume"]),
+            (["density", "moons", "--out", "mine", "--overwrite"], ["mine is not a run"]),
+            (["evaluate", "runs/moons", "wide.csv"], ["3 columns", "2 (x, y)"]),
+            (["evaluate", "runs/moons", "no.csv"], ["no.csv"]),
+            (["evaluate", "runs/moons", "--rtol", "-1"], ["rtol=-1"]),
+            (["evaluate", "runs/moons", "--device", "warp"], ["warp"]),
+            (["sample", "runs/moons", "-n", "0"], ["-n 0"]),
+            (["sample", "runs/moons", "--out", "kept.csv"], ["kept.csv exists"]),
+            (["sample", "runs/moons", "--out", "s.xlsx"], ["s.xlsx", ".csv"]),
+            (["sample", "runs/moons", "--out", "s.png", "--log-prob"], ["--log-prob"]),
+            (["sample", "mine"], ["mine", "config.json"]),
+        ]:
+            self.refuse(run, tmp_path, args, names)
+
+    @pytest.mark.usefixtures("trained")
+    def test_a_truncated_run(self, run, tmp_path):
+        weights = tmp_path / "runs" / "moons" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:500])
+        for command in ("evaluate", "sample"):
+            self.refuse(run, tmp_path, [command, "runs/moons"], ["model.safetensors", "truncated"])
+
+    @pytest.mark.usefixtures("trained")
+    def test_overwrite_replaces_a_run(self, run):
+        assert run("density", "moons", *TINY, "--seed", 1, "--overwrite")[0] == 0
+        assert storage.read_config("runs/moons", "density")["settings"]["run"]["seed"] == 1
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_an_unwritable_folder(self, run, tmp_path):
+        (tmp_path / "locked").mkdir(mode=0o500)
+        self.refuse(run, tmp_path, ["density", "moons", "--out", "locked/run"], ["locked"])
+
+
+def test_seeds_make_runs_alike(run, undrawn):
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run("density", "moons", *TINY, "--seed", seed, "--out", out)[0] == 0
+    a, b, c = (storage.read_weights(name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_recipes_name_settings_that_exist():
+    sections = (density.Model(), density.Numerics(), density.Training())
+    known = set().union(*(vars(section) for section in sections))
+    for recipe in recipes.DENSITY.values():
+        assert set(recipe) <= known
+
+
+def test_the_command_line_wins_over_the_recipe(table):
+    assert density.parse([str(table)]).model.hidden == recipes.DENSITY["table"]["hidden"]
+    assert density.parse([str(table), "--hidden", "7"]).model.hidden == (7,)
+
+
+@pytest.mark.parametrize("command", [[], ["--help"]])
+def test_help_lists_the_commands(run, command):
+    status, out, _ = run(*command)
+    assert status == 0
+    assert "density" in out
+    assert "evaluate" in out
+
+
+@pytest.mark.parametrize("command", ["density", "evaluate", "sample"])
+def test_every_command_explains_its_options(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert "--seed" in out
+    assert "--device" in out

@@ -1,0 +1,85 @@
+"""Two-dimensional densities against what is known of them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from anode import InputError
+from train_flows import data
+from train_flows.data import toy
+
+
+@pytest.mark.parametrize("name", toy.DENSITIES)
+def test_samples_are_reproducible_and_of_a_sensible_size(name):
+    x = toy.sample(name, 4000, seed=1)
+    assert x.shape == (4000, 2)
+    assert x.dtype == np.float32
+    assert np.isfinite(x).all()
+    assert np.array_equal(x, toy.sample(name, 4000, seed=1))
+    assert not np.array_equal(x, toy.sample(name, 4000, seed=2))
+    assert 0.5 < x.std() < 4
+    assert np.abs(x).max() < 8
+    assert np.abs(x.mean(0)).max() < 0.5
+
+
+def entropy_by_histogram(x, bins):
+    """Entropy in nats of a 2-D sample, from the counts of a fine histogram (slightly too low)."""
+    counts, *edges = np.histogram2d(*x.T, bins=bins)
+    p = counts[counts > 0] / len(x)
+    area = (edges[0][1] - edges[0][0]) * (edges[1][1] - edges[1][0])
+    return -(p * np.log(p / area)).sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "entropy"),
+    [
+        ("8gaussians", math.log(8) + math.log(2 * math.pi * math.e) + 2 * math.log(0.5 / 1.414)),
+        ("separated-8gaussians", math.log(8) + math.log(2 * math.pi * math.e) + 2 * math.log(0.2)),
+        ("checkerboard", math.log(32)),
+        ("annulus", 0.5 * math.log(2 * math.pi * math.e * 0.3**2) + math.log(2 * math.pi * 2)),
+    ],
+)
+def test_entropies_are_the_known_ones(name, entropy):
+    """For the annulus E log r is log 2 up to (0.3 / 2)^2 / 2 = 0.011."""
+    assert entropy_by_histogram(toy.sample(name, 2_000_000), 128) == pytest.approx(entropy, abs=0.03)
+
+
+def test_checkerboard_alternates():
+    x = toy.sample("checkerboard", 5000)
+    cells = np.floor((x + 4) / 2).astype(int)
+    assert ((cells.sum(1) % 2) == 0).all()
+    assert len(np.unique(cells, axis=0)) == 8
+
+
+def test_8gaussians_sit_on_their_circle():
+    x = toy.sample("8gaussians", 50_000) * 1.414
+    angle = np.round(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
+    for k in range(8):
+        mode = x[angle == k]
+        center = 4 * np.array([np.cos(k * np.pi / 4), np.sin(k * np.pi / 4)])
+        assert np.abs(mode.mean(0) - center).max() < 0.05
+        assert np.abs(mode.std(0) - 0.5).max() < 0.03
+
+
+def test_load_splits_and_names():
+    moons = data.load("moons", seed=3)
+    assert (len(moons.train), len(moons.validation), len(moons.test)) == (toy.TRAIN, toy.VALIDATION, toy.TEST)
+    assert moons.shape == (2,)
+    assert moons.levels is None
+
+
+def test_digits_are_images_of_17_levels():
+    digits = data.load("digits")
+    assert digits.shape == (1, 8, 8)
+    assert digits.levels == 17
+    assert len(digits.train) + len(digits.validation) + len(digits.test) == 1797
+    assert digits.train.max() == 16
+    assert len(digits.columns) == 64
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(InputError, match=r"mons.*moons.*digits.*power"):
+        data.load("mons")
+    with pytest.raises(InputError, match="8gaussians"):
+        toy.sample("7gaussians", 10)
