@@ -1,11 +1,9 @@
-"""The numerics of an ODE solve as one value: method, tolerances, gradient mode; and the count of what it cost."""
+"""The numerics of an ODE solve as one value: method, tolerances, gradient mode; and failures in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,67 +13,13 @@ from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from anode.errors import InputError, SolverError
+from anode.evaluations import Evaluations, listening
 
 State = Tensor | tuple[Tensor, ...]
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
 GRADIENTS = ("direct", "adjoint")
-
-
-@dataclass
-class Evaluations:
-    """Calls of a right-hand side by the solver.
-
-    Attributes:
-        forward: those made while solving.
-        backward: those made inside a backward pass (by the adjoint).
-    """
-
-    forward: int = 0
-    backward: int = 0
-
-
-_listeners: ContextVar[tuple[tuple[nn.Module | None, Evaluations], ...]] = ContextVar("_listeners", default=())
-
-
-@contextmanager
-def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
-    """Count the number of function evaluations (NFE) of every solve begun inside the block.
-
-    One evaluation is one call of the right-hand side by the solver, whatever it computes besides the velocity.
-    The backward pass of such a solve is counted whenever it runs, also after the block. Nothing is stored on the
-    module, and blocks nest.
-
-    Args:
-        module: count only solves of fields that belong to this module; every solve when omitted.
-
-    Yields:
-        The running :class:`Evaluations`.
-
-    Example:
-        >>> import torch
-        >>> from anode import MLPField, ODEBlock, Solver, count_evals
-        >>> block = ODEBlock(MLPField(2), Solver("rk4", step_size=0.25))
-        >>> with count_evals(block) as nfe:
-        ...     _ = block(torch.randn(8, 2))
-        >>> nfe.forward  # four steps of four stages
-        16
-    """
-    evaluations = Evaluations()
-    token = _listeners.set((*_listeners.get(), (module, evaluations)))
-    try:
-        yield evaluations
-    finally:
-        _listeners.reset(token)
-
-
-def _listening(field: nn.Module | None) -> list[Evaluations]:
-    return [
-        evaluations
-        for module, evaluations in _listeners.get()
-        if module is None or any(field is part for part in module.modules())
-    ]
 
 
 @dataclass(frozen=True)
@@ -121,10 +65,12 @@ class Solver:
             raise InputError(f"gradient={self.gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
         for name in ("rtol", "atol", "step_size"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+            if name == "step_size" and value is None:
+                continue
+            if not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
                 raise InputError(f"{name}={value} must be a positive number, such as 1e-5 for a tolerance")
-        if self.max_steps < 1:
-            raise InputError(f"max_steps={self.max_steps} must be at least 1")
+        if not isinstance(self.max_steps, int) or self.max_steps < 1:
+            raise InputError(f"max_steps={self.max_steps} must be a whole number from 1")
         if self.adaptive and self.step_size is not None:
             raise InputError(
                 f"step_size={self.step_size} has no effect on the adaptive method {self.method!r}; drop it"
@@ -201,7 +147,7 @@ class Solver:
         t = torch.as_tensor(times, dtype=clock, device=like.device)
         _check_times(t)
 
-        rhs = _RightHandSide(f, self, _listening(field))
+        rhs = _RightHandSide(f, self, listening(field))
         settings = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
         if self.gradient == "adjoint":
             given = [tensor for tensor in params if tensor is not None]
@@ -300,7 +246,8 @@ class _RightHandSide:
 def _error_norm(state: State) -> Tensor:
     """The largest root mean square of the components; outside the graph, so that steps are constants to gradients."""
     components = (state,) if isinstance(state, Tensor) else state
-    return torch.stack([component.square().mean().sqrt() for component in components]).max()
+    norms = [component.square().mean().sqrt() for component in components if component.numel()]
+    return torch.stack(norms).max() if norms else components[0].new_zeros(())
 
 
 def _finite(state: Any) -> bool:

@@ -64,11 +64,12 @@ def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
         raise InputError(f"{folder} is not the folder of a {kind} model: it has no {CONFIG}")
     try:
         content = json.loads(path.read_bytes())
-        whole = content.pop("sha256") == _digest_config(content)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        whole, content = False, {}
-    if not whole:
-        raise InputError(f"{path} is truncated or was edited: its digest does not match; restore it or train again")
+    except ValueError as error:
+        raise InputError(f"{path} is truncated or no JSON ({error}); restore it or train again") from error
+    if not isinstance(content, dict) or not {"schema", "kind", "sha256"} <= set(content):
+        raise InputError(f"{path} is of another program: pass the folder of a {kind} model")
+    if content.pop("sha256") != _digest_config(content):
+        raise InputError(f"{path} was edited: its digest does not match; restore it or train again")
     if content["schema"] != SCHEMA:
         raise InputError(
             f"{path} has schema {content['schema']}, this version reads {SCHEMA}: use the version it is of"

@@ -49,7 +49,7 @@ class Density(nn.Module):
         raise NotImplementedError
 
     def with_solver(self, solver: Solver) -> Self:
-        """A model of the same parameters (shared, not copied) that solves its ODEs by another solver."""
+        """The model with another solver for its ODEs; parameters and buffers are shared, so cast or move it first."""
         shared = {id(tensor): tensor for tensor in chain(self.parameters(), self.buffers())}
         model = copy.deepcopy(self, memo=shared)
         for part in model.modules():
@@ -80,6 +80,8 @@ class Normal(nn.Module):
 
     def sample(self, n: int) -> Tensor:
         """Draw n samples, (n, *S)."""
+        if n < 0:
+            raise InputError(f"n={n} samples: pass 0 or more")
         return torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
 
 
@@ -128,7 +130,7 @@ class Flow(Density):
             InputError: when x has another shape or type, or values that are not finite.
             SolverError: when an ODE cannot be solved.
         """
-        self._check(x)
+        self._check("x", x, c)
         z, log_det = self.transform(x, c)
         return self.base.log_prob(z) + log_det
 
@@ -139,7 +141,7 @@ class Flow(Density):
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.sample`."""
-        return self.transform.decode(self.base.sample(n), _each(c, n))
+        return self.decode(self.base.sample(n), _each(c, n))
 
     def sample_with_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw n samples and their log-densities in one solve; gradients flow through both.
@@ -151,17 +153,19 @@ class Flow(Density):
         Returns:
             Samples (n, *S) and log p(x given c) (n,).
         """
-        z = self.base.sample(n)
-        x, log_det = self.transform.inverse(z, _each(c, n))
+        z, c = self.base.sample(n), _each(c, n)
+        self._check("z", z, c)
+        x, log_det = self.transform.inverse(z, c)
         return x, self.base.log_prob(z) - log_det
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Data x (B, *S) to base points z, without the log-determinant."""
-        self._check(x)
+        self._check("x", x, c)
         return self.transform.encode(x, c)
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Base points z to data x (B, *S), without the log-determinant."""
+        self._check("z", z, c)
         return self.transform.decode(z, c)
 
     @torch.no_grad()
@@ -179,23 +183,29 @@ class Flow(Density):
         Raises:
             InputError: when the flow is not some static transforms followed by one :class:`Continuous`.
         """
+        self._check("z", z, c)
         *static, ode = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
         if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static):
             raise InputError("a trajectory needs one Continuous, the last transform on the way to the base")
         to_data = Compose(static)  # ty: ignore[invalid-argument-type]
         return torch.stack([to_data.decode(x, c) for x in ode.trajectory(z, times, c)])
 
-    def _check(self, x: Tensor) -> None:
-        shape, like = self.base.shape, self.base.like
-        if x.shape[1:] != shape:
-            raise InputError(
-                f"x of shape {tuple(x.shape)} does not fit the flow: pass (B, {', '.join(map(str, shape))})"
-            )
-        if x.dtype != like.dtype:
-            raise InputError(f"x has dtype {x.dtype}, the flow {like.dtype}: pass x.to({like.dtype})")
-        if not torch.isfinite(x).all():
-            bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
-            raise InputError(f"x has values that are not finite in {bad} of {len(x)} samples: remove those")
+    def _check(self, name: str, x: Tensor, c: Tensor | None) -> None:
+        shape, dtype = self.base.shape, self.base.like.dtype
+        if x.shape[1:] != shape or x.ndim == 0:
+            size = ", ".join(map(str, ("B", *shape)))
+            raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
+        _check_values(name, x, dtype)
+        if c is not None:
+            _check_values("c", c, dtype)
+
+
+def _check_values(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    if x.dtype != dtype:
+        raise InputError(f"{name} has dtype {x.dtype}, the flow {dtype}: pass {name}.to({dtype})")
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if not finite.all():
+        raise InputError(f"{name} is not finite in {int((~finite).sum())} of {len(x)} samples: remove those")
 
 
 def _each(c: Tensor | None, n: int) -> Tensor | None:

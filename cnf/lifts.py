@@ -41,18 +41,16 @@ class Dequantize(Lift):
 
     Args:
         levels: how many values an element takes, 256 for 8-bit images.
-        dtype: floating-point type of y when x is of integer type; torch's default when omitted.
 
     References:
         Theis, van den Oord, Bethge 2016, arXiv 1511.01844, section 3.1.
     """
 
-    def __init__(self, levels: int = 256, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, levels: int = 256) -> None:
         super().__init__()
         if levels < 2:
             raise InputError(f"levels={levels} must be at least 2")
         self.levels = levels
-        self.dtype = dtype
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See :meth:`Lift.forward`; x is of any type, its values whole numbers.
@@ -60,12 +58,12 @@ class Dequantize(Lift):
         Raises:
             InputError: when a value is not one of the levels.
         """
-        value = x if x.is_floating_point() else x.to(self.dtype or torch.get_default_dtype())
+        value = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         if not ((value >= 0) & (value < self.levels) & (value == value.floor())).all():
             raise InputError(f"x must hold whole numbers from 0 to {self.levels - 1}; it holds others")
         y = (value + torch.rand_like(value)) / self.levels
         below_one = 1 - torch.finfo(y.dtype).eps / 2  # rounding of (x + u) / levels can reach 1
-        log_q = value.new_full((len(x),), math.log(self.levels) * x[0].numel())
+        log_q = value.new_full((len(x),), math.log(self.levels) * math.prod(x.shape[1:]))
         return y.clamp(max=below_one), log_q
 
     def project(self, y: Tensor) -> Tensor:
@@ -104,7 +102,7 @@ class LiftedFlow(Density):
     def elbo(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c)."""
         y, log_q = self.lift(x, c)
-        return self.flow.log_prob(y, c) - log_q
+        return self.flow.log_prob(y.to(self.flow.base.like.dtype), c) - log_q
 
     def log_prob(self, x: Tensor, c: Tensor | None = None, samples: int = 64) -> Tensor:
         """The importance-weighted bound log (1/K) sum_k p(y_k) / q(y_k given x), (B,).
@@ -114,11 +112,19 @@ class LiftedFlow(Density):
             c: context, (B, C), or None.
             samples: K; the expected bound rises with it towards log p(x given c).
 
+        Raises:
+            InputError: when the flow only estimates its log-density and K > 1: the mean of exp(estimate) is too large,
+                so that the result would be no bound.
+
         References:
             Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519, equation 8.
         """
         if samples < 1:
             raise InputError(f"samples={samples} must be at least 1")
+        if samples > 1 and self.flow.kind == "estimate":
+            raise InputError(
+                f"samples={samples} of an estimated log-density is no bound: use divergence='exact' or elbo"
+            )
         log_weights = torch.stack([self.elbo(x, c) for _ in range(samples)])
         return log_weights.logsumexp(0) - math.log(samples)
 

@@ -96,6 +96,8 @@ def _real(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) 
     """The data as the standardisation sees them."""
     if data.shape[1:] != torch.Size(shape):
         raise InputError(f"data of shape {tuple(data.shape)} does not fit samples of shape {tuple(shape)}")
+    if len(data) == 0 or not torch.isfinite(data.float()).all():
+        raise InputError(f"data of shape {tuple(data.shape)} must be finite and not empty to be standardised by")
     if levels is None:
         return data
     y, _ = Dequantize(levels)(data)

@@ -150,8 +150,10 @@ class Logit(Transform):
         self.alpha = alpha
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
-        """See :meth:`Transform.forward`; x in [0, 1]."""
+        """See :meth:`Transform.forward`; x in [0, 1], which is checked."""
         z = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
+        if not torch.isfinite(z).all():
+            raise InputError(f"x must lie in [0, 1], and between them with alpha=0 (alpha={self.alpha}); it does not")
         return Transport(z, -self._log_slope(z))
 
     def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:

@@ -9,7 +9,8 @@ from fields import Linear
 from scipy.stats import chi2
 
 from anode import InputError, MLPField, Solver, count_evals
-from cnf import Compose, Continuous, Density, Flow, Logit, Normal, Standardize, density_model
+from cnf import Compose, Continuous, Density, Flow, Logit, MaximumLikelihood, Normal, Standardize, density_model
+from train_flows.data import toy
 
 TIGHT = Solver(rtol=1e-10, atol=1e-10)
 
@@ -242,6 +243,47 @@ def test_gradients_of_the_likelihood_equal_finite_differences(float64, gradient)
 def test_bad_input_is_named(x, names):
     with pytest.raises(InputError, match=names):
         wild_flow().log_prob(x)
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (lambda flow: flow.decode(torch.randn(4, 2, 1)), r"z of shape \(4, 2, 1\)"),
+        (lambda flow: flow.decode(torch.randn(4, 2).double(), torch.randn(4, 1)), "z has dtype torch.float64"),
+        (lambda flow: flow.trajectory(torch.randn(4, 3), [0, 1.0], torch.randn(4, 1)), r"z of shape \(4, 3\)"),
+        (lambda flow: flow.log_prob(torch.randn(4, 2), torch.ones(4, 1, dtype=torch.int64)), "c has dtype torch.int64"),
+        (lambda flow: flow.log_prob(torch.randn(4, 2), torch.full((4, 1), math.nan)), "c is not finite in 4 of 4"),
+        (lambda flow: flow.log_prob(torch.randn(4, 2)), "context=1"),
+        (lambda flow: flow.sample_with_log_prob(4, torch.randn(3, 1)), r"\(4, 1\)"),
+        (lambda flow: flow.sample(-1, torch.randn(1)), "n=-1"),
+    ],
+)
+def test_bad_points_and_contexts_are_named(call, names):
+    with pytest.raises(InputError, match=names):
+        call(wild_flow(context=1))
+
+
+def test_nothing_in_nothing_out():
+    flow = wild_flow()
+    assert flow.log_prob(torch.zeros(0, 2)).shape == (0,)
+    assert flow.sample(0).shape == (0, 2)
+
+
+@pytest.mark.parametrize("name", ["moons", "8gaussians"])
+def test_a_trained_density_integrates_to_one_and_agrees_with_its_sampler(name):
+    x = torch.from_numpy(toy.sample(name, 4000))
+    flow = density_model((2,), hidden=(32, 32), solver=Solver(rtol=1e-4, atol=1e-4), data=x)
+    objective = MaximumLikelihood(flow)
+    optimizer = torch.optim.Adam(flow.parameters(), 1e-2)
+    before = objective(x).item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(x[torch.randint(len(x), (256,))]).backward()
+        optimizer.step()
+    assert objective(x).item() < before - 0.3
+    flow = flow.with_solver(Solver())
+    assert integral(flow) == pytest.approx(1, abs=2e-3)
+    assert sampler_agrees(flow) > 1e-3
 
 
 def test_a_flow_is_a_density():

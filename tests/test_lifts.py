@@ -122,6 +122,20 @@ def test_training_raises_the_bound():
     assert sum(losses[-5:]) < sum(losses[:5]) - 1
 
 
+def test_importance_weights_of_estimates_are_refused():
+    """E log mean exp of noisy log-densities lies above the bound: it would be none."""
+    model = density_model((3,), levels=4, divergence="hutchinson")
+    x = torch.randint(4, (5, 3))
+    assert torch.isfinite(model.log_prob(x, samples=1)).all()
+    with pytest.raises(InputError, match="no bound"):
+        model.log_prob(x)
+
+
+def test_integers_fit_a_model_of_any_precision():
+    x = torch.randint(4, (5, 3))
+    assert density_model((3,), levels=4).double().elbo(x).dtype == torch.float64
+
+
 def test_zero_padding_is_refused():
     with pytest.raises(InputError, match="Zero padding"):
         LiftedFlow(Augment(1), density_model((3,)))

@@ -108,7 +108,12 @@ class TestDamage:
         (folder / "config.json").write_text(json.dumps(content))
         self.refuse(folder, "schema 99")
 
-    def test_other_program(self, folder):
+    @pytest.mark.parametrize("content", ['{"model_type": "bert"}', "[1, 2]", "7"])
+    def test_foreign_config(self, folder, content):
+        (folder / "config.json").write_text(content)
+        self.refuse(folder, "of another program")
+
+    def test_other_kind(self, folder):
         from anode import storage
 
         storage.write_config(folder, "classifier", {"model": {}})
@@ -141,6 +146,9 @@ class TestDamage:
         ({"levels": 1}, "levels=1"),
         ({"levels": 4, "alpha": 0.7}, "alpha"),
         ({"levels": 4, "data": torch.randn(5, 2)}, "0 to 3"),
+        ({"data": torch.tensor([[1.0, float("nan")]])}, "finite"),
+        ({"data": torch.zeros(0, 2)}, "not empty"),
+        ({"probes": 0}, "probes=0"),
     ],
 )
 def test_bad_input_is_named(options, names):

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import cnf
-from anode import storage
-from train_flows import density, loop, recipes
+from anode import Solver, SolverError, storage
+from train_flows import data, density, likelihood, loop, recipes
 from train_flows.__main__ import main
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
@@ -99,22 +99,38 @@ def test_a_picture_density_from_start_to_end(run, tmp_path):
     assert {"command", "machine", "versions", "seed", "seconds"} <= set(result)
 
 
-def test_the_best_weights_are_kept(run, tmp_path, undrawn, monkeypatch):
+def test_the_best_weights_are_kept_and_reported(run, undrawn, monkeypatch):
     values = iter([3.0, 1.0, 2.0, 2.5])
-    validated = []
-    original = loop._validated
+    validated, kept, reported = loop._validated, [], []
+    write, measure = storage.write_weights, likelihood.measure
 
-    def fake(progress, validate, lr):
-        figures = original(progress, validate, lr) | {"nll": next(values)}
-        validated.append(figures)
-        return figures
+    def snapshot(state):
+        return {name: tensor.clone() for name, tensor in state.items()}
 
-    monkeypatch.setattr(loop, "_validated", fake)
-    kept = []
-    write = storage.write_weights
-    monkeypatch.setattr(storage, "write_weights", lambda *a: (kept.append(len(validated)), write(*a)))
+    monkeypatch.setattr(loop, "_validated", lambda *a: validated(*a) | {"nll": next(values)})
+    monkeypatch.setattr(storage, "write_weights", lambda folder, s: (kept.append(snapshot(s)), write(folder, s)))
+    monkeypatch.setattr(
+        likelihood, "measure", lambda model, *a: (reported.append(snapshot(model.state_dict())), measure(model, *a))[1]
+    )
     assert run("density", "moons", *TINY)[0] == 0
-    assert kept == [1, 2]  # after the first validation and the second
+    best, last = kept[1], Run("runs/moons").load_state()["objective"]
+    assert len(kept) == 2
+    for weights in (reported[0], cnf.load("runs/moons").state_dict()):
+        assert all(torch.equal(best[name], weights[name]) for name in best)
+    assert not all(torch.equal(best[name], last[f"model.{name}"]) for name in best)
+
+
+def test_each_part_of_the_data_serves_its_purpose(run, table, undrawn, monkeypatch):
+    seen = []
+    nll = likelihood.nll
+    monkeypatch.setattr(likelihood, "nll", lambda model, x, *a, **k: (seen.append(x), nll(model, x, *a, **k))[1])
+    assert run("density", table, *TINY)[0] == 0
+    parts = data.load(str(table))
+    assert all(torch.equal(x, parts.validation) for x in seen[:4])
+    assert all(torch.equal(x, parts.test) for x in seen[4:])
+    standardize = cnf.load("runs/people").transform.transforms[0]
+    torch.testing.assert_close(standardize.mean, parts.train.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(standardize.scale, parts.train.std(0, correction=0), rtol=1e-6, atol=1e-6)
 
 
 def test_a_table_from_start_to_end(run, tmp_path, table):
@@ -153,13 +169,57 @@ def test_evaluate_on_other_data(run, table, undrawn):
     assert reports[0]["nll"]["value"] == pytest.approx(-flow.log_prob(x).mean().item(), abs=1e-4)
 
 
-def test_tolerances_of_evaluate(run, undrawn):
-    assert run("density", "moons", *TINY)[0] == 0
-    loose = json.loads(run("evaluate", "runs/moons", "--rtol", "1e-2", "--atol", "1e-2", "--json")[1])
-    tight = json.loads(run("evaluate", "runs/moons", "--rtol", "1e-6", "--atol", "1e-6", "--json")[1])
+def test_tolerances_of_evaluate(run):
+    flow = cnf.density_model((2,), hidden=(32, 32))
+    for parameter in flow.parameters():
+        torch.nn.init.normal_(parameter, std=0.35)
+    cnf.save(flow, "wild")
+    np.save("x.npy", np.random.default_rng(0).normal(size=(30, 2)))
+    loose, tight = (
+        json.loads(run("evaluate", "wild", "x.npy", "--rtol", tolerance, "--atol", tolerance, "--json")[1])
+        for tolerance in ("1e-2", "1e-5")
+    )
     assert loose["nll"]["tolerance"] == {"rtol": 1e-2, "atol": 1e-2}
     assert loose["nfe_log_prob"] < tight["nfe_log_prob"]
-    assert tight["inverse_error"] < loose["inverse_error"]
+    assert tight["inverse_error"] < loose["inverse_error"] / 5
+    assert abs(tight["nll"]["value"] - tight["nll_tighter"]["value"]) < 1e-3
+
+
+def test_named_data_keep_the_split_of_the_run(run, undrawn):
+    assert run("density", "digits", *TINY, "--seed", 3)[0] == 0
+    own, named = (json.loads(run("evaluate", "runs/digits", *name, "--json")[1]) for name in ([], ["digits"]))
+    assert own == named
+
+
+def test_three_parts_in_one_file(run, undrawn):
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    np.savez("parts.npz", train=x[:100], validation=x[100:150], test=x[150:])
+    assert run("density", "parts.npz", *TINY)[0] == 0
+    own, file = (json.loads(run("evaluate", "runs/parts", *name, "--json")[1]) for name in ([], ["parts.npz"]))
+    assert own == file
+
+
+def test_models_saved_by_the_api_serve_the_programs(run):
+    cnf.save(cnf.density_model((3,), hidden=(8,)), "mine")
+    np.save("x.npy", np.random.default_rng(0).normal(size=(30, 3)))
+    assert json.loads(run("evaluate", "mine", "x.npy", "--json")[1])["nll"]["kind"] == "exact"
+    assert run("sample", "mine", "--out", "s.csv")[0] == 0
+    assert list(pd.read_csv("s.csv").columns) == ["x0", "x1", "x2"]
+    status, _, err = run("evaluate", "mine")
+    assert status == 2
+    assert "no run" in err
+
+
+def test_a_failing_picture_costs_no_figure(run, monkeypatch, tmp_path):
+    def fail(*_):
+        raise SolverError("step underflow", 0.5, 100, Solver())
+
+    monkeypatch.setattr("train_flows.pictures.draw", fail)
+    status, out, _ = run("density", "moons", *TINY)
+    assert status == 0
+    assert "picture is missing: step underflow" in out
+    assert "NLL" in out
+    assert json.loads((tmp_path / "runs" / "moons" / "result.json").read_text())["nll"]["kind"] == "exact"
 
 
 def test_digits_are_reported_as_a_bound(run, tmp_path):
@@ -173,6 +233,12 @@ def test_digits_are_reported_as_a_bound(run, tmp_path):
     frame = pd.read_csv("new.csv")
     assert frame.columns[-1] == "log_prob_bound"
     assert set(np.unique(frame.iloc[:, :-1])) <= set(range(17))
+
+
+def test_a_bound_of_estimates_is_of_one_sample(run, undrawn):
+    status, out, _ = run("density", "digits", *TINY, "--divergence", "hutchinson")
+    assert status == 0
+    assert "upper bound, 1 importance sample(s)" in out
 
 
 def test_hutchinson_is_reported_as_an_estimate(run, undrawn):
@@ -214,6 +280,11 @@ def test_the_gaussian_to_beat_is_the_gaussian():
     assert density.gaussian_nll(dataset) == pytest.approx(-gaussian.log_prob(test.double()).mean().item(), abs=1e-8)
 
 
+def test_collinear_columns_have_no_gaussian():
+    x = torch.randn(500, 2) @ torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 1.0]])
+    assert density.gaussian_nll(Dataset("t", x, x, x, ("a", "b", "c"))) is None
+
+
 class TestResume:
     OPTIONS = (*TINY, "--divergence", "hutchinson", "--schedule", "plateau")
 
@@ -249,6 +320,38 @@ class TestResume:
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
         whole, parts = ([record | {"seconds": 0} for record in Run(name).records()] for name in ("whole", "parts"))
         assert whole == parts
+
+    def test_continues_in_a_fresh_process(self, run, undrawn, monkeypatch, tmp_path):
+        assert run("density", "moons", *self.OPTIONS, "--out", "whole")[0] == 0
+        with monkeypatch.context() as patch:
+            self.interrupt(patch, 3)
+            assert run("density", "moons", *self.OPTIONS, "--out", "parts")[0] == 0
+        command = [sys.executable, "-m", "train_flows", "density", "--resume", tmp_path / "parts"]
+        subprocess.run(command, cwd=tmp_path.parent, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=120)
+        whole, parts = (storage.read_weights(name) for name in ("whole", "parts"))
+        assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+    def test_a_state_runs_no_code(self, run, undrawn, tmp_path):
+        assert run("density", "moons", *TINY)[0] == 0
+
+        class Bomb:
+            def __reduce__(self):
+                return pytest.fail, ("the state was executed",)
+
+        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.pt")
+        torch.save({"step": 6, "bomb": Bomb()}, state)
+        status, _, err = run("density", "--resume", "runs/moons")
+        assert status == 2
+        assert "state.pt" in err
+
+    def test_changed_data_are_noticed(self, run, undrawn, table):
+        assert run("density", "people.csv", *TINY)[0] == 0
+        frame = pd.read_csv(table)
+        frame.iloc[::-1].to_csv(table, index=False)
+        for command in (["density", "--resume", "runs/people"], ["evaluate", "runs/people"]):
+            status, _, err = run(*command)
+            assert status == 2
+            assert "people.csv has changed" in err
 
     def test_takes_all_settings_from_the_run(self, run, undrawn):
         assert run("density", "moons", *TINY)[0] == 0
@@ -319,7 +422,9 @@ class TestRefused:
             (["density", "no.csv"], ["no.csv", "does not exist"]),
             (["density", "moons", "--rtol", "-1"], ["rtol=-1"]),
             (["density", "moons", "--atol", "0"], ["atol=0"]),
-            (["density", "moons", "--loosen", "-1"], ["rtol=-1"]),
+            (["density", "moons", "--loosen", "-1"], ["--loosen -1"]),
+            (["density", "moons", "--seed", "-1"], ["--seed -1"]),
+            (["density", "moons", "--device", "meta"], ["--device meta"]),
             (["density", "moons", "--solver", "rk5"], ["rk5", "dopri5"]),
             (["density", "moons", "--solver", "rk4"], ["step_size"]),
             (["density", "moons", "--device", "warp"], ["--device warp", "cpu"]),
@@ -346,12 +451,20 @@ class TestRefused:
     @pytest.mark.usefixtures("trained")
     def test_with_a_run(self, run, tmp_path):
         pd.DataFrame(np.random.randn(30, 3)).to_csv("wide.csv", index=False)
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "thesis.tex").write_text("x")
+        pd.DataFrame(np.random.randn(30, 2), columns=["y", "z"]).to_csv("renamed.csv", index=False)
+        for folder in ("mine", "foreign"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "thesis.tex").write_text("x")
+        (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
         (tmp_path / "kept.csv").write_text("x")
         for args, names in [
             (["density", "moons"], ["runs/moons exists", "--overwrite", "--resume"]),
             (["density", "moons", "--out", "mine", "--overwrite"], ["mine is not a run"]),
+            (["density", "moons", "--out", "foreign", "--overwrite"], ["foreign is not a run"]),
+            (["evaluate", "foreign"], ["another program"]),
+            (["density", "--resume", "foreign"], ["another program"]),
+            (["evaluate", "runs/moons", "renamed.csv"], ["lacks the columns x", "y, z"]),
+            (["evaluate", "runs/moons", "moons", "--seed", "-1"], ["--seed -1"]),
             (["evaluate", "runs/moons", "wide.csv"], ["3 columns", "2 (x, y)"]),
             (["evaluate", "runs/moons", "no.csv"], ["no.csv"]),
             (["evaluate", "runs/moons", "--rtol", "-1"], ["rtol=-1"]),
@@ -372,8 +485,10 @@ class TestRefused:
             self.refuse(run, tmp_path, [command, "runs/moons"], ["model.safetensors", "truncated"])
 
     @pytest.mark.usefixtures("trained")
-    def test_overwrite_replaces_a_run(self, run):
+    def test_overwrite_replaces_a_run_and_nothing_else(self, run, tmp_path):
+        (tmp_path / "runs" / "moons" / "mine.csv").write_text("x")
         assert run("density", "moons", *TINY, "--seed", 1, "--overwrite")[0] == 0
+        assert (tmp_path / "runs" / "moons" / "mine.csv").read_text() == "x"
         assert storage.read_config("runs/moons", "density")["settings"]["run"]["seed"] == 1
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -391,8 +506,8 @@ def test_seeds_make_runs_alike(run, undrawn):
 
 
 def test_recipes_name_settings_that_exist():
-    sections = (density.Model(), density.Numerics(), density.Training())
-    known = set().union(*(vars(section) for section in sections))
+    settings = density.Settings()
+    known = {name for section in vars(settings).values() for name in vars(section)}
     for recipe in recipes.DENSITY.values():
         assert set(recipe) <= known
 

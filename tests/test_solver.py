@@ -101,6 +101,28 @@ def test_direct_gradient_equals_finite_differences(float64, solver):
     assert torch.autograd.gradcheck(block, inputs, eps=1e-5, atol=1e-6)
 
 
+def test_parameters_take_no_part_in_the_error_control_of_the_adjoint(float64):
+    """The seminorm: parameters without any influence on x, but with huge gradients, cost no evaluation."""
+
+    class Loud(Field):
+        def __init__(self, loudness):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+            self.loudness = loudness
+
+        def forward(self, t, x, c=None):
+            wobble = self.loudness * torch.sin(200 * t) * (self.weight - self.weight.detach())  # zero, with a gradient
+            return -x + wobble
+
+    counts = []
+    for loudness in (0.0, 1e6):
+        block = ODEBlock(Loud(loudness), Solver(gradient="adjoint"))
+        with count_evals(block) as nfe:
+            block(torch.ones(2, 1)).sum().backward()
+        counts.append(nfe.backward)
+    assert counts[0] == counts[1]
+
+
 def test_adjoint_works_with_fixed_steps(float64):
     field = MLPField(2, (6,))
     x = torch.randn(3, 2)
@@ -224,6 +246,9 @@ class TestBadInput:
             ({"method": "rk4", "step_size": -0.1}, "step_size=-0.1"),
             ({"step_size": 0.1}, "step_size"),
             ({"max_steps": 0}, "max_steps=0"),
+            ({"max_steps": 2.5}, "max_steps=2.5"),
+            ({"rtol": None}, "rtol=None"),
+            ({"rtol": "1e-5"}, "rtol=1e-5"),
             ({"gradient": "magic"}, "magic"),
         ],
     )

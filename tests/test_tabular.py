@@ -163,6 +163,71 @@ class TestRefused:
         self.refuse(path, "not a table")
         self.refuse(tmp_path, "not a table")
 
+    @pytest.mark.parametrize(
+        ("scale", "offset", "names"), [(1, 1e12, "constant"), (1e-60, 0, "constant"), (1e45, 0, "large")]
+    )
+    def test_columns_beyond_single_precision(self, tmp_path, x, scale, offset, names):
+        x[:, 1] = x[:, 1] * scale + offset
+        self.refuse(write(tmp_path / "t.csv", x), f"b is (too )?{names}")
+
+    def test_complex_numbers(self, tmp_path, x):
+        np.save(tmp_path / "t.npy", x + 1j)
+        self.refuse(tmp_path / "t.npy", "complex128")
+
+    def test_an_index_column(self, tmp_path, x):
+        pd.DataFrame(x).to_csv(tmp_path / "t.csv")
+        self.refuse(tmp_path / "t.csv", "without its index")
+
+    def test_rows_longer_than_the_header(self, tmp_path):
+        (tmp_path / "t.csv").write_text("a,b\n" + "1.5,2.5,3.5\n" * 30)
+        self.refuse(tmp_path / "t.csv", "cannot be read as CSV")
+
+    def test_a_damaged_gzip(self, tmp_path, x):
+        path = write(tmp_path / "t.csv.gz", x)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+        path.write_bytes(bytes(content))
+        self.refuse(path, "cannot be read as CSV")
+
+    @pytest.mark.parametrize("suffix", [".npy", ".npz"])
+    def test_numpy_files_under_the_other_name_are_read(self, tmp_path, x, suffix):
+        path = tmp_path / f"t{suffix}"
+        with path.open("wb") as file:
+            np.save(file, x) if suffix == ".npz" else np.savez(file, table=x)
+        np.testing.assert_allclose(tables.read(path).values, x)
+
+    @pytest.mark.parametrize(
+        ("part", "change", "names"),
+        [
+            ("train", lambda x: x[:10], "train has 10 rows"),
+            ("validation", lambda x: x[:0], "validation is empty"),
+            ("test", lambda x: x[:1], "test has 1 rows"),
+            ("test", lambda x: x[:, :2], "number of columns"),
+            ("train", lambda x: x[:, :1], "train has one column"),
+            ("test", lambda x: x.astype(object), "pickled objects"),
+        ],
+    )
+    def test_parts_that_do_not_serve(self, tmp_path, x, part, change, names):
+        parts = {"train": x, "validation": x, "test": x}
+        np.savez(tmp_path / "t.npz", **parts | {part: change(x)})
+        self.refuse(tmp_path / "t.npz", names)
+
+
+@pytest.mark.parametrize("header", ["0,1,2", "2019,2020,2021", '"a","b","c"', " a, b, c", "\ufeffa,b,c"])
+def test_headers_of_every_sort(tmp_path, x, header):
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join([header, *[", ".join(map(repr, row)) for row in x.tolist()]]), encoding="utf-8")
+    table = tables.read(path)
+    np.testing.assert_allclose(table.values, x)
+    assert table.columns == tuple(name.strip(' "\ufeff') for name in header.split(","))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_numbers_of_every_sort(tmp_path, end):
+    path = tmp_path / "t.csv"
+    path.write_bytes(end.join(["1e3,-2,3", "4,5.5,6E-2"] * 15).encode())
+    np.testing.assert_allclose(tables.read(path).values[:2], [[1000, -2, 3], [4, 5.5, 0.06]])
+
 
 class TestNearDiscrete:
     def table(self, tmp_path):
@@ -179,13 +244,23 @@ class TestNearDiscrete:
     def test_jitter_fills_the_gaps(self, tmp_path):
         plain, jittered = tabular.load(self.table(tmp_path)), tabular.load(self.table(tmp_path), jitter=True)
         assert "jitter" in jittered.notes[0]
+        for part in ("train", "validation", "test"):
+            assert (getattr(jittered, part) != getattr(plain, part))[:, 1].float().mean() > 0.99
         noise = (jittered.train - plain.train).numpy()
         assert (noise[:, [0, 2]] == 0).all()
         assert np.abs(noise[:, 1]).max() <= 0.25
         assert noise[:, 1].std() == pytest.approx(0.5 / 12**0.5, rel=0.1)
 
-    def test_real_numbers_are_left_alone(self, tmp_path, x):
-        assert tabular.load(write(tmp_path / "t.csv", x), jitter=True).notes == ()
+    @pytest.mark.parametrize("rows", [20, 200])
+    def test_real_numbers_are_left_alone(self, tmp_path, x, rows):
+        assert tabular.load(write(tmp_path / "t.csv", x[:rows]), jitter=True).notes == ()
+
+    def test_spikes_are_reported_not_jittered(self, tmp_path, x):
+        x[:50, 0] = 0
+        plain, jittered = (tabular.load(write(tmp_path / "t.csv", x), jitter=jitter) for jitter in (False, True))
+        assert plain.notes == jittered.notes
+        assert plain.notes[0].startswith("a: one value")
+        assert (plain.train == jittered.train).all()
 
     def test_large_offsets_are_reported(self, tmp_path, x):
         x[:, 0] += 1e6
@@ -254,6 +329,12 @@ class TestPublished:
         splits = published.read("bsds300", tmp_path)
         self.check(splits, [50, 20, 30], 63)
         np.testing.assert_array_equal(splits["test"].values, parts["test"])
+
+    def test_other_files_of_those_names_are_refused(self, tmp_path):
+        (tmp_path / "gas").mkdir()
+        pd.DataFrame({"a": [1.0]}).to_csv(tmp_path / "gas" / "ethylene_CO.csv", index=False)
+        with pytest.raises(InputError, match="not in their published form"):
+            data.load("gas", data_root=tmp_path)
 
     @pytest.mark.parametrize("name", published.PUBLISHED)
     def test_missing_files_are_named(self, tmp_path, name):

@@ -101,5 +101,8 @@ def test_standardize_leaves_constants_finite():
 def test_bad_input_is_named():
     with pytest.raises(InputError, match=r"alpha=0\.5"):
         Logit(0.5)
+    for x in (-0.3, 1.2, 40.0):
+        with pytest.raises(InputError, match=r"\[0, 1\]"):
+            Logit(0.05)(torch.full((1, 2), x))
     with pytest.raises(InputError, match="magic"):
         Continuous(MLPField(2), divergence="magic")

@@ -16,7 +16,7 @@ COMMANDS = {
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command; bad input is one line on standard error and exit status 2, a failed run exit status 1."""
+    """Run a command; bad input is one line on standard error and exit status 2, a failed solve exit status 1."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         print(_help())
@@ -32,6 +32,8 @@ def main(args: list[str] | None = None) -> None:
         _fail(f"{error.strerror or error}: {error.filename or ''}", status=2)
     except (SolverError, TrainingError) as error:
         _fail(str(error), status=1)
+    except KeyboardInterrupt:
+        _fail("interrupted", status=130)
 
 
 def _fail(message: str, status: int) -> None:

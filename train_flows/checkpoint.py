@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from anode import InputError
-from anode.storage import CONFIG, WEIGHTS, write_atomically
+from anode.storage import CONFIG, WEIGHTS, read_config, write_atomically
+from cnf.models import KIND
 
 METRICS = "metrics.jsonl"
+RESULT = "result.json"
 STATE = "state"
 POINTER = "latest"
+PICTURES = ("samples.png", "flow.gif", "curves.png")
 
 
 class Run:
@@ -36,7 +39,8 @@ class Run:
         """Make an empty run folder.
 
         Raises:
-            InputError: when the folder has content, unless ``overwrite`` is set and the content is a run.
+            InputError: when the folder has content, unless ``overwrite`` is set and it is a run. Then the files that a
+                run writes are removed, and others in the folder left alone.
         """
         run = cls(folder)
         if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
@@ -50,10 +54,26 @@ class Run:
         return run
 
     def _remove(self) -> None:
-        names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        if not names & {CONFIG, WEIGHTS, METRICS}:
+        try:
+            ours = {"schema", "kind", "settings"} <= set(json.loads((self.folder / CONFIG).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
             raise InputError(f"{self.folder} is not a run, so --overwrite leaves it alone: pass another --out")
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder / STATE, ignore_errors=True)
+        for name in (WEIGHTS, METRICS, RESULT, *PICTURES, CONFIG):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def config(self) -> dict[str, Any]:
+        """The configuration of a run of ``train-flows density``.
+
+        Raises:
+            InputError: when the folder is something else.
+        """
+        content = read_config(self.folder, KIND)
+        if "settings" not in content:
+            raise InputError(f"{self.folder} holds a model but no run: its settings and data are not known")
+        return content
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record, a line of JSON, to ``metrics.jsonl``."""
@@ -91,12 +111,16 @@ class Run:
         """
         pointer = self.folder / STATE / POINTER
         if not pointer.is_file():
+            self._keep_records(until=-1)
             return None
         path = self.folder / STATE / pointer.read_text() / "state.pt"
         try:
             state = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # torch and zipfile raise many kinds
             raise InputError(f"{path} is missing or damaged ({str(error).splitlines()[0]}): train again") from error
-        kept = [record for record in self.records() if record["step"] <= state["step"]]
-        write_atomically(self.folder / METRICS, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self._keep_records(until=state["step"])
         return state
+
+    def _keep_records(self, until: int) -> None:
+        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= until]
+        write_atomically(self.folder / METRICS, "".join(kept).encode())

@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,71 +15,18 @@ import tyro
 from accelerate import Accelerator
 from scipy.stats import multivariate_normal
 
-from anode import InputError, Solver, storage
+from anode import InputError, SolverError, storage
 from cnf import Density, MaximumLikelihood, density_model
 from cnf.models import KIND
-from train_flows import data, evaluate, pictures, recipes, runs
-from train_flows.checkpoint import Run
+from train_flows import data, likelihood, pictures, recipes
+from train_flows.checkpoint import RESULT, Run
 from train_flows.data import Dataset
 from train_flows.errors import TrainingError
 from train_flows.loop import Training, shuffled_batches, train
+from train_flows.provenance import provenance
+from train_flows.settings import Model, Numerics, RunSettings, Source, check_seed, find_device
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What to learn."""
-
-    source: tyro.conf.Positional[str | None] = None  # moons, 8gaussians, ..., digits, power, ... or a table's path
-    jitter: Flag = False  # add noise to columns of few distinct values
-    data_root: str = "data"  # folder of the published tables
-
-
-@dataclass(frozen=True)
-class Model:
-    """The field and its divergence."""
-
-    hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
-    activation: Literal["tanh", "softplus", "relu", "silu"] = "tanh"  # of the hidden layers
-    time: Literal["none", "concat", "bias"] = "bias"  # how the field depends on time
-    divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
-    probes: int = 1  # Hutchinson probes averaged
-    noise: Literal["rademacher", "gaussian"] = "rademacher"  # of the probes
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """How ODEs are solved."""
-
-    solver: str = "dopri5"  # of training; figures of a fixed-step one are taken by dopri5
-    rtol: float = 1e-5  # relative tolerance of all figures
-    atol: float = 1e-5  # absolute tolerance of all figures
-    loosen: float = 10.0  # training solves at this multiple of rtol and atol
-    step_size: float | None = None  # of a fixed-step solver
-    gradient: Literal["direct", "adjoint"] = "direct"  # through the steps, or by the adjoint
-    max_steps: int = 1000  # a solve that takes more has failed
-
-    def training(self) -> Solver:
-        """The solver of training."""
-        rtol, atol = self.loosen * self.rtol, self.loosen * self.atol
-        return Solver(self.solver, rtol, atol, self.step_size, self.max_steps, self.gradient)
-
-    def figures(self) -> Solver:
-        """The solver of validation, tests and the stored model: always adaptive."""
-        method = self.solver if self.training().adaptive else "dopri5"
-        return Solver(method, self.rtol, self.atol, max_steps=self.max_steps)
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """Where and how to run."""
-
-    out: str | None = None  # run folder; runs/DATA when omitted
-    seed: int = 0  # of data, weights, batches and noise
-    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto takes a GPU where there is one
-    overwrite: Flag = False  # replace an existing run
-    resume: str | None = None  # continue this run with all its settings
+VALIDATION = 5000  # samples at most
 
 
 @dataclass(frozen=True)
@@ -98,17 +45,19 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings = parse(args)
     settings.training.check()
-    device = runs.device(settings.run.device)
+    check_seed(settings.run.seed)
+    figures, device = settings.numerics.figures(), find_device(settings.run.device)
     dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
     for note in dataset.notes:
         print(f"note: {note}")
     settings = _with_fitting_batch(settings, len(dataset.train))
     torch.manual_seed(settings.run.seed)
     trained = build(settings, dataset).to(device)
-    model = trained.with_solver(settings.numerics.figures())  # the same weights: what is validated, stored and reported
+    model = trained.with_solver(figures)  # the same weights: what is validated, stored and reported
     run = _open(settings, dataset, model)
+    before = time.monotonic() - started
     if fit(settings, run, dataset, trained, model):
-        report(settings, run, dataset, model, started)
+        report(settings, run, dataset, model, before)
     else:
         print(f"stopped; continue with: train-flows density --resume {run.folder}")
 
@@ -128,9 +77,10 @@ def parse(args: list[str]) -> Settings:
         known = {name: value for name, value in recipe.items() if hasattr(default, name)}
         sections[section.name] = dataclasses.replace(default, **known)
     settings = _cli(args, Settings(**sections))
-    if Path(source).is_file():
+    if source not in data.NAMES and Path(source).exists():
         source = str(Path(source).resolve())  # found again from any working directory
-    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, source=source))
+    root = str(Path(settings.data.data_root).resolve())
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, source=source, data_root=root))
 
 
 def _cli(args: list[str], default: Settings) -> Settings:
@@ -143,7 +93,7 @@ def _resumed(typed: Settings, folder: str) -> Settings:
     """The settings a run was started with."""
     if typed != Settings(run=RunSettings(resume=folder)):
         raise InputError(f"--resume {folder} takes every setting from the run: drop the other options")
-    stored = runs.config(folder)["settings"]
+    stored = Run(folder).config()["settings"]
     stored["model"]["hidden"] = tuple(stored["model"]["hidden"])
     stored["run"] |= {"resume": folder, "out": folder}
     return Settings(
@@ -175,11 +125,20 @@ def build(settings: Settings, dataset: Dataset) -> Density:
 
 def _open(settings: Settings, dataset: Dataset, model: Density) -> Run:
     """The run to continue, or a new folder with its configuration."""
+    about = {"name": dataset.name, "sha256": dataset.digest(), "notes": dataset.notes}
     if settings.run.resume is not None:
-        return Run(settings.run.resume)
+        run = Run(settings.run.resume)
+        if run.config()["data"]["sha256"] != about["sha256"]:
+            raise InputError(f"{dataset.name} has changed since {run.folder} began: restore it, or train anew")
+        return run
     run = Run.create(settings.run.out or f"runs/{dataset.name.split('.')[0]}", settings.run.overwrite)
-    about = {"settings": dataclasses.asdict(settings), "data": dataset.name, "columns": dataset.columns}
-    storage.write_config(run.folder, KIND, {"model": model.config, **about})
+    config = {
+        "model": model.config,
+        "settings": dataclasses.asdict(settings),
+        "data": about,
+        "columns": dataset.columns,
+    }
+    storage.write_config(run.folder, KIND, {**config, **provenance()})
     return run
 
 
@@ -200,11 +159,12 @@ def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     accelerator = Accelerator(cpu=device.type == "cpu")
-    validation = dataset.validation.to(device)[: 2 * evaluate.CHUNK]
+    validation = dataset.validation.to(device)[:VALIDATION]
+    print(f"{len(dataset.train)} samples to train on, {len(validation)} to validate on; nll: {_validated_as(model)}")
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        figure, nfe = evaluate.nll(model, validation, samples=1)
+        figure, nfe = likelihood.nll(model, validation, samples=1)
         return {"nll": figure["value"], "nfe_log_prob": nfe}
 
     try:
@@ -218,34 +178,68 @@ def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model:
             accelerator,
         )
     except TrainingError as error:
-        raise TrainingError(f"{error}; the last checkpoint and the best weights so far are in {run.folder}") from error
+        kept = (run.folder / storage.WEIGHTS).exists()
+        what = "the last checkpoint and the best weights so far are" if kept else "nothing was learnt yet"
+        raise TrainingError(f"{error}; {what} in {run.folder}") from error
     model.load_state_dict(storage.read_weights(run.folder, device))
     return finished
 
 
-def report(settings: Settings, run: Run, dataset: Dataset, model: Density, started: float) -> None:
-    """Evaluate on the test part, write ``result.json``, draw the pictures and print the table."""
+def _validated_as(model: Density) -> str:
+    """What the validation figures are."""
+    solver = likelihood.odes(model)[0].solver
+    kind = "upper bound, one sample" if model.kind == "bound" else model.kind
+    return f"validation NLL in nats ({kind}, rtol {solver.rtol:g}, atol {solver.atol:g})"
+
+
+def report(settings: Settings, run: Run, dataset: Dataset, model: Density, before: float) -> None:
+    """Evaluate on the test part, draw the pictures, write ``result.json`` and print the table.
+
+    Args:
+        settings: of the run.
+        run: its folder.
+        dataset: its data.
+        model: with the best weights.
+        before: seconds spent before training.
+    """
+    started = time.monotonic()
+    torch.manual_seed(0)  # as ``train-flows evaluate`` does, for figures with noise
     test = dataset.test.to(next(model.parameters()).device)
-    figures = evaluate.measure(model, test, settings.numerics.figures())
-    rows = [evaluate.table(figures)]
+    figures = likelihood.measure(model, test, settings.numerics.figures())
+    rows = [likelihood.table(figures)]
     if dataset.table:
         figures["gaussian_nll"] = gaussian_nll(dataset)
-        both = {"flow": figures["nll"]["value"], "full-covariance Gaussian": figures["gaussian_nll"]}
-        log_scale = evaluate.log_scale(model)
-        compared = ", ".join(f"{value - log_scale:.4f} {name}" for name, value in both.items())
-        rows.append(evaluate.lines_of([("standardized", f"NLL in units of standard deviations: {compared} (nats)")]))
-    pictures.draw(run, dataset, model)
-    seconds = time.monotonic() - started
-    result = {**runs.provenance(), "seed": settings.run.seed, "seconds": round(seconds, 1), **figures}
-    storage.write_atomically(run.folder / "result.json", (json.dumps(result, indent=2) + "\n").encode())
-    rows.append(evaluate.lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
+        rows.append(_comparison(figures, likelihood.log_scale(model)))
+    try:
+        pictures.draw(run, dataset, model)
+    except SolverError as error:
+        print(f"note: a picture is missing: {error}")
+    seconds = before + run.records()[-1]["seconds"] + time.monotonic() - started
+    command = run.config()["command"]
+    result = provenance() | {"command": command, "seed": settings.run.seed, "seconds": round(seconds, 1), **figures}
+    storage.write_atomically(run.folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
+    rows.append(likelihood.lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(test)} samples", *rows, sep="\n")
 
 
-def gaussian_nll(dataset: Dataset) -> float:
-    """Test NLL in nats of the Gaussian with mean and full covariance of the training part: what a flow should beat."""
+def _comparison(figures: dict[str, Any], log_scale: float) -> str:
+    """Flow and Gaussian in units of standard deviations, where tables of any units compare."""
+    gaussian = figures["gaussian_nll"]
+    flow = f"{figures['nll']['value'] - log_scale:.4f}"
+    other = "columns are collinear" if gaussian is None else f"{gaussian - log_scale:.4f}"
+    return likelihood.lines_of([("NLL, standardized", f"{flow} nats (full-covariance Gaussian: {other})")])
+
+
+def gaussian_nll(dataset: Dataset) -> float | None:
+    """Test NLL in nats of the Gaussian with mean and full covariance of the training part: what a flow should beat.
+
+    None when columns are collinear, so that there is no such density.
+    """
     x, test = (part.double().flatten(1).numpy() for part in (dataset.train, dataset.test))
     scale = x.std(axis=0)  # factored out, for columns of very different units
     covariance = np.cov((x / scale).T, bias=True)
-    gaussian = multivariate_normal(x.mean(axis=0) / scale, covariance, allow_singular=True)
+    try:
+        gaussian = multivariate_normal(x.mean(axis=0) / scale, covariance)
+    except np.linalg.LinAlgError:
+        return None
     return float(np.log(scale).sum() - gaussian.logpdf(test / scale).mean())

@@ -26,7 +26,7 @@ from train_flows.errors import TrainingError
 class Training:
     """How to optimise."""
 
-    steps: int = 800  # optimiser steps
+    steps: int = 600  # optimiser steps
     batch_size: int = 512  # samples a step
     lr: float = 1e-2  # learning rate of Adam
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"  # of the learning rate

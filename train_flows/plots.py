@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 Array = np.ndarray
 COLORS = "magma"
-BINS = 160
+BINS = 100
 
 
 def extent(x: Array) -> tuple[float, float, float, float]:

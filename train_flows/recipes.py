@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
+
+from train_flows.data import toy
 
 DENSITY: dict[str, dict[str, Any]] = {
     "table": {"hidden": (256, 256), "steps": 2500, "lr": 5e-3, "validate_every": 250},
@@ -12,5 +13,5 @@ DENSITY: dict[str, dict[str, Any]] = {
 
 
 def density(source: str) -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows density``: by name, ``table`` for files, none for the rest."""
-    return DENSITY.get(source, DENSITY["table"] if Path(source).suffix else {})
+    """The recipe of a data set of ``train-flows density``: that of tables, unless it has its own or is a toy."""
+    return DENSITY.get(source, {} if source in toy.DENSITIES else DENSITY["table"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,11 @@ import torch
 import tyro
 
 import cnf
-from anode import InputError
-from cnf import Density, Flow
-from train_flows import plots, runs
+from anode import InputError, storage
+from cnf import Density, Flow, LiftedFlow
+from cnf.models import KIND
+from train_flows import plots
+from train_flows.settings import Device, Flag, check_seed, find_device
 
 CHUNK = 10_000  # samples solved together
 SUFFIXES = (".csv", ".npy", ".png")
@@ -28,20 +32,21 @@ class Settings:
     run: tyro.conf.Positional[Path]  # folder of the run
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000  # how many samples
     out: Path = Path("samples.csv")  # .csv, .npy (samples x columns) or .png
-    log_prob: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # add the log-density, in nats, as last column
+    log_prob: Flag = False  # add the log-density, in nats, as last column
     samples: int = 64  # importance samples of the log-density, for a model that knows only a bound
     seed: int = 0  # of the samples
-    device: str = "auto"  # where to compute
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # replace an existing file
+    device: Device = "auto"
+    overwrite: Flag = False  # replace an existing file
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows sample``."""
     settings = tyro.cli(Settings, args=args, prog="train-flows sample")
     _check(settings)
-    model = cnf.load(settings.run, runs.device(settings.device))
-    config = runs.config(settings.run)
-    columns = list(config["columns"])
+    model = cnf.load(settings.run, find_device(settings.device))
+    config = storage.read_config(settings.run, KIND)
+    shape = config["model"]["shape"]
+    columns = list(config.get("columns", [f"x{i}" for i in range(math.prod(shape))]))
     torch.manual_seed(settings.seed)
     parts = []
     for start in range(0, settings.n, CHUNK):
@@ -50,7 +55,7 @@ def main(args: list[str]) -> None:
     values = np.concatenate(parts)
     if settings.log_prob:
         columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
-    _write(settings.out, values, columns, config["model"]["shape"])
+    _write(settings.out, values, columns, shape)
     print(f"{settings.n} samples of {', '.join(columns[:8])}{', ...' if len(columns) > 8 else ''} in {settings.out}")
 
 
@@ -58,16 +63,18 @@ def main(args: list[str]) -> None:
 def draw(model: Density, n: int, log_prob: bool, samples: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Samples (n, *S) and their log-densities (n, 1), or (n, 0) when not asked for."""
     if not log_prob:
-        return model.sample(n).cpu().numpy(), np.empty((n, 0))
+        return model.sample(n).cpu().numpy(), np.empty((n, 0), dtype=np.float32)
     if isinstance(model, Flow):
         x, log_p = model.sample_with_log_prob(n)
     else:
+        assert isinstance(model, LiftedFlow)
         x = model.sample(n)
-        log_p = model.log_prob(x, samples=samples)  # ty: ignore[unknown-argument] - a LiftedFlow
+        log_p = model.log_prob(x, samples=samples if model.flow.kind == "exact" else 1)
     return x.cpu().numpy(), log_p.cpu().numpy()[:, None]
 
 
 def _check(settings: Settings) -> None:
+    check_seed(settings.seed)
     if settings.n < 1:
         raise InputError(f"-n {settings.n} must be at least 1")
     if settings.out.suffix not in SUFFIXES:
@@ -80,9 +87,11 @@ def _check(settings: Settings) -> None:
 
 def _write(path: Path, values: np.ndarray, columns: list[str], shape: Sequence[int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
     if path.suffix == ".csv":
-        pd.DataFrame(values, columns=columns).to_csv(path, index=False)
+        pd.DataFrame(values, columns=columns).to_csv(buffer, index=False)
     elif path.suffix == ".npy":
-        np.save(path, values)
+        np.save(buffer, values)
     else:
-        plots.samples(values.reshape(-1, *shape), columns).savefig(path, dpi=150)
+        plots.samples(values.reshape(-1, *shape), columns).savefig(buffer, dpi=150)
+    storage.write_atomically(path, buffer.getvalue())

@@ -9,7 +9,9 @@ from train_flows.data import images, tabular, toy
 from train_flows.data.dataset import Dataset
 from train_flows.data.published import PUBLISHED
 
-__all__ = ["Dataset", "load"]
+__all__ = ["NAMES", "Dataset", "load"]
+
+NAMES = (*toy.DENSITIES, "digits", *PUBLISHED)
 
 
 def load(source: str, seed: int = 0, jitter: bool = False, data_root: str | Path = "data") -> Dataset:
@@ -32,6 +34,5 @@ def load(source: str, seed: int = 0, jitter: bool = False, data_root: str | Path
     if source in PUBLISHED:
         return tabular.load_published(source, data_root)
     if not Path(source).exists() and not Path(source).suffix:
-        known = ", ".join([*toy.DENSITIES, "digits", *PUBLISHED])
-        raise InputError(f"data={source!r} is neither a known data set ({known}) nor an existing file")
+        raise InputError(f"data={source!r} is neither a known data set ({', '.join(NAMES)}) nor an existing file")
     return tabular.load(source, seed, jitter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,13 @@ class Dataset:
     levels: int | None = None
     table: bool = False
     notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """SHA-256 of all samples, to tell whether a data set is the one it was."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.validation, self.test):
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def shape(self) -> torch.Size:

@@ -40,6 +40,10 @@ def read(name: str, root: str | Path) -> dict[str, Table]:
         raise InputError(f"table {name!r} is unknown; choose one of {', '.join(PUBLISHED)}")
     try:
         splits = PUBLISHED[name](Path(root))
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(
+            f"the {name} files under {root} are not in their published form ({error}): fetch them again"
+        ) from error
     except FileNotFoundError as error:
         raise InputError(
             f"{error.filename} does not exist: put the {name} files under --data-root (now {root})"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import warnings
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,46 +43,47 @@ def read(path: str | Path, least_rows: int = LEAST_ROWS) -> Table:
         InputError: when the file is missing, empty, of another format, or holds anything but finite numbers.
     """
     path = Path(path)
-    frame = _frame(path)
-    if len(frame) == 0 or frame.shape[1] == 0:
-        raise InputError(f"{path} is empty: pass a table of at least {LEAST_ROWS} rows")
-    for column in frame:
-        frame[column] = _numbers(path, frame[column])
-    if frame.shape[1] < 2:
-        raise InputError(f"{path} has one column ({frame.columns[0]}): a table needs at least 2")
-    if len(frame) < least_rows:
-        raise InputError(f"{path} has {len(frame)} rows: at least {least_rows} are needed")
-    return Table(frame.to_numpy(np.float64), tuple(str(column) for column in frame))
+    _check_file(path)
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        frame = _read_csv(path)
+    elif path.suffix.lower() == ".parquet":
+        frame = _read_parquet(path)
+    else:
+        frame = _frame(path, _read_numpy(path))
+    return _table(str(path), frame, least_rows)
 
 
 def read_splits(path: str | Path) -> dict[str, Table] | None:
-    """The tables ``train``, ``validation`` and ``test`` of an NPZ file that holds those three, else None."""
+    """The tables ``train``, ``validation`` and ``test`` of an NPZ file that holds those three, else None.
+
+    Raises:
+        InputError: as :func:`read`, for each of the three.
+    """
     path = Path(path)
     if path.suffix.lower() != ".npz":
         return None
     _check_file(path)
-    with _npz(path) as arrays:
-        if set(arrays.files) != {"train", "validation", "test"}:
-            return None
-        frames = {name: _checked_frame(path, arrays[name]) for name in arrays.files}
-    if len({frame.shape[1] for frame in frames.values()}) > 1:
+    arrays = _arrays(path)
+    if set(arrays) != {"train", "validation", "test"}:
+        return None
+    least = {"train": LEAST_ROWS, "validation": 2, "test": 2}
+    splits = {part: _table(f"{path}: {part}", _frame(path, array), least[part]) for part, array in arrays.items()}
+    if len({len(table.columns) for table in splits.values()}) > 1:
         raise InputError(
             f"{path}: train, validation and test differ in their number of columns; write them again alike"
         )
-    return {
-        name: Table(frame.apply(lambda column: _numbers(path, column)).to_numpy(np.float64), tuple(frame))
-        for name, frame in frames.items()
-    }
+    return splits
 
 
-def _frame(path: Path) -> pd.DataFrame:
-    _check_file(path)
-    name = path.name.lower()
-    if name.endswith((".csv", ".csv.gz")):
-        return _read_csv(path)
-    if name.endswith(".parquet"):
-        return _read_parquet(path)
-    return _checked_frame(path, _read_numpy(path))
+def _table(name: str, frame: pd.DataFrame, least_rows: int) -> Table:
+    if len(frame) == 0 or frame.shape[1] == 0:
+        raise InputError(f"{name} is empty: pass a table of at least {least_rows} rows")
+    numbers = [_numbers(name, frame[column]) for column in frame]
+    if frame.shape[1] < 2:
+        raise InputError(f"{name} has one column ({frame.columns[0]}): a table needs at least 2")
+    if len(frame) < least_rows:
+        raise InputError(f"{name} has {len(frame)} rows: at least {least_rows} are needed")
+    return Table(np.stack(numbers, axis=1), tuple(str(column) for column in frame))
 
 
 def _check_file(path: Path) -> None:
@@ -90,7 +93,7 @@ def _check_file(path: Path) -> None:
     if name.endswith(PICKLES):
         raise InputError(
             f"{path} is a pickle, which can run code when read; if you trust it, convert it: "
-            f"python -c \"import pandas; pandas.DataFrame(pandas.read_pickle('{path}')).to_csv('{path.stem}.csv')\""
+            f"python -c \"import pandas as pd; pd.read_pickle('{path}').to_csv('{path.stem}.csv', index=False)\""
         )
     if not name.endswith(SUFFIXES) or path.is_dir():
         raise InputError(f"{path} is not a table: pass a file ending in {', '.join(SUFFIXES)}")
@@ -100,17 +103,37 @@ def _check_file(path: Path) -> None:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        with gzip.open(path, "rt") if path.suffix.lower() == ".gz" else path.open() as file:
-            head = file.readline().strip()
-        delimiter = next((mark for mark in ",;\t" if mark in head), " ")
-        first = next(csv.reader([head], delimiter=delimiter, skipinitialspace=True), [])
-        named = bool(first) and not any(_is_number(field) for field in first)
-        frame = pd.read_csv(path, sep=r"\s+" if delimiter == " " else delimiter, header=0 if named else None)
-    except (OSError, ValueError, EOFError) as error:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix.lower() == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
+            lines = [file.readline().strip(), file.readline().strip()]
+        delimiter = next((mark for mark in ",;\t" if mark in lines[0]), " ")
+        first, second = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        named = _are_names(first, second)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            frame = pd.read_csv(
+                path,
+                sep=r"\s+" if delimiter == " " else delimiter,
+                header=0 if named else None,
+                index_col=False,
+                skipinitialspace=True,
+            )
+    except (OSError, ValueError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error
-    if not named:
-        frame.columns = [f"x{i}" for i in range(frame.shape[1])]
+    frame.columns = [str(name).strip() for name in frame] if named else [f"x{i}" for i in range(frame.shape[1])]
+    if frame.columns[0] == "Unnamed: 0" and np.array_equal(frame.iloc[:, 0], np.arange(len(frame))):
+        raise InputError(f"{path}: the first column has no name and counts the rows: write the table without its index")
     return frame
+
+
+def _are_names(first: list[str], second: list[str]) -> bool:
+    """Whether the first line holds names: no numbers, a gap over an index, or whole numbers over a line without."""
+    if not any(_is_number(field) for field in first) or not first[0]:
+        return True
+    return all(field.isdecimal() for field in first) and not any(field.lstrip("+-").isdecimal() for field in second)
 
 
 def _is_number(field: str) -> bool:
@@ -131,30 +154,21 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_numpy(path: Path) -> np.ndarray:
-    if path.suffix.lower() == ".npz":
-        with _npz(path) as arrays:
-            if len(arrays.files) != 1:
-                raise InputError(
-                    f"{path} holds the arrays {', '.join(arrays.files)}: keep one, or train, validation and test"
-                )
-            return _array(path, arrays, arrays.files[0])
+    arrays = _arrays(path)
+    if len(arrays) != 1:
+        raise InputError(f"{path} holds the arrays {', '.join(arrays)}: keep one, or train, validation and test")
+    return next(iter(arrays.values()))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ file, or the one of an NPY file."""
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(_no_numbers(path, error)) from error
-
-
-def _npz(path: Path) -> np.lib.npyio.NpzFile:
-    try:
-        return np.load(path, allow_pickle=False)
-    except Exception as error:  # zipfile and numpy raise many kinds
-        raise InputError(_no_numbers(path, error)) from error
-
-
-def _array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    try:
-        return arrays[name]
-    except (OSError, ValueError, EOFError) as error:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return {path.stem: content}
+        with content:
+            return {name: content[name] for name in content.files}
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
         raise InputError(_no_numbers(path, error)) from error
 
 
@@ -165,31 +179,31 @@ def _no_numbers(path: Path, error: Exception) -> str:
     )
 
 
-def _checked_frame(path: Path, array: np.ndarray) -> pd.DataFrame:
+def _frame(path: Path, array: np.ndarray) -> pd.DataFrame:
     if array.ndim != 2:
         raise InputError(f"{path} holds an array of shape {array.shape}: a table is (rows, columns)")
     return pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])])
 
 
-def _numbers(path: Path, column: pd.Series) -> pd.Series:
+def _numbers(name: str, column: pd.Series) -> np.ndarray:
     """The column as float64, or the reason why not."""
-    if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_string_dtype(column)):
+    kinds = pd.api.types
+    real = kinds.is_numeric_dtype(column) and not kinds.is_complex_dtype(column)
+    if not (real or kinds.is_string_dtype(column)):
         raise InputError(
-            f"{path}: column {column.name} is of type {column.dtype}: convert it to real numbers or drop it"
+            f"{name}: column {column.name} is of type {column.dtype}: convert it to real numbers or drop it"
         )
-    numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     missing = column.isna().to_numpy()
-    text = numbers.isna().to_numpy() & ~missing
-    infinite = np.isinf(numbers.to_numpy())
     for bad, what, remedy in (
-        (text, "text", "encode it as numbers or drop the column"),
+        (np.isnan(numbers) & ~missing, "text", "encode it as numbers or drop the column"),
         (missing, "missing values", "fill them in or drop those rows"),
-        (infinite, "infinite values", "drop those rows"),
+        (np.isinf(numbers), "infinite values", "drop those rows"),
     ):
         if bad.any():
             row = int(bad.argmax())
             raise InputError(
-                f"{path}: column {column.name} holds {what} in {int(bad.sum())} of {len(column)} rows "
+                f"{name}: column {column.name} holds {what} in {int(bad.sum())} of {len(column)} rows "
                 f"(first in data row {row + 1}: {column.iloc[row]!r}): {remedy}"
             )
     return numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from train_flows.data import published, tables
 from train_flows.data.dataset import Dataset, split
 from train_flows.data.tables import Table
 
-NEAR_DISCRETE = 0.05  # fewer distinct values, or one value more often, than this share of the rows
+NEAR_DISCRETE = 0.05  # fewer distinct values than this share of the rows, or one value more often
 
 
 def load(path: str | Path, seed: int = 0, jitter: bool = False) -> Dataset:
@@ -22,7 +23,7 @@ def load(path: str | Path, seed: int = 0, jitter: bool = False) -> Dataset:
     Args:
         path: see :func:`train_flows.data.tables.read`.
         seed: of the split and the jitter.
-        jitter: add uniform noise as wide as the smallest gap between values to columns of few distinct values.
+        jitter: add uniform noise, as wide as the smallest gap between values, to columns of few distinct values.
 
     Raises:
         InputError: when the file is no table of numbers, or has constant columns.
@@ -47,34 +48,36 @@ def load_published(name: str, root: str | Path) -> Dataset:
 
 
 def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) -> Dataset:
-    train, columns = splits["train"]
-    constant = [column for column, values in zip(columns, train.T, strict=True) if np.ptp(values) == 0]
-    if constant:
-        raise InputError(f"{name}: {', '.join(constant)} is constant and has no density: drop such columns")
-    notes = _precision_notes(train, columns)
-    arrays = {part: table.values for part, table in splits.items()}
-    discrete = [i for i, values in enumerate(train.T) if _near_discrete(values)]
-    if discrete and jitter:
+    arrays, columns = {part: table.values for part, table in splits.items()}, splits["train"].columns
+    with np.errstate(over="ignore"):
+        single = arrays["train"].astype(np.float32)  # what the model will see
+    for flags, what, remedy in (
+        (~np.isfinite(single).all(axis=0), "too large for single precision", "rescale such columns"),
+        (
+            single.max(axis=0) == single.min(axis=0),
+            "constant in single precision and has no density",
+            "drop or rescale such columns",
+        ),
+    ):
+        if flags.any():
+            raise InputError(f"{name}: {_names(columns, flags)} is {what}: {remedy}")
+    few, spiked = np.array([_repeats(values) for values in single.T]).T
+    notes = _notes(single, columns, few, spiked, jitter)
+    if jitter:
+        gaps = {i: np.diff(np.unique(arrays["train"][:, i])).min() for i in np.flatnonzero(few)}
         rng = np.random.default_rng(seed)
-        gaps = {i: np.diff(np.unique(train[:, i])).min() for i in discrete}
         arrays = {part: _jittered(values, gaps, rng) for part, values in arrays.items()}
-    if discrete:
-        names = ", ".join(columns[i] for i in discrete)
-        what = (
-            "uniform jitter as wide as the smallest gap was added, and figures are of the jittered data"
-            if jitter
-            else "the likelihood can grow without limit; consider --jitter"
-        )
-        notes.append(f"{names}: few distinct values; {what}")
     train, validation, test = (
         torch.from_numpy(arrays[part].astype(np.float32)) for part in ("train", "validation", "test")
     )
-    return Dataset(name, train, validation, test, columns, table=True, notes=tuple(notes))
+    return Dataset(name, train, validation, test, columns, table=True, notes=notes)
 
 
-def _near_discrete(values: np.ndarray) -> bool:
+def _repeats(values: np.ndarray) -> tuple[bool, bool]:
+    """Whether a column has few distinct values, and otherwise whether one value is far too common."""
     counts = np.unique(values, return_counts=True)[1]
-    return len(counts) < NEAR_DISCRETE * len(values) or counts.max() > NEAR_DISCRETE * len(values)
+    few = len(counts) < NEAR_DISCRETE * len(values)
+    return few, not few and counts.max() > max(2, NEAR_DISCRETE * len(values))
 
 
 def _jittered(values: np.ndarray, gaps: Mapping[int, float], rng: np.random.Generator) -> np.ndarray:
@@ -84,9 +87,22 @@ def _jittered(values: np.ndarray, gaps: Mapping[int, float], rng: np.random.Gene
     return values
 
 
-def _precision_notes(train: np.ndarray, columns: tuple[str, ...]) -> list[str]:
-    coarse = np.abs(train.mean(0)) > 1e4 * train.std(0)
-    names = [column for column, flag in zip(columns, coarse, strict=True) if flag]
-    return [f"{', '.join(names)}: far from zero for its spread; subtract an offset to spare float32's digits"] * bool(
-        names
+def _notes(
+    train: np.ndarray, columns: tuple[str, ...], few: np.ndarray, spiked: np.ndarray, jitter: bool
+) -> tuple[str, ...]:
+    few_what = (
+        "few distinct values; jittered uniformly as wide as their smallest gap, and figures are of the jittered data"
+        if jitter
+        else "few distinct values, so the likelihood can grow without limit; consider --jitter"
     )
+    offset = np.abs(train.mean(axis=0)) > 1e4 * train.std(axis=0)
+    found = (
+        (few, few_what),
+        (spiked, "one value is far too common, so the likelihood can grow without limit; consider dropping the column"),
+        (offset, "far from zero for its spread; subtract an offset to spare the digits of single precision"),
+    )
+    return tuple(f"{_names(columns, flags)}: {what}" for flags, what in found if flags.any())
+
+
+def _names(columns: tuple[str, ...], flags: Any) -> str:
+    return ", ".join(column for column, flag in zip(columns, flags, strict=True) if flag)

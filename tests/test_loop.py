@@ -1,0 +1,145 @@
+"""The training loop against a loop written out, and what it does when things go wrong."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from anode import Solver, SolverError
+from train_flows.checkpoint import Run
+from train_flows.errors import TrainingError
+from train_flows.loop import Training, shuffled_batches, train
+
+
+class Steep(nn.Module):
+    """A quadratic whose first gradients exceed any sensible bound."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([5.0, -3.0]))
+
+    def forward(self, batch):
+        return (self.weight * batch).square().sum(1).mean()
+
+
+@pytest.fixture
+def batches():
+    return shuffled_batches(torch.randn(64, 2) * torch.tensor([100.0, 1.0]), 16, seed=0)
+
+
+def fit(objective, training, batches, run, validate=lambda: {"nll": 1.0}):
+    return train(objective, training, batches, validate, lambda: None, run, Accelerator(cpu=True))
+
+
+def test_is_adam_with_clipping_and_a_cosine(tmp_path, batches):
+    training = Training(steps=12, lr=0.1, clip=2.0, validate_every=5)
+    objective, reference = Steep(), Steep()
+    assert fit(objective, training, batches, Run.create(tmp_path / "run"))
+    optimizer = torch.optim.Adam(reference.parameters(), 0.1)
+    losses = []
+    for step in range(12):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 + torch.cos(torch.tensor(torch.pi * step / 12))).item() / 2
+        optimizer.zero_grad()
+        loss = reference(batches(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 2.0)
+        optimizer.step()
+        losses.append(loss.item())
+    torch.testing.assert_close(objective.weight, reference.weight, rtol=1e-5, atol=1e-6)
+
+    unclipped = Steep()
+    fit(unclipped, Training(steps=12, lr=0.1, clip=1e9, validate_every=5), batches, Run.create(tmp_path / "unclipped"))
+    assert (unclipped.weight - reference.weight).abs().max() > 1e-3  # clipping mattered
+
+    records = Run(tmp_path / "run").records()
+    assert [record["step"] for record in records] == [0, 5, 10, 12]
+    assert records[1]["loss"] == pytest.approx(sum(losses[:5]) / 5, rel=1e-4)
+    assert records[3]["loss"] == pytest.approx(sum(losses[10:]) / 2, rel=1e-4)
+
+
+def test_a_plateau_halves_the_rate(tmp_path, batches):
+    run = Run.create(tmp_path / "run")
+    fit(Steep(), Training(steps=12, lr=0.1, schedule="plateau", validate_every=1), batches, run)
+    rates = [record["lr"] for record in run.records()]
+    assert rates[:5] == [0.1] * 5  # the best, and three validations of patience
+    assert rates[6] == pytest.approx(0.05)
+    assert rates[-1] == pytest.approx(0.025)
+
+
+def test_batches_are_shuffled_epochs():
+    x = torch.arange(20)
+    batch = shuffled_batches(x, 5, seed=1)
+    epochs = [torch.cat([batch(4 * epoch + i) for i in range(4)]) for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(20))
+        assert epoch.tolist() != list(range(20))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 3
+    again = shuffled_batches(x, 5, seed=1)
+    assert torch.equal(again(6), batch(6))  # whatever was asked before
+    assert not torch.equal(shuffled_batches(x, 5, seed=2)(6), batch(6))
+
+
+@pytest.mark.parametrize(
+    ("failure", "names"),
+    [
+        (SolverError("step underflow", 0.25, 99, Solver()), "solve of step 3 failed: step underflow at t = 0.25"),
+        (None, "step 3 has loss nan"),
+    ],
+)
+def test_failures_name_the_step_and_keep_the_state(tmp_path, batches, failure, names):
+    class Failing(Steep):
+        calls = 0
+
+        def forward(self, batch):
+            self.calls += 1
+            if self.calls == 4:
+                if failure is not None:
+                    raise failure
+                return self.weight.sum() * torch.nan
+            return super().forward(batch)
+
+    run = Run.create(tmp_path / "run")
+    with pytest.raises(TrainingError, match=names):
+        fit(Failing(), Training(steps=12, validate_every=2), batches, run)
+    state = run.load_state()
+    assert state["step"] == 2
+    assert torch.isfinite(state["objective"]["weight"]).all()
+
+
+def test_a_failed_validation_names_the_step(tmp_path, batches):
+    def validate():
+        raise SolverError("too many steps", 0.5, 99, Solver())
+
+    with pytest.raises(TrainingError, match="validation at step 0 failed: too many steps"):
+        fit(Steep(), Training(steps=2), batches, Run.create(tmp_path / "run"), validate)
+
+
+class TestRecords:
+    def test_a_cut_line_is_dropped(self, tmp_path):
+        run = Run.create(tmp_path / "run")
+        run.log({"step": 0})
+        run.log({"step": 5})
+        path = tmp_path / "run" / "metrics.jsonl"
+        path.write_text(path.read_text()[:-4])
+        assert run.records() == [{"step": 0}]
+
+    def test_records_after_the_state_are_dropped(self, tmp_path):
+        run = Run.create(tmp_path / "run")
+        run.log({"step": 0})
+        run.save_state(0, {"step": 0})
+        run.log({"step": 5})
+        assert run.load_state()["step"] == 0
+        assert run.records() == [{"step": 0}]
+
+    def test_a_kill_before_the_first_state_starts_over(self, tmp_path):
+        run = Run.create(tmp_path / "run")
+        run.log({"step": 0})
+        assert run.load_state() is None
+        assert run.records() == []
+
+    def test_one_state_is_kept(self, tmp_path):
+        run = Run.create(tmp_path / "run")
+        for step in (0, 5, 10):
+            run.save_state(step, {"step": step, "x": torch.zeros(2)})
+        assert sorted(path.name for path in (tmp_path / "run" / "state").iterdir()) == ["10", "latest"]
+        assert run.load_state()["step"] == 10

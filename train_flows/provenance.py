@@ -1,0 +1,26 @@
+"""Where a figure comes from: command line, machine and versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+
+def provenance() -> dict[str, Any]:
+    """Command line, machine and versions, for files of results."""
+    packages = ("augmented-flows", "torch", "torchdiffeq", "numpy")
+    return {
+        "command": " ".join(["train-flows", *sys.argv[1:]]),
+        "machine": {
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
