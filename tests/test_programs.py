@@ -513,6 +513,8 @@ def test_recipes_name_settings_that_exist():
 
 
 def test_the_command_line_wins_over_the_recipe(table):
+    assert density.parse(["moons"]).model.hidden == recipes.DENSITY["toy"]["hidden"]
+    assert density.parse(["power"]).model.hidden == recipes.DENSITY["table"]["hidden"]
     assert density.parse([str(table)]).model.hidden == recipes.DENSITY["table"]["hidden"]
     assert density.parse([str(table), "--hidden", "7"]).model.hidden == (7,)
 

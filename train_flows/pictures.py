@@ -25,7 +25,7 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
         figure = plots.density_2d(*_density(model, shown), dataset.columns)
         _flow(run, model, shown)
     else:
-        samples = model.sample(min(POINTS, 5000)).cpu()
+        samples = model.sample(5000).cpu()
         sets = {"data": shown.flatten(1).numpy(), "samples": samples.flatten(1).numpy()}
         figure = plots.corner(sets, dataset.columns)
     figure.savefig(run.folder / "samples.png", dpi=150)

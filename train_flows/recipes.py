@@ -7,11 +7,12 @@ from typing import Any
 from train_flows.data import toy
 
 DENSITY: dict[str, dict[str, Any]] = {
+    "toy": {"hidden": (64, 64), "steps": 800},
     "table": {"hidden": (256, 256), "steps": 2500, "lr": 5e-3, "validate_every": 250},
     "digits": {"hidden": (256, 256), "batch_size": 128, "lr": 3e-3},
 }
 
 
 def density(source: str) -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows density``: that of tables, unless it has its own or is a toy."""
-    return DENSITY.get(source, {} if source in toy.DENSITIES else DENSITY["table"])
+    """The recipe of a data set of ``train-flows density``: its own, or that of toys or of tables."""
+    return DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
