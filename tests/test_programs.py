@@ -228,6 +228,7 @@ def test_digits_are_reported_as_a_bound(run, tmp_path):
     assert "upper bound, 64 importance sample(s)" in out
     report = json.loads(run("evaluate", "runs/digits", "--json", "--samples", 2)[1])
     assert (report["nll"]["kind"], report["nll"]["samples"]) == ("bound", 2)
+    assert report["nll_tighter"]["value"] == pytest.approx(report["nll"]["value"], abs=1e-2)  # of the same noise
     assert run("sample", "runs/digits", "-n", 16, "--out", "new.png")[0] == 0
     assert run("sample", "runs/digits", "-n", 16, "--out", "new.csv", "--log-prob", "--samples", 2)[0] == 0
     frame = pd.read_csv("new.csv")
@@ -525,6 +526,11 @@ def test_help_lists_the_commands(run, command):
     assert status == 0
     assert "density" in out
     assert "evaluate" in out
+
+
+def test_help_shows_the_recipe_of_the_data(run):
+    assert "(default: 128 128)" in run("density", "--help")[1]
+    assert "(default: 64 64)" in run("density", "moons", "--help")[1]
 
 
 @pytest.mark.parametrize("command", ["density", "evaluate", "sample"])

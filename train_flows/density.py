@@ -31,7 +31,10 @@ VALIDATION = 5000  # samples at most
 
 @dataclass(frozen=True)
 class Settings:
-    """Train a continuous normalizing flow on samples, evaluate it on held-out ones and draw it."""
+    """Train a continuous normalizing flow on samples, evaluate it on held-out ones and draw it.
+
+    The defaults depend on the data: ask with them, as in ``train-flows density moons --help``.
+    """
 
     data: Source = field(default_factory=Source)
     model: Model = field(default_factory=Model)
@@ -64,10 +67,13 @@ def main(args: list[str]) -> None:
 
 def parse(args: list[str]) -> Settings:
     """The settings of a command line: defaults, then the recipe of the data set, then what was typed."""
-    typed = _cli(args, Settings())
+    asking = [arg for arg in args if arg in ("-h", "--help")]
+    typed = _cli([arg for arg in args if arg not in asking], Settings())
+    source = typed.data.source
+    if asking and source is None:
+        return _cli(args, Settings())  # prints the help and exits; with a data set, below, its recipe is the default
     if typed.run.resume is not None:
         return _resumed(typed, typed.run.resume)
-    source = typed.data.source
     if source is None:
         raise InputError("no data set given: pass a name such as moons, or the path of a table")
     recipe = recipes.density(source)

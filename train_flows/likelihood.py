@@ -35,7 +35,8 @@ def measure(model: Density, x: Tensor, solver: Solver, samples: int = 64) -> dic
     tighter = dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10)
     at, at_tighter = model.with_solver(solver), model.with_solver(tighter)
     with torch.no_grad():
-        value, nfe_log_prob = nll(at, x, samples)
+        with torch.random.fork_rng():  # so that the tighter solve sees the same noise
+            value, nfe_log_prob = nll(at, x, samples)
         try:
             value_tighter = nll(at_tighter, x, samples)[0]
         except SolverError:

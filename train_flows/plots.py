@@ -128,11 +128,10 @@ def image_grids(sets: Mapping[str, Array], rows: int = 8) -> Figure:
     figure = Figure(figsize=(4.5 * len(sets), 4.8), layout="constrained")
     for axes, (title, images) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
         side = min(rows, max(1, int(np.sqrt(len(images)))))
-        _, channels, height, width = images.shape
-        tiles = images[: side * side].reshape(side, side, channels, height, width).transpose(0, 3, 1, 4, 2)
-        axes.imshow(
-            (tiles.reshape(side * height, side * width, channels) / top).clip(0, 1), cmap="gray", vmin=0, vmax=1
-        )
+        framed = np.pad(images[: side * side] / top, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.3)
+        _, channels, height, width = framed.shape
+        tiles = framed.reshape(side, side, channels, height, width).transpose(0, 3, 1, 4, 2)
+        axes.imshow(tiles.reshape(side * height, side * width, channels).clip(0, 1), cmap="gray", vmin=0, vmax=1)
         axes.set(title=title, xticks=[], yticks=[])
     return figure
 

@@ -12,6 +12,10 @@ from anode import InputError, Solver
 from anode.solver import FIXED_METHODS
 
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")]
+Data = Annotated[
+    tyro.conf.Positional[str | None],
+    tyro.conf.arg(metavar="DATA", help="moons, 8gaussians, ..., digits, power, ..., or the path of a table"),
+]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -19,7 +23,7 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 class Source:
     """What to learn."""
 
-    source: tyro.conf.Positional[str | None] = None  # moons, 8gaussians, ..., digits, power, ... or a table's path
+    source: Data = None
     jitter: Flag = False  # add noise to columns of few distinct values
     data_root: str = "data"  # folder of the published tables
 
