@@ -34,6 +34,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -96,7 +98,7 @@ def read_weights(folder: str | Path, device: torch.device | str | None = None) -
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
-        raise InputError(f"{path} is missing: the folder holds no weights; train again or resume the run")
+        raise InputError(f"{path} is missing: the folder holds no weights; restore it or train again")
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}

@@ -197,13 +197,15 @@ class Flow(Density):
             raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
         _check_values(name, x, dtype)
         if c is not None:
+            if c.ndim != 2:
+                raise InputError(f"c of shape {tuple(c.shape)} does not fit the flow: pass (B, C)")
             _check_values("c", c, dtype)
 
 
 def _check_values(name: str, x: Tensor, dtype: torch.dtype) -> None:
     if x.dtype != dtype:
         raise InputError(f"{name} has dtype {x.dtype}, the flow {dtype}: pass {name}.to({dtype})")
-    finite = torch.isfinite(x).flatten(1).all(1)
+    finite = torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(1)
     if not finite.all():
         raise InputError(f"{name} is not finite in {int((~finite).sum())} of {len(x)} samples: remove those")
 

@@ -58,6 +58,8 @@ class Dequantize(Lift):
         Raises:
             InputError: when a value is not one of the levels.
         """
+        if x.ndim < 2:
+            raise InputError(f"x of shape {tuple(x.shape)} is no batch: pass (B, *S)")
         value = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         if not ((value >= 0) & (value < self.levels) & (value == value.floor())).all():
             raise InputError(f"x must hold whole numbers from 0 to {self.levels - 1}; it holds others")

@@ -255,6 +255,8 @@ def test_bad_input_is_named(x, names):
         (lambda flow: flow.log_prob(torch.randn(4, 2), torch.full((4, 1), math.nan)), "c is not finite in 4 of 4"),
         (lambda flow: flow.log_prob(torch.randn(4, 2)), "context=1"),
         (lambda flow: flow.sample_with_log_prob(4, torch.randn(3, 1)), r"\(4, 1\)"),
+        (lambda flow: flow.log_prob(torch.randn(4, 2), torch.randn(4)), r"c of shape \(4,\)"),
+        (lambda flow: flow.sample(4, torch.tensor(1.0)), r"c of shape \(\)"),
         (lambda flow: flow.sample(-1, torch.randn(1)), "n=-1"),
     ],
 )

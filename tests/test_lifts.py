@@ -148,6 +148,8 @@ def test_values_beside_the_levels_are_refused(x):
 
 
 def test_bad_numbers_are_named():
+    with pytest.raises(InputError, match="no batch"):
+        Dequantize(4)(torch.tensor(1))
     with pytest.raises(InputError, match="levels=1"):
         Dequantize(1)
     with pytest.raises(InputError, match="samples=0"):

@@ -199,10 +199,31 @@ def test_three_parts_in_one_file(run, undrawn):
     assert own == file
 
 
-def test_models_saved_by_the_api_serve_the_programs(run):
-    cnf.save(cnf.density_model((3,), hidden=(8,)), "mine")
+def test_the_file_of_the_run_is_its_test_part(run, undrawn, table):
+    assert run("density", "people.csv", *TINY)[0] == 0
+    own, file = (json.loads(run("evaluate", "runs/people", *name, "--json")[1]) for name in ([], [table]))
+    assert own == file
+
+
+def test_jitter_is_told_apart(run, undrawn):
+    x = np.random.default_rng(0).normal(size=(400, 2))
+    x[:, 1] = x[:, 1].round()
+    pd.DataFrame(x).to_csv("whole.csv", index=False)
+    pd.DataFrame(x[:50]).to_csv("other.csv", index=False)
+    status, out, _ = run("density", "whole.csv", *TINY, "--jitter")
+    assert status == 0
+    assert "note: 1: few distinct values; jittered" in out
+    assert "taken as it is" in run("evaluate", "runs/whole", "other.csv")[2]
+    assert run("evaluate", "runs/whole")[2] == ""
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_models_saved_by_the_api_serve_the_programs(run, double):
+    model = cnf.density_model((3,), hidden=(8,), solver=Solver("rk4", step_size=0.5))
+    cnf.save(model.double() if double else model, "mine")
     np.save("x.npy", np.random.default_rng(0).normal(size=(30, 3)))
     assert json.loads(run("evaluate", "mine", "x.npy", "--json")[1])["nll"]["kind"] == "exact"
+    assert json.loads(run("evaluate", "mine", "x.npy", "--json")[1])["nfe_sample"] == 44  # by dopri5, of the zero field
     assert run("sample", "mine", "--out", "s.csv")[0] == 0
     assert list(pd.read_csv("s.csv").columns) == ["x0", "x1", "x2"]
     status, _, err = run("evaluate", "mine")
@@ -358,7 +379,8 @@ class TestResume:
         assert run("density", "moons", *TINY)[0] == 0
         status, _, err = run("density", "--resume", "runs/moons", "--lr", "0.5")
         assert status == 2
-        assert "takes every setting from the run" in err
+        assert "takes every setting but --device from the run" in err
+        assert run("density", "--resume", "runs/moons", "--device", "cpu")[0] == 0
 
     def test_a_finished_run_is_reported_again(self, run, undrawn):
         _, before, _ = run("density", "moons", *TINY)

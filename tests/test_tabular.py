@@ -170,6 +170,20 @@ class TestRefused:
         x[:, 1] = x[:, 1] * scale + offset
         self.refuse(write(tmp_path / "t.csv", x), f"b is (too )?{names}")
 
+    def test_a_test_part_beyond_single_precision(self, tmp_path, x):
+        far = x.copy()
+        far[0, 0] = 1e39
+        np.savez(tmp_path / "t.npz", train=x, validation=x, test=far)
+        self.refuse(tmp_path / "t.npz", "x0 is too large")
+
+    def test_repeated_names(self, tmp_path):
+        (tmp_path / "t.csv").write_text("a ,a\n" + "1.5,2.5\n" * 30)
+        self.refuse(tmp_path / "t.csv", "more than one column a")
+
+    def test_an_endless_field(self, tmp_path):
+        (tmp_path / "t.csv").write_text('"' + "1" * 200_000 + "\n1,2\n" * 30)
+        self.refuse(tmp_path / "t.csv", "cannot be read as CSV")
+
     def test_complex_numbers(self, tmp_path, x):
         np.save(tmp_path / "t.npy", x + 1j)
         self.refuse(tmp_path / "t.npy", "complex128")
@@ -222,6 +236,14 @@ def test_headers_of_every_sort(tmp_path, x, header):
     assert table.columns == tuple(name.strip(' "\ufeff') for name in header.split(","))
 
 
+def test_blank_lines_and_commas_in_names(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("\n\n" + "0.1 -0.5\n" * 30)
+    assert tables.read(path).values.shape == (30, 2)
+    path.write_text("weight (kg, dry);height\n" + "1.5;2\n" * 30)
+    assert tables.read(path).columns == ("weight (kg, dry)", "height")
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_numbers_of_every_sort(tmp_path, end):
     path = tmp_path / "t.csv"
@@ -250,6 +272,17 @@ class TestNearDiscrete:
         assert (noise[:, [0, 2]] == 0).all()
         assert np.abs(noise[:, 1]).max() <= 0.25
         assert noise[:, 1].std() == pytest.approx(0.5 / 12**0.5, rel=0.1)
+
+    def test_the_gap_is_that_of_single_precision(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(400, 2))
+        x[:, 1] = np.random.default_rng(0).choice([0.3, 3 * 0.1, 0.5], size=400)  # 3 * 0.1 is another float64
+        jittered = tabular.load(write(tmp_path / "t.csv", x, "ab"), jitter=True)
+        assert len(jittered.train[:, 1].unique()) > 300
+
+    def test_jitter_is_for_files(self):
+        for name in ("moons", "digits", "power"):
+            with pytest.raises(InputError, match=f"not for {name}"):
+                data.load(name, jitter=True)
 
     @pytest.mark.parametrize("rows", [20, 200])
     def test_real_numbers_are_left_alone(self, tmp_path, x, rows):
@@ -335,6 +368,21 @@ class TestPublished:
         pd.DataFrame({"a": [1.0]}).to_csv(tmp_path / "gas" / "ethylene_CO.csv", index=False)
         with pytest.raises(InputError, match="not in their published form"):
             data.load("gas", data_root=tmp_path)
+
+    def test_truncated_files_are_refused(self, tmp_path):
+        (tmp_path / "bsds300").mkdir()
+        path = tmp_path / "bsds300" / "BSDS300.npz"
+        np.savez(path, train=np.zeros((50, 63)))
+        for content in (b"", path.read_bytes()[:1000]):
+            path.write_bytes(content)
+            with pytest.raises(InputError, match=r"BSDS300\.npz"):
+                data.load("bsds300", data_root=tmp_path)
+
+    def test_missing_values_are_refused(self, tmp_path):
+        (tmp_path / "miniboone").mkdir()
+        np.save(tmp_path / "miniboone" / "data.npy", np.full((100, 43), np.nan))
+        with pytest.raises(InputError, match="not finite"):
+            data.load("miniboone", data_root=tmp_path)
 
     @pytest.mark.parametrize("name", published.PUBLISHED)
     def test_missing_files_are_named(self, tmp_path, name):

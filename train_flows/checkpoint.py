@@ -12,7 +12,6 @@ import torch
 
 from anode import InputError
 from anode.storage import CONFIG, WEIGHTS, read_config, write_atomically
-from cnf.models import KIND
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
@@ -64,13 +63,13 @@ class Run:
         for name in (WEIGHTS, METRICS, RESULT, *PICTURES, CONFIG):
             (self.folder / name).unlink(missing_ok=True)
 
-    def config(self) -> dict[str, Any]:
-        """The configuration of a run of ``train-flows density``.
+    def config(self, kind: str) -> dict[str, Any]:
+        """The configuration of a run, whose model is of the given kind.
 
         Raises:
             InputError: when the folder is something else.
         """
-        content = read_config(self.folder, KIND)
+        content = read_config(self.folder, kind)
         if "settings" not in content:
             raise InputError(f"{self.folder} holds a model but no run: its settings and data are not known")
         return content

@@ -96,12 +96,13 @@ def _cli(args: list[str], default: Settings) -> Settings:
 
 
 def _resumed(typed: Settings, folder: str) -> Settings:
-    """The settings a run was started with."""
-    if typed != Settings(run=RunSettings(resume=folder)):
-        raise InputError(f"--resume {folder} takes every setting from the run: drop the other options")
-    stored = Run(folder).config()["settings"]
+    """The settings a run was started with; only the device may be another, for it may not exist here."""
+    device = typed.run.device
+    if typed != Settings(run=RunSettings(resume=folder, device=device)):
+        raise InputError(f"--resume {folder} takes every setting but --device from the run: drop the other options")
+    stored = Run(folder).config(KIND)["settings"]
     stored["model"]["hidden"] = tuple(stored["model"]["hidden"])
-    stored["run"] |= {"resume": folder, "out": folder}
+    stored["run"] |= {"resume": folder, "out": folder} | ({"device": device} if device != "auto" else {})
     return Settings(
         data=Source(**stored["data"]),
         model=Model(**stored["model"]),
@@ -134,7 +135,7 @@ def _open(settings: Settings, dataset: Dataset, model: Density) -> Run:
     about = {"name": dataset.name, "sha256": dataset.digest(), "notes": dataset.notes}
     if settings.run.resume is not None:
         run = Run(settings.run.resume)
-        if run.config()["data"]["sha256"] != about["sha256"]:
+        if run.config(KIND)["data"]["sha256"] != about["sha256"]:
             raise InputError(f"{dataset.name} has changed since {run.folder} began: restore it, or train anew")
         return run
     run = Run.create(settings.run.out or f"runs/{dataset.name.split('.')[0]}", settings.run.overwrite)
@@ -220,8 +221,9 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
         pictures.draw(run, dataset, model)
     except SolverError as error:
         print(f"note: a picture is missing: {error}")
-    seconds = before + run.records()[-1]["seconds"] + time.monotonic() - started
-    command = run.config()["command"]
+    trained = run.records()[-1]["seconds"] if run.records() else 0
+    seconds = before + trained + time.monotonic() - started
+    command = run.config(KIND)["command"]
     result = provenance() | {"command": command, "seed": settings.run.seed, "seconds": round(seconds, 1), **figures}
     storage.write_atomically(run.folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     rows.append(likelihood.lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
@@ -232,14 +234,14 @@ def _comparison(figures: dict[str, Any], log_scale: float) -> str:
     """Flow and Gaussian in units of standard deviations, where tables of any units compare."""
     gaussian = figures["gaussian_nll"]
     flow = f"{figures['nll']['value'] - log_scale:.4f}"
-    other = "columns are collinear" if gaussian is None else f"{gaussian - log_scale:.4f}"
+    other = "its covariance is singular" if gaussian is None else f"{gaussian - log_scale:.4f}"
     return likelihood.lines_of([("NLL, standardized", f"{flow} nats (full-covariance Gaussian: {other})")])
 
 
 def gaussian_nll(dataset: Dataset) -> float | None:
     """Test NLL in nats of the Gaussian with mean and full covariance of the training part: what a flow should beat.
 
-    None when columns are collinear, so that there is no such density.
+    None when the covariance is singular, so that there is no such density.
     """
     x, test = (part.double().flatten(1).numpy() for part in (dataset.train, dataset.test))
     scale = x.std(axis=0)  # factored out, for columns of very different units

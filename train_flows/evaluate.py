@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ import tyro
 from torch import Tensor
 
 import cnf
-from anode import InputError, storage
+from anode import InputError, Solver, storage
 from cnf.models import KIND
 from train_flows import data, likelihood
 from train_flows.checkpoint import Run
@@ -46,15 +48,35 @@ def main(args: list[str]) -> None:
     for ode in likelihood.odes(model):
         ode.divergence = settings.divergence or ode.divergence
     asked = {name: getattr(settings, name) for name in ("rtol", "atol") if getattr(settings, name) is not None}
-    solver = dataclasses.replace(likelihood.odes(model)[0].solver, **asked)
-    x = (_own_test_part(settings.run) if settings.data is None else _other_data(settings.run, settings.data)).to(device)
+    solver = dataclasses.replace(_adaptive(likelihood.odes(model)[0].solver), **asked)
+    x = _samples(settings).to(device)
+    if x.is_floating_point():
+        x = x.to(next(model.parameters()).dtype)
     torch.manual_seed(settings.seed)
     report = likelihood.measure(model, x, solver, settings.samples)
     print(json.dumps(report) if settings.json else likelihood.table(report))
 
 
+def _adaptive(solver: Solver) -> Solver:
+    """The solver if it is adaptive; else one whose tolerances mean something."""
+    return solver if solver.adaptive else Solver(rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps)
+
+
+def _samples(settings: Settings) -> Tensor:
+    if settings.data is None:
+        return _own_test_part(settings.run)
+    trained = storage.read_config(settings.run, KIND).get("settings", {"data": {"source": None, "jitter": False}})[
+        "data"
+    ]
+    if settings.data == trained["source"] or str(Path(settings.data).resolve()) == trained["source"]:
+        return _own_test_part(settings.run)
+    if trained["jitter"]:
+        print(f"note: {settings.run} was trained on jittered data; {settings.data} is taken as it is", file=sys.stderr)
+    return _other_data(settings.run, settings.data)
+
+
 def _own_test_part(folder: str) -> Tensor:
-    config = Run(folder).config()
+    config = Run(folder).config(KIND)
     dataset = data.load(**config["settings"]["data"], seed=config["settings"]["run"]["seed"])
     if dataset.digest() != config["data"]["sha256"]:
         raise InputError(
@@ -69,11 +91,12 @@ def _other_data(folder: str, source: str) -> Tensor:
     config = storage.read_config(folder, KIND)
     if source in data.NAMES:  # split as the run's own data were, so that the test part was not trained on
         settings = config.get("settings", {"data": {}, "run": {"seed": 0}})
-        dataset = data.load(**settings["data"] | {"source": source}, seed=settings["run"]["seed"])
+        options = settings["data"] | {"source": source, "jitter": False}
+        dataset = data.load(**options, seed=settings["run"]["seed"])
         x, columns = dataset.test, dataset.columns
     else:
         values, columns = (tables.read_splits(source) or {}).get("test") or tables.read(source, least_rows=2)
-        x = torch.from_numpy(values).float()
+        x = torch.from_numpy(values)
     shape = config["model"]["shape"]
     trained = tuple(config.get("columns", ()))
     if x[0].numel() != math.prod(shape):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +16,7 @@ def provenance() -> dict[str, Any]:
     """Command line, machine and versions, for files of results."""
     packages = ("augmented-flows", "torch", "torchdiffeq", "numpy")
     return {
-        "command": " ".join(["train-flows", *sys.argv[1:]]),
+        "command": shlex.join(["train-flows", *sys.argv[1:]]),
         "machine": {
             "platform": platform.platform(),
             "cores": os.cpu_count(),

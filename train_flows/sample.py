@@ -79,6 +79,8 @@ def _check(settings: Settings) -> None:
         raise InputError(f"-n {settings.n} must be at least 1")
     if settings.out.suffix not in SUFFIXES:
         raise InputError(f"--out {settings.out} must end in {', '.join(SUFFIXES)}")
+    if settings.out.is_dir():
+        raise InputError(f"--out {settings.out} is a folder: pass the name of a file")
     if settings.out.exists() and not settings.overwrite:
         raise InputError(f"--out {settings.out} exists: pass another name, or --overwrite")
     if settings.out.suffix == ".png" and settings.log_prob:

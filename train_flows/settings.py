@@ -11,7 +11,7 @@ import tyro
 from anode import InputError, Solver
 from anode.solver import FIXED_METHODS
 
-Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps; auto takes a GPU where there is one")]
+Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps; auto takes a CUDA GPU where there is one")]
 Data = Annotated[
     tyro.conf.Positional[str | None],
     tyro.conf.arg(metavar="DATA", help="moons, 8gaussians, ..., digits, power, ..., or the path of a table"),
@@ -77,7 +77,7 @@ class RunSettings:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is a GPU where there is one.
+    """The device of a name; ``auto`` is a CUDA GPU where there is one.
 
     Raises:
         InputError: when there is no such device here.

@@ -27,6 +27,8 @@ def load(source: str, seed: int = 0, jitter: bool = False, data_root: str | Path
     Raises:
         InputError: when there is no such data set, or it cannot be used.
     """
+    if jitter and source in NAMES:
+        raise InputError(f"--jitter is for tables from files, not for {source}: drop it")
     if source in toy.DENSITIES:
         return toy.load(source, seed)
     if source == "digits":

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from anode import InputError
-from train_flows.data.tables import Table
+from train_flows.data.tables import Table, arrays_of
 
 Splits = dict[str, np.ndarray]
 
@@ -40,6 +40,8 @@ def read(name: str, root: str | Path) -> dict[str, Table]:
         raise InputError(f"table {name!r} is unknown; choose one of {', '.join(PUBLISHED)}")
     try:
         splits = PUBLISHED[name](Path(root))
+    except InputError:
+        raise
     except (KeyError, ValueError, IndexError) as error:
         raise InputError(
             f"the {name} files under {root} are not in their published form ({error}): fetch them again"
@@ -48,13 +50,15 @@ def read(name: str, root: str | Path) -> dict[str, Table]:
         raise InputError(
             f"{error.filename} does not exist: put the {name} files under --data-root (now {root})"
         ) from error
+    if not all(np.isfinite(values).all() for values in splits.values()):
+        raise InputError(f"the {name} files under {root} hold values that are not finite: fetch them again")
     columns = tuple(f"x{i}" for i in range(splits["train"].shape[1]))
     return {part: Table(values, columns) for part, values in splits.items()}
 
 
 def _power(root: Path) -> Splits:
     rng = np.random.RandomState(42)
-    data = np.load(root / "power" / "data.npy", allow_pickle=False)
+    data = _array(root / "power" / "data.npy")
     rng.shuffle(data)
     n = len(data)
     data = np.delete(data, [1, 3], axis=1)
@@ -83,12 +87,17 @@ def _hepmass(root: Path) -> Splits:
 
 
 def _miniboone(root: Path) -> Splits:
-    return _normalised_without_test(_tenths(np.load(root / "miniboone" / "data.npy", allow_pickle=False)))
+    return _normalised_without_test(_tenths(_array(root / "miniboone" / "data.npy")))
 
 
 def _bsds300(root: Path) -> Splits:
-    with np.load(root / "bsds300" / "BSDS300.npz", allow_pickle=False) as arrays:
-        return {part: arrays[part] for part in ("train", "validation", "test")}
+    arrays = arrays_of(root / "bsds300" / "BSDS300.npz")
+    return {part: arrays[part] for part in ("train", "validation", "test")}
+
+
+def _array(path: Path) -> np.ndarray:
+    (array,) = arrays_of(path).values()
+    return array
 
 
 def _tenths(data: np.ndarray) -> Splits:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import warnings
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ def read_splits(path: str | Path) -> dict[str, Table] | None:
     if path.suffix.lower() != ".npz":
         return None
     _check_file(path)
-    arrays = _arrays(path)
+    arrays = arrays_of(path)
     if set(arrays) != {"train", "validation", "test"}:
         return None
     least = {"train": LEAST_ROWS, "validation": 2, "test": 2}
@@ -78,6 +79,9 @@ def read_splits(path: str | Path) -> dict[str, Table] | None:
 def _table(name: str, frame: pd.DataFrame, least_rows: int) -> Table:
     if len(frame) == 0 or frame.shape[1] == 0:
         raise InputError(f"{name} is empty: pass a table of at least {least_rows} rows")
+    repeated = frame.columns[frame.columns.duplicated()]
+    if len(repeated):
+        raise InputError(f"{name} has more than one column {repeated[0]}: rename them")
     numbers = [_numbers(name, frame[column]) for column in frame]
     if frame.shape[1] < 2:
         raise InputError(f"{name} has one column ({frame.columns[0]}): a table needs at least 2")
@@ -103,14 +107,7 @@ def _check_file(path: Path) -> None:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig")
-            if path.suffix.lower() == ".gz"
-            else path.open(encoding="utf-8-sig") as file
-        ):
-            lines = [file.readline().strip(), file.readline().strip()]
-        delimiter = next((mark for mark in ",;\t" if mark in lines[0]), " ")
-        first, second = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        delimiter, first, second = _head(path)
         named = _are_names(first, second)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
@@ -121,12 +118,26 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 index_col=False,
                 skipinitialspace=True,
             )
-    except (OSError, ValueError, EOFError, zlib.error, pd.errors.ParserWarning) as error:
+    except (OSError, ValueError, EOFError, csv.Error, zlib.error, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error
     frame.columns = [str(name).strip() for name in frame] if named else [f"x{i}" for i in range(frame.shape[1])]
     if frame.columns[0] == "Unnamed: 0" and np.array_equal(frame.iloc[:, 0], np.arange(len(frame))):
         raise InputError(f"{path}: the first column has no name and counts the rows: write the table without its index")
     return frame
+
+
+def _head(path: Path) -> tuple[str, list[str], list[str]]:
+    """The delimiter, which gives the first two lines most fields alike, and those lines in fields."""
+    packed = path.suffix.lower() == ".gz"
+    with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as file:
+        lines = list(islice((line.strip() for line in file if line.strip()), 2))
+    lines += [""] * (2 - len(lines))
+    options = []
+    for delimiter in ",;\t ":
+        first, second = (next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), []) for line in lines)
+        options.append((len(first) == len(second) > 1, len(first), delimiter, first, second))
+    *_, delimiter, first, second = max(options, key=lambda option: option[:2])
+    return delimiter, first, second
 
 
 def _are_names(first: list[str], second: list[str]) -> bool:
@@ -154,20 +165,27 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_numpy(path: Path) -> np.ndarray:
-    arrays = _arrays(path)
+    arrays = arrays_of(path)
     if len(arrays) != 1:
         raise InputError(f"{path} holds the arrays {', '.join(arrays)}: keep one, or train, validation and test")
     return next(iter(arrays.values()))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an NPZ file, or the one of an NPY file."""
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ file, or the one of an NPY file; pickled objects are refused.
+
+    Raises:
+        InputError: when the file is damaged or holds anything but arrays.
+        FileNotFoundError: when there is none.
+    """
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return {path.stem: content}
         with content:
             return {name: content[name] for name in content.files}
+    except FileNotFoundError:
+        raise
     except Exception as error:  # numpy, zipfile and zlib raise many kinds
         raise InputError(_no_numbers(path, error)) from error
 

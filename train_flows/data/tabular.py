@@ -49,10 +49,11 @@ def load_published(name: str, root: str | Path) -> Dataset:
 
 def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) -> Dataset:
     arrays, columns = {part: table.values for part, table in splits.items()}, splits["train"].columns
+    large = np.any([np.abs(values).max(axis=0) > np.finfo(np.float32).max for values in arrays.values()], axis=0)
     with np.errstate(over="ignore"):
         single = arrays["train"].astype(np.float32)  # what the model will see
     for flags, what, remedy in (
-        (~np.isfinite(single).all(axis=0), "too large for single precision", "rescale such columns"),
+        (large, "too large for single precision", "rescale such columns"),
         (
             single.max(axis=0) == single.min(axis=0),
             "constant in single precision and has no density",
@@ -64,7 +65,7 @@ def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) ->
     few, spiked = np.array([_repeats(values) for values in single.T]).T
     notes = _notes(single, columns, few, spiked, jitter)
     if jitter:
-        gaps = {i: np.diff(np.unique(arrays["train"][:, i])).min() for i in np.flatnonzero(few)}
+        gaps = {i: np.diff(np.unique(single[:, i])).min() for i in np.flatnonzero(few)}
         rng = np.random.default_rng(seed)
         arrays = {part: _jittered(values, gaps, rng) for part, values in arrays.items()}
     train, validation, test = (
