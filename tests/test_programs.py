@@ -205,7 +205,7 @@ def test_the_file_of_the_run_is_its_test_part(run, undrawn, table):
     assert own == file
 
 
-def test_jitter_is_told_apart(run, undrawn):
+def test_jitter_is_told_apart(run, undrawn, tmp_path):
     x = np.random.default_rng(0).normal(size=(400, 2))
     x[:, 1] = x[:, 1].round()
     pd.DataFrame(x).to_csv("whole.csv", index=False)
@@ -213,6 +213,7 @@ def test_jitter_is_told_apart(run, undrawn):
     status, out, _ = run("density", "whole.csv", *TINY, "--jitter")
     assert status == 0
     assert "note: 1: few distinct values; jittered" in out
+    assert "jittered" in json.loads((tmp_path / "runs" / "whole" / "result.json").read_text())["notes"][0]
     assert "taken as it is" in run("evaluate", "runs/whole", "other.csv")[2]
     assert run("evaluate", "runs/whole")[2] == ""
 

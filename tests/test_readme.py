@@ -1,6 +1,7 @@
 """The README's code runs as it stands, and its settings exist."""
 
 import json
+import math
 import re
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 
 from cnf import density_model, save
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_api_examples_run(tmp_path, monkeypatch):
@@ -33,14 +35,29 @@ def test_command_lines_are_those_of_the_package():
     assert {script.name for script in entry_points(group="console_scripts")} >= {"train-flows"}
 
 
-def test_results_are_those_of_the_files():
-    """Every row of the table of results stands in the file it names."""
-    rows = re.findall(r"^\| `(train-flows density [^`]+)` \| (.+) \|$", README, flags=re.MULTILINE)
-    assert rows
-    for command, cells in rows:
-        *figures, file = [cell.strip() for cell in cells.split("|")]
-        result = json.loads((Path(__file__).parent.parent / "assets" / "results" / file.strip("`")).read_text())
-        shown = result["nll"]["value_standardized"] if "standardized" in figures[0] else result["nll"]["value"]
-        assert f"{shown:.3f}" in figures[0]
-        assert f"{result['nll']['standard_error']:.3f}" in figures[0]
-        assert command.split()[2] in result["command"]
+def cells(result):
+    """A row of the README's table, from the file of its results."""
+    nll, gaussian, entropy = result["nll"], result.get("gaussian_nll"), ""
+    if "8gaussians" in result["command"]:
+        entropy = f" (entropy {math.log(8) + math.log(2 * math.pi * math.e) + 2 * math.log(0.5 / 1.414):.3f})"
+    value, beside = nll["value"], entropy
+    if gaussian is not None:
+        value = nll["value_standardized"]
+        beside = f" (standardized; full-covariance Gaussian {gaussian - nll['value'] + value:.3f})"
+    return [
+        f"`{result['command']}`",
+        f"{value:.3f} +- {nll['standard_error']:.3f}{beside}",
+        f"{result['nfe_log_prob']:.0f} / {result['nfe_sample']}",
+        f"{result['seconds']:.0f}",
+    ]
+
+
+def test_the_table_of_results_is_that_of_the_files():
+    rows = re.findall(r"^\| (`train-flows density .+) \|$", README, flags=re.MULTILINE)
+    assert len(rows) == 3
+    for row in rows:
+        *shown, file = row.split(" | ")
+        result = json.loads((ROOT / "assets" / "results" / file.strip("`")).read_text())
+        assert shown == cells(result)
+        assert (result["nll"]["kind"], result["nll"]["tolerance"]) == ("exact", {"rtol": 1e-5, "atol": 1e-5})
+        assert result["seed"] == 0

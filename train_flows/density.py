@@ -225,6 +225,8 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     seconds = before + trained + time.monotonic() - started
     command = run.config(KIND)["command"]
     result = provenance() | {"command": command, "seed": settings.run.seed, "seconds": round(seconds, 1), **figures}
+    if dataset.notes:
+        result["notes"] = dataset.notes  # such as jitter, without which the figures would mislead
     storage.write_atomically(run.folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
     rows.append(likelihood.lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(test)} samples", *rows, sep="\n")

@@ -21,7 +21,7 @@ from cnf.models import KIND
 from train_flows import data, likelihood
 from train_flows.checkpoint import Run
 from train_flows.data import tables
-from train_flows.settings import Device, Flag, check_seed, find_device
+from train_flows.settings import Device, Flag, RunSettings, Source, check_seed, find_device
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,18 @@ def _adaptive(solver: Solver) -> Solver:
 def _samples(settings: Settings) -> Tensor:
     if settings.data is None:
         return _own_test_part(settings.run)
-    trained = storage.read_config(settings.run, KIND).get("settings", {"data": {"source": None, "jitter": False}})[
-        "data"
-    ]
-    if settings.data == trained["source"] or str(Path(settings.data).resolve()) == trained["source"]:
+    trained = _settings_of(settings.run)["data"]
+    if trained["source"] in (settings.data, str(Path(settings.data).resolve())):
         return _own_test_part(settings.run)
     if trained["jitter"]:
         print(f"note: {settings.run} was trained on jittered data; {settings.data} is taken as it is", file=sys.stderr)
     return _other_data(settings.run, settings.data)
+
+
+def _settings_of(folder: str) -> dict[str, Any]:
+    """The settings of a run; the defaults for a model that was saved without one."""
+    config = storage.read_config(folder, KIND)
+    return config.get("settings", {"data": vars(Source()), "run": vars(RunSettings())})
 
 
 def _own_test_part(folder: str) -> Tensor:
@@ -90,7 +94,7 @@ def _other_data(folder: str, source: str) -> Tensor:
     """Samples to evaluate on, their columns in the order of the run."""
     config = storage.read_config(folder, KIND)
     if source in data.NAMES:  # split as the run's own data were, so that the test part was not trained on
-        settings = config.get("settings", {"data": {}, "run": {"seed": 0}})
+        settings = _settings_of(folder)
         options = settings["data"] | {"source": source, "jitter": False}
         dataset = data.load(**options, seed=settings["run"]["seed"])
         x, columns = dataset.test, dataset.columns
