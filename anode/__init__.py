@@ -3,20 +3,33 @@
 nn.Sequential(Augment(5), ODEBlock(MLPField(7)), nn.Linear(7, 10))
 """
 
+from anode.baselines import MLP, ResNet
 from anode.blocks import Augment, ODEBlock
+from anode.classifiers import Classifier, classifier, load, save
 from anode.errors import InputError, SolverError
 from anode.evaluations import Evaluations, count_evals
 from anode.fields import Field, MLPField
-from anode.solver import Solver
+from anode.second_order import SecondOrderField
+from anode.solver import Solver, with_solver
+from anode.standardize import Standardize
 
 __all__ = [
+    "MLP",
     "Augment",
+    "Classifier",
     "Evaluations",
     "Field",
     "InputError",
     "MLPField",
     "ODEBlock",
+    "ResNet",
+    "SecondOrderField",
     "Solver",
     "SolverError",
+    "Standardize",
+    "classifier",
     "count_evals",
+    "load",
+    "save",
+    "with_solver",
 ]

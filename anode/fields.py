@@ -156,7 +156,9 @@ class _Layer(nn.Module):
     def forward(self, t: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
         shift = self.bias
         if self.time is not None:
-            shift = shift + t.to(h.dtype).unsqueeze(-1) * self.time  # (H,) in a solve, (B, H) with a time per sample
+            t = t.to(h.dtype)
+            t = t.unsqueeze(-1) if t.ndim else t  # (B, 1) with a time per sample
+            shift = torch.addcmul(shift, t, self.time)  # (H,) in a solve, (B, H) with a time per sample
         if self.context is not None and c is not None:
             shift = shift + F.linear(c, self.context)
         return F.linear(h, self.weight, shift) if shift.ndim == 1 else F.linear(h, self.weight) + shift

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from anode.errors import InputError, SolverError
-from anode.evaluations import Evaluations, listening
+from anode.errors import InputError
+from anode.evaluations import listening
+from anode.right_hand_side import RightHandSide, State
+from anode.runge_kutta import dopri5
 
-State = Tensor | tuple[Tensor, ...]
+M = TypeVar("M", bound=nn.Module)
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
@@ -147,7 +150,7 @@ class Solver:
         t = torch.as_tensor(times, dtype=clock, device=like.device)
         _check_times(t)
 
-        rhs = _RightHandSide(f, self, listening(field))
+        rhs = RightHandSide(f, self, listening(field))
         settings = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
         if self.gradient == "adjoint":
             given = [tensor for tensor in params if tensor is not None]
@@ -161,11 +164,25 @@ class Solver:
                 adjoint_params=(*given, *(field.parameters() if field is not None else ())),
             )
             rhs.await_backward(path)
+        elif self.method == "dopri5":
+            path = self._dopri5(rhs, y0, t)
         else:
             path = odeint(rhs, y0, t, **settings, options=self._options(clock, land_on=t[-1:]))
         if not self.adaptive:
             rhs.check_finite(path, t[-1])
         return path
+
+    def _dopri5(self, rhs: RightHandSide, y0: State, times: Tensor) -> State:
+        bare = isinstance(y0, Tensor)
+
+        def slope(t: float, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            time = times.new_tensor(t)
+            return (rhs(time, y[0]),) if bare else rhs(time, y)
+
+        start = (y0,) if isinstance(y0, Tensor) else tuple(y0)
+        states = dopri5(slope, start, times.tolist(), self.rtol, self.atol, rhs.callback_step)
+        path = tuple(torch.stack(component) for component in zip(*states, strict=True))
+        return path[0] if bare else path
 
     def _options(self, clock: torch.dtype, land_on: Tensor) -> dict[str, Any]:
         if self.adaptive:
@@ -191,55 +208,25 @@ class Solver:
         return f"{self.method} (step_size={self.step_size:g}, max_steps={self.max_steps})"
 
 
-class _RightHandSide:
-    """What torchdiffeq calls: evaluates f, counts, and turns the solver's dead ends into :class:`SolverError`.
+def with_solver(model: M, solver: Solver) -> M:
+    """A copy of a model with another solver in each of its ODEs.
 
-    torchdiffeq calls ``callback_step`` (``callback_step_adjoint`` in a backward pass) before every step, accepted or
-    rejected, which is where its own bare assertions would fail next.
+    Parameters and buffers are shared, so cast or move the model first.
+
+    Example:
+        >>> from anode import MLPField, ODEBlock
+        >>> net = nn.Sequential(nn.Linear(2, 3), ODEBlock(MLPField(3)))
+        >>> with_solver(net, Solver(rtol=1e-8, atol=1e-8))[1].solver.rtol
+        1e-08
     """
-
-    def __init__(self, f: Callable[[Tensor, Any], Any], solver: Solver, listeners: list[Evaluations]) -> None:
-        self.f = f
-        self.solver = solver
-        self.listeners = listeners
-        self.phase = "forward"
-        self.steps = 0
-        self.evaluations = 0
-        self.derivative: Any = None  # of the last evaluation: tells a blow-up from plain stiffness
-
-    def __call__(self, t: Tensor, y: Any) -> Any:
-        self.evaluations += 1
-        for listener in self.listeners:
-            setattr(listener, self.phase, getattr(listener, self.phase) + 1)
-        self.derivative = self.f(t, y)
-        return self.derivative
-
-    def callback_step(self, t: Tensor, y: Any, dt: Tensor) -> None:
-        self.steps += 1
-        if self.steps > self.solver.max_steps:
-            raise self._error("too many steps", t)
-        # Half a step, so that rounding never lets torchdiffeq's own assertion (t + dt > t) fail first.
-        if self.solver.adaptive and not t + dt / 2 > t:
-            raise self._error("step underflow" if _finite((y, self.derivative)) else "non-finite state", t)
-
-    callback_step_adjoint = callback_step
-
-    def await_backward(self, path: State) -> None:
-        """Note the moment the gradient arrives: evaluations from then on belong to the backward pass."""
-        for component in (path,) if isinstance(path, Tensor) else path:
-            if component.requires_grad:
-                component.register_hook(self._begin_backward)
-
-    def _begin_backward(self, _: Tensor) -> None:
-        self.phase = "backward"
-        self.steps = 0
-
-    def check_finite(self, path: State, t: Tensor) -> None:
-        if not _finite(path):
-            raise self._error("non-finite state", t)
-
-    def _error(self, cause: str, t: Tensor) -> SolverError:
-        return SolverError(cause, float(t), self.evaluations, self.solver)
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    other: Any = copy.deepcopy(model, memo=shared)
+    for part in other.modules():
+        if isinstance(getattr(part, "solver", None), Solver):
+            part.solver = solver
+    if getattr(other, "config", None) is not None:  # of models that rebuild themselves from plain values
+        other.config = {**other.config, "solver": asdict(solver)}
+    return other
 
 
 @torch.no_grad()
@@ -248,12 +235,6 @@ def _error_norm(state: State) -> Tensor:
     components = (state,) if isinstance(state, Tensor) else state
     norms = [component.square().mean().sqrt() for component in components if component.numel()]
     return torch.stack(norms).max() if norms else components[0].new_zeros(())
-
-
-def _finite(state: Any) -> bool:
-    if isinstance(state, Tensor):
-        return bool(torch.isfinite(state).all())
-    return all(_finite(component) for component in state)
 
 
 def _check_times(t: Tensor) -> None:

@@ -9,20 +9,61 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anode.errors import InputError
+
+M = TypeVar("M", bound=nn.Module)
 
 SCHEMA = 1
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+
+
+def save_model(folder: str | Path, kind: str, model: nn.Module, config: Mapping[str, Any] | None, **notes: Any) -> None:
+    """Store a model with the plain values that rebuild it.
+
+    Args:
+        folder: created when missing; the files of the two names are replaced.
+        kind: what the model is, such as ``"density"``.
+        model: the model.
+        config: arguments of its constructor.
+        notes: further plain values for ``config.json``.
+
+    Raises:
+        InputError: when ``config`` is None: the model was composed by hand.
+    """
+    if config is None:
+        raise InputError("a model composed by hand cannot be rebuilt from plain values: keep its state_dict() instead")
+    write_config(folder, kind, {"model": config, **notes})
+    write_weights(folder, model.state_dict())
+
+
+def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: torch.device | str | None = None) -> M:
+    """Rebuild a stored model, in evaluation mode; no code from the files is executed.
+
+    Args:
+        folder: written by :func:`save_model`, or a run.
+        kind: what the model must be.
+        build: its constructor.
+        device: where to put it; the CPU when omitted.
+
+    Raises:
+        InputError: when the folder is missing, damaged, or of something else.
+    """
+    config = read_config(folder, kind)
+    weights = read_weights(folder, device)
+    model = build(**config["model"])
+    dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+    model.to(device=device, dtype=dtype).load_state_dict(weights)
+    return model.eval()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

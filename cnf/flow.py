@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from anode import InputError, Solver
+from anode import InputError, Solver, with_solver
 from cnf.continuous import Continuous
 from cnf.transforms import Compose, Transform
 
@@ -50,14 +47,7 @@ class Density(nn.Module):
 
     def with_solver(self, solver: Solver) -> Self:
         """The model with another solver for its ODEs; parameters and buffers are shared, so cast or move it first."""
-        shared = {id(tensor): tensor for tensor in chain(self.parameters(), self.buffers())}
-        model = copy.deepcopy(self, memo=shared)
-        for part in model.modules():
-            if isinstance(part, Continuous):
-                part.solver = solver
-        if self.config is not None:
-            model.config = {**self.config, "solver": dataclasses.asdict(solver)}
-        return model
+        return with_solver(self, solver)
 
 
 class Normal(nn.Module):

@@ -115,10 +115,7 @@ def save(model: Density, folder: str | Path, **notes: Any) -> None:
     Raises:
         InputError: when the model was composed by hand and cannot be rebuilt from plain values.
     """
-    if model.config is None:
-        raise InputError("a model composed by hand cannot be rebuilt from plain values: keep its state_dict() instead")
-    storage.write_config(folder, KIND, {"model": model.config, **notes})
-    storage.write_weights(folder, model.state_dict())
+    storage.save_model(folder, KIND, model, model.config, **notes)
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | LiftedFlow:
@@ -134,9 +131,4 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Flow |
     Raises:
         InputError: when the folder is missing, damaged, or of something else.
     """
-    config = storage.read_config(folder, KIND)
-    weights = storage.read_weights(folder, device)
-    model = density_model(**config["model"])
-    dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-    model.to(device=device, dtype=dtype).load_state_dict(weights)
-    return model.eval()
+    return storage.load_model(folder, KIND, density_model, device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anode import InputError
+from anode.standardize import mean_and_scale
 
 
 class Transport(NamedTuple):
@@ -116,9 +117,9 @@ class Standardize(Transform):
 
     def fit(self, x: Tensor) -> Standardize:
         """Take mean and standard deviation from the samples ``x`` (N, *S); a constant dimension keeps its scale."""
-        std = x.double().std(dim=0, correction=0)
-        self.mean.copy_(x.double().mean(dim=0))
-        self.scale.copy_(torch.where(std > 0, std, 1.0))
+        mean, scale = mean_and_scale(x)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
         return self
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:

@@ -1,0 +1,60 @@
+"""Second-order dynamics as a first-order field of position and velocity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anode.errors import InputError
+from anode.fields import Field
+
+
+class SecondOrderField(Field):
+    """The motion d^2x/dt^2 = a(t, x, dx/dt) as a field of y = (x, v), joined along dimension 1.
+
+        dx/dt = v,    dv/dt = a(t, x, v)
+
+    The velocity is the augmented half: ``Augment(D)`` starts a motion at rest, a learned linear layer with a push.
+    The divergence of the field is tr(da/dv) alone, since dx/dt does not depend on x.
+
+    Args:
+        acceleration: a field of the velocity with the flattened position as context: ``acceleration(t, v, x)``.
+
+    References:
+        Norcliffe, Bodnar, Day, Simidjievski, Lio 2020, arXiv 2006.07220, section 3.
+
+    Example:
+        >>> from torch import nn
+        >>> from anode import Augment, MLPField, ODEBlock
+        >>> block = ODEBlock(SecondOrderField(MLPField(2, context=2)))
+        >>> nn.Sequential(Augment(2), block, nn.Linear(4, 1))(torch.randn(8, 2)).shape
+        torch.Size([8, 1])
+    """
+
+    def __init__(self, acceleration: Field) -> None:
+        super().__init__()
+        self.acceleration = acceleration
+
+    def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Evaluate the field; see :meth:`Field.forward`.
+
+        Raises:
+            InputError: for a state that does not halve, or a context.
+        """
+        position, velocity = _halves(x, c)
+        return torch.cat([velocity, self.acceleration(t, velocity, position.flatten(1))], dim=1)
+
+    def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """See :meth:`Field.velocity_and_divergence`; that of the acceleration with respect to the velocity."""
+        position, velocity = _halves(x, c)
+        known = self.acceleration.velocity_and_divergence(t, velocity, position.flatten(1))
+        return None if known is None else (torch.cat([velocity, known[0]], dim=1), known[1])
+
+
+def _halves(y: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    if y.shape[1] % 2:
+        raise InputError(f"x of shape {tuple(y.shape)} is no (position, velocity): pass an even dimension 1")
+    if c is not None:
+        raise InputError(f"c of shape {tuple(c.shape)} does not fit a second-order field: its context is the position")
+    position, velocity = y.chunk(2, dim=1)
+    return position, velocity
