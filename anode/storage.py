@@ -96,13 +96,13 @@ def write_config(folder: str | Path, kind: str, config: Mapping[str, Any]) -> No
     write_atomically(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
-    """Read and check ``config.json``.
+def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
+    """Read and check ``config.json`` of a model that is of one of the kinds.
 
     Raises:
         InputError: when the folder or file is missing, damaged, of another schema or holds another kind of model.
     """
-    path = Path(folder) / CONFIG
+    path, kind = Path(folder) / CONFIG, " or ".join(kinds)
     if not path.is_file():
         raise InputError(f"{folder} is not the folder of a {kind} model: it has no {CONFIG}")
     try:
@@ -117,7 +117,7 @@ def read_config(folder: str | Path, kind: str) -> dict[str, Any]:
         raise InputError(
             f"{path} has schema {content['schema']}, this version reads {SCHEMA}: use the version it is of"
         )
-    if content["kind"] != kind:
+    if content["kind"] not in kinds:
         raise InputError(f"{folder} holds a {content['kind']} model, not a {kind}")
     return content
 

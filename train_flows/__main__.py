@@ -10,8 +10,10 @@ from train_flows.errors import TrainingError
 
 COMMANDS = {
     "density": "train a continuous normalizing flow on samples",
-    "evaluate": "measure the likelihood of a trained density",
+    "classify": "train a classifier: neural ODE, augmented or not, ResNet or perceptron",
+    "evaluate": "measure a trained density or classifier",
     "sample": "draw samples from a trained density",
+    "paper": "reproduce the figures of the papers",
 }
 
 

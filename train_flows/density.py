@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from accelerate import Accelerator
 from scipy.stats import multivariate_normal
 
-from anode import InputError, SolverError, storage
+from anode import SolverError
 from cnf import Density, MaximumLikelihood, density_model
 from cnf.models import KIND
-from train_flows import data, likelihood, pictures, recipes
-from train_flows.checkpoint import RESULT, Run
+from train_flows import command_line, data, likelihood, pictures, recipes, session
+from train_flows.checkpoint import Run
 from train_flows.data import Dataset
-from train_flows.errors import TrainingError
-from train_flows.loop import Training, shuffled_batches, train
-from train_flows.provenance import provenance
-from train_flows.settings import Model, Numerics, RunSettings, Source, check_seed, find_device
+from train_flows.loop import Training
+from train_flows.settings import DensityNumerics, Model, RunSettings, Source, check_seed, find_device
+from train_flows.text import lines_of
 
 VALIDATION = 5000  # samples at most
 
@@ -38,7 +33,7 @@ class Settings:
 
     data: Source = field(default_factory=Source)
     model: Model = field(default_factory=Model)
-    numerics: Numerics = field(default_factory=Numerics)
+    numerics: DensityNumerics = field(default_factory=DensityNumerics)
     training: Training = field(default_factory=Training)
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -53,11 +48,12 @@ def main(args: list[str]) -> None:
     dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
     for note in dataset.notes:
         print(f"note: {note}")
-    settings = _with_fitting_batch(settings, len(dataset.train))
+    batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
+    settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
     torch.manual_seed(settings.run.seed)
     trained = build(settings, dataset).to(device)
     model = trained.with_solver(figures)  # the same weights: what is validated, stored and reported
-    run = _open(settings, dataset, model)
+    run = session.open_run(settings, KIND, dataset, model)
     before = time.monotonic() - started
     if fit(settings, run, dataset, trained, model):
         report(settings, run, dataset, model, before)
@@ -66,57 +62,8 @@ def main(args: list[str]) -> None:
 
 
 def parse(args: list[str]) -> Settings:
-    """The settings of a command line: defaults, then the recipe of the data set, then what was typed."""
-    asking = [arg for arg in args if arg in ("-h", "--help")]
-    typed = _cli([arg for arg in args if arg not in asking], Settings())
-    source = typed.data.source
-    if asking and source is None:
-        return _cli(args, Settings())  # prints the help and exits; with a data set, below, its recipe is the default
-    if typed.run.resume is not None:
-        return _resumed(typed, typed.run.resume)
-    if source is None:
-        raise InputError("no data set given: pass a name such as moons, or the path of a table")
-    recipe = recipes.density(source)
-    sections = {}
-    for section in dataclasses.fields(Settings):
-        default = getattr(Settings(), section.name)
-        known = {name: value for name, value in recipe.items() if hasattr(default, name)}
-        sections[section.name] = dataclasses.replace(default, **known)
-    settings = _cli(args, Settings(**sections))
-    if source not in data.NAMES and Path(source).exists():
-        source = str(Path(source).resolve())  # found again from any working directory
-    root = str(Path(settings.data.data_root).resolve())
-    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, source=source, data_root=root))
-
-
-def _cli(args: list[str], default: Settings) -> Settings:
-    return tyro.cli(
-        Settings, args=args, default=default, prog="train-flows density", config=(tyro.conf.OmitArgPrefixes,)
-    )
-
-
-def _resumed(typed: Settings, folder: str) -> Settings:
-    """The settings a run was started with; only the device may be another, for it may not exist here."""
-    device = typed.run.device
-    if typed != Settings(run=RunSettings(resume=folder, device=device)):
-        raise InputError(f"--resume {folder} takes every setting but --device from the run: drop the other options")
-    stored = Run(folder).config(KIND)["settings"]
-    stored["model"]["hidden"] = tuple(stored["model"]["hidden"])
-    stored["run"] |= {"resume": folder, "out": folder} | ({"device": device} if device != "auto" else {})
-    return Settings(
-        data=Source(**stored["data"]),
-        model=Model(**stored["model"]),
-        numerics=Numerics(**stored["numerics"]),
-        training=Training(**stored["training"]),
-        run=RunSettings(**stored["run"]),
-    )
-
-
-def _with_fitting_batch(settings: Settings, samples: int) -> Settings:
-    if samples >= settings.training.batch_size:
-        return settings
-    print(f"note: the batch shrinks from {settings.training.batch_size} to the {samples} training samples")
-    return dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=samples))
+    """The settings of a command line."""
+    return command_line.parse(Settings(), args, "density", KIND, recipes.density, data.NAMES.__contains__)
 
 
 def build(settings: Settings, dataset: Dataset) -> Density:
@@ -128,25 +75,6 @@ def build(settings: Settings, dataset: Dataset) -> Density:
         solver=settings.numerics.training(),
         data=dataset.train,
     )
-
-
-def _open(settings: Settings, dataset: Dataset, model: Density) -> Run:
-    """The run to continue, or a new folder with its configuration."""
-    about = {"name": dataset.name, "sha256": dataset.digest(), "notes": dataset.notes}
-    if settings.run.resume is not None:
-        run = Run(settings.run.resume)
-        if run.config(KIND)["data"]["sha256"] != about["sha256"]:
-            raise InputError(f"{dataset.name} has changed since {run.folder} began: restore it, or train anew")
-        return run
-    run = Run.create(settings.run.out or f"runs/{dataset.name.split('.')[0]}", settings.run.overwrite)
-    config = {
-        "model": model.config,
-        "settings": dataclasses.asdict(settings),
-        "data": about,
-        "columns": dataset.columns,
-    }
-    storage.write_config(run.folder, KIND, {**config, **provenance()})
-    return run
 
 
 def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model: Density) -> bool:
@@ -163,9 +91,6 @@ def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model:
         Whether training came to its end; False when it was asked to stop.
     """
     device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    accelerator = Accelerator(cpu=device.type == "cpu")
     validation = dataset.validation.to(device)[:VALIDATION]
     print(f"{len(dataset.train)} samples to train on, {len(validation)} to validate on; nll: {_validated_as(model)}")
 
@@ -174,22 +99,8 @@ def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model:
         figure, nfe = likelihood.nll(model, validation, samples=1)
         return {"nll": figure["value"], "nfe_log_prob": nfe}
 
-    try:
-        finished = train(
-            MaximumLikelihood(trained),
-            settings.training,
-            shuffled_batches(dataset.train.to(device), settings.training.batch_size, settings.run.seed),
-            validate,
-            lambda: storage.write_weights(run.folder, model.state_dict()),
-            run,
-            accelerator,
-        )
-    except TrainingError as error:
-        kept = (run.folder / storage.WEIGHTS).exists()
-        what = "the last checkpoint and the best weights so far are" if kept else "nothing was learnt yet"
-        raise TrainingError(f"{error}; {what} in {run.folder}") from error
-    model.load_state_dict(storage.read_weights(run.folder, device))
-    return finished
+    objective, samples = MaximumLikelihood(trained), dataset.train.to(device)
+    return session.fit(run, objective, model, samples, settings.training, validate, "nll", settings.run.seed)
 
 
 def _validated_as(model: Density) -> str:
@@ -223,12 +134,8 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
         print(f"note: a picture is missing: {error}")
     trained = run.records()[-1]["seconds"] if run.records() else 0
     seconds = before + trained + time.monotonic() - started
-    command = run.config(KIND)["command"]
-    result = provenance() | {"command": command, "seed": settings.run.seed, "seconds": round(seconds, 1), **figures}
-    if dataset.notes:
-        result["notes"] = dataset.notes  # such as jitter, without which the figures would mislead
-    storage.write_atomically(run.folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())
-    rows.append(likelihood.lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
+    session.write_result(run, KIND, settings.run.seed, seconds, figures, dataset.notes)
+    rows.append(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(test)} samples", *rows, sep="\n")
 
 
@@ -237,7 +144,7 @@ def _comparison(figures: dict[str, Any], log_scale: float) -> str:
     gaussian = figures["gaussian_nll"]
     flow = f"{figures['nll']['value'] - log_scale:.4f}"
     other = "its covariance is singular" if gaussian is None else f"{gaussian - log_scale:.4f}"
-    return likelihood.lines_of([("NLL, standardized", f"{flow} nats (full-covariance Gaussian: {other})")])
+    return lines_of([("NLL, standardized", f"{flow} nats (full-covariance Gaussian: {other})")])
 
 
 def gaussian_nll(dataset: Dataset) -> float | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
 from cnf import Continuous, Density, Flow, LiftedFlow, Standardize
+from train_flows.text import lines_of
 
 CHUNK = 2500  # samples solved together
 
@@ -107,11 +108,6 @@ def table(report: dict[str, Any]) -> str:
         ("NFE of sampling", f"{report['nfe_sample']}"),
     ]
     return lines_of(lines)
-
-
-def lines_of(rows: list[tuple[str, str]]) -> str:
-    """Names and values in two columns."""
-    return "\n".join(f"{name:<18} {value}" for name, value in rows)
 
 
 def describe(figure: dict[str, Any]) -> str:

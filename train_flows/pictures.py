@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anode import Classifier
 from cnf import Density, Flow
 from train_flows import plots
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
+from train_flows.data.labelled import Labelled
 
 POINTS = 20_000  # of data and samples
 FRAMES = 45
@@ -29,7 +31,23 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
         sets = {"data": shown.flatten(1).numpy(), "samples": samples.flatten(1).numpy()}
         figure = plots.corner(sets, dataset.columns)
     figure.savefig(run.folder / "samples.png", dpi=150)
-    plots.curves(run.records()).savefig(run.folder / "curves.png", dpi=120)
+    panels = {"nats": ("loss", "nll"), "evaluations of the field": ("nfe_forward", "nfe_backward", "nfe_log_prob")}
+    plots.curves(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
+
+
+@torch.no_grad()
+def draw_classifier(run: Run, dataset: Labelled, model: Classifier) -> None:
+    """Draw inputs and features of test samples, and the curves of training."""
+    x, y = (tensor[:2000] for tensor in dataset.test)
+    states = model.features(x.to(next(model.parameters()).device)).cpu().flatten(1)
+    targets = (y[:, 0] > 0 if dataset.classes is None else y).numpy().astype(int)
+    sets = {"inputs": x.flatten(1).numpy(), "features": states.numpy()}
+    plots.features(sets, targets).savefig(run.folder / "features.png", dpi=120)
+    panels = {
+        figure: [f"{part}_{figure}" for part in ("train", "validation", "test")] for figure in ("loss", "accuracy")
+    }
+    panels["evaluations of the field"] = ["nfe_forward", "nfe_backward"]
+    plots.curves(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
 
 
 def _density(model: Flow, data: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -149,19 +149,38 @@ def samples(x: Array, columns: Sequence[str]) -> Figure:
     return figure
 
 
-def curves(records: Sequence[dict[str, float]]) -> Figure:
-    """Training loss and validation NLL, and evaluations a step, against the step."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, names in ((left, ("loss", "nll")), (right, ("nfe_forward", "nfe_backward", "nfe_log_prob"))):
+def curves(records: Sequence[dict[str, float]], panels: Mapping[str, Sequence[str]]) -> Figure:
+    """Figures of the records against the step.
+
+    Args:
+        records: of a run.
+        panels: for each panel, its label and the names of the figures in it.
+    """
+    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name in names:
             points = [(record["step"], record[name]) for record in records if name in record]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, marker=".")
-        axes.set_xlabel("step")
+        axes.set(xlabel="step", ylabel=label)
         axes.legend()
-    left.set_ylabel("nats")
-    right.set_ylabel("evaluations of the field")
+    return figure
+
+
+def features(sets: Mapping[str, Array], classes: Array) -> Figure:
+    """Points (N, D) side by side, coloured by their classes (N,): of more dimensions, the two of largest variance."""
+    figure = Figure(figsize=(4.5 * len(sets), 4.5), layout="constrained")
+    for axes, (title, x) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
+        if x.shape[1] > 2:
+            _, scales, directions = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+            share = (scales[:2] ** 2).sum() / max((scales**2).sum(), np.finfo(float).tiny)
+            x, title = (
+                x @ directions[:2].T,
+                f"{title}: first two of {x.shape[1]} principal axes, {share:.0%} of variance",
+            )
+        flat = np.pad(x, ((0, 0), (0, 2 - x.shape[1])))
+        axes.scatter(*flat.T, c=classes, cmap="coolwarm" if classes.max() < 2 else "tab10", s=6, lw=0)
+        axes.set_title(title, fontsize="medium")
     return figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from train_flows.data import toy
+from train_flows.data import paper, toy
 
 DENSITY: dict[str, dict[str, Any]] = {
     "toy": {"hidden": (64, 64), "steps": 800},
@@ -13,6 +13,18 @@ DENSITY: dict[str, dict[str, Any]] = {
 }
 
 
+CLASSIFY: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "table": {"epochs": 100, "extra": 5},
+    "digits": {"hidden": (64, 64), "extra": 5},
+}
+
+
 def density(source: str) -> dict[str, Any]:
     """The recipe of a data set of ``train-flows density``: its own, or that of toys or of tables."""
     return DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
+
+
+def classify(source: str) -> dict[str, Any]:
+    """The recipe of a data set of ``train-flows classify``: its own, that of the paper's functions, or of tables."""
+    return CLASSIFY.get(source, CLASSIFY["paper" if paper.known(source) else "table"])

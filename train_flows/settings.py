@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,6 +17,10 @@ Data = Annotated[
     tyro.conf.Positional[str | None],
     tyro.conf.arg(metavar="DATA", help="moons, 8gaussians, ..., digits, power, ..., or the path of a table"),
 ]
+Labelled = Annotated[
+    tyro.conf.Positional[str | None],
+    tyro.conf.arg(metavar="DATA", help="spheres, intervals, sines, ..., digits, wine, ..., or the path of a table"),
+]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -26,6 +31,28 @@ class Source:
     source: Data = None
     jitter: Flag = False  # add noise to columns of few distinct values
     data_root: str = "data"  # folder of the published tables
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What to learn."""
+
+    source: Labelled = None
+    target: str | None = None  # the column of the classes, for a table
+
+
+@dataclass(frozen=True)
+class Network:
+    """The classifier."""
+
+    model: Literal["node", "second-order", "resnet", "mlp"] = "node"  # neural ODE, augmented with --extra, or another
+    extra: int = 0  # augmented dimensions
+    lift: Literal["zeros", "learned"] = "zeros"  # how they begin
+    hidden: tuple[int, ...] = (32, 32)  # widths of the hidden layers
+    activation: Literal["relu", "softplus", "tanh", "silu"] = "relu"  # of the hidden layers
+    time: Literal["none", "concat", "bias"] = "concat"  # how the field of an ODE depends on time
+    blocks: int = 5  # of a ResNet
+    readout: Literal["linear", "none"] = "linear"  # a layer on the final state, or its first components
 
 
 @dataclass(frozen=True)
@@ -44,25 +71,37 @@ class Model:
 class Numerics:
     """How ODEs are solved."""
 
+    solver: str = "dopri5"  # method
+    rtol: float = 1e-3  # relative tolerance
+    atol: float = 1e-3  # absolute tolerance
+    step_size: float | None = None  # of a fixed-step solver
+    gradient: Literal["direct", "adjoint"] = "direct"  # through the steps, or by the adjoint
+    max_steps: int = 1000  # a solve that takes more has failed
+
+    def value(self) -> Solver:
+        """The solver."""
+        return Solver(self.solver, self.rtol, self.atol, self.step_size, self.max_steps, self.gradient)
+
+
+@dataclass(frozen=True)
+class DensityNumerics(Numerics):
+    """How the ODEs of densities are solved, which have to be accurate for their figures to mean something."""
+
     solver: str = "dopri5"  # of training; figures of a fixed-step one are taken by dopri5
     rtol: float = 1e-5  # relative tolerance of all figures
     atol: float = 1e-5  # absolute tolerance of all figures
     loosen: float = 10.0  # training solves at this multiple of rtol and atol
-    step_size: float | None = None  # of a fixed-step solver
-    gradient: Literal["direct", "adjoint"] = "direct"  # through the steps, or by the adjoint
-    max_steps: int = 1000  # a solve that takes more has failed
 
     def training(self) -> Solver:
         """The solver of training."""
         if not self.loosen > 0:
             raise InputError(f"--loosen {self.loosen} must be a positive number, 1 for the tolerances of the figures")
-        rtol, atol = self.loosen * self.rtol, self.loosen * self.atol
-        return Solver(self.solver, rtol, atol, self.step_size, self.max_steps, self.gradient)
+        return dataclasses.replace(self.value(), rtol=self.loosen * self.rtol, atol=self.loosen * self.atol)
 
     def figures(self) -> Solver:
         """The solver of validation, tests and the stored model: always adaptive."""
         method = "dopri5" if self.solver in FIXED_METHODS else self.solver
-        return Solver(method, self.rtol, self.atol, max_steps=self.max_steps)
+        return dataclasses.replace(self.value(), method=method, step_size=None, gradient="direct")
 
 
 @dataclass(frozen=True)

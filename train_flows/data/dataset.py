@@ -48,7 +48,12 @@ class Dataset:
 
 def split(x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Shuffle by ``seed`` and split into 80% training, 10% validation and 10% test samples."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    tenth = len(x) // 10
-    test, validation, train = order[:tenth], order[tenth : 2 * tenth], order[2 * tenth :]
+    train, validation, test = split_rows(len(x), seed)
     return x[train], x[validation], x[test]
+
+
+def split_rows(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of n samples that :func:`split` puts into each part."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    tenth = n // 10
+    return order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]

@@ -43,15 +43,22 @@ def read(path: str | Path, least_rows: int = LEAST_ROWS) -> Table:
     Raises:
         InputError: when the file is missing, empty, of another format, or holds anything but finite numbers.
     """
+    return numbers(str(path), read_frame(path), least_rows)
+
+
+def read_frame(path: str | Path) -> pd.DataFrame:
+    """Read a file as :func:`read` does, whatever its columns hold.
+
+    Raises:
+        InputError: when the file is missing, empty or of another format.
+    """
     path = Path(path)
     _check_file(path)
     if path.name.lower().endswith((".csv", ".csv.gz")):
-        frame = _read_csv(path)
-    elif path.suffix.lower() == ".parquet":
-        frame = _read_parquet(path)
-    else:
-        frame = _frame(path, _read_numpy(path))
-    return _table(str(path), frame, least_rows)
+        return _read_csv(path)
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
+    return _frame(path, _read_numpy(path))
 
 
 def read_splits(path: str | Path) -> dict[str, Table] | None:
@@ -68,7 +75,7 @@ def read_splits(path: str | Path) -> dict[str, Table] | None:
     if set(arrays) != {"train", "validation", "test"}:
         return None
     least = {"train": LEAST_ROWS, "validation": 2, "test": 2}
-    splits = {part: _table(f"{path}: {part}", _frame(path, array), least[part]) for part, array in arrays.items()}
+    splits = {part: numbers(f"{path}: {part}", _frame(path, array), least[part]) for part, array in arrays.items()}
     if len({len(table.columns) for table in splits.values()}) > 1:
         raise InputError(
             f"{path}: train, validation and test differ in their number of columns; write them again alike"
@@ -76,18 +83,23 @@ def read_splits(path: str | Path) -> dict[str, Table] | None:
     return splits
 
 
-def _table(name: str, frame: pd.DataFrame, least_rows: int) -> Table:
+def numbers(name: str, frame: pd.DataFrame, least_rows: int = LEAST_ROWS, least_columns: int = 2) -> Table:
+    """The numbers of a frame.
+
+    Raises:
+        InputError: when it holds anything but finite numbers, or too few of them.
+    """
     if len(frame) == 0 or frame.shape[1] == 0:
         raise InputError(f"{name} is empty: pass a table of at least {least_rows} rows")
     repeated = frame.columns[frame.columns.duplicated()]
     if len(repeated):
         raise InputError(f"{name} has more than one column {repeated[0]}: rename them")
-    numbers = [_numbers(name, frame[column]) for column in frame]
-    if frame.shape[1] < 2:
+    columns = [_numbers(name, frame[column]) for column in frame]
+    if frame.shape[1] < least_columns:
         raise InputError(f"{name} has one column ({frame.columns[0]}): a table needs at least 2")
     if len(frame) < least_rows:
         raise InputError(f"{name} has {len(frame)} rows: at least {least_rows} are needed")
-    return Table(np.stack(numbers, axis=1), tuple(str(column) for column in frame))
+    return Table(np.stack(columns, axis=1), tuple(str(column) for column in frame))
 
 
 def _check_file(path: Path) -> None:

@@ -1,0 +1,98 @@
+"""The accuracy and loss of a classifier on samples, and what the solves cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+
+from anode import Classifier, ODEBlock, Solver, SolverError, with_solver
+from train_flows import supervised
+from train_flows.data.labelled import Pairs
+from train_flows.supervised import Supervised, outputs, predicted
+from train_flows.text import lines_of
+
+
+def loss_of(classes: object) -> str:
+    """The loss to train by: cross-entropy of classes, smooth-L1 of values -1 and +1, as in the paper."""
+    return "smooth-l1" if classes is None else "cross-entropy"
+
+
+def solver_of(model: Classifier) -> Solver | None:
+    """The solver of its ODE; None for a discrete network."""
+    return model.body.solver if isinstance(model.body, ODEBlock) else None
+
+
+def measure(model: Classifier, pairs: Pairs, classes: object) -> dict[str, Any]:
+    """Measure a classifier on samples.
+
+    Args:
+        model: the classifier.
+        pairs: at least one.
+        classes: their names; None where targets are values.
+
+    Returns:
+        ``accuracy`` and its ``standard_error`` (binomial), ``loss`` and its name ``loss_kind``, ``nfe`` (evaluations
+        of the field a solve), ``tolerance``; and, for an adaptive solver, ``tighter``: accuracy, loss and evaluations
+        at tolerances ten times tighter, and ``changed``, the share of samples whose class is another there. It is None
+        where that solve fails.
+    """
+    objective = Supervised(model, loss_of(classes))
+    found = supervised.measure(objective, pairs)
+    solver = solver_of(model)
+    figures: dict[str, Any] = {
+        "accuracy": found["accuracy"],
+        "standard_error": math.sqrt(found["accuracy"] * (1 - found["accuracy"]) / len(pairs.x)),
+        "loss": found["loss"],
+        "loss_kind": loss_of(classes),
+        "nfe": found["nfe"],
+        "tolerance": None,
+    }
+    if solver is None or not solver.adaptive:
+        return figures
+    figures["tolerance"] = {"rtol": solver.rtol, "atol": solver.atol}
+    tighter = dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10)
+    try:
+        figures["tighter"] = _at(objective, tighter, pairs)
+    except SolverError:
+        figures["tighter"] = None
+    return figures
+
+
+@torch.no_grad()
+def _at(objective: Supervised, solver: Solver, pairs: Pairs) -> dict[str, float]:
+    tighter = with_solver(objective, solver)
+    found = supervised.measure(tighter, pairs)
+    before, after = (predicted(outputs(each.model, pairs.x)) for each in (objective, tighter))
+    return {
+        "accuracy": found["accuracy"],
+        "loss": found["loss"],
+        "nfe": found["nfe"],
+        "changed": float((before != after).double().mean()),
+        "rtol": solver.rtol,
+        "atol": solver.atol,
+    }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Measured figures as lines to read."""
+    at = figures["tolerance"]
+    how = "" if at is None else f" (rtol {at['rtol']:g}, atol {at['atol']:g})"
+    lines = [
+        ("accuracy", f"{figures['accuracy']:.4f} +- {figures['standard_error']:.4f}{how}"),
+        (f"loss ({figures['loss_kind']})", f"{figures['loss']:.4g}"),
+    ]
+    if at is not None:
+        lines.append(("NFE", f"{figures['nfe']:.0f}"))
+        tighter = figures["tighter"]
+        lines.append(("tighter", "the solve failed" if tighter is None else _tighter(tighter)))
+    return lines_of(lines)
+
+
+def _tighter(figures: dict[str, float]) -> str:
+    return (
+        f"accuracy {figures['accuracy']:.4f}, loss {figures['loss']:.4g}, NFE {figures['nfe']:.0f} "
+        f"(rtol {figures['rtol']:g}, atol {figures['atol']:g}); {figures['changed']:.2%} of the classes change"
+    )

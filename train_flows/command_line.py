@@ -1,0 +1,82 @@
+"""From a command line to settings: defaults, then the recipe of the data set, then what was typed; or a run's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from anode import InputError
+from train_flows.checkpoint import Run
+from train_flows.settings import RunSettings
+
+S = TypeVar("S")
+
+
+def parse(
+    default: S,
+    args: list[str],
+    command: str,
+    kind: str,
+    recipe: Callable[[str], dict[str, Any]],
+    known: Callable[[str], bool],
+) -> S:
+    """The settings of a training program: a dataclass of sections, among them ``data`` and ``run``.
+
+    Args:
+        default: the settings without a data set.
+        args: what was typed.
+        command: name of the program.
+        kind: of the models it trains.
+        recipe: for a data set, the values that differ from the defaults.
+        known: whether a data set is one by name, not a file.
+
+    Raises:
+        InputError: when there is no data set, or other options beside ``--resume``.
+    """
+
+    def typed(args: list[str], default: S) -> S:
+        prog = f"train-flows {command}"
+        return tyro.cli(type(default), args=args, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+
+    asking = [arg for arg in args if arg in ("-h", "--help")]
+    first: Any = typed([arg for arg in args if arg not in asking], default)
+    source = first.data.source
+    if asking and source is None:
+        return typed(args, default)  # prints the help and exits; with a data set, below, its recipe is the default
+    if first.run.resume is not None:
+        return _resumed(first, default, kind)
+    if source is None:
+        raise InputError("no data set given: pass a name such as moons, or the path of a table")
+    settings: Any = typed(args, _cooked(default, recipe(source)))
+    if not known(source) and Path(source).exists():
+        source = str(Path(source).resolve())  # found again from any working directory
+    found: dict[str, Any] = {"source": source}
+    if hasattr(settings.data, "data_root"):
+        found["data_root"] = str(Path(settings.data.data_root).resolve())
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found))
+
+
+def _cooked(default: Any, recipe: dict[str, Any]) -> Any:
+    sections = {}
+    for section in dataclasses.fields(default):
+        values = getattr(default, section.name)
+        sections[section.name] = dataclasses.replace(values, **{k: v for k, v in recipe.items() if hasattr(values, k)})
+    return dataclasses.replace(default, **sections)
+
+
+def _resumed(settings: Any, default: Any, kind: str) -> Any:
+    """The settings a run was started with; only the device may be another, for it may not exist here."""
+    folder, device = settings.run.resume, settings.run.device
+    if settings != dataclasses.replace(default, run=RunSettings(resume=folder, device=device)):
+        raise InputError(f"--resume {folder} takes every setting but --device from the run: drop the other options")
+    stored = Run(folder).config(kind)["settings"]
+    stored["run"] |= {"resume": folder, "out": folder} | ({"device": device} if device != "auto" else {})
+    sections = {}
+    for section in dataclasses.fields(default):
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored[section.name].items()}
+        sections[section.name] = type(getattr(default, section.name))(**values)
+    return dataclasses.replace(default, **sections)

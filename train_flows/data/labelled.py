@@ -1,0 +1,75 @@
+"""Inputs with what to predict from them, in three splits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from train_flows.data.dataset import split_rows
+
+
+class Pairs(NamedTuple):
+    """Inputs and what to predict from them.
+
+    Attributes:
+        x: inputs (N, *S).
+        y: targets: values (N, K), or classes (N,), int64.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: torch.device) -> Pairs:
+        """The same on a device."""
+        return Pairs(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled samples in their original units.
+
+    Attributes:
+        name: what to call it.
+        train: training samples.
+        validation: samples that choose the best weights.
+        test: samples for the reported figures.
+        columns: names of the dimensions of an input.
+        classes: their names; None where targets are values of which the sign is the class.
+        notes: sentences worth printing.
+    """
+
+    name: str
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+    columns: tuple[str, ...]
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape S of one input."""
+        return torch.Size(self.train.x.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs a network needs: classes, or values."""
+        return self.train.y.shape[1] if self.classes is None else len(self.classes)
+
+    def digest(self) -> str:
+        """SHA-256 of all samples, to tell whether a data set is the one it was."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.validation, self.test):
+            for tensor in part:
+                digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def split(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs, Pairs]:
+    """Shuffle by ``seed`` and split into 80% training, 10% validation and 10% test samples."""
+    train, validation, test = (Pairs(pairs.x[rows], pairs.y[rows]) for rows in split_rows(len(pairs.x), seed))
+    return train, validation, test

@@ -1,0 +1,114 @@
+"""The functions of the Augmented Neural ODEs paper: points with targets -1 and +1, some of them out of reach of an ODE.
+
+In one dimension the flow of an ODE is increasing, and in any dimension it cannot carry a ball out of the shell around
+it, so that ``g1d``, ``intervals`` and ``spheres`` ask for what neural ODEs cannot represent; ``sines`` does not.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+
+from anode import InputError
+from train_flows.data.labelled import Pairs
+
+INNER, OUTER = (0.0, 0.5), (1.0, 1.5)  # radii
+SLICES = 10  # of the circle, for generalisation
+
+
+def flip(n: int, generator: torch.Generator) -> Pairs:
+    """The function g1d: +1 -> -1 and -1 -> +1, n noiseless points in turn, half of them each."""
+    pairs = identity(n, generator)
+    return Pairs(pairs.x, -pairs.y)
+
+
+def identity(n: int, generator: torch.Generator) -> Pairs:
+    """The identity on the points -1 and +1, the control of g1d."""
+    x = torch.ones(n, 1)
+    x[::2] = -1
+    return Pairs(x, x.clone())
+
+
+def spheres(n: int, generator: torch.Generator, dim: int = 2) -> Pairs:
+    """Concentric spheres: a third of n points in the ball of radius 0.5 -> -1, the rest in the shell 1 to 1.5 -> +1.
+
+    Points are uniform in volume: r = (a^d + u (b^d - a^d))^(1/d), u uniform in [0, 1). In one dimension these are the
+    nested intervals, three equal thirds.
+
+    References:
+        Dupont, Doucet, Teh 2019, arXiv 1904.01681, section 4; the published 1,000 inner and 2,000 outer points.
+    """
+    inner = n // 3
+    direction = torch.randn(n, dim, generator=generator)
+    if dim == 1:
+        direction[inner::2], direction[inner + 1 :: 2] = -1, 1
+    u = torch.rand(n, 1, generator=generator)
+    low, high = (torch.tensor([radii[end]] * n).unsqueeze(1) for end, radii in ((0, INNER), (1, INNER)))
+    low[inner:], high[inner:] = OUTER
+    radius = (low**dim + u * (high**dim - low**dim)) ** (1 / dim)
+    y = torch.ones(n, 1)
+    y[:inner] = -1
+    return Pairs(radius * direction / direction.norm(dim=1, keepdim=True), y)
+
+
+def sines(n: int, generator: torch.Generator) -> Pairs:
+    """Two sine curves, shifted by 0.7 up -> +1 and down -> -1, with noise 0.1: a homeomorphism separates them."""
+    x = 2 * torch.rand(n, generator=generator) - 1
+    y = torch.ones(n)
+    y[: n // 2] = -1
+    height = torch.sin(math.pi * x) + 0.7 * y + 0.1 * torch.randn(n, generator=generator)
+    return Pairs(torch.stack([x, height], 1), y.unsqueeze(1))
+
+
+FUNCTIONS: dict[str, Callable[[int, torch.Generator], Pairs]] = {
+    "g1d": flip,
+    "identity": identity,
+    "intervals": lambda n, generator: spheres(n, generator, dim=1),
+    "spheres": spheres,
+    "sines": sines,
+}
+
+
+def sample(name: str, n: int, seed: int = 0) -> Pairs:
+    """Draw n points of a function by name, inputs (n, D) and targets (n, 1).
+
+    Args:
+        name: ``g1d``, ``identity``, ``intervals``, ``sines``, ``spheres`` or, in D dimensions, ``spheres-D``.
+        n: how many.
+        seed: of the points.
+
+    Raises:
+        InputError: for another name.
+    """
+    if not known(name):
+        raise InputError(
+            f"function {name!r} is unknown; choose one of {', '.join(FUNCTIONS)}, spheres-3, spheres-4 ..."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    if name in FUNCTIONS:
+        return FUNCTIONS[name](n, generator)
+    return spheres(n, generator, int(name.removeprefix("spheres-")))
+
+
+def known(name: str) -> bool:
+    """Whether there is a function of that name."""
+    return name in FUNCTIONS or re.fullmatch(r"spheres-[1-9]\d*", name) is not None
+
+
+def split_slices(pairs: Pairs, removed: int, generator: torch.Generator) -> tuple[Pairs, Pairs]:
+    """Points outside and inside ``removed`` of ten slices of the plane by angle, chosen at random.
+
+    Both circles lose the same angles, so that a model has to continue each of them through the gap.
+
+    References:
+        Dupont, Doucet, Teh 2019, arXiv 1904.01681, section 5.1.
+    """
+    if not 0 < removed < SLICES:
+        raise InputError(f"removed={removed} must be from 1 to {SLICES - 1} slices")
+    angle = torch.atan2(pairs.x[:, 1], pairs.x[:, 0]) / (2 * math.pi) % 1
+    slices = (angle * SLICES).long().clamp(max=SLICES - 1)
+    inside = torch.isin(slices, torch.randperm(SLICES, generator=generator)[:removed])
+    return Pairs(pairs.x[~inside], pairs.y[~inside]), Pairs(pairs.x[inside], pairs.y[inside])

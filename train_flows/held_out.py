@@ -1,0 +1,121 @@
+"""Samples to evaluate a stored model on: the test part of its own run, or other data in the order of its columns."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anode import InputError, storage
+from anode.classifiers import KIND as CLASSIFIER
+from cnf.models import KIND as DENSITY
+from train_flows import data
+from train_flows.checkpoint import Run
+from train_flows.data import classes, tables
+from train_flows.data.labelled import Pairs
+from train_flows.settings import RunSettings, Source
+
+
+def samples(folder: str, source: str | None) -> Tensor:
+    """Samples (N, *S) for a density.
+
+    Args:
+        folder: of a run, or of a model that was saved without one.
+        source: a data set or table; the test part of the run's own data when None.
+
+    Raises:
+        InputError: when the run's own data have changed, or other data have other columns.
+    """
+    if source is None:
+        return _own(folder)
+    trained = _settings(folder)["data"]
+    if trained["source"] in (source, str(Path(source).resolve())):
+        return _own(folder)
+    if trained["jitter"]:
+        print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
+    return _other(folder, source)
+
+
+def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | None]:
+    """Inputs and targets for a classifier, and the names of its classes; see :func:`samples`."""
+    config = Run(folder).config(CLASSIFIER)
+    trained, names = config["settings"]["data"], config["classes"] and tuple(config["classes"])
+    if source is None or trained["source"] in (source, str(Path(source).resolve())):
+        dataset = classes.load(trained["source"], config["settings"]["run"]["seed"], trained["target"])
+        _check_unchanged(config, folder, dataset.digest())
+        return dataset.test, names
+    if classes.known(source):
+        raise InputError(f"{folder} was trained on {config['data']['name']}, not on {source}: name a table, or nothing")
+    if trained["target"] is None:
+        raise InputError(
+            f"{folder} was trained on {config['data']['name']}, which has no table's columns: name nothing"
+        )
+    found, columns, _ = classes.read(source, trained["target"], names)
+    return Pairs(_in_order(found.x, columns, config, folder, source), found.y), names
+
+
+def _settings(folder: str) -> dict[str, Any]:
+    """The settings of a run; the defaults for a model that was saved without one."""
+    config = storage.read_config(folder, DENSITY)
+    return config.get("settings", {"data": vars(Source()), "run": vars(RunSettings())})
+
+
+def _own(folder: str) -> Tensor:
+    config = Run(folder).config(DENSITY)
+    dataset = data.load(**config["settings"]["data"], seed=config["settings"]["run"]["seed"])
+    _check_unchanged(config, folder, dataset.digest())
+    return dataset.test
+
+
+def _check_unchanged(config: dict[str, Any], folder: str, digest: str) -> None:
+    if digest != config["data"]["sha256"]:
+        raise InputError(
+            f"{config['data']['name']} has changed since {folder} was trained on it, so its test part is not known: "
+            "name the data to evaluate on"
+        )
+
+
+def _other(folder: str, source: str) -> Tensor:
+    if source in data.NAMES:  # split as the run's own data were, so that the test part was not trained on
+        settings = _settings(folder)
+        options = settings["data"] | {"source": source, "jitter": False}
+        dataset = data.load(**options, seed=settings["run"]["seed"])
+        x, columns = dataset.test, dataset.columns
+    else:
+        values, columns = (tables.read_splits(source) or {}).get("test") or tables.read(source, least_rows=2)
+        x = torch.from_numpy(values)
+    return _in_order(x, columns, storage.read_config(folder, DENSITY), folder, source)
+
+
+def _in_order(x: Tensor, columns: tuple[str, ...], config: dict[str, Any], folder: str, source: str) -> Tensor:
+    """Samples with their columns in the order a model was trained with, in its shape."""
+    shape, trained = config["model"]["shape"], tuple(config.get("columns", ()))
+    if x[0].numel() != math.prod(shape):
+        names = f" ({_some(trained)})" if trained else ""
+        raise InputError(
+            f"{source} has {x[0].numel()} columns, {folder} was trained on {math.prod(shape)}{names}: "
+            "pass the same columns"
+        )
+    if _named(columns) and _named(trained):
+        missing = [name for name in trained if name not in columns]
+        if missing:
+            raise InputError(
+                f"{source} lacks the columns {_some(missing)} of {folder}; it has {_some(columns)}: rename them"
+            )
+        x = x.flatten(1)[:, [columns.index(name) for name in trained]]
+    return x.reshape(len(x), *shape)
+
+
+def _named(columns: tuple[str, ...]) -> bool:
+    """Whether columns have names of their own, rather than x0, x1, ..."""
+    return not all(re.fullmatch(r"x\d+", name) for name in columns)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:8], *["..."] * (len(names) > 8)])

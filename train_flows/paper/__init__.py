@@ -1,0 +1,92 @@
+"""``train-flows paper EXPERIMENT``: the figures of the papers, each with every run behind it."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from anode import InputError, storage
+from train_flows.paper import trials
+from train_flows.paper.report import Report
+from train_flows.paper.trials import Outcome, Trial
+from train_flows.provenance import provenance
+from train_flows.settings import Flag
+
+EXPERIMENTS = {
+    "flow-1d": "ODE solutions on the line keep their order, ResNet steps cross (ANODE, fig. 3)",
+    "resnet-vs-node": "training losses of ResNet and NODE in d = 1, 2 and on separable data (fig. 5)",
+    "feature-evolution": "features while training, with their evaluations (fig. 6, 8 left)",
+    "node-vs-anode": "training losses in d = 1, 2 and the flows learnt (fig. 7)",
+    "nfe": "evaluations while training (fig. 8 right)",
+    "generalization": "values at unseen inputs, validation loss with slices removed (fig. 9)",
+    "augment-sweep": "loss, evaluations and time against the number of extra dimensions",
+    "tolerance": "error, time, memory and evaluations against tolerance (Neural ODEs, fig. 3)",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Reproduce a figure of a paper; without an experiment, list them."""
+
+    experiment: tyro.conf.Positional[str | None] = None
+    seeds: int = 5  # repetitions, with seeds from 0
+    quick: Flag = False  # a minute at most, to see that it runs; its figures mean nothing
+    out: Path = Path("paper")  # folder of EXPERIMENT.json and EXPERIMENT.png
+    workers: int = os.cpu_count() or 1  # runs side by side, one thread each
+    overwrite: Flag = False  # replace existing results
+
+
+def main(args: list[str]) -> None:
+    """Run the command line ``train-flows paper``."""
+    settings = tyro.cli(Settings, args=args, prog="train-flows paper")
+    if settings.experiment is None:
+        print("\n".join(f"{name:<18} {what}" for name, what in EXPERIMENTS.items()))
+        return
+    paths = _checked(settings)
+    experiment = importlib.import_module(f"train_flows.paper.{settings.experiment.replace('-', '_')}")
+    report = experiment.run(partial(_attempt_all, settings))
+    settings.out.mkdir(parents=True, exist_ok=True)
+    _write(settings, report, *paths)
+    print(f"\n{report.table}\n\n{paths[0]}, {paths[1]}")
+
+
+def _checked(settings: Settings) -> tuple[Path, Path]:
+    """The files to write, once everything typed is known to be good."""
+    name = settings.experiment
+    if name not in EXPERIMENTS:
+        raise InputError(f"experiment {name!r} is unknown: choose one of {', '.join(EXPERIMENTS)}")
+    for option in ("seeds", "workers"):
+        if getattr(settings, option) < 1:
+            raise InputError(f"--{option} {getattr(settings, option)} must be at least 1")
+    paths = settings.out / f"{name}.json", settings.out / f"{name}.png"
+    for path in paths:
+        if path.exists() and not settings.overwrite:
+            raise InputError(f"{path} exists: pass another --out, or --overwrite")
+    return paths
+
+
+def _attempt_all(settings: Settings, wanted: Sequence[Trial]) -> list[Outcome]:
+    return trials.attempt_all(trials.quick(wanted) if settings.quick else wanted, settings.seeds, settings.workers)
+
+
+def _write(settings: Settings, report: Report, results: Path, picture: Path) -> None:
+    content = provenance() | {
+        "experiment": settings.experiment,
+        "quick": settings.quick,
+        "seeds": list(range(settings.seeds)),
+        "findings": report.findings,
+        "summary": report.summary,
+        "runs": report.runs,
+    }
+    storage.write_atomically(results, (json.dumps(content) + "\n").encode())
+    buffer = io.BytesIO()
+    report.figure.savefig(buffer, dpi=110, format="png")
+    storage.write_atomically(picture, buffer.getvalue())

@@ -1,0 +1,43 @@
+"""Figure 9: what NODE and ANODE make of inputs they were not trained on, at nearly no training loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from train_flows.paper import pictures
+from train_flows.paper.report import Report, curves, final, of, report
+from train_flows.paper.trials import Outcome, Trial
+
+MODELS = {"NODE": {}, "ANODE p=5": {"extra": 5}}
+TRIALS = [Trial(name, "spheres", model, epochs=50, removed=3) for name, model in MODELS.items()]
+SIDE = 120  # of the grid of inputs
+
+
+def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
+    """Train with three of ten slices of the plane removed, random ones for each seed, and validate on those."""
+    outcomes = attempt_all(TRIALS)
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    *maps, train, validation = figure.subplots(1, 4)
+    for axes, name in zip(maps, MODELS, strict=True):
+        _values(axes, of(outcomes, name)[0])
+    for axes, metric in ((train, "loss"), (validation, "validation_loss")):
+        losses = {name: curves(of(outcomes, name), metric) for name in MODELS}
+        pictures.bands(axes, losses, metric.replace("_", " "), log=True)
+    node, anode = (final(of(outcomes, name), "validation_loss").mean() for name in MODELS)
+    return report(outcomes, figure, {"validation loss, ANODE / NODE": float(anode / node)})
+
+
+@torch.no_grad()
+def _values(axes: Any, outcome: Outcome) -> None:
+    """The network's value at every input, with the points it learnt from."""
+    side = torch.linspace(-1.6, 1.6, SIDE)
+    inputs = torch.cartesian_prod(side, side)
+    values = outcome.model(inputs).reshape(SIDE, SIDE).T.numpy()
+    axes.imshow(values, origin="lower", extent=(-1.6, 1.6, -1.6, 1.6), cmap=pictures.SIDES, vmin=-1, vmax=1)
+    x = outcome.train.x[::10].numpy()
+    axes.scatter(*x.T, s=1, c="black", lw=0)
+    axes.set(title=f"{outcome.trial.name}: value at every input", xticks=[], yticks=[])

@@ -1,0 +1,104 @@
+"""What an experiment hands over: every run, their summary over seeds, a table, and the figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from train_flows.paper.trials import Outcome
+
+METRICS = ("loss", "mse", "accuracy", "validation_loss", "nfe_forward", "nfe_backward", "seconds")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of an experiment.
+
+    Attributes:
+        runs: plain values of every run.
+        summary: plain values over seeds; see :func:`summarize`.
+        table: what to print.
+        figure: what to look at.
+        findings: numbers the experiment is about, by name.
+    """
+
+    runs: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    table: str
+    figure: Figure
+    findings: dict[str, Any] = field(default_factory=dict)
+
+
+def report(outcomes: Sequence[Outcome], figure: Figure, findings: Mapping[str, Any] | None = None) -> Report:
+    """The report of trained outcomes."""
+    summary = summarize(outcomes)
+    lines = [table(summary), *(f"{name}: {_number(value)}" for name, value in (findings or {}).items())]
+    return Report([outcome.result() for outcome in outcomes], summary, "\n".join(lines), figure, dict(findings or {}))
+
+
+def of(outcomes: Sequence[Outcome], name: str | None = None, data: str | None = None) -> list[Outcome]:
+    """The outcomes of a model by name, on a function by name."""
+    return [o for o in outcomes if name in (None, o.trial.name) and data in (None, o.trial.data)]
+
+
+def curves(outcomes: Sequence[Outcome], metric: str) -> np.ndarray:
+    """A metric by seed and epoch (S, E + 1); NaN before the first epoch and after a failure."""
+    epochs = max(outcome.trial.epochs for outcome in outcomes)
+    values = np.full((len(outcomes), epochs + 1), np.nan)
+    for row, outcome in zip(values, outcomes, strict=True):
+        for i, record in enumerate(outcome.records):
+            row[i] = record.get(metric, np.nan)
+    return values
+
+
+def final(outcomes: Sequence[Outcome], metric: str) -> np.ndarray:
+    """A metric of the last epoch, (S,), of the successful outcomes that have it."""
+    return np.array([o.records[-1][metric] for o in outcomes if o.status == "success" and metric in o.records[-1]])
+
+
+def first(outcomes: Sequence[Outcome], metric: str) -> np.ndarray:
+    """A metric of the first epoch of the successful outcomes, (S,)."""
+    return np.array([o.records[1][metric] for o in outcomes if o.status == "success"])
+
+
+def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """For each function and model: how many runs succeeded, and mean and standard deviation over those."""
+    groups = dict.fromkeys((o.trial.data, o.trial.name) for o in outcomes)
+    rows = []
+    for data, name in groups:
+        runs = of(outcomes, name, data)
+        row: dict[str, Any] = {"data": data, "model": name, "runs": len(runs)}
+        row["succeeded"] = sum(run.status == "success" for run in runs)
+        if row["succeeded"]:
+            row["nfe_forward_first"] = float(first(runs, "nfe_forward").mean())
+            for metric in METRICS:
+                values = final(runs, metric)
+                if len(values):
+                    sd = float(values.std(ddof=1)) if len(values) > 1 else None
+                    row[metric] = {"mean": float(values.mean()), "sd": sd}
+        rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A summary as lines to read: mean +- standard deviation over seeds of the last epoch."""
+    shown = [metric for metric in METRICS if any(metric in row and row[metric]["mean"] for row in rows)]
+    cells = [["function", "model", "runs", *shown]]
+    for row in rows:
+        values = [_spread(row[metric]) if metric in row else "-" for metric in shown]
+        cells.append([row["data"], row["model"], f"{row['succeeded']}/{row['runs']}", *values])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _spread(value: Mapping[str, float | None]) -> str:
+    spread = "" if value["sd"] is None else f" +- {value['sd']:.2g}"
+    return f"{value['mean']:.4g}{spread}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

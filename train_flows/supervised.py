@@ -1,0 +1,70 @@
+"""Learning outputs from inputs: the objective and what to measure of a trained network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anode import InputError, count_evals
+from train_flows.data.labelled import Pairs
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "smooth-l1": F.smooth_l1_loss,
+    "mse": F.mse_loss,
+    "cross-entropy": F.cross_entropy,
+}
+CHUNK = 5000  # samples solved together
+
+
+class Supervised(nn.Module):
+    """The mean loss of a network over a batch (x, y).
+
+    Args:
+        model: from inputs (B, *S) to outputs (B, K).
+        loss: ``"smooth-l1"`` or ``"mse"`` for values (B, K), ``"cross-entropy"`` for classes (B,).
+
+    Raises:
+        InputError: for an unknown loss.
+    """
+
+    def __init__(self, model: nn.Module, loss: str) -> None:
+        super().__init__()
+        if loss not in LOSSES:
+            raise InputError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+        self.model = model
+        self.loss = LOSSES[loss]
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss, a scalar."""
+        x, y = batch
+        return self.loss(self.model(x), y)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    """The outputs (N, K) of x (N, *S), solved for in chunks."""
+    return torch.cat([model(part) for part in x.split(CHUNK)])
+
+
+def predicted(values: Tensor) -> Tensor:
+    """The class of outputs (N, K): the largest of several, the sign of one."""
+    return values.argmax(1) if values.shape[1] > 1 else values[:, 0] > 0
+
+
+@torch.no_grad()
+def measure(objective: Supervised, pairs: Pairs) -> dict[str, float]:
+    """Loss, accuracy and evaluations of the field a solve (and the mean squared error of values), over all pairs."""
+    with count_evals(objective) as nfe:
+        found = outputs(objective.model, pairs.x)
+    values = pairs.y.is_floating_point()
+    right = predicted(found) == (predicted(pairs.y) if values else pairs.y)
+    figures = {"mse": float(F.mse_loss(found, pairs.y))} if values else {}
+    return figures | {
+        "loss": float(objective.loss(found, pairs.y)),
+        "accuracy": float(right.double().mean()),
+        "nfe": nfe.forward / math.ceil(len(pairs.x) / CHUNK),
+    }
