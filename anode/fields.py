@@ -99,8 +99,8 @@ class MLPField(Field):
 
     def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Evaluate the field; see :meth:`Field.forward`."""
-        h = self._flat(x, c)
-        *first, last = self._stack()
+        h, t = self._flat(x, c), t.to(x.dtype)
+        *first, last = self.layers
         for layer in first:
             h = self.activation.value(layer(t, h, c))
         return last(t, h, c).view(x.shape)
@@ -109,19 +109,16 @@ class MLPField(Field):
         """See :meth:`Field.velocity_and_divergence`; None for three hidden layers or more."""
         if len(self.layers) > 3:
             return None
-        h = self._flat(x, c)
+        h, t = self._flat(x, c), t.to(x.dtype)
         slopes = []
-        *first, last = self._stack()
+        *first, last = self.layers
         for layer in first:
             h, slope = self.activation.with_slope(layer(t, h, c))
             slopes.append(slope)
         return last(t, h, c).view(x.shape), self._trace(slopes, h)
 
-    def _stack(self) -> list[_Layer]:
-        return cast("list[_Layer]", list(self.layers))
-
     def _trace(self, slopes: list[Tensor], like: Tensor) -> Tensor:
-        weights = [layer.weight for layer in self._stack()]
+        weights = [layer.weight for layer in cast("list[_Layer]", self.layers)]
         if len(slopes) == 0:
             return weights[0].trace().expand(len(like))
         if len(slopes) == 1:
@@ -156,7 +153,6 @@ class _Layer(nn.Module):
     def forward(self, t: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
         shift = self.bias
         if self.time is not None:
-            t = t.to(h.dtype)
             t = t.unsqueeze(-1) if t.ndim else t  # (B, 1) with a time per sample
             shift = torch.addcmul(shift, t, self.time)  # (H,) in a solve, (B, H) with a time per sample
         if self.context is not None and c is not None:

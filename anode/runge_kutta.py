@@ -90,10 +90,12 @@ def _stages(
 
 def _plus(y: Components, slopes: Sequence[Components], weights: Sequence[float], step: float) -> Components:
     """The state y + step * sum_i weights_i slopes_i."""
+    parts = list(y)
     for weight, k in zip(weights, slopes, strict=True):
         if weight:
-            y = tuple(torch.add(part, rate, alpha=step * weight) for part, rate in zip(y, k, strict=True))
-    return y
+            for i, rate in enumerate(k):
+                parts[i] = torch.add(parts[i], rate, alpha=step * weight)
+    return tuple(parts)
 
 
 def _interpolated(y: Components, slopes: Sequence[Components], step: float, share: float) -> Components:

@@ -69,17 +69,16 @@ def read(
     if target not in frame:
         shown = ", ".join([*frame.columns[:8], *["..."] * (frame.shape[1] > 8)])
         raise InputError(f"--target {target} is no column of {path}: choose one of {shown}")
-    labels = frame.pop(target)
-    table = tables.numbers(str(path), frame, least_rows=1 if classes else tables.LEAST_ROWS, least_columns=1)
-    names = _names(path, labels)
-    known_names = classes or tuple(sorted(set(names), key=_in_order))
-    unknown = sorted(set(names) - set(known_names))
+    found = _names(path, frame.pop(target))
+    names = classes or tuple(sorted(set(found), key=_in_order))
+    unknown = sorted(set(found) - set(names))
     if unknown:
-        raise InputError(f"{path}: {target} holds {unknown[0]!r}, which is none of {', '.join(known_names)}")
+        raise InputError(f"{path}: {target} holds {unknown[0]!r}, which is none of {', '.join(names)}")
     if not classes:
-        _check_classes(path, target, known_names, len(names))
-    y = torch.tensor([known_names.index(name) for name in names])
-    return Pairs(torch.from_numpy(table.values.astype(np.float32)), y), table.columns, known_names
+        _check_classes(path, target, names, len(found))
+    table = tables.numbers(str(path), frame, least_rows=1 if classes else tables.LEAST_ROWS, least_columns=1)
+    y = torch.tensor([names.index(name) for name in found])
+    return Pairs(torch.from_numpy(table.values.astype(np.float32)), y), table.columns, names
 
 
 def _names(path: str, labels: pd.Series) -> list[str]:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from anode import InputError, storage
+from anode import InputError, SolverError, storage
 from train_flows.paper import trials
 from train_flows.paper.report import Report
 from train_flows.paper.trials import Outcome, Trial
@@ -50,12 +51,19 @@ def main(args: list[str]) -> None:
     if settings.experiment is None:
         print("\n".join(f"{name:<18} {what}" for name, what in EXPERIMENTS.items()))
         return
-    paths = _checked(settings)
+    results, picture = _checked(settings)
     experiment = importlib.import_module(f"train_flows.paper.{settings.experiment.replace('-', '_')}")
     report = experiment.run(partial(_attempt_all, settings))
     settings.out.mkdir(parents=True, exist_ok=True)
-    _write(settings, report, *paths)
-    print(f"\n{report.table}\n\n{paths[0]}, {paths[1]}")
+    storage.write_atomically(results, (json.dumps(_content(settings, report), allow_nan=False) + "\n").encode())
+    print(f"\n{report.table}\n\n{results}")
+    try:
+        buffer = io.BytesIO()
+        report.draw().savefig(buffer, dpi=110, format="png")
+        storage.write_atomically(picture, buffer.getvalue())
+        print(picture)
+    except SolverError as error:
+        print(f"note: the figure is missing: {error}")
 
 
 def _checked(settings: Settings) -> tuple[Path, Path]:
@@ -77,16 +85,13 @@ def _attempt_all(settings: Settings, wanted: Sequence[Trial]) -> list[Outcome]:
     return trials.attempt_all(trials.quick(wanted) if settings.quick else wanted, settings.seeds, settings.workers)
 
 
-def _write(settings: Settings, report: Report, results: Path, picture: Path) -> None:
-    content = provenance() | {
+def _content(settings: Settings, report: Report) -> dict[str, Any]:
+    findings = {name: None if value != value else value for name, value in report.findings.items()}  # no NaN in JSON
+    return provenance() | {
         "experiment": settings.experiment,
         "quick": settings.quick,
         "seeds": list(range(settings.seeds)),
-        "findings": report.findings,
+        "findings": findings,
         "summary": report.summary,
         "runs": report.runs,
     }
-    storage.write_atomically(results, (json.dumps(content) + "\n").encode())
-    buffer = io.BytesIO()
-    report.figure.savefig(buffer, dpi=110, format="png")
-    storage.write_atomically(picture, buffer.getvalue())

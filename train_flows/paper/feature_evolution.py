@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+
+from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, report
+from train_flows.paper.report import Report, exemplar, of, report
 from train_flows.paper.trials import Outcome, Trial, shown
 
 EPOCHS = (0, 3, 6, 10, 20, 30)
@@ -16,16 +19,20 @@ TRIALS = [
 
 
 def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
-    """Train NODE and ANODE p=1, and draw the features of the first seed at some epochs."""
+    """Train NODE and ANODE p=1, and draw the features of one seed at some epochs."""
     outcomes = attempt_all(TRIALS)
-    drawn = [outcome for outcome in outcomes if outcome.seed == 0]
-    epochs = drawn[0].trial.snapshots
-    figure, axes = pictures.grid(len(drawn), len(epochs), solid_rows=(1,))
-    for row, outcome in zip(axes, drawn, strict=True):
+    return report(outcomes, partial(_figure, outcomes), {})
+
+
+def _figure(outcomes: Sequence[Outcome]) -> Figure:
+    epochs = outcomes[0].trial.snapshots
+    figure, axes = pictures.grid(len(TRIALS), len(epochs), solid_rows=(1,))
+    for row, trial in zip(axes, TRIALS, strict=True):
+        outcome = exemplar(of(outcomes, trial.name))
+        if outcome is None:
+            continue
         y = outcome.train.y[shown(outcome.train), 0].numpy()
         for panel, epoch in zip(row, epochs, strict=True):
-            if epoch in outcome.features:  # until a failure
-                nfe = outcome.records[epoch]["nfe"]
-                title = f"{outcome.trial.name}, epoch {epoch}\n{nfe:.0f} evaluations"
-                pictures.points(panel, outcome.features[epoch].numpy(), y, title)
-    return report(outcomes, figure)
+            title = f"{trial.name}, epoch {epoch}\n{outcome.records[epoch]['nfe']:.0f} evaluations"
+            pictures.points(panel, outcome.features[epoch].numpy(), y, title)
+    return figure

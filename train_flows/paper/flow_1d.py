@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from anode import ODEBlock
-from train_flows.paper.report import Report, final, of, report
+from train_flows.paper.report import Report, exemplar, mean, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 BARE = {"readout": "none"}  # a learned readout would flip the sign by itself
@@ -24,13 +25,13 @@ STARTS = np.array([-1.5, -1, -0.5, 0, 0.5, 1, 1.5])
 
 
 def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
-    """Train on identity and g1d without a readout, and draw fields and trajectories of the first seed."""
+    """Train on identity and g1d without a readout, and draw fields and trajectories of one seed."""
     outcomes = attempt_all(TRIALS)
     findings = {
-        f"MSE of {name} on g1d (best monotone: 1)": float(final(of(outcomes, name, "g1d"), "mse").mean())
+        f"MSE of {name} on g1d (best monotone: 1)": mean(of(outcomes, name, "g1d"), "mse")
         for name in ("NODE", "ANODE p=1", "ResNet")
     }
-    return report(outcomes, _figure([o for o in outcomes if o.seed == 0]), findings)
+    return report(outcomes, partial(_figure, outcomes), findings)
 
 
 @torch.no_grad()
@@ -39,7 +40,10 @@ def _figure(outcomes: Sequence[Outcome]) -> Figure:
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     for row, data in zip(axes, ("identity", "g1d"), strict=True):
         for panel, name in zip(row, ("NODE", "ANODE p=1", "ResNet"), strict=True):
-            model: Any = of(outcomes, name, data)[0].model
+            outcome = exemplar(of(outcomes, name, data))
+            if outcome is None:
+                continue
+            model: Any = outcome.model
             if name == "NODE":
                 _arrows(panel, model.body)
             times = np.linspace(0, 1, 6) if name == "ResNet" else TIMES  # a line from block to block

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, curves, final, of, report
+from train_flows.paper.report import Report, curves, exemplar, mean, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 MODELS = {"NODE": {}, "ANODE p=5": {"extra": 5}}
@@ -20,20 +21,26 @@ SIDE = 120  # of the grid of inputs
 def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
     """Train with three of ten slices of the plane removed, random ones for each seed, and validate on those."""
     outcomes = attempt_all(TRIALS)
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
-    *maps, train, validation = figure.subplots(1, 4)
-    for axes, name in zip(maps, MODELS, strict=True):
-        _values(axes, of(outcomes, name)[0])
-    for axes, metric in ((train, "loss"), (validation, "validation_loss")):
-        losses = {name: curves(of(outcomes, name), metric) for name in MODELS}
-        pictures.bands(axes, losses, metric.replace("_", " "), log=True)
-    node, anode = (final(of(outcomes, name), "validation_loss").mean() for name in MODELS)
-    return report(outcomes, figure, {"validation loss, ANODE / NODE": float(anode / node)})
+    node, anode = (mean(of(outcomes, name), "validation_loss") for name in MODELS)
+    return report(outcomes, partial(_figure, outcomes), {"validation loss, ANODE / NODE": anode / node})
 
 
 @torch.no_grad()
-def _values(axes: Any, outcome: Outcome) -> None:
+def _figure(outcomes: Sequence[Outcome]) -> Figure:
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    *maps, train, validation = figure.subplots(1, 4)
+    for axes, name in zip(maps, MODELS, strict=True):
+        _values(axes, exemplar(of(outcomes, name)))
+    for axes, metric in ((train, "loss"), (validation, "validation_loss")):
+        losses = {name: curves(of(outcomes, name), metric) for name in MODELS}
+        pictures.bands(axes, losses, metric.replace("_", " "), log=True)
+    return figure
+
+
+def _values(axes: Any, outcome: Outcome | None) -> None:
     """The network's value at every input, with the points it learnt from."""
+    if outcome is None:
+        return
     side = torch.linspace(-1.6, 1.6, SIDE)
     inputs = torch.cartesian_prod(side, side)
     values = outcome.model(inputs).reshape(SIDE, SIDE).T.numpy()

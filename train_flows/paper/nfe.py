@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, curves, final, first, of, report
+from train_flows.paper.report import Report, curves, mean, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 TRIALS = [Trial("NODE", "spheres"), Trial("ANODE p=5", "spheres", {"extra": 5})]
@@ -17,6 +18,10 @@ TRIALS = [Trial("NODE", "spheres"), Trial("ANODE p=5", "spheres", {"extra": 5})]
 def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
     """Train both on the concentric spheres; evaluations are means over the batches of an epoch."""
     outcomes = attempt_all(TRIALS)
+    return report(outcomes, partial(_figure, outcomes), _findings(outcomes))
+
+
+def _figure(outcomes: Sequence[Outcome]) -> Figure:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     names = [trial.name for trial in TRIALS]
@@ -27,21 +32,19 @@ def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
     for i, name in enumerate(names):
         for cost, loss in zip(nfe[name], losses[name], strict=True):
             right.plot(cost, loss, color=f"C{i}", alpha=0.6, label=name if loss is losses[name][0] else None)
-    right.set(yscale="log", xlabel="evaluations a solve", ylabel="training loss", title="loss against evaluations")
-    return report(outcomes, figure, _findings(outcomes))
+    pictures.log_y(right)
+    right.set(xlabel="evaluations a solve", ylabel="training loss", title="loss against evaluations")
+    return figure
 
 
 def _findings(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     node, anode = of(outcomes, "NODE"), of(outcomes, "ANODE p=5")
-
-    def ratio(top: Any, bottom: Any) -> float:
-        return float(top.mean() / bottom.mean())
-
+    cost = "nfe_forward"
     return {
-        "loss, NODE / ANODE": ratio(final(node, "loss"), final(anode, "loss")),
-        "NFE of the last epoch, ANODE / NODE": ratio(final(anode, "nfe_forward"), final(node, "nfe_forward")),
-        "NFE of NODE, last / first epoch": ratio(final(node, "nfe_forward"), first(node, "nfe_forward")),
-        "NFE of ANODE, last / first epoch": ratio(final(anode, "nfe_forward"), first(anode, "nfe_forward")),
-        "seconds an epoch, NODE": float(final(node, "seconds").mean() / TRIALS[0].epochs),
-        "seconds an epoch, ANODE": float(final(anode, "seconds").mean() / TRIALS[1].epochs),
+        "loss, NODE / ANODE": mean(node, "loss") / mean(anode, "loss"),
+        "NFE of the last epoch, ANODE / NODE": mean(anode, cost) / mean(node, cost),
+        "NFE of NODE, last / first epoch": mean(node, cost) / mean(node, cost, epoch=1),
+        "NFE of ANODE, last / first epoch": mean(anode, cost) / mean(anode, cost, epoch=1),
+        "seconds an epoch, NODE": mean(node, "seconds") / node[0].trial.epochs,
+        "seconds an epoch, ANODE": mean(anode, "seconds") / anode[0].trial.epochs,
     }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, curves, final, of, report
+from train_flows.paper.report import Report, curves, exemplar, mean, of, report
 from train_flows.paper.trials import Outcome, Trial, shown
 
 TRIALS = [
@@ -23,8 +25,12 @@ DRAWN = 100  # trajectories
 
 
 def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
-    """Train on both functions; draw losses over all seeds, and inputs, flow and features of the first."""
+    """Train on both functions; draw losses over all seeds, and inputs, flow and features of one."""
     outcomes = attempt_all(TRIALS)
+    return report(outcomes, partial(_figure, outcomes), _findings(outcomes))
+
+
+def _figure(outcomes: Sequence[Outcome]) -> Figure:
     figure, axes = pictures.grid(2, 4, size=3)
     for row, (data, title) in zip(axes, (("intervals", "g in d = 1"), ("spheres", "g in d = 2")), strict=True):
         names = [trial.name for trial in TRIALS if trial.data == data]
@@ -35,28 +41,28 @@ def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
             panel.remove()
         solid = "3d" if name != "NODE" else None
         panels = [figure.add_subplot(2, 4, 4 * i + j, projection=solid) for j in (2, 3, 4)]
-        _draw(panels, of(outcomes, name, "spheres")[0])
-    return report(outcomes, figure, _findings(outcomes))
+        _draw(panels, exemplar(of(outcomes, name, "spheres")))
+    return figure
 
 
 def _findings(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    def mean(name: str, data: str, metric: str) -> float:
-        return float(final(of(outcomes, name, data), metric).mean())
-
+    line, plane = of(outcomes, data="intervals"), of(outcomes, data="spheres")
     return {
-        "MSE of NODE on the intervals (best monotone: 2/3)": mean("NODE", "intervals", "mse"),
-        "MSE of ANODE p=1 on the intervals": mean("ANODE p=1", "intervals", "mse"),
-        "loss of NODE over that of ANODE p=5, spheres": mean("NODE", "spheres", "loss")
-        / mean("ANODE p=5", "spheres", "loss"),
+        "MSE of NODE on the intervals (best monotone: 2/3)": mean(of(line, "NODE"), "mse"),
+        "MSE of ANODE p=1 on the intervals": mean(of(line, "ANODE p=1"), "mse"),
+        "loss of NODE over that of ANODE p=5, spheres": mean(of(plane, "NODE"), "loss")
+        / mean(of(plane, "ANODE p=5"), "loss"),
     }
 
 
 @torch.no_grad()
-def _draw(panels: Sequence[Any], outcome: Outcome) -> None:
+def _draw(panels: Sequence[Any], outcome: Outcome | None) -> None:
+    if outcome is None:
+        return
     every = shown(outcome.train)
     x, y = outcome.train.x[every], outcome.train.y[every, 0].numpy()
     path = outcome.model.trajectory(x, np.linspace(0, 1, 41).tolist()).numpy()
-    name = outcome.trial.name
+    name = f"{outcome.trial.name}, d = 2"
     pictures.points(panels[0], path[0], y, f"{name}: inputs")
     some = slice(None, None, max(1, len(y) // DRAWN))
     pictures.paths(panels[1], path[:, some], y[some])

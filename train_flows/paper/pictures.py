@@ -30,8 +30,14 @@ def bands(axes: Axes, curves: Mapping[str, Array], title: str = "", ylabel: str 
         axes.plot(epochs, np.nanmean(values, 0), color=f"C{i}", label=name)
     axes.set(title=title, xlabel="epoch", ylabel=ylabel)
     if log:
-        axes.set_yscale("log")
+        log_y(axes)
     axes.legend()
+
+
+def log_y(axes: Axes) -> None:
+    """A logarithmic ordinate, where there is anything to show on it."""
+    if np.isfinite(axes.dataLim.minposy):
+        axes.set_yscale("log")
 
 
 def points(axes: Any, x: Array, y: Array, title: str = "") -> None:

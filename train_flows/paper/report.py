@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,22 +23,22 @@ class Report:
         runs: plain values of every run.
         summary: plain values over seeds; see :func:`summarize`.
         table: what to print.
-        figure: what to look at.
+        draw: makes what to look at, once the rest is safe.
         findings: numbers the experiment is about, by name.
     """
 
     runs: list[dict[str, Any]]
     summary: list[dict[str, Any]]
     table: str
-    figure: Figure
-    findings: dict[str, Any] = field(default_factory=dict)
+    draw: Callable[[], Figure]
+    findings: dict[str, Any]
 
 
-def report(outcomes: Sequence[Outcome], figure: Figure, findings: Mapping[str, Any] | None = None) -> Report:
+def report(outcomes: Sequence[Outcome], draw: Callable[[], Figure], findings: Mapping[str, Any]) -> Report:
     """The report of trained outcomes."""
     summary = summarize(outcomes)
-    lines = [table(summary), *(f"{name}: {_number(value)}" for name, value in (findings or {}).items())]
-    return Report([outcome.result() for outcome in outcomes], summary, "\n".join(lines), figure, dict(findings or {}))
+    lines = [table(summary), "", *(f"{name}: {_number(value)}" for name, value in findings.items())]
+    return Report([outcome.result() for outcome in outcomes], summary, "\n".join(lines), draw, dict(findings))
 
 
 def of(outcomes: Sequence[Outcome], name: str | None = None, data: str | None = None) -> list[Outcome]:
@@ -55,14 +56,22 @@ def curves(outcomes: Sequence[Outcome], metric: str) -> np.ndarray:
     return values
 
 
-def final(outcomes: Sequence[Outcome], metric: str) -> np.ndarray:
-    """A metric of the last epoch, (S,), of the successful outcomes that have it."""
-    return np.array([o.records[-1][metric] for o in outcomes if o.status == "success" and metric in o.records[-1]])
+def at_epoch(outcomes: Sequence[Outcome], metric: str, epoch: int = -1) -> np.ndarray:
+    """A metric of an epoch, by default the last, of the successful outcomes that have it, (S,)."""
+    return np.array(
+        [o.records[epoch][metric] for o in outcomes if o.status == "success" and metric in o.records[epoch]]
+    )
 
 
-def first(outcomes: Sequence[Outcome], metric: str) -> np.ndarray:
-    """A metric of the first epoch of the successful outcomes, (S,)."""
-    return np.array([o.records[1][metric] for o in outcomes if o.status == "success"])
+def mean(outcomes: Sequence[Outcome], metric: str, epoch: int = -1) -> float:
+    """The mean of :func:`at_epoch`; NaN where no outcome succeeded."""
+    values = at_epoch(outcomes, metric, epoch)
+    return float(values.mean()) if len(values) else math.nan
+
+
+def exemplar(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The successful outcome of the lowest seed, to draw; None where all failed."""
+    return min((o for o in outcomes if o.status == "success"), key=lambda o: o.seed, default=None)
 
 
 def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -74,9 +83,9 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"data": data, "model": name, "runs": len(runs)}
         row["succeeded"] = sum(run.status == "success" for run in runs)
         if row["succeeded"]:
-            row["nfe_forward_first"] = float(first(runs, "nfe_forward").mean())
+            row["nfe_forward_first"] = mean(runs, "nfe_forward", epoch=1)
             for metric in METRICS:
-                values = final(runs, metric)
+                values = at_epoch(runs, metric)
                 if len(values):
                     sd = float(values.std(ddof=1)) if len(values) > 1 else None
                     row[metric] = {"mean": float(values.mean()), "sd": sd}

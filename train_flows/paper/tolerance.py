@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,22 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from anode import Classifier, Solver, count_evals, with_solver
+from anode import Classifier, Solver, SolverError, count_evals, with_solver
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, curves, final, of, report
+from train_flows.paper.report import Report, curves, mean, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 REFERENCE = Solver(rtol=1e-10, atol=1e-10, max_steps=100_000)
 DEPTHS = (1, 2, 3, 5, 8)
+GRADIENTS = ("direct", "adjoint")
+PANELS = (
+    ("error", ("direct",), "error against evaluations"),
+    ("seconds_forward", ("direct",), "time of a forward solve"),
+    ("nfe_backward", ("adjoint",), "evaluations of the adjoint"),
+    ("bytes_kept", GRADIENTS, "memory kept for the backward pass"),
+    ("seconds", GRADIENTS, "time of a forward and backward solve"),
+)
 TRIALS = [
     Trial("NODE", "spheres"),
     *[Trial(f"ResNet of {k}", "spheres", {"model": "resnet", "blocks": k}) for k in DEPTHS],
@@ -41,8 +51,9 @@ def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
     outcomes = attempt_all(TRIALS)
     nodes = [outcome for outcome in of(outcomes, "NODE") if outcome.status == "success"]
     solves = [row | {"seed": o.seed} for o in nodes for row in measure(o.model, o.train.x[:POINTS])]
+    good = [row for row in solves if row["status"] == "success"]
     depth = _equal_depth(outcomes)
-    done = report(outcomes, _figure(solves, outcomes, depth), _findings(solves, outcomes, depth))
+    done = report(outcomes, partial(_figure, good, outcomes, depth), _findings(good, outcomes, depth))
     return dataclasses.replace(done, runs=[*done.runs, {"data": "spheres", "name": "solves", "solves": solves}])
 
 
@@ -52,38 +63,44 @@ def measure(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
     Args:
         model: a neural ODE in float32.
         x: points (N, D); solves are in float64, so that rounding leaves the small tolerances alone.
+
+    Returns:
+        A row for each, with a ``status``: that of a failed solve has nothing else.
     """
     model, x = copy.deepcopy(model).double(), x.double()
     with torch.no_grad():
         reference = with_solver(model, REFERENCE).features(x)
     rows = []
     for tolerance in TOLERANCES:
-        for gradient in ("direct", "adjoint"):
+        for gradient in GRADIENTS:
             solver = Solver(rtol=tolerance, atol=tolerance, gradient=gradient, max_steps=100_000)
-            at = with_solver(model, solver)
-            forward, seconds = [], []
-            for _ in range(REPEATS):
-                started = time.perf_counter()
-                with count_evals(at) as nfe, kept_bytes() as kept:
-                    features = at.features(x)
-                forward.append(time.perf_counter() - started)
-                features.square().mean().backward()
-                seconds.append(time.perf_counter() - started)
-                at.zero_grad()
-            error = (features.detach() - reference).square().mean().sqrt()
-            rows.append(
-                {
-                    "tolerance": tolerance,
-                    "gradient": gradient,
-                    "error": float(error),
-                    "nfe_forward": nfe.forward,
-                    "nfe_backward": nfe.backward,
-                    "seconds_forward": statistics.median(forward),
-                    "seconds": statistics.median(seconds),
-                    "bytes_kept": kept[0],
-                }
-            )
+            row: dict[str, Any] = {"tolerance": tolerance, "gradient": gradient}
+            try:
+                row |= {"status": "success", **_timed(with_solver(model, solver), x, reference)}
+            except SolverError as error:
+                row["status"] = error.cause
+            rows.append(row)
     return rows
+
+
+def _timed(model: Classifier, x: Tensor, reference: Tensor) -> dict[str, float]:
+    forward, both = [], []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        with count_evals(model) as nfe, kept_bytes() as kept:
+            features = model.features(x)
+        forward.append(time.perf_counter() - started)
+        features.square().mean().backward()
+        both.append(time.perf_counter() - started)
+        model.zero_grad()
+    return {
+        "error": float((features.detach() - reference).square().mean().sqrt()),
+        "nfe_forward": nfe.forward,
+        "nfe_backward": nfe.backward,
+        "seconds_forward": statistics.median(forward),
+        "seconds": statistics.median(both),
+        "bytes_kept": kept[0],
+    }
 
 
 @contextmanager
@@ -104,48 +121,46 @@ def kept_bytes() -> Generator[list[int]]:
 
 def _equal_depth(outcomes: Sequence[Outcome]) -> int | None:
     """The fewest residual blocks, of those tried, whose mean accuracy is not below that of the NODE."""
-    wanted = final(of(outcomes, "NODE"), "accuracy").mean()
-    return next((k for k in DEPTHS if final(of(outcomes, f"ResNet of {k}"), "accuracy").mean() >= wanted), None)
+    wanted = mean(of(outcomes, "NODE"), "accuracy")
+    return next((k for k in DEPTHS if mean(of(outcomes, f"ResNet of {k}"), "accuracy") >= wanted), None)
 
 
 def _findings(solves: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], depth: int | None) -> dict[str, Any]:
-    def mean(metric: str, tolerance: float, gradient: str) -> float:
-        return float(np.mean([s[metric] for s in solves if (s["tolerance"], s["gradient"]) == (tolerance, gradient)]))
+    def at(metric: str, tolerance: float, gradient: str) -> float:
+        values = [s[metric] for s in solves if (s["tolerance"], s["gradient"]) == (tolerance, gradient)]
+        return float(np.mean(values)) if values else math.nan
 
-    direct, adjoint = (mean("bytes_kept", 1e-5, gradient) for gradient in ("direct", "adjoint"))
+    direct, adjoint = (at("bytes_kept", 1e-5, gradient) for gradient in GRADIENTS)
     return {
-        "error at 1e-3, 1e-5, 1e-7": ", ".join(f"{mean('error', t, 'direct'):.2g}" for t in (1e-3, 1e-5, 1e-7)),
-        "NFE at 1e-3, 1e-5, 1e-7": ", ".join(f"{mean('nfe_forward', t, 'direct'):.0f}" for t in (1e-3, 1e-5, 1e-7)),
-        "NFE of the adjoint, backward / forward at 1e-5": mean("nfe_backward", 1e-5, "adjoint")
-        / mean("nfe_forward", 1e-5, "adjoint"),
+        "error at 1e-3, 1e-5, 1e-7": ", ".join(f"{at('error', t, 'direct'):.2g}" for t in (1e-3, 1e-5, 1e-7)),
+        "NFE at 1e-3, 1e-5, 1e-7": ", ".join(f"{at('nfe_forward', t, 'direct'):.0f}" for t in (1e-3, 1e-5, 1e-7)),
+        "NFE of the adjoint, backward / forward at 1e-5": at("nfe_backward", 1e-5, "adjoint")
+        / at("nfe_forward", 1e-5, "adjoint"),
         "memory kept, direct / adjoint at 1e-5": direct / adjoint,
-        "time of a step, direct / adjoint at 1e-5": mean("seconds", 1e-5, "direct") / mean("seconds", 1e-5, "adjoint"),
+        "time of a step, direct / adjoint at 1e-5": at("seconds", 1e-5, "direct") / at("seconds", 1e-5, "adjoint"),
         "blocks of a ResNet of equal accuracy": depth,
-        "NFE of the NODE in the last epoch": float(final(of(outcomes, "NODE"), "nfe_forward").mean()),
+        "NFE of the NODE in the last epoch": mean(of(outcomes, "NODE"), "nfe_forward"),
     }
 
 
 def _figure(solves: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], depth: int | None) -> Figure:
     figure = Figure(figsize=(15, 6.4), layout="constrained")
-    axes = figure.subplots(2, 3).ravel()
-    panels = (
-        ("nfe_forward", "error", ("direct",), "error against evaluations"),
-        ("nfe_forward", "seconds_forward", ("direct",), "time of a forward solve"),
-        ("nfe_forward", "nfe_backward", ("adjoint",), "evaluations of the adjoint"),
-        ("nfe_forward", "bytes_kept", ("direct", "adjoint"), "memory kept for the backward pass"),
-        ("nfe_forward", "seconds", ("direct", "adjoint"), "time of a forward and backward solve"),
-    )
-    for panel, (x, y, gradients, title) in zip(axes, panels, strict=False):
-        for i, gradient in enumerate(gradients):
-            rows = [row for row in solves if row["gradient"] == gradient]
-            panel.scatter([row[x] for row in rows], [row[y] for row in rows], s=12, color=f"C{i}", label=gradient)
-        panel.set(title=title, xlabel="forward evaluations", ylabel=y.replace("_", " "), xscale="log", yscale="log")
-        panel.legend()
-    low, high = axes[2].get_xlim()
-    axes[2].plot([low, high], [low, high], color="0.7", lw=1)
-    pictures.bands(axes[5], {"NODE, evaluations": curves(of(outcomes, "NODE"), "nfe_forward")}, "depth while training")
+    *panels, last = figure.subplots(2, 3).ravel()
+    for axes, (metric, gradients, title) in zip(panels, PANELS, strict=True):
+        for i, gradient in enumerate(GRADIENTS):
+            rows = [row for row in solves if row["gradient"] == gradient in gradients]
+            if rows:
+                x, y = ([row[name] for row in rows] for name in ("nfe_forward", metric))
+                axes.loglog(x, y, ".", color=f"C{i}", label=gradient)
+        axes.set(title=title, xlabel="forward evaluations", ylabel=metric.replace("_", " "))
+    equal = [row["nfe_forward"] for row in solves]
+    panels[2].plot(equal, equal, color="0.7", lw=1, label="as many as forward")
+    for axes in panels:
+        if axes.lines:
+            axes.legend()
+    pictures.bands(last, {"NODE, evaluations": curves(of(outcomes, "NODE"), "nfe_forward")}, "depth while training")
     if depth is not None:
-        axes[5].axhline(depth, color="C1", ls="--", label="ResNet of equal accuracy, blocks")
-        axes[5].set_ylim(bottom=0)
-        axes[5].legend()
+        last.axhline(depth, color="C1", ls="--", label="ResNet of equal accuracy, blocks")
+        last.set_ylim(bottom=0)
+        last.legend()
     return figure
