@@ -47,6 +47,9 @@ class Augment(nn.Module):
 class ODEBlock(nn.Module):
     """The flow of a field over unit time as a layer: x(0) -> x(1), dx/dt = f(t, x, c).
 
+    Under ``torch.compile`` the block stays as it is, since its steps depend on the data; the field itself compiles,
+    ``ODEBlock(torch.compile(field))``.
+
     Args:
         field: the vector field.
         solver: the numerics; assign another to re-solve a trained block.

@@ -118,6 +118,7 @@ class Solver:
         path = self.trajectory(f, y0, (t0, t1), params, field)
         return path[-1] if isinstance(path, Tensor) else tuple(component[-1] for component in path)
 
+    @torch.compiler.disable  # the steps depend on the data: compile the field, not the loop around it
     def trajectory(
         self,
         f: Callable[[Tensor, Any], Any],

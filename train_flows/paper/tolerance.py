@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -38,8 +39,10 @@ PANELS = (
     ("bytes_kept", GRADIENTS, "memory kept for the backward pass"),
     ("seconds", GRADIENTS, "time of a forward and backward solve"),
 )
+NODES = {"NODE": "relu", "NODE tanh": "tanh"}  # with kinks, at which steps fail, and without
+SHOWN = (1e-3, 1e-5, 1e-7)
 TRIALS = [
-    Trial("NODE", "spheres"),
+    *[Trial(name, "spheres", {"activation": activation}) for name, activation in NODES.items()],
     *[Trial(f"ResNet of {k}", "spheres", {"model": "resnet", "blocks": k}) for k in DEPTHS],
 ]
 POINTS = 256  # to solve for
@@ -49,8 +52,10 @@ REPEATS = 5  # of a timing, of which the median is taken
 def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
     """Train, and solve every trained network at every tolerance with both kinds of gradients."""
     outcomes = attempt_all(TRIALS)
-    nodes = [outcome for outcome in of(outcomes, "NODE") if outcome.status == "success"]
-    solves = [row | {"seed": o.seed} for o in nodes for row in measure(o.model, o.train.x[:POINTS])]
+    nodes = [outcome for outcome in outcomes if outcome.trial.name in NODES and outcome.status == "success"]
+    solves = [
+        {"network": o.trial.name, "seed": o.seed, **row} for o in nodes for row in measure(o.model, o.train.x[:POINTS])
+    ]
     good = [row for row in solves if row["status"] == "success"]
     depth = _equal_depth(outcomes)
     done = report(outcomes, partial(_figure, good, outcomes, depth), _findings(good, outcomes, depth))
@@ -126,38 +131,45 @@ def _equal_depth(outcomes: Sequence[Outcome]) -> int | None:
 
 
 def _findings(solves: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], depth: int | None) -> dict[str, Any]:
-    def at(metric: str, tolerance: float, gradient: str) -> float:
-        values = [s[metric] for s in solves if (s["tolerance"], s["gradient"]) == (tolerance, gradient)]
+    def at(metric: str, tolerance: float, network: str, gradient: str = "direct") -> float:
+        wanted = {"tolerance": tolerance, "network": network, "gradient": gradient}
+        values = [solve[metric] for solve in solves if wanted.items() <= solve.items()]
         return float(np.mean(values)) if values else math.nan
 
-    direct, adjoint = (at("bytes_kept", 1e-5, gradient) for gradient in GRADIENTS)
-    return {
-        "error at 1e-3, 1e-5, 1e-7": ", ".join(f"{at('error', t, 'direct'):.2g}" for t in (1e-3, 1e-5, 1e-7)),
-        "NFE at 1e-3, 1e-5, 1e-7": ", ".join(f"{at('nfe_forward', t, 'direct'):.0f}" for t in (1e-3, 1e-5, 1e-7)),
-        "NFE of the adjoint, backward / forward at 1e-5": at("nfe_backward", 1e-5, "adjoint")
-        / at("nfe_forward", 1e-5, "adjoint"),
-        "memory kept, direct / adjoint at 1e-5": direct / adjoint,
-        "time of a step, direct / adjoint at 1e-5": at("seconds", 1e-5, "direct") / at("seconds", 1e-5, "adjoint"),
-        "blocks of a ResNet of equal accuracy": depth,
-        "NFE of the NODE in the last epoch": mean(of(outcomes, "NODE"), "nfe_forward"),
-    }
+    findings: dict[str, Any] = {}
+    for network in NODES:
+        errors = ", ".join(f"{at('error', t, network):.2g}" for t in SHOWN)
+        costs = ", ".join(f"{at('nfe_forward', t, network):.0f}" for t in SHOWN)
+        backward, forward = (at(f"nfe_{way}", 1e-5, network, "adjoint") for way in ("backward", "forward"))
+        findings[f"{network}: error at 1e-3, 1e-5, 1e-7"] = errors
+        findings[f"{network}: NFE at 1e-3, 1e-5, 1e-7"] = costs
+        findings[f"{network}: NFE of the adjoint, backward / forward at 1e-5"] = backward / forward
+        for metric, what in (("bytes_kept", "memory kept"), ("seconds", "time of a solve and its gradient")):
+            direct, adjoint = (at(metric, 1e-5, network, gradient) for gradient in GRADIENTS)
+            findings[f"{network}: {what}, direct / adjoint at 1e-5"] = direct / adjoint
+    findings["blocks of a ResNet of equal accuracy"] = depth
+    findings["NFE of the NODE in the last epoch"] = mean(of(outcomes, "NODE"), "nfe_forward")
+    return findings
 
 
 def _figure(solves: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], depth: int | None) -> Figure:
     figure = Figure(figsize=(15, 6.4), layout="constrained")
     *panels, last = figure.subplots(2, 3).ravel()
     for axes, (metric, gradients, title) in zip(panels, PANELS, strict=True):
-        for i, gradient in enumerate(GRADIENTS):
-            rows = [row for row in solves if row["gradient"] == gradient in gradients]
-            if rows:
-                x, y = ([row[name] for row in rows] for name in ("nfe_forward", metric))
-                axes.loglog(x, y, ".", color=f"C{i}", label=gradient)
+        for i, network in enumerate(NODES):
+            for gradient in gradients:
+                rows = [row for row in solves if (row["network"], row["gradient"]) == (network, gradient)]
+                if rows:
+                    x, y = ([row[name] for row in rows] for name in ("nfe_forward", metric))
+                    marker = "o" if gradient == "direct" else "x"
+                    axes.loglog(x, y, marker, ms=4, color=f"C{i}", label=f"{network}, {gradient}")
         axes.set(title=title, xlabel="forward evaluations", ylabel=metric.replace("_", " "))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     equal = [row["nfe_forward"] for row in solves]
     panels[2].plot(equal, equal, color="0.7", lw=1, label="as many as forward")
     for axes in panels:
         if axes.lines:
-            axes.legend()
+            axes.legend(fontsize="small")
     pictures.bands(last, {"NODE, evaluations": curves(of(outcomes, "NODE"), "nfe_forward")}, "depth while training")
     if depth is not None:
         last.axhline(depth, color="C1", ls="--", label="ResNet of equal accuracy, blocks")
