@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anode import InputError
-from anode.standardize import mean_and_scale
+from anode.standardize import Moments
 
 
 class Transport(NamedTuple):
@@ -93,7 +93,7 @@ class Compose(Transform):
         return z
 
 
-class Standardize(Transform):
+class Standardize(Moments, Transform):
     """z = (x - mean) / scale, elementwise.
 
     Mean and scale are part of the stored model, so that a flow speaks the original units of its data.
@@ -106,21 +106,6 @@ class Standardize(Transform):
         >>> standardize.encode(torch.tensor([[1.0, 20.0]]))
         tensor([[0., 0.]])
     """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(*shape))
-        self.register_buffer("scale", torch.ones(*shape))
-
-    def fit(self, x: Tensor) -> Standardize:
-        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant dimension keeps its scale."""
-        mean, scale = mean_and_scale(x)
-        self.mean.copy_(mean)
-        self.scale.copy_(scale)
-        return self
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
         """See :meth:`Transform.forward`."""

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from train_flows.__main__ import main
+
 torch.set_num_threads(1)
 
 
@@ -29,3 +31,20 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("AUGMENTED_FLOWS_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run a command line in an empty folder; gives exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        try:
+            main([str(arg) for arg in args])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 import anode
 from anode import InputError, Solver, storage
 from train_flows import classify, command_line, recipes
-from train_flows.__main__ import main
 from train_flows.checkpoint import Run
 from train_flows.data import classes
 from train_flows.loop import Epochs, Training
@@ -19,23 +18,6 @@ from train_flows.supervised import Supervised, measure, predicted
 
 TINY = ["--epochs", "2", "--hidden", "8", "--batch-size", "256"]
 FIGURES = {f"{part}_{figure}" for part in ("train", "validation", "test") for figure in ("loss", "accuracy")}
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder; gives exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        status = 0
-        try:
-            main([str(arg) for arg in args])
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -12,27 +12,10 @@ from torch.nn import functional as F
 
 from anode import classifier
 from train_flows import paper
-from train_flows.__main__ import main
 from train_flows.paper import report, tolerance, trials
 from train_flows.paper.trials import Trial, attempt, attempt_all
 
 SMALL = Trial("NODE", "spheres", epochs=3, points=200)
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        status = 0
-        try:
-            main(["paper", *(str(arg) for arg in args)])
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -45,7 +28,7 @@ def small_solves(monkeypatch):
 @pytest.mark.usefixtures("small_solves")
 @pytest.mark.parametrize("experiment", paper.EXPERIMENTS)
 def test_every_experiment_writes_runs_figure_and_table(run, tmp_path, experiment):
-    status, out, err = run(experiment, "--quick", "--seeds", 2, "--workers", 1, "--out", "results")
+    status, out, err = run("paper", experiment, "--quick", "--seeds", 2, "--workers", 1, "--out", "results")
     assert (status, err) == (0, "")
     content = json.loads((tmp_path / "results" / f"{experiment}.json").read_text())
     assert {"command", "machine", "versions", "experiment", "quick", "seeds", "findings", "summary", "runs"} <= set(
@@ -144,7 +127,7 @@ def test_experiments_survive_failing_runs(run, tmp_path, monkeypatch, experiment
         return real(*args, **kwargs)
 
     monkeypatch.setattr(trials, "train", train)
-    status, out, err = run(experiment, "--quick", "--seeds", 2, "--workers", 1)
+    status, out, err = run("paper", experiment, "--quick", "--seeds", 2, "--workers", 1)
     assert (status, err) == (0, "")
     content = json.loads((tmp_path / "paper" / f"{experiment}.json").read_text())
     statuses = {each["seed"]: each["status"] for each in content["runs"] if "seed" in each}
@@ -204,7 +187,7 @@ def test_kept_bytes_are_those_of_the_graph():
 
 class TestCommandLine:
     def test_lists_the_experiments(self, run):
-        status, out, _ = run()
+        status, out, _ = run("paper")
         assert status == 0
         for name in paper.EXPERIMENTS:
             assert name in out
@@ -218,7 +201,7 @@ class TestCommandLine:
         ],
     )
     def test_refuses(self, run, tmp_path, args, names):
-        status, _, err = run(*args)
+        status, _, err = run("paper", *args)
         assert status == 2
         assert len(err.splitlines()) == 1
         assert all(name in err for name in names)
@@ -227,7 +210,7 @@ class TestCommandLine:
     def test_results_are_not_overwritten_unasked(self, run, tmp_path):
         (tmp_path / "paper").mkdir()
         (tmp_path / "paper" / "nfe.json").write_text("mine")
-        status, _, err = run("nfe", "--quick")
+        status, _, err = run("paper", "nfe", "--quick")
         assert status == 2
         assert "--overwrite" in err
         assert (tmp_path / "paper" / "nfe.json").read_text() == "mine"

@@ -15,28 +15,10 @@ import torch
 import cnf
 from anode import Solver, SolverError, storage
 from train_flows import data, density, likelihood, loop, recipes
-from train_flows.__main__ import main
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 
 TINY = ["--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64"]
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder; gives exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        try:
-            main([str(arg) for arg in args])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
