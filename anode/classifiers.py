@@ -17,7 +17,7 @@ from anode.blocks import Augment, ODEBlock
 from anode.errors import InputError
 from anode.fields import MLPField
 from anode.second_order import SecondOrderField
-from anode.solver import Solver
+from anode.solver import Solver, config_of
 from anode.standardize import Standardize
 
 KIND = "classifier"
@@ -35,16 +35,21 @@ class Classifier(nn.Module):
         readout: from states to outputs (B, K): logits of classes, or values.
 
     Attributes:
-        config: the plain values that rebuild the model, for those made by :func:`classifier`; else None.
+        arguments: of :func:`classifier`, where it made the model; else None.
     """
 
-    config: dict[str, Any] | None = None
+    arguments: dict[str, Any] | None = None
 
     def __init__(self, lift: nn.Module, body: nn.Module, readout: nn.Module) -> None:
         super().__init__()
         self.lift = lift
         self.body = body
         self.readout = readout
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The plain values that rebuild the model as it is solved now; None for a model composed by hand."""
+        return config_of(self, self.arguments)
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs (B, K) of x (B, *S)."""
@@ -55,13 +60,15 @@ class Classifier(nn.Module):
         return self.body(self.lift(x))
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
-        """The states (T, B, ...) at the given times from 0 to 1; straight lines between the blocks of a ResNet.
+        """The states (T, B, ...) at the given times, from 0 to 1; straight lines between the blocks of a ResNet.
 
         Raises:
-            InputError: for a body without trajectories, such as a multilayer perceptron.
+            InputError: for a body without trajectories, such as a multilayer perceptron, or times that begin later.
         """
         if not isinstance(self.body, ODEBlock | ResNet):
             raise InputError(f"model has a body {type(self.body).__name__}, which has no trajectories: take an ODE")
+        if float(times[0]) != 0:
+            raise InputError(f"times={times} must begin at 0, where the states are those of the lift")
         return self.body.trajectory(self.lift(x), times)
 
 
@@ -159,7 +166,7 @@ def classifier(
         first = nn.Sequential(Standardize(shape).fit(data) if data is not None else Standardize(shape), first)
     last = nn.Sequential(nn.Flatten(), nn.Linear(width, outputs)) if readout == "linear" else Leading(outputs)
     network = Classifier(first, body, last)
-    network.config = {
+    network.arguments = {
         "shape": list(shape),
         "outputs": outputs,
         "model": model,

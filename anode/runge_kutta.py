@@ -122,7 +122,6 @@ def _growth(ratio: float) -> float:
     return min(GROW, max(SAFETY / ratio ** (1 / ORDER), 1.0 if ratio < 1 else SHRINK))
 
 
-@torch.no_grad()
 def _first_step(
     f: Callable[[float, Components], Components],
     t: float,
@@ -148,6 +147,7 @@ def _first_step(
     return sign * min(100 * trial, (0.01 / max(speed, bend)) ** (1 / ORDER))
 
 
+@torch.no_grad()
 def _norm(parts: Components, scale: Components) -> float:
     """The largest root mean square of the components over their scales."""
     norms = [(part / unit).square().mean().sqrt() for part, unit in zip(parts, scale, strict=True) if part.numel()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from typing import Any, TypeVar
@@ -34,9 +34,9 @@ class Solver:
     on the end time instead of interpolating past it.
 
     Attributes:
-        method: a method of torchdiffeq: adaptive (``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``,
-            ``adaptive_heun``) or of fixed step (``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``,
-            ``explicit_adams``, ``implicit_adams``).
+        method: adaptive (``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``) or of fixed step
+            (``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``, ``implicit_adams``). They are
+            torchdiffeq's, except for ``dopri5`` with direct gradients, which takes the same steps with less overhead.
         rtol: relative tolerance of an adaptive method, per step.
         atol: absolute tolerance of an adaptive method, per step, in the units of the state.
         step_size: largest step of a fixed-step method; the steps divide each interval evenly.
@@ -225,9 +225,21 @@ def with_solver(model: M, solver: Solver) -> M:
     for part in other.modules():
         if isinstance(getattr(part, "solver", None), Solver):
             part.solver = solver
-    if getattr(other, "config", None) is not None:  # of models that rebuild themselves from plain values
-        other.config = {**other.config, "solver": asdict(solver)}
     return other
+
+
+def solver_of(model: nn.Module) -> Solver | None:
+    """The solver of the first ODE in a model; None for a model without."""
+    solvers = (getattr(part, "solver", None) for part in model.modules())
+    return next((solver for solver in solvers if isinstance(solver, Solver)), None)
+
+
+def config_of(model: nn.Module, arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The arguments that rebuild a model, with the solver it has now; None for a model composed by hand."""
+    if arguments is None:
+        return None
+    solver = solver_of(model)
+    return {**arguments, **({} if solver is None else {"solver": asdict(solver)})}
 
 
 @torch.no_grad()

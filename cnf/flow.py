@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anode import InputError, Solver, with_solver
+from anode.solver import config_of
 from cnf.continuous import Continuous
 from cnf.transforms import Compose, Transform
 
@@ -18,10 +19,15 @@ class Density(nn.Module):
     """A probability density p(x given c) to evaluate, to sample, and to train.
 
     Attributes:
-        config: the plain values that rebuild the model, for those made by :func:`cnf.density_model`; else None.
+        arguments: of :func:`cnf.density_model`, where it made the model; else None.
     """
 
-    config: dict[str, Any] | None = None
+    arguments: dict[str, Any] | None = None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The plain values that rebuild the model as it is solved now; None for a model composed by hand."""
+        return config_of(self, self.arguments)
 
     @property
     def kind(self) -> str:

@@ -76,7 +76,7 @@ def density_model(
         model = LiftedFlow(Dequantize(levels), Flow(Compose([Logit(alpha), standardize, ode]), Normal(shape)))
     if data is not None:
         standardize.fit(_real(data, shape, levels, alpha))
-    model.config = {
+    model.arguments = {
         "shape": list(shape),
         "hidden": list(hidden),
         "activation": activation,

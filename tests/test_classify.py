@@ -39,7 +39,7 @@ def test_from_start_to_end(run, tmp_path):
     records = Run(folder).records()
     assert len(records) == 3  # before training, and after each epoch
     assert FIGURES | {"step", "nfe_forward", "nfe_backward", "seconds", "loss"} <= set(records[-1])
-    for word in ("accuracy", "loss (smooth-l1)", "NFE", "tighter", "seconds", "runs/spheres"):
+    for word in ("accuracy", "(smooth-l1)", "(1000 samples", "NFE", "tighter", "seconds", "runs/spheres"):
         assert word in out
 
     dataset, model = classes.load("spheres"), anode.load(folder)
@@ -62,7 +62,7 @@ def test_from_start_to_end(run, tmp_path):
 def test_a_table_with_classes_in_words(run, tmp_path, flowers):
     status, out, _ = run("classify", "flowers.csv", "--target", "kind", "--epochs", 30, "--hidden", 16, "--lr", 1e-2)
     assert status == 0
-    assert "loss (cross-entropy)" in out
+    assert "(cross-entropy)" in out
     config = storage.read_config("runs/flowers", "classifier")
     assert config["classes"] == ["lily", "oak", "rose"]
     assert config["columns"] == ["width", "height"]
@@ -96,7 +96,9 @@ def test_the_adjoint_counts_its_evaluations(run):
 
 
 def test_fixed_steps_stay_as_trained(run):
-    assert run("classify", "sines", *TINY, "--solver", "euler", "--step-size", 0.25)[0] == 0
+    status, out, _ = run("classify", "sines", *TINY, "--solver", "euler", "--step-size", 0.25)
+    assert status == 0
+    assert "NFE                4" in out
     report = json.loads(run("evaluate", "runs/sines", "--json")[1])
     assert report["nfe"] == 4
     assert report["tolerance"] is None
@@ -222,6 +224,27 @@ class TestData:
         assert (columns, names) == (("x",), ("1", "2", "10"))
         assert pairs.y[:4].tolist() == [1, 2, 0, 1]
 
+    def test_words_are_classes_as_they_are_written(self, tmp_path):
+        rows = [f"{i},{word}" for i, word in enumerate(["01", "NA", " none", "1e3"] * 10)]
+        (tmp_path / "t.csv").write_text("\n".join(["x,kind", *rows]) + "\n")
+        assert set(classes.read(tmp_path / "t.csv", "kind")[2]) == {"01", "NA", "none", "1e3"}
+        (tmp_path / "part.csv").write_text("x,kind\n1,01\n2,01\n")
+        assert classes.read(tmp_path / "part.csv", "kind", ("01", "NA"))[0].y.tolist() == [0, 0]
+        (tmp_path / "bare.csv").write_text("\n".join(f"{i}.5,{'ab'[i % 2]}" for i in range(40)) + "\n")
+        assert classes.read(tmp_path / "bare.csv", "x1")[2] == ("a", "b")
+
+    def test_infinite_labels_are_words_too(self, tmp_path):
+        np.save(tmp_path / "t.npy", np.stack([np.random.randn(40), [1e300, np.inf] * 20], 1))
+        assert classes.read(tmp_path / "t.npy", "x1")[2] == ("1e+300", "inf")
+
+    def test_columns_far_from_zero_are_noted(self, tmp_path):
+        frame = pd.DataFrame({"x": 1.7e9 + np.arange(40), "kind": ["a", "b"] * 20})
+        frame.to_csv(tmp_path / "t.csv", index=False)
+        assert "far from zero" in classes.load(str(tmp_path / "t.csv"), target="kind").notes[0]
+
+    def test_two_points_are_no_test(self):
+        assert "the same two points" in classes.load("g1d").notes[0]
+
     def test_columns_without_names(self, tmp_path):
         np.save(tmp_path / "t.npy", np.stack([np.random.randn(40), np.arange(40) % 2], 1))
         assert classes.read(tmp_path / "t.npy", "x1")[2] == ("0", "1")
@@ -261,7 +284,15 @@ class TestRefuses:
             (["flowers.csv", "--target", "kind", "--model", "second-order", "--extra", "3"], ["extra=3", "must be 2"]),
             (["text.csv", "--target", "kind"], ["word", "text"]),
             (["one.csv", "--target", "kind"], ["one class only"]),
-            (["gap.csv", "--target", "kind"], ["missing values", "row 2"]),
+            (["gap.csv", "--target", "kind"], ["missing in data row 2"]),
+            (["header.csv", "--target", "kind"], ["header.csv has 0 rows"]),
+            (["twice.csv", "--target", "kind"], ["more than one column kind"]),
+            (["only.csv", "--target", "kind"], ["0 other columns"]),
+            (["huge.csv", "--target", "kind"], ["x is too large for single precision"]),
+            (["missing.csv"], ["missing.csv does not exist"]),
+            (["split.npz", "--target", "x0"], ["a table is one array"]),
+            (["spheres-10000"], ["spheres-10000"]),
+            (["spheres", "--seed", "100000000000000"], ["--seed 100000000000000"]),
             (["spheres", "--epochs", "0"], ["--epochs 0"]),
             (["spheres", "--lr", "0"], ["--lr 0"]),
             (["spheres", "--batch-size", "0"], ["--batch-size 0"]),
@@ -278,6 +309,12 @@ class TestRefuses:
         kinds = np.array(["a", "b"] * 20, dtype=object)
         pd.DataFrame({"word": ["x"] * 40, "kind": kinds}).to_csv(tmp_path / "text.csv", index=False)
         pd.DataFrame({"x": np.arange(40.0), "kind": "a"}).to_csv(tmp_path / "one.csv", index=False)
+        pd.DataFrame({"kind": kinds}).to_csv(tmp_path / "only.csv", index=False)
+        pd.DataFrame({"x": [1e39, 0] * 20, "kind": kinds}).to_csv(tmp_path / "huge.csv", index=False)
+        (tmp_path / "header.csv").write_text("x,kind\n")
+        (tmp_path / "twice.csv").write_text("x,kind,kind \n" + "1,a,b\n2,b,a\n" * 20)
+        part = np.random.randn(40, 2)
+        np.savez(tmp_path / "split.npz", train=part, validation=part, test=part)
         kinds[1] = None
         pd.DataFrame({"x": np.arange(40.0), "kind": kinds}).to_csv(tmp_path / "gap.csv", index=False)
         self.refuse(run, tmp_path, ["classify", *args], names)

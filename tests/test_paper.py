@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anode import classifier
+from anode import Solver, classifier
 from train_flows import paper
-from train_flows.paper import report, tolerance, trials
-from train_flows.paper.trials import Trial, attempt, attempt_all
+from train_flows.paper import nfe, report, tolerance, trials
+from train_flows.paper.trials import Trial, attempt, attempt_each
 
 SMALL = Trial("NODE", "spheres", epochs=3, points=200)
 
@@ -36,6 +37,7 @@ def test_every_experiment_writes_runs_figure_and_table(run, tmp_path, experiment
     )
     assert content["seeds"] == [0, 1]
     assert content["quick"] is True
+    assert content["complete"] is True
     runs = [each for each in content["runs"] if "history" in each]
     assert len(runs) % 2 == 0
     assert len(runs) > 0
@@ -49,7 +51,6 @@ def test_every_experiment_writes_runs_figure_and_table(run, tmp_path, experiment
         assert all(math.isfinite(value) for value in history["loss"][1:])
         assert each["status"] == "success"
     assert {row["runs"] for row in content["summary"]} == {2}
-    assert "spread" not in out
     for row in content["summary"]:
         assert row["model"] in out
     assert (tmp_path / "results" / f"{experiment}.png").read_bytes()[:4] == b"\x89PNG"
@@ -88,7 +89,7 @@ def test_seeds_reproduce_exactly():
 
 
 def test_workers_change_nothing():
-    alone, beside = (attempt_all([SMALL], seeds=2, workers=workers) for workers in (1, 2))
+    alone, beside = (list(attempt_each([SMALL], range(2), workers)) for workers in (1, 2))
     for one, two in zip(alone, beside, strict=True):
         assert [r["loss"] for r in one.records[1:]] == [r["loss"] for r in two.records[1:]]
         x = one.train.x
@@ -106,7 +107,7 @@ def test_failures_are_outcomes_and_the_others_go_on(model, status):
     failing = dataclasses.replace(SMALL, name="failing", model=model)
     if status == "non-finite loss":
         failing = dataclasses.replace(failing, lr=1e30)
-    outcomes = attempt_all([failing, SMALL], seeds=2, workers=1)
+    outcomes = list(attempt_each([failing, SMALL], range(2), workers=1))
     assert [o.status for o in outcomes] == [status, "success"] * 2
     rows = {row["model"]: row for row in report.summarize(outcomes)}
     assert (rows["failing"]["succeeded"], rows["NODE"]["succeeded"]) == (0, 2)
@@ -130,7 +131,7 @@ def test_experiments_survive_failing_runs(run, tmp_path, monkeypatch, experiment
     status, out, err = run("paper", experiment, "--quick", "--seeds", 2, "--workers", 1)
     assert (status, err) == (0, "")
     content = json.loads((tmp_path / "paper" / f"{experiment}.json").read_text())
-    statuses = {each["seed"]: each["status"] for each in content["runs"] if "seed" in each}
+    statuses = {each["seed"]: each["status"] for each in content["runs"] if each.get("seed") in (0, 1)}
     assert statuses == {seed: "non-finite loss" if seed < failing else "success" for seed in (0, 1)}
     assert f"{2 - failing}/2" in out
     assert (tmp_path / "paper" / f"{experiment}.png").exists()
@@ -155,7 +156,7 @@ def test_validation_points_lie_in_the_gaps():
 
 
 def test_summaries_are_over_seeds():
-    outcomes = attempt_all([SMALL], seeds=3, workers=1)
+    outcomes = list(attempt_each([SMALL], range(3), workers=1))
     (row,) = report.summarize(outcomes)
     losses = [o.records[-1]["loss"] for o in outcomes]
     assert row["loss"]["mean"] == pytest.approx(np.mean(losses))
@@ -181,8 +182,55 @@ def test_solves_at_tolerances_are_what_they_say(monkeypatch):
 def test_kept_bytes_are_those_of_the_graph():
     x = torch.randn(100, 10, requires_grad=True)
     with tolerance.kept_bytes() as kept:
-        (x.exp() * 2).sum()
-    assert kept[0] == 100 * 10 * 4  # the result of exp
+        y = (x.exp() * 2).sum()
+        assert kept() == 100 * 10 * 4  # the result of exp
+        x.exp().sum()  # no one holds on to this
+        assert kept() == 100 * 10 * 4
+        y.backward()
+    assert kept() == 0
+
+
+def test_a_failed_reference_is_a_row(monkeypatch):
+    monkeypatch.setattr(tolerance, "REFERENCE", Solver(rtol=1e-9, atol=1e-9, max_steps=1))
+    assert tolerance.measure(classifier((2,), 1), torch.randn(5, 2)) == [{"status": "reference: too many steps"}]
+
+
+def test_a_run_that_breaks_in_the_last_step_is_written(run, tmp_path, monkeypatch):
+    breaking = [Trial("ResNet", "spheres", {"model": "resnet"}, lr=1e30)]
+    monkeypatch.setattr(nfe, "TRIALS", breaking)
+    monkeypatch.setattr(nfe, "_findings", lambda _: {"ratio": math.inf})
+    monkeypatch.setattr(trials, "quick", lambda wanted: [dataclasses.replace(t, points=64, epochs=1) for t in wanted])
+    assert run("paper", "nfe", "--quick", "--seeds", 1, "--workers", 1)[0] == 0
+    content = json.loads((tmp_path / "paper" / "nfe.json").read_text(), parse_constant=pytest.fail)
+    (only,) = content["runs"]
+    assert only["status"] == "non-finite loss"
+    assert only["history"]["train_loss"][-1] is None
+    assert content["findings"] == {"ratio": None}
+
+
+def test_finished_runs_survive_a_stop(run, tmp_path, monkeypatch):
+    real, calls = trials.attempt, []
+
+    def attempt(trial, seed):
+        calls.append(seed)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(trial, seed)
+
+    monkeypatch.setattr(trials, "attempt", attempt)
+    status, _, err = run("paper", "nfe", "--quick", "--seeds", 2, "--workers", 1)
+    assert (status, err) == (130, "error: interrupted\n")
+    content = json.loads((tmp_path / "paper" / "nfe.json").read_text())
+    assert content["complete"] is False
+    assert len(content["runs"]) == 2
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts the descriptors in /proc")
+def test_many_runs_need_few_file_descriptors():
+    before = len(os.listdir("/proc/self/fd"))
+    outcomes = list(attempt_each([dataclasses.replace(SMALL, epochs=1, model={"model": "resnet"})], range(6), 2))
+    assert len(outcomes) == 6
+    assert len(os.listdir("/proc/self/fd")) < before + 20
 
 
 class TestCommandLine:
@@ -198,14 +246,16 @@ class TestCommandLine:
             (["nef"], ["'nef' is unknown", *paper.EXPERIMENTS]),
             (["nfe", "--seeds", "0"], ["--seeds 0"]),
             (["nfe", "--workers", "0"], ["--workers 0"]),
+            (["nfe", "--out", "taken"], ["--out taken is a file"]),
         ],
     )
     def test_refuses(self, run, tmp_path, args, names):
+        (tmp_path / "taken").write_text("mine")
         status, _, err = run("paper", *args)
         assert status == 2
         assert len(err.splitlines()) == 1
         assert all(name in err for name in names)
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
     def test_results_are_not_overwritten_unasked(self, run, tmp_path):
         (tmp_path / "paper").mkdir()

@@ -101,6 +101,22 @@ def test_a_field_that_is_never_finite_is_named(value):
         Solver().integrate(Never(), torch.randn(4, 2), 0, 1)
 
 
+def test_a_field_may_differentiate(float64):
+    """Dynamics given by a Hamiltonian: dq/dt = dH/dp, dp/dt = -dH/dq, here a circle."""
+
+    class Hamiltonian(Field):
+        def forward(self, t, x, c=None):
+            with torch.enable_grad():
+                energy = x.square().sum() / 2
+                dq, dp = torch.autograd.grad(energy, x, create_graph=True)[0].chunk(2, dim=1)
+            return torch.cat([dp, -dq], 1)
+
+    x = torch.randn(4, 2, requires_grad=True)
+    circle = Linear(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
+    y = Solver(rtol=1e-9, atol=1e-9).integrate(Hamiltonian(), x, 0, 1)
+    torch.testing.assert_close(y, circle.solution(x, torch.tensor(1.0)))
+
+
 def test_a_field_that_is_finite_only_nearby_is_solved():
     """Where the first Euler step leaves the domain, smaller ones find the way."""
     y = Solver().integrate(lambda t, y: -1e4 * torch.log(y), torch.full((1, 1), 0.5, dtype=torch.float64), 0, 1e-3)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from anode import Classifier, ODEBlock, Solver, SolverError, with_solver
+from anode import Classifier, Solver, SolverError, with_solver
+from anode.solver import solver_of
 from train_flows import supervised
 from train_flows.data.labelled import Pairs
 from train_flows.supervised import Supervised, outputs, predicted
@@ -20,11 +21,6 @@ def loss_of(classes: object) -> str:
     return "smooth-l1" if classes is None else "cross-entropy"
 
 
-def solver_of(model: Classifier) -> Solver | None:
-    """The solver of its ODE; None for a discrete network."""
-    return model.body.solver if isinstance(model.body, ODEBlock) else None
-
-
 def measure(model: Classifier, pairs: Pairs, classes: object) -> dict[str, Any]:
     """Measure a classifier on samples.
 
@@ -34,17 +30,21 @@ def measure(model: Classifier, pairs: Pairs, classes: object) -> dict[str, Any]:
         classes: their names; None where targets are values.
 
     Returns:
-        ``accuracy`` and its ``standard_error`` (binomial), ``loss`` and its name ``loss_kind``, ``nfe`` (evaluations
-        of the field a solve), ``tolerance``; and, for an adaptive solver, ``tighter``: accuracy, loss and evaluations
-        at tolerances ten times tighter, and ``changed``, the share of samples whose class is another there. It is None
-        where that solve fails.
+        ``samples``, their number n; ``accuracy``, the share k / n of those that are right, and its ``standard_error``,
+        binomial, of (k + 1) / (n + 2), so that it is never zero; ``loss`` and its name ``loss_kind``; ``nfe``,
+        evaluations of the field a solve; ``tolerance``; and, for an adaptive solver, ``tighter``: accuracy, loss and
+        evaluations at tolerances ten times tighter, and ``changed``, the share of samples whose class is another
+        there. It is None where that solve fails.
     """
     objective = Supervised(model, loss_of(classes))
     found = supervised.measure(objective, pairs)
     solver = solver_of(model)
+    n = len(pairs.x)
+    share = (n * found["accuracy"] + 1) / (n + 2)
     figures: dict[str, Any] = {
+        "samples": n,
         "accuracy": found["accuracy"],
-        "standard_error": math.sqrt(found["accuracy"] * (1 - found["accuracy"]) / len(pairs.x)),
+        "standard_error": math.sqrt(share * (1 - share) / n),
         "loss": found["loss"],
         "loss_kind": loss_of(classes),
         "nfe": found["nfe"],
@@ -70,7 +70,7 @@ def _at(objective: Supervised, solver: Solver, pairs: Pairs) -> dict[str, float]
         "accuracy": found["accuracy"],
         "loss": found["loss"],
         "nfe": found["nfe"],
-        "changed": float((before != after).double().mean()),
+        "changed": float((before != after).float().mean()),
         "rtol": solver.rtol,
         "atol": solver.atol,
     }
@@ -79,13 +79,15 @@ def _at(objective: Supervised, solver: Solver, pairs: Pairs) -> dict[str, float]
 def table(figures: dict[str, Any]) -> str:
     """Measured figures as lines to read."""
     at = figures["tolerance"]
-    how = "" if at is None else f" (rtol {at['rtol']:g}, atol {at['atol']:g})"
+    how = "" if at is None else f", rtol {at['rtol']:g}, atol {at['atol']:g}"
+    spread = f"{figures['accuracy']:.4f} +- {figures['standard_error']:.4f}"
     lines = [
-        ("accuracy", f"{figures['accuracy']:.4f} +- {figures['standard_error']:.4f}{how}"),
-        (f"loss ({figures['loss_kind']})", f"{figures['loss']:.4g}"),
+        ("accuracy", f"{spread} ({figures['samples']} samples{how})"),
+        ("loss", f"{figures['loss']:.4g} ({figures['loss_kind']})"),
     ]
-    if at is not None:
+    if figures["nfe"]:
         lines.append(("NFE", f"{figures['nfe']:.0f}"))
+    if at is not None:
         tighter = figures["tighter"]
         lines.append(("tighter", "the solve failed" if tighter is None else _tighter(tighter)))
     return lines_of(lines)

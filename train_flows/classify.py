@@ -6,9 +6,10 @@ import dataclasses
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from anode import Classifier, classifier
+from anode import Classifier, SolverError, classifier
 from anode.classifiers import KIND
 from train_flows import accuracy, command_line, pictures, recipes, session
 from train_flows.checkpoint import Run
@@ -81,7 +82,7 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
 
 
 def report(settings: Settings, run: Run, dataset: Labelled, model: Classifier, before: float) -> None:
-    """Measure the best weights on the test part, draw the pictures, write ``result.json`` and print the table.
+    """Measure the best weights on the test part, write ``result.json``, print the table and draw the pictures.
 
     Args:
         settings: of the run.
@@ -92,9 +93,12 @@ def report(settings: Settings, run: Run, dataset: Labelled, model: Classifier, b
     """
     started = time.monotonic()
     figures = accuracy.measure(model, dataset.test.to(next(model.parameters()).device), dataset.classes)
-    pictures.draw_classifier(run, dataset, model)
     trained = run.records()[-1]["seconds"] if run.records() else 0
     seconds = before + trained + time.monotonic() - started
     session.write_result(run, KIND, settings.run.seed, seconds, figures, dataset.notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test.x)} samples", accuracy.table(figures), sep="\n")
     print(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
+    try:
+        pictures.draw_classifier(run, dataset, model)
+    except (SolverError, np.linalg.LinAlgError) as error:
+        print(f"note: a picture is missing: {error}")

@@ -50,7 +50,7 @@ def parse(
     if first.run.resume is not None:
         return _resumed(first, default, kind)
     if source is None:
-        raise InputError("no data set given: pass a name such as moons, or the path of a table")
+        raise InputError("no data set given: pass the name of one (see --help), or the path of a table")
     settings: Any = typed(args, _cooked(default, recipe(source)))
     if not known(source) and Path(source).exists():
         source = str(Path(source).resolve())  # found again from any working directory

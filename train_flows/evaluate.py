@@ -15,6 +15,7 @@ import anode
 import cnf
 from anode import InputError, Solver, storage
 from anode.classifiers import KIND as CLASSIFIER
+from anode.solver import solver_of
 from cnf.models import KIND as DENSITY
 from train_flows import accuracy, held_out, likelihood
 from train_flows.settings import Device, Flag, check_seed, find_device
@@ -64,7 +65,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
                 f"--{name} {getattr(settings, name)} is for densities, {settings.run} is a classifier: drop it"
             )
     model = anode.load(settings.run, device)
-    solver = accuracy.solver_of(model)
+    solver = solver_of(model)
     if settings.rtol is not None or settings.atol is not None:
         if solver is None or not solver.adaptive:
             raise InputError(

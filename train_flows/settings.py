@@ -133,6 +133,6 @@ def find_device(name: str) -> torch.device:
 
 
 def check_seed(seed: int) -> None:
-    """Raise an :class:`~anode.InputError` for a negative seed."""
-    if seed < 0:
-        raise InputError(f"--seed {seed} must be 0 or more")
+    """Raise an :class:`~anode.InputError` for a seed that some random generator does not take."""
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed {seed} must be from 0 to {2**31 - 1}")

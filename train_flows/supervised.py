@@ -65,6 +65,6 @@ def measure(objective: Supervised, pairs: Pairs) -> dict[str, float]:
     figures = {"mse": float(F.mse_loss(found, pairs.y))} if values else {}
     return figures | {
         "loss": float(objective.loss(found, pairs.y)),
-        "accuracy": float(right.double().mean()),
+        "accuracy": float(right.sum()) / len(right),
         "nfe": nfe.forward / math.ceil(len(pairs.x) / CHUNK),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,12 +12,12 @@ import torch
 from sklearn import datasets
 
 from anode import InputError
-from train_flows.data import paper, tables
+from train_flows.data import paper, tables, tabular
 from train_flows.data.labelled import Labelled, Pairs, split
 
 SKLEARN = {"digits": datasets.load_digits, "wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}
 TRAIN, HELD_OUT = 3000, 1000  # points of the paper's functions
-STREAMS = 1_000_003  # between the seeds of the three parts
+STREAMS = 1_000_003  # between the seeds of weights and of the three parts, which are to be independent
 
 
 def load(source: str, seed: int = 0, target: str | None = None) -> Labelled:
@@ -40,10 +42,11 @@ def load(source: str, seed: int = 0, target: str | None = None) -> Labelled:
         names = ", ".join([*paper.FUNCTIONS, "spheres-3", *SKLEARN])
         raise InputError(f"data={source!r} is neither a known data set ({names}) nor an existing file")
     if target is None:
+        tables.read_frame(source)  # a missing or damaged file is the nearer cause
         raise InputError(f"which column of {source} holds the classes is not known: pass --target COLUMN")
     pairs, columns, classes = read(source, target)
     train, validation, test = split(pairs, seed)
-    return Labelled(Path(source).name, train, validation, test, columns, classes, _notes(train, classes))
+    return Labelled(Path(source).name, train, validation, test, columns, classes, _notes(train, columns, classes))
 
 
 def known(source: str) -> bool:
@@ -64,11 +67,17 @@ def read(
     Raises:
         InputError: when there is no such column, it holds no classes, or other columns are no numbers.
     """
-    frame = tables.read_frame(path)
+    frame = tables.read_frame(path, text=target)
     frame.columns = [str(column) for column in frame]
+    if list(frame.columns).count(target) > 1:
+        raise InputError(f"{path} has more than one column {target}: rename them")
     if target not in frame:
         shown = ", ".join([*frame.columns[:8], *["..."] * (frame.shape[1] > 8)])
         raise InputError(f"--target {target} is no column of {path}: choose one of {shown}")
+    if len(frame) == 0 or frame.shape[1] < 2:
+        raise InputError(
+            f"{path} has {len(frame)} rows of {target} and {frame.shape[1] - 1} other columns: it needs both"
+        )
     found = _names(path, frame.pop(target))
     names = classes or tuple(sorted(set(found), key=_in_order))
     unknown = sorted(set(found) - set(names))
@@ -77,18 +86,24 @@ def read(
     if not classes:
         _check_classes(path, target, names, len(found))
     table = tables.numbers(str(path), frame, least_rows=1 if classes else tables.LEAST_ROWS, least_columns=1)
+    tabular.check_size(str(path), table.values, table.columns)
     y = torch.tensor([names.index(name) for name in found])
     return Pairs(torch.from_numpy(table.values.astype(np.float32)), y), table.columns, names
 
 
 def _names(path: str, labels: pd.Series) -> list[str]:
     """The class of every row as text; whole numbers without a decimal point."""
-    if labels.isna().any():
-        row = int(labels.isna().to_numpy().argmax()) + 1
-        raise InputError(f"{path}: {labels.name} holds missing values (first in data row {row}): drop those rows")
-    if pd.api.types.is_float_dtype(labels) and (labels == labels.round()).all():
-        labels = labels.astype(int)
-    return [str(label).strip() for label in labels]
+    names = ["" if pd.isna(label) else _name(label) for label in labels]
+    if "" in names:
+        raise InputError(
+            f"{path}: {labels.name} is missing in data row {names.index('') + 1}: fill in or drop such rows"
+        )
+    return names
+
+
+def _name(label: Any) -> str:
+    text = (label.decode() if isinstance(label, bytes) else str(label)).strip()
+    return re.sub(r"\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
 def _in_order(name: str) -> tuple[float, str]:
@@ -106,16 +121,19 @@ def _check_classes(path: str, target: str, classes: tuple[str, ...], rows: int) 
         raise InputError(f"{path}: {target} holds {len(classes)} distinct values in {rows} rows, which are no classes")
 
 
-def _notes(train: Pairs, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(train: Pairs, columns: tuple[str, ...], classes: tuple[str, ...]) -> tuple[str, ...]:
     counts = torch.bincount(train.y, minlength=len(classes))
     missing = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
-    return (f"no training sample of class {', '.join(missing)}",) if missing else ()
+    notes = (f"no training sample of class {', '.join(missing)}",) if missing else ()
+    return notes + tabular.far_from_zero(train.x.double().numpy(), columns)
 
 
 def _function(name: str, seed: int) -> Labelled:
     counts = (TRAIN, HELD_OUT, HELD_OUT)
-    train, validation, test = (paper.sample(name, n, seed + i * STREAMS) for i, n in enumerate(counts))
-    return Labelled(name, train, validation, test, tuple(f"x{i}" for i in range(train.x.shape[1])))
+    train, validation, test = (paper.sample(name, n, seed + i * STREAMS) for i, n in enumerate(counts, start=1))
+    columns = tuple(f"x{i}" for i in range(train.x.shape[1]))
+    notes = ("the test part holds the same two points as the training part",) if name in ("g1d", "identity") else ()
+    return Labelled(name, train, validation, test, columns, notes=notes)
 
 
 def _sklearn(name: str, seed: int) -> Labelled:

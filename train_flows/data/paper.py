@@ -35,8 +35,8 @@ def identity(n: int, generator: torch.Generator) -> Pairs:
 def spheres(n: int, generator: torch.Generator, dim: int = 2) -> Pairs:
     """Concentric spheres: a third of n points in the ball of radius 0.5 -> -1, the rest in the shell 1 to 1.5 -> +1.
 
-    Points are uniform in volume: r = (a^d + u (b^d - a^d))^(1/d), u uniform in [0, 1). In one dimension these are the
-    nested intervals, three equal thirds.
+    Points are uniform in volume: r = b ((a/b)^d + u (1 - (a/b)^d))^(1/d) between radii a and b, u uniform in [0, 1).
+    In one dimension these are the nested intervals, three equal thirds.
 
     References:
         Dupont, Doucet, Teh 2019, arXiv 1904.01681, section 4; the published 1,000 inner and 2,000 outer points.
@@ -46,12 +46,13 @@ def spheres(n: int, generator: torch.Generator, dim: int = 2) -> Pairs:
     if dim == 1:
         direction[inner::2], direction[inner + 1 :: 2] = -1, 1
     u = torch.rand(n, 1, generator=generator)
-    low, high = (torch.tensor([radii[end]] * n).unsqueeze(1) for end, radii in ((0, INNER), (1, INNER)))
+    low, high = torch.full((n, 1), INNER[0]), torch.full((n, 1), INNER[1])
     low[inner:], high[inner:] = OUTER
-    radius = (low**dim + u * (high**dim - low**dim)) ** (1 / dim)
+    hollow = (low / high).double() ** dim  # relative to the outer radius, which no dimension lets overflow
+    radius = high * (hollow + u * (1 - hollow)) ** (1 / dim)
     y = torch.ones(n, 1)
     y[:inner] = -1
-    return Pairs(radius * direction / direction.norm(dim=1, keepdim=True), y)
+    return Pairs(radius.float() * direction / direction.norm(dim=1, keepdim=True), y)
 
 
 def sines(n: int, generator: torch.Generator) -> Pairs:
@@ -94,8 +95,8 @@ def sample(name: str, n: int, seed: int = 0) -> Pairs:
 
 
 def known(name: str) -> bool:
-    """Whether there is a function of that name."""
-    return name in FUNCTIONS or re.fullmatch(r"spheres-[1-9]\d*", name) is not None
+    """Whether there is a function of that name; spheres have up to 9,999 dimensions."""
+    return name in FUNCTIONS or re.fullmatch(r"spheres-[1-9]\d{0,3}", name) is not None
 
 
 def split_slices(pairs: Pairs, removed: int, generator: torch.Generator) -> tuple[Pairs, Pairs]:

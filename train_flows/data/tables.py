@@ -46,8 +46,12 @@ def read(path: str | Path, least_rows: int = LEAST_ROWS) -> Table:
     return numbers(str(path), read_frame(path), least_rows)
 
 
-def read_frame(path: str | Path) -> pd.DataFrame:
+def read_frame(path: str | Path, text: str | None = None) -> pd.DataFrame:
     """Read a file as :func:`read` does, whatever its columns hold.
+
+    Args:
+        path: see :func:`read`.
+        text: a column of a CSV file to leave as it is written, as bytes.
 
     Raises:
         InputError: when the file is missing, empty or of another format.
@@ -55,7 +59,7 @@ def read_frame(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     _check_file(path)
     if path.name.lower().endswith((".csv", ".csv.gz")):
-        return _read_csv(path)
+        return _read_csv(path, text)
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
     return _frame(path, _read_numpy(path))
@@ -117,10 +121,11 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path} is empty: pass a table of at least {LEAST_ROWS} rows")
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, text: str | None) -> pd.DataFrame:
     try:
         delimiter, first, second = _head(path)
         named = _are_names(first, second)
+        names = [name.strip() for name in first] if named else [f"x{i}" for i in range(len(first))]
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
             frame = pd.read_csv(
@@ -129,6 +134,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 header=0 if named else None,
                 index_col=False,
                 skipinitialspace=True,
+                converters={names.index(text): _as_written} if text in names else None,
             )
     except (OSError, ValueError, EOFError, csv.Error, zlib.error, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error
@@ -136,6 +142,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if frame.columns[0] == "Unnamed: 0" and np.array_equal(frame.iloc[:, 0], np.arange(len(frame))):
         raise InputError(f"{path}: the first column has no name and counts the rows: write the table without its index")
     return frame
+
+
+def _as_written(field: str) -> bytes:
+    """The field as bytes, of which pandas takes none, such as NA, for a missing value."""
+    return field.strip().encode()
 
 
 def _head(path: Path) -> tuple[str, list[str], list[str]]:
@@ -179,7 +190,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 def _read_numpy(path: Path) -> np.ndarray:
     arrays = arrays_of(path)
     if len(arrays) != 1:
-        raise InputError(f"{path} holds the arrays {', '.join(arrays)}: keep one, or train, validation and test")
+        raise InputError(
+            f"{path} holds the arrays {', '.join(arrays)}: a table is one array (a density also takes three, "
+            "train, validation and test)"
+        )
     return next(iter(arrays.values()))
 
 

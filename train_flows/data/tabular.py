@@ -49,19 +49,15 @@ def load_published(name: str, root: str | Path) -> Dataset:
 
 def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) -> Dataset:
     arrays, columns = {part: table.values for part, table in splits.items()}, splits["train"].columns
-    large = np.any([np.abs(values).max(axis=0) > np.finfo(np.float32).max for values in arrays.values()], axis=0)
-    with np.errstate(over="ignore"):
-        single = arrays["train"].astype(np.float32)  # what the model will see
-    for flags, what, remedy in (
-        (large, "too large for single precision", "rescale such columns"),
-        (
-            single.max(axis=0) == single.min(axis=0),
-            "constant in single precision and has no density",
-            "drop or rescale such columns",
-        ),
-    ):
-        if flags.any():
-            raise InputError(f"{name}: {_names(columns, flags)} is {what}: {remedy}")
+    for values in arrays.values():
+        check_size(name, values, columns)
+    single = arrays["train"].astype(np.float32)  # what the model will see
+    constant = single.max(axis=0) == single.min(axis=0)
+    if constant.any():
+        raise InputError(
+            f"{name}: {_names(columns, constant)} is constant in single precision and has no density: "
+            "drop or rescale such columns"
+        )
     few, spiked = np.array([_repeats(values) for values in single.T]).T
     notes = _notes(single, columns, few, spiked, jitter)
     if jitter:
@@ -72,6 +68,20 @@ def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) ->
         torch.from_numpy(arrays[part].astype(np.float32)) for part in ("train", "validation", "test")
     )
     return Dataset(name, train, validation, test, columns, table=True, notes=notes)
+
+
+def check_size(name: str, values: np.ndarray, columns: tuple[str, ...]) -> None:
+    """Raise an :class:`~anode.InputError` for columns beyond single precision."""
+    large = np.abs(values).max(axis=0, initial=0) > np.finfo(np.float32).max
+    if large.any():
+        raise InputError(f"{name}: {_names(columns, large)} is too large for single precision: rescale such columns")
+
+
+def far_from_zero(train: np.ndarray, columns: tuple[str, ...]) -> tuple[str, ...]:
+    """A note on columns whose differences are lost in single precision."""
+    flags = np.abs(train.mean(axis=0)) > 1e4 * train.std(axis=0)
+    what = "far from zero for its spread; subtract an offset to spare the digits of single precision"
+    return (f"{_names(columns, flags)}: {what}",) if flags.any() else ()
 
 
 def _repeats(values: np.ndarray) -> tuple[bool, bool]:
@@ -96,13 +106,12 @@ def _notes(
         if jitter
         else "few distinct values, so the likelihood can grow without limit; consider --jitter"
     )
-    offset = np.abs(train.mean(axis=0)) > 1e4 * train.std(axis=0)
     found = (
         (few, few_what),
         (spiked, "one value is far too common, so the likelihood can grow without limit; consider dropping the column"),
-        (offset, "far from zero for its spread; subtract an offset to spare the digits of single precision"),
     )
-    return tuple(f"{_names(columns, flags)}: {what}" for flags, what in found if flags.any())
+    notes = tuple(f"{_names(columns, flags)}: {what}" for flags, what in found if flags.any())
+    return notes + far_from_zero(train, columns)
 
 
 def _names(columns: tuple[str, ...], flags: Any) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import tyro
 
 from anode import InputError, SolverError, storage
 from train_flows.paper import trials
-from train_flows.paper.report import Report
+from train_flows.paper.report import AttemptAll
 from train_flows.paper.trials import Outcome, Trial
 from train_flows.provenance import provenance
 from train_flows.settings import Flag
@@ -53,9 +54,12 @@ def main(args: list[str]) -> None:
         return
     results, picture = _checked(settings)
     experiment = importlib.import_module(f"train_flows.paper.{settings.experiment.replace('-', '_')}")
-    report = experiment.run(partial(_attempt_all, settings))
+    write = partial(_write, settings, results)
     settings.out.mkdir(parents=True, exist_ok=True)
-    storage.write_atomically(results, (json.dumps(_content(settings, report), allow_nan=False) + "\n").encode())
+    write(runs=[], complete=False)  # fails here, if anywhere
+    picture.unlink(missing_ok=True)  # of other runs
+    report = experiment.run(_attempting(settings, write))
+    write(runs=report.runs, complete=True, findings=report.findings, summary=report.summary)
     print(f"\n{report.table}\n\n{results}")
     try:
         buffer = io.BytesIO()
@@ -74,6 +78,8 @@ def _checked(settings: Settings) -> tuple[Path, Path]:
     for option in ("seeds", "workers"):
         if getattr(settings, option) < 1:
             raise InputError(f"--{option} {getattr(settings, option)} must be at least 1")
+    if settings.out.exists() and not settings.out.is_dir():
+        raise InputError(f"--out {settings.out} is a file: pass a folder")
     paths = settings.out / f"{name}.json", settings.out / f"{name}.png"
     for path in paths:
         if path.exists() and not settings.overwrite:
@@ -81,17 +87,36 @@ def _checked(settings: Settings) -> tuple[Path, Path]:
     return paths
 
 
-def _attempt_all(settings: Settings, wanted: Sequence[Trial]) -> list[Outcome]:
-    return trials.attempt_all(trials.quick(wanted) if settings.quick else wanted, settings.seeds, settings.workers)
+def _attempting(settings: Settings, write: Callable[..., None]) -> AttemptAll:
+    """What experiments train with: the runs that are finished are on disk, whatever happens to the others."""
+    finished: list[dict[str, Any]] = []
+
+    def attempt_all(wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Outcome]:
+        outcomes = []
+        wanted = trials.quick(wanted) if settings.quick else wanted
+        for outcome in trials.attempt_each(wanted, seeds or range(settings.seeds), settings.workers):
+            outcomes.append(outcome)
+            finished.append(outcome.result())
+            write(runs=finished, complete=False)
+        return outcomes
+
+    return attempt_all
 
 
-def _content(settings: Settings, report: Report) -> dict[str, Any]:
-    findings = {name: None if value != value else value for name, value in report.findings.items()}  # no NaN in JSON
-    return provenance() | {
+def _write(settings: Settings, path: Path, **content: Any) -> None:
+    about = {
         "experiment": settings.experiment,
         "quick": settings.quick,
         "seeds": list(range(settings.seeds)),
-        "findings": findings,
-        "summary": report.summary,
-        "runs": report.runs,
+        "workers": settings.workers,  # one thread each
     }
+    storage.write_atomically(path, (json.dumps(_plain({**provenance(), **about, **content})) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    """The same, with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, at_epoch, of, report
+from train_flows.paper.report import AttemptAll, Report, at_epoch, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 EXTRAS = (0, 1, 2, 5, 10, 20, 50, 100)
@@ -16,7 +16,7 @@ TRIALS = [Trial(f"p={extra}", "spheres", {"extra": extra}) for extra in EXTRAS]
 METRICS = {"loss": "training loss", "nfe_forward": "evaluations a solve", "seconds": "seconds to train"}
 
 
-def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
+def run(attempt_all: AttemptAll) -> Report:
     """Train on the concentric spheres with every number of extra dimensions."""
     outcomes = attempt_all(TRIALS)
     return report(outcomes, partial(_figure, outcomes), {})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, exemplar, of, report
+from train_flows.paper.report import AttemptAll, Report, exemplar, of, report
 from train_flows.paper.trials import Outcome, Trial, shown
 
 EPOCHS = (0, 3, 6, 10, 20, 30)
@@ -18,7 +18,7 @@ TRIALS = [
 ]
 
 
-def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
+def run(attempt_all: AttemptAll) -> Report:
     """Train NODE and ANODE p=1, and draw the features of one seed at some epochs."""
     outcomes = attempt_all(TRIALS)
     return report(outcomes, partial(_figure, outcomes), {})

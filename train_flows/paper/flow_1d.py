@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from anode import ODEBlock
-from train_flows.paper.report import Report, exemplar, mean, of, report
+from train_flows.paper.report import AttemptAll, Report, exemplar, mean, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 BARE = {"readout": "none"}  # a learned readout would flip the sign by itself
@@ -24,7 +24,7 @@ TIMES = np.linspace(0, 1, 51)
 STARTS = np.array([-1.5, -1, -0.5, 0, 0.5, 1, 1.5])
 
 
-def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
+def run(attempt_all: AttemptAll) -> Report:
     """Train on identity and g1d without a readout, and draw fields and trajectories of one seed."""
     outcomes = attempt_all(TRIALS)
     findings = {

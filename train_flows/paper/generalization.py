@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, curves, exemplar, mean, of, report
+from train_flows.paper.report import AttemptAll, Report, curves, exemplar, mean, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 MODELS = {"NODE": {}, "ANODE p=5": {"extra": 5}}
@@ -18,7 +18,7 @@ TRIALS = [Trial(name, "spheres", model, epochs=50, removed=3) for name, model in
 SIDE = 120  # of the grid of inputs
 
 
-def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
+def run(attempt_all: AttemptAll) -> Report:
     """Train with three of ten slices of the plane removed, random ones for each seed, and validate on those."""
     outcomes = attempt_all(TRIALS)
     node, anode = (mean(of(outcomes, name), "validation_loss") for name in MODELS)

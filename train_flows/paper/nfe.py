@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, curves, mean, of, report
+from train_flows.paper.report import AttemptAll, Report, curves, mean, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 TRIALS = [Trial("NODE", "spheres"), Trial("ANODE p=5", "spheres", {"extra": 5})]
 
 
-def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
+def run(attempt_all: AttemptAll) -> Report:
     """Train both on the concentric spheres; evaluations are means over the batches of an epoch."""
     outcomes = attempt_all(TRIALS)
     return report(outcomes, partial(_figure, outcomes), _findings(outcomes))
@@ -30,8 +30,9 @@ def _figure(outcomes: Sequence[Outcome]) -> Figure:
     pictures.bands(left, nfe, "evaluations", "evaluations a solve")
     pictures.bands(middle, losses, "loss", "training loss", log=True)
     for i, name in enumerate(names):
-        for cost, loss in zip(nfe[name], losses[name], strict=True):
-            right.plot(cost, loss, color=f"C{i}", alpha=0.6, label=name if loss is losses[name][0] else None)
+        for seed, (cost, loss) in enumerate(zip(nfe[name], losses[name], strict=True)):
+            right.plot(cost, loss, color=f"C{i}", alpha=0.6, label=None if seed else name)
+    right.legend()
     pictures.log_y(right)
     right.set(xlabel="evaluations a solve", ylabel="training loss", title="loss against evaluations")
     return figure

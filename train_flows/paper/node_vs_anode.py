@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, curves, exemplar, mean, of, report
+from train_flows.paper.report import AttemptAll, Report, curves, exemplar, mean, of, report
 from train_flows.paper.trials import Outcome, Trial, shown
 
 TRIALS = [
@@ -24,7 +24,7 @@ TRIALS = [
 DRAWN = 100  # trajectories
 
 
-def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
+def run(attempt_all: AttemptAll) -> Report:
     """Train on both functions; draw losses over all seeds, and inputs, flow and features of one."""
     outcomes = attempt_all(TRIALS)
     return report(outcomes, partial(_figure, outcomes), _findings(outcomes))

@@ -14,7 +14,7 @@ SIDES = "coolwarm"  # target -1 in blue, +1 in red
 
 
 def bands(axes: Axes, curves: Mapping[str, Array], title: str = "", ylabel: str = "", log: bool = False) -> None:
-    """Mean over seeds as a line, and the range of all seeds as a band, against the epoch.
+    """Mean over seeds as a line, and the range of all seeds as a band, against the epoch; a failed one ends early.
 
     Args:
         axes: where to draw.

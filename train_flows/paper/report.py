@@ -5,14 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_flows.paper.trials import Outcome
+from train_flows.paper.trials import Outcome, Trial
 
 METRICS = ("loss", "mse", "accuracy", "validation_loss", "nfe_forward", "nfe_backward", "seconds")
+
+
+class AttemptAll(Protocol):
+    """What an experiment is handed to train with."""
+
+    def __call__(self, wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Outcome]:
+        """Every trial with every seed, by default those that were asked for."""
+        ...
 
 
 @dataclass(frozen=True)

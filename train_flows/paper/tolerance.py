@@ -11,6 +11,7 @@ import dataclasses
 import math
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from anode import Classifier, Solver, SolverError, count_evals, with_solver
 from train_flows.paper import pictures
-from train_flows.paper.report import Report, curves, mean, of, report
+from train_flows.paper.report import AttemptAll, Report, curves, mean, of, report
 from train_flows.paper.trials import Outcome, Trial
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
@@ -49,7 +50,7 @@ POINTS = 256  # to solve for
 REPEATS = 5  # of a timing, of which the median is taken
 
 
-def run(attempt_all: Callable[[Sequence[Trial]], list[Outcome]]) -> Report:
+def run(attempt_all: AttemptAll) -> Report:
     """Train, and solve every trained network at every tolerance with both kinds of gradients."""
     outcomes = attempt_all(TRIALS)
     nodes = [outcome for outcome in outcomes if outcome.trial.name in NODES and outcome.status == "success"]
@@ -73,29 +74,35 @@ def measure(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
         A row for each, with a ``status``: that of a failed solve has nothing else.
     """
     model, x = copy.deepcopy(model).double(), x.double()
-    with torch.no_grad():
-        reference = with_solver(model, REFERENCE).features(x)
+    try:
+        with torch.no_grad():
+            reference = with_solver(model, REFERENCE).features(x)
+    except SolverError as error:
+        return [{"status": f"reference: {error.cause}"}]
     rows = []
     for tolerance in TOLERANCES:
         for gradient in GRADIENTS:
             solver = Solver(rtol=tolerance, atol=tolerance, gradient=gradient, max_steps=100_000)
             row: dict[str, Any] = {"tolerance": tolerance, "gradient": gradient}
             try:
-                row |= {"status": "success", **_timed(with_solver(model, solver), x, reference)}
+                row |= {"status": "success", **_solved(with_solver(model, solver), x, reference)}
             except SolverError as error:
                 row["status"] = error.cause
             rows.append(row)
     return rows
 
 
-def _timed(model: Classifier, x: Tensor, reference: Tensor) -> dict[str, float]:
+def _solved(model: Classifier, x: Tensor, reference: Tensor) -> dict[str, float]:
+    with count_evals(model) as nfe, kept_bytes() as kept:
+        features = model.features(x)
+    size = kept()
+    features.square().mean().backward()
     forward, both = [], []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        with count_evals(model) as nfe, kept_bytes() as kept:
-            features = model.features(x)
+        again = model.features(x)
         forward.append(time.perf_counter() - started)
-        features.square().mean().backward()
+        again.square().mean().backward()
         both.append(time.perf_counter() - started)
         model.zero_grad()
     return {
@@ -104,24 +111,33 @@ def _timed(model: Classifier, x: Tensor, reference: Tensor) -> dict[str, float]:
         "nfe_backward": nfe.backward,
         "seconds_forward": statistics.median(forward),
         "seconds": statistics.median(both),
-        "bytes_kept": kept[0],
+        "bytes_kept": size,
     }
 
 
+class _Kept:
+    """A tensor that autograd holds on to; it dies with the graph."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 @contextmanager
-def kept_bytes() -> Generator[list[int]]:
-    """Count the bytes of distinct tensors that autograd keeps for the backward pass; the list holds their sum."""
-    kept, seen = [0], set()
+def kept_bytes() -> Generator[Callable[[], int]]:
+    """Measure the memory that autograd keeps for the backward pass: the bytes of the storages still held when asked."""
+    alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            kept[0] += storage.nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor.detach())  # with its graph, an output that is kept would keep itself
+        alive.add(kept)
+        return kept
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+    def total() -> int:
+        storages = (kept.tensor.untyped_storage() for kept in alive)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    with saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        yield total
 
 
 def _equal_depth(outcomes: Sequence[Outcome]) -> int | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
-from collections.abc import Callable, Sequence
+import multiprocessing
+import time
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +25,7 @@ from train_flows.errors import TrainingError
 from train_flows.loop import Training, shuffled_batches, train
 from train_flows.supervised import Supervised, measure
 
-STREAMS = 1_000_003  # apart from any seed a user types
+STREAMS = 1_000_003  # between the seeds of weights, points and slices, which are to be independent
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,18 @@ class Memory:
 
 def points(trial: Trial, seed: int) -> tuple[Pairs, Pairs | None]:
     """The training points of a trial, and those in the removed slices."""
-    pairs = paper.sample(trial.data, trial.points, seed)
+    pairs = paper.sample(trial.data, trial.points, seed + STREAMS)
     if not trial.removed:
         return pairs, None
-    return paper.split_slices(pairs, trial.removed, torch.Generator().manual_seed(STREAMS + seed))
+    return paper.split_slices(pairs, trial.removed, torch.Generator().manual_seed(seed + 2 * STREAMS))
 
 
 def attempt(trial: Trial, seed: int) -> Outcome:
     """Train the model of a trial; a diverging solve is an outcome, not an error.
 
     The loss is smooth-L1 to the targets, as in the paper. Records hold means over the batches of the epoch for
-    ``loss``, ``nfe_forward`` and ``nfe_backward``, and figures of all points at its end for the rest.
+    ``loss``, ``nfe_forward`` and ``nfe_backward``, and figures of all points at its end for the rest; ``seconds`` are
+    those of the steps alone.
 
     Raises:
         KeyboardInterrupt: when a signal asks to stop.
@@ -114,8 +119,11 @@ def attempt(trial: Trial, seed: int) -> Outcome:
     per_epoch = len(pairs.x) // batch_size
     training = Training(trial.epochs * per_epoch, batch_size, trial.lr, "constant", math.inf, per_epoch)
     journal, features = Memory(), {}
+    measuring = 0.0  # seconds, which are not of training
 
     def figures() -> dict[str, float]:
+        nonlocal measuring
+        started, before = time.monotonic(), measuring
         at_end = measure(objective, pairs)
         epoch = len(journal.records)
         if epoch in trial.snapshots:
@@ -125,7 +133,8 @@ def attempt(trial: Trial, seed: int) -> Outcome:
         if validation is not None:
             at_gaps = measure(objective, validation)
             found |= {"validation_loss": at_gaps["loss"], "validation_accuracy": at_gaps["accuracy"]}
-        return found
+        measuring += time.monotonic() - started
+        return found | {"measuring": before}
 
     status = "success"
     try:
@@ -144,6 +153,10 @@ def attempt(trial: Trial, seed: int) -> Outcome:
             raise KeyboardInterrupt
     except TrainingError as error:
         status = error.__cause__.cause if isinstance(error.__cause__, SolverError) else "non-finite loss"
+    for record in journal.records:
+        record["seconds"] = round(record["seconds"] - record.pop("measuring"), 2)
+    if status == "success" and not all(math.isfinite(value) for value in journal.records[-1].values()):
+        status = "non-finite loss"
     return Outcome(trial, seed, status, journal.records, model, pairs, validation, features)
 
 
@@ -152,26 +165,47 @@ def shown(pairs: Pairs) -> slice:
     return slice(None, None, max(1, len(pairs.x) // 1000))
 
 
-def attempt_all(
-    trials: Sequence[Trial], seeds: int, workers: int, done: Callable[[list[Outcome]], None] = lambda _: None
-) -> list[Outcome]:
+def attempt_each(trials: Sequence[Trial], seeds: Iterable[int], workers: int) -> Generator[Outcome]:
     """Every trial with every seed, in that order, ``workers`` at a time with one thread each.
 
     Args:
         trials: what to try.
-        seeds: how many seeds, from 0.
-        workers: processes.
-        done: called with the outcomes so far after each.
+        seeds: of the repetitions.
+        workers: processes; one stays in this process.
+
+    Raises:
+        TrainingError: when a process dies.
     """
-    pairs = [(trial, seed) for seed in range(seeds) for trial in trials]
-    outcomes = []
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        bar = tqdm(pool.map(attempt, *zip(*pairs, strict=True)), total=len(pairs), unit="run", disable=None)
-        for outcome in bar:
-            outcomes.append(outcome)
-            done(outcomes)
+    pairs = [(trial, seed) for seed in seeds for trial in trials]
+    bar = tqdm(total=len(pairs), unit="run", disable=None)
+    with bar:
+        for outcome in _one_by_one(pairs) if workers == 1 else _side_by_side(pairs, workers):
             bar.write(describe(outcome))
-    return outcomes
+            bar.update()
+            yield outcome
+
+
+def _one_by_one(pairs: Sequence[tuple[Trial, int]]) -> Generator[Outcome]:
+    torch.set_num_threads(1)
+    for trial, seed in pairs:
+        yield attempt(trial, seed)
+
+
+def _side_by_side(pairs: Sequence[tuple[Trial, int]], workers: int) -> Generator[Outcome]:
+    context = multiprocessing.get_context("spawn")  # a fork would inherit threads in the middle of their work
+    try:
+        with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+            for packed in pool.map(_packed, *zip(*pairs, strict=True)):
+                yield torch.load(io.BytesIO(packed), weights_only=False)  # our own bytes
+    except BrokenProcessPool as error:
+        raise TrainingError(f"a process died, perhaps for want of memory ({error}): lower --workers") from error
+
+
+def _packed(trial: Trial, seed: int) -> bytes:
+    """An outcome as bytes: tensors as such would hold a file descriptor each."""
+    buffer = io.BytesIO()
+    torch.save(attempt(trial, seed), buffer)
+    return buffer.getvalue()
 
 
 def describe(outcome: Outcome) -> str:
