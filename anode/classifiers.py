@@ -63,11 +63,11 @@ class Classifier(nn.Module):
         """The states (T, B, ...) at the given times, from 0 to 1; straight lines between the blocks of a ResNet.
 
         Raises:
-            InputError: for a body without trajectories, such as a multilayer perceptron, or times that begin later.
+            InputError: for a body without trajectories, such as a multilayer perceptron, or times that begin elsewhere.
         """
         if not isinstance(self.body, ODEBlock | ResNet):
             raise InputError(f"model has a body {type(self.body).__name__}, which has no trajectories: take an ODE")
-        if float(times[0]) != 0:
+        if len(times) == 0 or float(times[0]) != 0:
             raise InputError(f"times={times} must begin at 0, where the states are those of the lift")
         return self.body.trajectory(self.lift(x), times)
 

@@ -78,7 +78,7 @@ def test_a_table_with_classes_in_words(run, tmp_path, flowers):
     assert reports[0] == reports[1]
     model = anode.load("runs/flowers")
     pairs, _, _ = classes.read("head.csv", "kind", tuple(config["classes"]))
-    assert reports[0]["accuracy"] == pytest.approx(float((model(pairs.x).argmax(1) == pairs.y).double().mean()))
+    assert reports[0]["accuracy"] == pytest.approx(float((model(pairs.x.float()).argmax(1) == pairs.y).double().mean()))
 
 
 @pytest.mark.parametrize("model", ["resnet", "mlp", "second-order"])
@@ -235,7 +235,28 @@ class TestData:
 
     def test_infinite_labels_are_words_too(self, tmp_path):
         np.save(tmp_path / "t.npy", np.stack([np.random.randn(40), [1e300, np.inf] * 20], 1))
-        assert classes.read(tmp_path / "t.npy", "x1")[2] == ("1e+300", "inf")
+        names = classes.read(tmp_path / "t.npy", "x1")[2]
+        assert names == ("1e+300", "inf")
+
+    def test_numbers_are_classes_however_they_are_written(self, tmp_path):
+        labels = np.arange(40.0) % 2
+        np.savetxt(tmp_path / "t.csv", np.stack([np.random.randn(40), labels], 1), delimiter=",")
+        np.save(tmp_path / "t.npy", np.stack([np.random.randn(40), labels], 1))
+        assert classes.read(tmp_path / "t.csv", "x1")[2] == classes.read(tmp_path / "t.npy", "x1")[2] == ("0", "1")
+        labels[7] = np.nan
+        np.savetxt(tmp_path / "gap.csv", np.stack([np.random.randn(40), labels], 1), delimiter=",")
+        with pytest.raises(InputError, match="x1 is missing in data row 8"):
+            classes.read(tmp_path / "gap.csv", "x1")
+
+    def test_the_target_behind_an_index_without_a_name(self, tmp_path):
+        rows = [f"{i * 3 + 7}\t{i}\t{'ab'[i % 2]}" for i in range(40)]
+        (tmp_path / "t.csv").write_text("\n".join(["\tx\tlabel", *rows]) + "\n")
+        assert classes.read(tmp_path / "t.csv", "label")[2] == ("a", "b")
+
+    def test_constant_columns_are_not_far_from_zero(self, tmp_path):
+        frame = pd.DataFrame({"x": np.arange(40), "one": 1.0, "kind": ["a", "b"] * 20})
+        frame.to_csv(tmp_path / "t.csv", index=False)
+        assert classes.load(str(tmp_path / "t.csv"), target="kind").notes == ()
 
     def test_columns_far_from_zero_are_noted(self, tmp_path):
         frame = pd.DataFrame({"x": 1.7e9 + np.arange(40), "kind": ["a", "b"] * 20})
@@ -312,7 +333,7 @@ class TestRefuses:
         pd.DataFrame({"kind": kinds}).to_csv(tmp_path / "only.csv", index=False)
         pd.DataFrame({"x": [1e39, 0] * 20, "kind": kinds}).to_csv(tmp_path / "huge.csv", index=False)
         (tmp_path / "header.csv").write_text("x,kind\n")
-        (tmp_path / "twice.csv").write_text("x,kind,kind \n" + "1,a,b\n2,b,a\n" * 20)
+        (tmp_path / "twice.csv").write_text("x,kind,kind\n" + "1,a,b\n2,b,a\n" * 20)
         part = np.random.randn(40, 2)
         np.savez(tmp_path / "split.npz", train=part, validation=part, test=part)
         kinds[1] = None

@@ -19,6 +19,10 @@ from train_flows.paper.trials import Trial, attempt, attempt_each
 SMALL = Trial("NODE", "spheres", epochs=3, points=200)
 
 
+def attempt_in_order(*args, **kwargs):
+    return [outcome for _, outcome in sorted(attempt_each(*args, **kwargs), key=lambda pair: pair[0])]
+
+
 @pytest.fixture
 def small_solves(monkeypatch):
     monkeypatch.setattr(tolerance, "TOLERANCES", (1e-3, 1e-5, 1e-7))
@@ -89,7 +93,7 @@ def test_seeds_reproduce_exactly():
 
 
 def test_workers_change_nothing():
-    alone, beside = (list(attempt_each([SMALL], range(2), workers)) for workers in (1, 2))
+    alone, beside = (attempt_in_order([SMALL], range(2), workers) for workers in (1, 2))
     for one, two in zip(alone, beside, strict=True):
         assert [r["loss"] for r in one.records[1:]] == [r["loss"] for r in two.records[1:]]
         x = one.train.x
@@ -107,7 +111,7 @@ def test_failures_are_outcomes_and_the_others_go_on(model, status):
     failing = dataclasses.replace(SMALL, name="failing", model=model)
     if status == "non-finite loss":
         failing = dataclasses.replace(failing, lr=1e30)
-    outcomes = list(attempt_each([failing, SMALL], range(2), workers=1))
+    outcomes = attempt_in_order([failing, SMALL], range(2), workers=1)
     assert [o.status for o in outcomes] == [status, "success"] * 2
     rows = {row["model"]: row for row in report.summarize(outcomes)}
     assert (rows["failing"]["succeeded"], rows["NODE"]["succeeded"]) == (0, 2)
@@ -156,7 +160,7 @@ def test_validation_points_lie_in_the_gaps():
 
 
 def test_summaries_are_over_seeds():
-    outcomes = list(attempt_each([SMALL], range(3), workers=1))
+    outcomes = attempt_in_order([SMALL], range(3), workers=1)
     (row,) = report.summarize(outcomes)
     losses = [o.records[-1]["loss"] for o in outcomes]
     assert row["loss"]["mean"] == pytest.approx(np.mean(losses))
@@ -228,7 +232,7 @@ def test_finished_runs_survive_a_stop(run, tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts the descriptors in /proc")
 def test_many_runs_need_few_file_descriptors():
     before = len(os.listdir("/proc/self/fd"))
-    outcomes = list(attempt_each([dataclasses.replace(SMALL, epochs=1, model={"model": "resnet"})], range(6), 2))
+    outcomes = attempt_in_order([dataclasses.replace(SMALL, epochs=1, model={"model": "resnet"})], range(6), 2)
     assert len(outcomes) == 6
     assert len(os.listdir("/proc/self/fd")) < before + 20
 

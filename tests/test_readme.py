@@ -6,9 +6,12 @@ import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import pytest
 import torch
 
+import anode
 from cnf import density_model, save
+from train_flows.paper import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,9 +20,10 @@ README = (ROOT / "README.md").read_text()
 def test_api_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(density_model((2,), hidden=(8, 8)), "runs/moons")
+    anode.save(anode.classifier((2,), 1, extra=5), "runs/spheres")
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
-    names = [{}, {}, {}]  # each block stands alone
+    assert len(blocks) == 4
+    names = [{}, {}, {}, {}]  # each block stands alone
     for block, own in zip(blocks, names, strict=True):
         exec(block, own)
     assert names[0]["x"].shape == (1000, 2)
@@ -27,6 +31,8 @@ def test_api_examples_run(tmp_path, monkeypatch):
     assert torch.isfinite(names[1]["log_p"]).all()
     assert names[2]["logits"].shape == (64, 10)
     assert names[2]["nfe"].forward > 0
+    assert names[3]["outputs"].shape == (64, 1)
+    assert names[3]["states"].shape == (3, 64, 7)
 
 
 def test_command_lines_are_those_of_the_package():
@@ -61,3 +67,61 @@ def test_the_table_of_results_is_that_of_the_files():
         assert shown == cells(result)
         assert (result["nll"]["kind"], result["nll"]["tolerance"]) == ("exact", {"rtol": 1e-5, "atol": 1e-5})
         assert result["seed"] == 0
+
+
+def rows_of_summary(content):
+    return {(row["data"], row["model"]): row for row in content["summary"]}
+
+
+PAPER = {  # what the README says of each experiment, from its file
+    "flow-1d": lambda f, rows: (
+        f"`x -> -x` on the line, no readout: MSE {f['MSE of NODE on g1d (best monotone: 1)']:.3f} of NODE (the best "
+        f"increasing function has 1), {f['MSE of ANODE p=1 on g1d (best monotone: 1)']:.0e} of ANODE p=1"
+    ),
+    "node-vs-anode": lambda f, rows: (
+        f"nested intervals: MSE {f['MSE of NODE on the intervals (best monotone: 2/3)']:.3f} of NODE (the best "
+        f"increasing function has 0.667), {f['MSE of ANODE p=1 on the intervals']:.4f} of ANODE p=1"
+    ),
+    "nfe": lambda f, rows: (
+        f"concentric spheres: training loss of ANODE p=5 {f['loss, NODE / ANODE']:.0f} times below NODE's, at "
+        f"{f['NFE of the last epoch, ANODE / NODE']:.2f} of its evaluations; from the first epoch to the last NODE's "
+        f"grow by {f['NFE of NODE, last / first epoch'] - 1:.0%}, ANODE's by "
+        f"{f['NFE of ANODE, last / first epoch'] - 1:.0%}"
+    ),
+    "feature-evolution": lambda f, rows: (
+        f"loss {rows['spheres', 'NODE']['loss']['mean']:.4f} of NODE, which squeezes the inner ball out through the "
+        f"shell, {rows['spheres', 'ANODE p=1']['loss']['mean']:.4f} of ANODE p=1, which lifts it"
+    ),
+    "generalization": lambda f, rows: (
+        "three of ten slices of the plane removed: validation loss of ANODE p=5 "
+        f"{f['validation loss, ANODE / NODE']:.3f} of NODE's"
+    ),
+    "resnet-vs-node": lambda f, rows: (
+        "final loss of NODE over ResNet's: "
+        f"{f['training loss of NODE over that of ResNet, intervals']:.0f} on the nested intervals, "
+        f"{f['training loss of NODE over that of ResNet, spheres']:.0f} on the spheres; but also "
+        f"{f['training loss of NODE over that of ResNet, sines']:.0f} on the separable sines "
+        f"({f['training loss of NODE over that of ResNet, sines, tuned']:.0f} with tuned learning rates), which both "
+        "can represent"
+    ),
+    "augment-sweep": lambda f, rows: (
+        f"loss from {rows['spheres', 'p=0']['loss']['mean']:.0e} (p = 0) over "
+        f"{rows['spheres', 'p=5']['loss']['mean']:.0e} (p = 5) to {rows['spheres', 'p=100']['loss']['mean']:.0e} "
+        "(p = 100): too many dimensions do no harm here"
+    ),
+    "tolerance": lambda f, rows: (
+        f"tanh field: errors {f['NODE tanh: error at 1e-3, 1e-5, 1e-7']} at 1e-3, 1e-5, 1e-7 with "
+        f"{f['NODE tanh: NFE at 1e-3, 1e-5, 1e-7']} evaluations; the kinks of a ReLU field make them "
+        f"{f['NODE: error at 1e-3, 1e-5, 1e-7']} with {f['NODE: NFE at 1e-3, 1e-5, 1e-7']}"
+    ),
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_what_is_said_of_the_paper_is_in_the_files(experiment):
+    content = json.loads((ROOT / "assets" / "results" / "paper" / f"{experiment}.json").read_text())
+    assert content["complete"]
+    assert not content["quick"]
+    assert content["seeds"] == [0, 1, 2, 3, 4]
+    said = PAPER[experiment](content["findings"], rows_of_summary(content))
+    assert f"| `{experiment}` | {said} |" in README

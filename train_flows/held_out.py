@@ -57,7 +57,7 @@ def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | Non
             f"{folder} was trained on {config['data']['name']}, which has no table's columns: name nothing"
         )
     found, columns, _ = classes.read(source, trained["target"], names)
-    return Pairs(_in_order(found.x, columns, config, folder, source), found.y), names
+    return Pairs(_in_order(found.x.float(), columns, config, folder, source), found.y), names
 
 
 def _settings(folder: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from train_flows.data.labelled import Labelled, Pairs, split
 
 SKLEARN = {"digits": datasets.load_digits, "wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}
 TRAIN, HELD_OUT = 3000, 1000  # points of the paper's functions
-STREAMS = 1_000_003  # between the seeds of weights and of the three parts, which are to be independent
+STREAMS = 1_000_003  # between the seeds of weights and of the three parts, lest they repeat each other's stream
+MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among numbers
 
 
 def load(source: str, seed: int = 0, target: str | None = None) -> Labelled:
@@ -44,9 +45,10 @@ def load(source: str, seed: int = 0, target: str | None = None) -> Labelled:
     if target is None:
         tables.read_frame(source)  # a missing or damaged file is the nearer cause
         raise InputError(f"which column of {source} holds the classes is not known: pass --target COLUMN")
-    pairs, columns, classes = read(source, target)
-    train, validation, test = split(pairs, seed)
-    return Labelled(Path(source).name, train, validation, test, columns, classes, _notes(train, columns, classes))
+    (x, y), columns, classes = read(source, target)
+    train, validation, test = split(Pairs(x.float(), y), seed)
+    notes = _missing(train, classes) + tabular.far_from_zero(x.numpy(), columns)
+    return Labelled(Path(source).name, train, validation, test, columns, classes, notes)
 
 
 def known(source: str) -> bool:
@@ -57,7 +59,7 @@ def known(source: str) -> bool:
 def read(
     path: str, target: str, classes: tuple[str, ...] | None = None
 ) -> tuple[Pairs, tuple[str, ...], tuple[str, ...]]:
-    """Inputs and classes of a table, the names of its other columns, and those of the classes.
+    """Inputs, in float64, and classes of a table, the names of its other columns, and those of the classes.
 
     Args:
         path: see :func:`train_flows.data.tables.read`.
@@ -69,8 +71,6 @@ def read(
     """
     frame = tables.read_frame(path, text=target)
     frame.columns = [str(column) for column in frame]
-    if list(frame.columns).count(target) > 1:
-        raise InputError(f"{path} has more than one column {target}: rename them")
     if target not in frame:
         shown = ", ".join([*frame.columns[:8], *["..."] * (frame.shape[1] > 8)])
         raise InputError(f"--target {target} is no column of {path}: choose one of {shown}")
@@ -78,7 +78,7 @@ def read(
         raise InputError(
             f"{path} has {len(frame)} rows of {target} and {frame.shape[1] - 1} other columns: it needs both"
         )
-    found = _names(path, frame.pop(target))
+    found = _names(path, frame.pop(target), classes)
     names = classes or tuple(sorted(set(found), key=_in_order))
     unknown = sorted(set(found) - set(names))
     if unknown:
@@ -88,30 +88,42 @@ def read(
     table = tables.numbers(str(path), frame, least_rows=1 if classes else tables.LEAST_ROWS, least_columns=1)
     tabular.check_size(str(path), table.values, table.columns)
     y = torch.tensor([names.index(name) for name in found])
-    return Pairs(torch.from_numpy(table.values.astype(np.float32)), y), table.columns, names
+    return Pairs(torch.from_numpy(table.values), y), table.columns, names
 
 
-def _names(path: str, labels: pd.Series) -> list[str]:
-    """The class of every row as text; whole numbers without a decimal point."""
-    names = ["" if pd.isna(label) else _name(label) for label in labels]
-    if "" in names:
-        raise InputError(
-            f"{path}: {labels.name} is missing in data row {names.index('') + 1}: fill in or drop such rows"
-        )
-    return names
+def _names(path: str, labels: pd.Series, classes: tuple[str, ...] | None) -> list[str]:
+    """The class of every row: words as they are written; numbers, where all are, without a needless decimal point."""
+    written = ["" if pd.isna(label) else _text(label) for label in labels]
+    numeric = all(_number(text) is not None for text in written if text not in MISSING)
+    for row, text in enumerate(written, start=1):
+        if text == "" or (numeric and text in MISSING):
+            raise InputError(f"{path}: {labels.name} is missing in data row {row}: fill in or drop such rows")
+    if classes is None:
+        return [_short(text) if numeric else text for text in written]
+    return [text if text in classes else _short(text) for text in written]
 
 
-def _name(label: Any) -> str:
-    text = (label.decode() if isinstance(label, bytes) else str(label)).strip()
-    return re.sub(r"\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
+def _text(label: Any) -> str:
+    return (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _short(text: str) -> str:
+    value = _number(text)
+    return str(int(value)) if value is not None and value == int(value) else text
 
 
 def _in_order(name: str) -> tuple[float, str]:
     """Numbers by value, before words by alphabet."""
-    try:
-        return float(name), name
-    except ValueError:
-        return float("inf"), name
+    value = _number(name)
+    return math.inf if value is None else value, name
 
 
 def _check_classes(path: str, target: str, classes: tuple[str, ...], rows: int) -> None:
@@ -121,11 +133,11 @@ def _check_classes(path: str, target: str, classes: tuple[str, ...], rows: int) 
         raise InputError(f"{path}: {target} holds {len(classes)} distinct values in {rows} rows, which are no classes")
 
 
-def _notes(train: Pairs, columns: tuple[str, ...], classes: tuple[str, ...]) -> tuple[str, ...]:
+def _missing(train: Pairs, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A note on classes without training samples."""
     counts = torch.bincount(train.y, minlength=len(classes))
     missing = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
-    notes = (f"no training sample of class {', '.join(missing)}",) if missing else ()
-    return notes + tabular.far_from_zero(train.x.double().numpy(), columns)
+    return (f"no training sample of class {', '.join(missing)}",) if missing else ()
 
 
 def _function(name: str, seed: int) -> Labelled:

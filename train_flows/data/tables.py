@@ -138,6 +138,9 @@ def _read_csv(path: Path, text: str | None) -> pd.DataFrame:
             )
     except (OSError, ValueError, EOFError, csv.Error, zlib.error, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise InputError(f"{path} has more than one column {repeated[0]}: rename them")
     frame.columns = [str(name).strip() for name in frame] if named else [f"x{i}" for i in range(frame.shape[1])]
     if frame.columns[0] == "Unnamed: 0" and np.array_equal(frame.iloc[:, 0], np.arange(len(frame))):
         raise InputError(f"{path}: the first column has no name and counts the rows: write the table without its index")
@@ -153,14 +156,19 @@ def _head(path: Path) -> tuple[str, list[str], list[str]]:
     """The delimiter, which gives the first two lines most fields alike, and those lines in fields."""
     packed = path.suffix.lower() == ".gz"
     with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as file:
-        lines = list(islice((line.strip() for line in file if line.strip()), 2))
+        lines = list(islice((line.rstrip("\r\n") for line in file if line.strip()), 2))
     lines += [""] * (2 - len(lines))
     options = []
     for delimiter in ",;\t ":
-        first, second = (next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), []) for line in lines)
+        first, second = (_fields(line, delimiter) for line in lines)
         options.append((len(first) == len(second) > 1, len(first), delimiter, first, second))
     *_, delimiter, first, second = max(options, key=lambda option: option[:2])
     return delimiter, first, second
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    line = line.strip(" " if delimiter != " " else None)
+    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
 
 
 def _are_names(first: list[str], second: list[str]) -> bool:

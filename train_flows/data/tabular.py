@@ -79,7 +79,8 @@ def check_size(name: str, values: np.ndarray, columns: tuple[str, ...]) -> None:
 
 def far_from_zero(train: np.ndarray, columns: tuple[str, ...]) -> tuple[str, ...]:
     """A note on columns whose differences are lost in single precision."""
-    flags = np.abs(train.mean(axis=0)) > 1e4 * train.std(axis=0)
+    std = train.std(axis=0)
+    flags = (np.abs(train.mean(axis=0)) > 1e4 * std) & (std > 0)
     what = "far from zero for its spread; subtract an offset to spare the digits of single precision"
     return (f"{_names(columns, flags)}: {what}",) if flags.any() else ()
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 from anode import InputError, SolverError, storage
@@ -53,6 +54,7 @@ def main(args: list[str]) -> None:
         print("\n".join(f"{name:<18} {what}" for name, what in EXPERIMENTS.items()))
         return
     results, picture = _checked(settings)
+    torch.set_num_threads(1)  # as in the processes beside this one: more do not help networks of this size
     experiment = importlib.import_module(f"train_flows.paper.{settings.experiment.replace('-', '_')}")
     write = partial(_write, settings, results)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -92,13 +94,13 @@ def _attempting(settings: Settings, write: Callable[..., None]) -> AttemptAll:
     finished: list[dict[str, Any]] = []
 
     def attempt_all(wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Outcome]:
-        outcomes = []
+        outcomes: dict[int, Outcome] = {}
         wanted = trials.quick(wanted) if settings.quick else wanted
-        for outcome in trials.attempt_each(wanted, seeds or range(settings.seeds), settings.workers):
-            outcomes.append(outcome)
+        for place, outcome in trials.attempt_each(wanted, seeds or range(settings.seeds), settings.workers):
+            outcomes[place] = outcome
             finished.append(outcome.result())
             write(runs=finished, complete=False)
-        return outcomes
+        return [outcomes[place] for place in sorted(outcomes)]
 
     return attempt_all
 
@@ -108,7 +110,7 @@ def _write(settings: Settings, path: Path, **content: Any) -> None:
         "experiment": settings.experiment,
         "quick": settings.quick,
         "seeds": list(range(settings.seeds)),
-        "workers": settings.workers,  # one thread each
+        "workers": settings.workers,
     }
     storage.write_atomically(path, (json.dumps(_plain({**provenance(), **about, **content})) + "\n").encode())
 

@@ -6,10 +6,14 @@ import dataclasses
 import io
 import math
 import multiprocessing
+import signal
+import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +29,7 @@ from train_flows.errors import TrainingError
 from train_flows.loop import Training, shuffled_batches, train
 from train_flows.supervised import Supervised, measure
 
-STREAMS = 1_000_003  # between the seeds of weights, points and slices, which are to be independent
+STREAMS = 1_000_003  # between the seeds of weights, points and slices, lest points repeat the stream of the weights
 
 
 @dataclass(frozen=True)
@@ -165,40 +169,68 @@ def shown(pairs: Pairs) -> slice:
     return slice(None, None, max(1, len(pairs.x) // 1000))
 
 
-def attempt_each(trials: Sequence[Trial], seeds: Iterable[int], workers: int) -> Generator[Outcome]:
-    """Every trial with every seed, in that order, ``workers`` at a time with one thread each.
+def attempt_each(trials: Sequence[Trial], seeds: Iterable[int], workers: int) -> Generator[tuple[int, Outcome]]:
+    """Every trial with every seed, ``workers`` at a time, as they finish, with their place in the order of seeds.
 
     Args:
         trials: what to try.
         seeds: of the repetitions.
-        workers: processes; one stays in this process.
+        workers: processes of one thread; one stays in this process.
 
     Raises:
         TrainingError: when a process dies.
+        KeyboardInterrupt: when a signal asks to stop.
     """
     pairs = [(trial, seed) for seed in seeds for trial in trials]
-    bar = tqdm(total=len(pairs), unit="run", disable=None)
-    with bar:
-        for outcome in _one_by_one(pairs) if workers == 1 else _side_by_side(pairs, workers):
+    with tqdm(total=len(pairs), unit="run", disable=None) as bar:
+        for place, outcome in _one_by_one(pairs) if workers == 1 else _side_by_side(pairs, workers):
             bar.write(describe(outcome))
             bar.update()
-            yield outcome
+            yield place, outcome
 
 
-def _one_by_one(pairs: Sequence[tuple[Trial, int]]) -> Generator[Outcome]:
-    torch.set_num_threads(1)
-    for trial, seed in pairs:
-        yield attempt(trial, seed)
+def _one_by_one(pairs: Sequence[tuple[Trial, int]]) -> Generator[tuple[int, Outcome]]:
+    for place, (trial, seed) in enumerate(pairs):
+        yield place, attempt(trial, seed)
 
 
-def _side_by_side(pairs: Sequence[tuple[Trial, int]], workers: int) -> Generator[Outcome]:
+def _side_by_side(pairs: Sequence[tuple[Trial, int]], workers: int) -> Generator[tuple[int, Outcome]]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads in the middle of their work
+    waiting, running = deque(enumerate(pairs)), {}
+    with _stoppable(), ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:  # no more, so that a stop finds none queued
+                    place, (trial, seed) = waiting.popleft()
+                    running[pool.submit(_packed, trial, seed)] = place
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in sorted(done, key=lambda future: future.exception() is not None):
+                    packed = future.result()
+                    yield running.pop(future), torch.load(io.BytesIO(packed), weights_only=False)  # our own bytes
+        except BrokenProcessPool as error:
+            raise TrainingError(f"a process died, perhaps for want of memory ({error}): lower --workers") from error
+        finally:
+            for future in running:
+                future.cancel()
+            for process in multiprocessing.active_children() if running else ():
+                process.terminate()
+
+
+@contextmanager
+def _stoppable() -> Generator[None]:
+    """Turn SIGTERM into a KeyboardInterrupt, so that a stop leaves no process behind."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-            for packed in pool.map(_packed, *zip(*pairs, strict=True)):
-                yield torch.load(io.BytesIO(packed), weights_only=False)  # our own bytes
-    except BrokenProcessPool as error:
-        raise TrainingError(f"a process died, perhaps for want of memory ({error}): lower --workers") from error
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _packed(trial: Trial, seed: int) -> bytes:
