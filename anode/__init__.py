@@ -5,23 +5,29 @@ nn.Sequential(Augment(5), ODEBlock(MLPField(7)), nn.Linear(7, 10))
 
 from anode.baselines import MLP, ResNet
 from anode.blocks import Augment, ODEBlock
-from anode.classifiers import Classifier, classifier, load, save
+from anode.classifiers import classifier, load, save
+from anode.conv_fields import ConvField
 from anode.errors import InputError, SolverError
 from anode.evaluations import Evaluations, count_evals
 from anode.fields import Field, MLPField
+from anode.odenet import NormConvField
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, with_solver
-from anode.standardize import Standardize
+from anode.stages import Classifier
+from anode.standardize import Pixels, Standardize
 
 __all__ = [
     "MLP",
     "Augment",
     "Classifier",
+    "ConvField",
     "Evaluations",
     "Field",
     "InputError",
     "MLPField",
+    "NormConvField",
     "ODEBlock",
+    "Pixels",
     "ResNet",
     "SecondOrderField",
     "Solver",

@@ -14,74 +14,22 @@ from torch import Tensor, nn
 from anode import storage
 from anode.baselines import MLP, ResNet
 from anode.blocks import Augment, ODEBlock
+from anode.conv_fields import ConvField
 from anode.errors import InputError
-from anode.fields import MLPField
+from anode.fields import Field, MLPField
+from anode.odenet import NormConvField, pooled_head
+from anode.odenet import stem as find_stem
 from anode.second_order import SecondOrderField
-from anode.solver import Solver, config_of
-from anode.standardize import Standardize
+from anode.solver import Solver
+from anode.stages import Classifier, Leading
+from anode.standardize import Pixels, Standardize
 
 KIND = "classifier"
 MODELS = ("node", "second-order", "resnet", "mlp")
+FIELDS = ("mlp", "conv", "norm-conv")
+STEMS = ("none", "conv", "residual")
 LIFTS = ("zeros", "learned")
-READOUTS = ("linear", "none")
-
-
-class Classifier(nn.Module):
-    """Outputs = readout(body(lift(x))): from inputs to the state at time 0, to the state at time 1, to outputs.
-
-    Args:
-        lift: from inputs (B, *S) to states, such as :class:`~anode.Augment`.
-        body: from states at time 0 to states at time 1, such as :class:`~anode.ODEBlock`.
-        readout: from states to outputs (B, K): logits of classes, or values.
-
-    Attributes:
-        arguments: of :func:`classifier`, where it made the model; else None.
-    """
-
-    arguments: dict[str, Any] | None = None
-
-    def __init__(self, lift: nn.Module, body: nn.Module, readout: nn.Module) -> None:
-        super().__init__()
-        self.lift = lift
-        self.body = body
-        self.readout = readout
-
-    @property
-    def config(self) -> dict[str, Any] | None:
-        """The plain values that rebuild the model as it is solved now; None for a model composed by hand."""
-        return config_of(self, self.arguments)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The outputs (B, K) of x (B, *S)."""
-        return self.readout(self.features(x))
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the readout sees: the states at time 1."""
-        return self.body(self.lift(x))
-
-    def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
-        """The states (T, B, ...) at the given times, from 0 to 1; straight lines between the blocks of a ResNet.
-
-        Raises:
-            InputError: for a body without trajectories, such as a multilayer perceptron, or times that begin elsewhere.
-        """
-        if not isinstance(self.body, ODEBlock | ResNet):
-            raise InputError(f"model has a body {type(self.body).__name__}, which has no trajectories: take an ODE")
-        if len(times) == 0 or float(times[0]) != 0:
-            raise InputError(f"times={times} must begin at 0, where the states are those of the lift")
-        return self.body.trajectory(self.lift(x), times)
-
-
-class Leading(nn.Module):
-    """The first components of the state as outputs, for networks without a learned readout."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    def forward(self, y: Tensor) -> Tensor:
-        """The first components (B, K) of the state y (B, D)."""
-        return y[:, : self.outputs]
+READOUTS = ("linear", "pool", "none")
 
 
 def classifier(
@@ -91,13 +39,17 @@ def classifier(
     model: str = "node",
     extra: int = 0,
     lift: str = "zeros",
+    field: str = "mlp",
     hidden: Sequence[int] = (32, 32),
+    filters: int = 64,
     activation: str = "relu",
     time: str = "concat",
     blocks: int = 5,
+    stem: str = "none",
     readout: str = "linear",
     solver: Solver | Mapping[str, Any] = Solver(rtol=1e-3, atol=1e-3),  # noqa: B008 - a frozen value
     standardize: bool = False,
+    levels: int | None = None,
     data: Tensor | None = None,
 ) -> Classifier:
     """A classifier or regressor from plain values, so that experiments vary one of them and stored models rebuild.
@@ -112,6 +64,9 @@ def classifier(
     ``"mlp"``            0                multilayer perceptron
     ===================  ===============  =====================================================
 
+    On images, ``field="conv"`` gives the networks of the ANODE paper; ``field="norm-conv", stem="conv",
+    readout="pool"`` the ODE-Net of Chen et al., and its counterpart with ``model="resnet", blocks=6``.
+
     Args:
         shape: shape S of one sample, ``(D,)`` or ``(C, H, W)``.
         outputs: number K of outputs: classes, or values.
@@ -119,20 +74,27 @@ def classifier(
         extra: augmented dimensions p (channels of images), appended along dimension 1.
         lift: how they begin: ``"zeros"``, or ``"learned"``: one linear layer (a 3x3 convolution of images) takes x to
             the whole state at time 0.
-        hidden: widths of the hidden layers of each field, or of the perceptron.
-        activation: ``"relu"``, ``"softplus"``, ``"tanh"`` or ``"silu"``.
+        field: ``"mlp"`` (:class:`~anode.MLPField`, which flattens images), ``"conv"`` (:class:`~anode.ConvField`) or
+            ``"norm-conv"`` (:class:`~anode.NormConvField`).
+        hidden: widths of the hidden layers of an MLP field, or of the perceptron.
+        filters: of a convolutional field, or of the stem.
+        activation: ``"relu"``, ``"softplus"``, ``"tanh"`` or ``"silu"``; ``"norm-conv"`` has its own.
         time: how the field of an ODE depends on time; see :class:`~anode.MLPField`.
         blocks: number of residual blocks.
-        readout: ``"linear"``, one layer on the whole state, or ``"none"``, its first K components.
+        stem: ``"none"``, or what makes a small map of an image, which is then augmented: ``"conv"`` or ``"residual"``.
+        readout: ``"linear"``, one layer on the whole state; ``"pool"``, one on the mean of each channel of a map; or
+            ``"none"``, its first K components.
         solver: the numerics, as a :class:`~anode.Solver` or its fields.
         standardize: begin with :class:`~anode.Standardize`; implied by ``data``.
+        levels: begin with :class:`~anode.Pixels`, for inputs that are whole numbers below this.
         data: samples (N, *S) to take its mean and standard deviation from.
 
     Raises:
         InputError: for an unknown name, a number out of range, or values that do not go together.
 
     References:
-        Dupont, Doucet, Teh 2019, arXiv 1904.01681 (ANODE); Massaroli, Poli, Park, Yamashita, Asama 2020,
+        Dupont, Doucet, Teh 2019, arXiv 1904.01681 (ANODE); Chen, Rubanova, Bettencourt, Duvenaud 2018,
+        arXiv 1806.07366 (ODE-Net); Massaroli, Poli, Park, Yamashita, Asama 2020,
         arXiv 2002.08071 (learned lift, "input-layer augmentation"); Norcliffe et al. 2020, arXiv 2006.07220
         (second order).
 
@@ -142,43 +104,61 @@ def classifier(
         (torch.Size([8, 1]), torch.Size([8, 7]))
     """
     solver = solver if isinstance(solver, Solver) else Solver(**solver)
-    for name, value, known in (("model", model, MODELS), ("lift", lift, LIFTS), ("readout", readout, READOUTS)):
-        if value not in known:
-            raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+    _check_names(model=(model, MODELS), lift=(lift, LIFTS), field=(field, FIELDS), stem=(stem, STEMS))
+    _check_names(readout=(readout, READOUTS))
     _check_numbers(shape, outputs, extra, blocks)
     _check_together(shape, outputs, model, extra, lift, readout)
+    _check_images(shape, model, field, stem, readout)
 
-    lifted = (shape[0] + extra, *shape[1:])
+    first: list[nn.Module] = [] if levels is None else [Pixels(levels)]
+    if standardize or data is not None:
+        first.append(Standardize(shape).fit(data) if data is not None else Standardize(shape))
+    mapped = tuple(shape)
+    if stem != "none":
+        first.append(find_stem(stem, shape[0], filters))
+        mapped = _shape_after(first[-1], shape)
+    first.append(_lift(mapped, extra, lift))
+    lifted = (mapped[0] + extra, *mapped[1:])
     dim = math.prod(lifted)
+
+    def make_field(time: str) -> Field:
+        if field == "mlp":
+            return MLPField(dim, hidden, activation, time)
+        return ConvField(lifted[0], filters, activation, time) if field == "conv" else NormConvField(lifted[0], time)
+
     body: nn.Module
     if model == "node":
-        body = ODEBlock(MLPField(dim, hidden, activation, time), solver)
+        body = ODEBlock(make_field(time), solver)
     elif model == "second-order":
         acceleration = MLPField(dim // 2, hidden, activation, time, context=dim // 2)
         body = ODEBlock(SecondOrderField(acceleration), solver)
     elif model == "resnet":
-        body = ResNet(MLPField(dim, hidden, activation, time="none") for _ in range(blocks))
+        body = ResNet(make_field("none") for _ in range(blocks))
     else:
         body = MLP(dim, hidden, activation)
-    width = hidden[-1] if model == "mlp" else dim
-    first = _lift(shape, extra, lift)
-    if standardize or data is not None:
-        first = nn.Sequential(Standardize(shape).fit(data) if data is not None else Standardize(shape), first)
-    last = nn.Sequential(nn.Flatten(), nn.Linear(width, outputs)) if readout == "linear" else Leading(outputs)
-    network = Classifier(first, body, last)
+    last: nn.Module
+    if readout == "linear":
+        last = nn.Sequential(nn.Flatten(), nn.Linear(hidden[-1] if model == "mlp" else dim, outputs))
+    else:
+        last = pooled_head(lifted[0], outputs) if readout == "pool" else Leading(outputs)
+    network = Classifier(nn.Sequential(*first) if len(first) > 1 else first[0], body, last)
     network.arguments = {
         "shape": list(shape),
         "outputs": outputs,
         "model": model,
         "extra": extra,
         "lift": lift,
+        "field": field,
         "hidden": list(hidden),
+        "filters": filters,
         "activation": activation,
         "time": time,
         "blocks": blocks,
+        "stem": stem,
         "readout": readout,
         "solver": asdict(solver),
         "standardize": standardize or data is not None,
+        "levels": levels,
     }
     return network
 
@@ -221,6 +201,21 @@ def _lift(shape: Sequence[int], extra: int, lift: str) -> nn.Module:
     return nn.Conv2d(shape[0], shape[0] + extra, 3, padding=1)
 
 
+def _shape_after(part: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of what a part makes of samples of a shape."""
+    try:
+        with torch.no_grad():
+            return tuple(part(torch.zeros(1, *shape)).shape[1:])
+    except RuntimeError as error:
+        raise InputError(f"shape={tuple(shape)} is too small for a stem: leave it out") from error
+
+
+def _check_names(**given: tuple[str, Sequence[str]]) -> None:
+    for name, (value, known) in given.items():
+        if value not in known:
+            raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+
+
 def _check_numbers(shape: Sequence[int], outputs: int, extra: int, blocks: int) -> None:
     if len(shape) not in (1, 3) or min(shape) < 1:
         raise InputError(f"shape={tuple(shape)} must be (D,) of vectors or (C, H, W) of images")
@@ -235,3 +230,18 @@ def _check_together(shape: Sequence[int], outputs: int, model: str, extra: int, 
         raise InputError("model='mlp' has no state to augment or to read directly: leave out extra, lift and readout")
     if readout == "none" and (len(shape) != 1 or outputs > shape[0] + extra):
         raise InputError(f"readout='none' needs vectors of outputs={outputs} components at least, not {tuple(shape)}")
+
+
+def _check_images(shape: Sequence[int], model: str, field: str, stem: str, readout: str) -> None:
+    if (field, stem) != ("mlp", "none") or readout == "pool":
+        if len(shape) != 3:
+            raise InputError(
+                f"field={field!r}, stem={stem!r}, readout={readout!r}: convolutions, stems and pools are for images "
+                f"(C, H, W), not for shape={tuple(shape)}"
+            )
+        if model in ("second-order", "mlp"):
+            raise InputError(
+                f"model={model!r} has no maps: take field='mlp', stem='none', readout='linear', or another model"
+            )
+    if readout == "pool" and field == "mlp" and stem == "none":
+        raise InputError("readout='pool' averages over a map: take a convolutional field or a stem")

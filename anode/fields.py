@@ -131,7 +131,7 @@ class MLPField(Field):
             raise InputError(
                 f"x of shape {tuple(x.shape)} does not fit a field of dim={self.dim}: pass (B, {self.dim})"
             )
-        _check_context(c, self.context, len(x))
+        check_context(c, self.context, len(x))
         return x.flatten(1)
 
 
@@ -160,7 +160,7 @@ class _Layer(nn.Module):
         return F.linear(h, self.weight, shift) if shift.ndim == 1 else F.linear(h, self.weight) + shift
 
 
-def _check_context(c: Tensor | None, features: int, batch: int) -> None:
+def check_context(c: Tensor | None, features: int, batch: int) -> None:
     """Raise an :class:`InputError` unless ``c`` is what a field of so many context features needs for the batch."""
     got = None if c is None else tuple(c.shape)
     wanted = (batch, features) if features else None

@@ -1,4 +1,4 @@
-"""Data in units of their standard deviations."""
+"""First layers that bring data to a scale of about one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+from anode.errors import InputError
 
 
 class Moments(nn.Module):
@@ -46,3 +48,30 @@ class Standardize(Moments):
     def forward(self, x: Tensor) -> Tensor:
         """Standardise x (B, *S)."""
         return (x - self.mean) / self.scale
+
+
+class Pixels(nn.Module):
+    """A first layer: x / (levels - 1), from whole numbers below ``levels`` to [0, 1].
+
+    Images thus stay what they are, 8 bits a value, until a batch of them is needed.
+
+    Args:
+        levels: number of values a pixel takes: 256 for 8 bits.
+
+    Raises:
+        InputError: for fewer than 2 levels.
+
+    Example:
+        >>> Pixels(256)(torch.tensor([[0, 51, 255]], dtype=torch.uint8))
+        tensor([[0.0000, 0.2000, 1.0000]])
+    """
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        if levels < 2:
+            raise InputError(f"levels={levels} must be at least 2")
+        self.levels = levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale x (B, *S) of whole or real numbers."""
+        return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / (self.levels - 1)

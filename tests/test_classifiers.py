@@ -38,6 +38,24 @@ VARIANTS = {
     "convolutional lift": ({"shape": (2, 4, 4), "extra": 1, "lift": "learned"}, (5, 2, 4, 4)),
     "second-order images": ({"shape": (1, 3, 3), "model": "second-order", "extra": 1, "lift": "learned"}, (5, 1, 3, 3)),
     "standardized": ({"shape": (2,), "standardize": True}, (5, 2)),
+    "convolutions": ({"shape": (2, 5, 4), "field": "conv", "filters": 6, "extra": 1}, (5, 2, 5, 4)),
+    "residual convolutions": (
+        {"shape": (2, 5, 4), "model": "resnet", "field": "conv", "filters": 6, "blocks": 2, "extra": 1},
+        (5, 2, 5, 4),
+    ),
+    "pooled": (
+        {"shape": (2, 5, 4), "field": "norm-conv", "readout": "pool", "extra": 1, "lift": "learned"},
+        (5, 2, 5, 4),
+    ),
+    "ODE-Net": (
+        {"shape": (1, 12, 11), "field": "norm-conv", "stem": "conv", "readout": "pool", "filters": 8, "extra": 1},
+        (5, 1, 12, 11),
+    ),
+    "residual stem": (
+        {"shape": (1, 12, 11), "model": "resnet", "field": "norm-conv", "stem": "residual", "filters": 8},
+        (5, 1, 12, 11),
+    ),
+    "pixels": ({"shape": (1, 4, 4), "field": "conv", "filters": 3, "levels": 17}, (5, 1, 4, 4)),
     "fixed steps": ({"shape": (2,), "solver": Solver("rk4", step_size=0.5)}, (5, 2)),
 }
 

@@ -13,8 +13,8 @@ from anode import InputError, Solver, storage
 from train_flows import classify, command_line, recipes
 from train_flows.checkpoint import Run
 from train_flows.data import classes
-from train_flows.loop import Epochs, Training
 from train_flows.supervised import Supervised, measure, predicted
+from train_flows.training import Epochs, Training
 
 TINY = ["--epochs", "2", "--hidden", "8", "--batch-size", "256"]
 FIGURES = {f"{part}_{figure}" for part in ("train", "validation", "test") for figure in ("loss", "accuracy")}
@@ -162,7 +162,7 @@ def test_the_best_weights_are_those_of_the_validation(run, monkeypatch):
 
 
 def test_epochs_are_steps():
-    assert Epochs(epochs=3, batch_size=10, lr=0.1).training(57) == Training(15, 10, 0.1, "constant", 10.0, 5)
+    assert Epochs(epochs=3, batch_size=10, lr=0.1).training(57) == Training(15, 10, 0.1, "constant", 10.0, 0.0, 5)
 
 
 def test_recipes_name_settings_that_exist():
@@ -173,7 +173,8 @@ def test_recipes_name_settings_that_exist():
 
 def test_help_shows_the_recipe_of_the_data(run):
     assert "(default: 32 32)" in run("classify", "--help")[1]
-    assert "(default: 64 64)" in run("classify", "digits", "--help")[1]
+    assert "(default: conv)" in run("classify", "digits", "--help")[1]
+    assert "(default: 256)" in run("classify", "mnist", "--help")[1]
 
 
 class TestMeasures:
@@ -209,9 +210,7 @@ class TestData:
         for one, other in ((dataset.train, dataset.test), (dataset.validation, dataset.test)):
             assert not set(map(tuple, one.x.tolist())) & set(map(tuple, other.x.tolist()))
 
-    @pytest.mark.parametrize(
-        ("name", "shape", "outputs"), [("digits", 64, 10), ("wine", 13, 3), ("breast-cancer", 30, 2)]
-    )
+    @pytest.mark.parametrize(("name", "shape", "outputs"), [("wine", 13, 3), ("breast-cancer", 30, 2)])
     def test_the_sets_of_scikit_learn(self, name, shape, outputs):
         dataset = classes.load(name)
         assert (dataset.shape, dataset.outputs, len(dataset.columns)) == ((shape,), outputs, shape)
@@ -378,6 +377,6 @@ def test_settings_of_a_recipe_yield_to_what_is_typed():
             classify.Settings(), list(args), "classify", "classifier", recipes.classify, classes.known
         )
 
-    assert parse("digits").network.hidden == recipes.CLASSIFY["digits"]["hidden"]
-    assert parse("digits", "--hidden", "7").network.hidden == (7,)
+    assert parse("digits").network.filters == recipes.CLASSIFY["digits"]["filters"]
+    assert parse("digits", "--filters", "7").network.filters == 7
     assert parse("spheres").network == classify.Network()

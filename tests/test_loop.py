@@ -8,7 +8,8 @@ from torch import nn
 from anode import Solver, SolverError
 from train_flows.checkpoint import Run
 from train_flows.errors import TrainingError
-from train_flows.loop import Training, shuffled_batches, train
+from train_flows.loop import shuffled_batches, train
+from train_flows.training import Training
 
 
 class Steep(nn.Module):

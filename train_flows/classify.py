@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,19 +16,22 @@ from train_flows import accuracy, command_line, pictures, recipes, session
 from train_flows.checkpoint import Run
 from train_flows.data import classes
 from train_flows.data.labelled import Labelled, Pairs
-from train_flows.loop import Epochs
+from train_flows.errors import TrainingError
 from train_flows.settings import Labels, Network, Numerics, RunSettings, check_seed, find_device
 from train_flows.supervised import Supervised, measure
 from train_flows.text import lines_of
+from train_flows.training import Epochs
 
-SHOWN = 5000  # training samples that a record measures, at most
+SHOWN, SHOWN_IMAGES = 5000, 1000  # training samples that a record measures, at most
 
 
 @dataclass(frozen=True)
 class Settings:
     """Train a classifier: a neural ODE (--extra 0), an augmented one (--extra 5), a ResNet or a perceptron (--model).
 
-    The defaults depend on the data: ask with them, as in ``train-flows classify wine --help``.
+    Data: the functions spheres, intervals, ... of the ANODE paper; mnist, fashion, cifar10, svhn and digits; a folder
+    of images, CLASS/*.png or train/CLASS/*.png and test/CLASS/*.png; wine and breast-cancer; a table with --target.
+    The defaults depend on the data: ask with them, as in ``train-flows classify mnist --help``.
     """
 
     data: Labels = field(default_factory=Labels)
@@ -44,7 +48,7 @@ def main(args: list[str]) -> None:
     settings.training.check()
     check_seed(settings.run.seed)
     solver, device = settings.numerics.value(), find_device(settings.run.device)
-    dataset = classes.load(settings.data.source or "", settings.run.seed, settings.data.target)
+    dataset = classes.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
     for note in dataset.notes:
         print(f"note: {note}")
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train.x))
@@ -55,12 +59,22 @@ def main(args: list[str]) -> None:
         dataset.outputs,
         **dataclasses.asdict(settings.network),
         solver=solver,
-        data=None if dataset.classes is None else dataset.train.x,  # the paper's functions have their own scale
+        levels=dataset.levels,
+        data=dataset.train.x if dataset.classes and not dataset.levels else None,  # others have a scale of their own
     ).to(device)
     run = session.open_run(settings, KIND, dataset, model, classes=dataset.classes)
     before = time.monotonic() - started
-    if fit(settings, run, dataset, model):
-        report(settings, run, dataset, model, before)
+    notes = list(dataset.notes)
+    try:
+        finished = fit(settings, run, dataset, model)
+    except TrainingError as error:
+        if not (error.solving and session.load_best(run, model)):
+            raise
+        finished = True
+        notes.append(f"training ended early: {error}")
+        print(f"note: {notes[-1]}")
+    if finished:
+        report(settings, run, dataset, model, before, notes)
     else:
         print(f"stopped; continue with: train-flows classify --resume {run.folder}")
 
@@ -68,11 +82,12 @@ def main(args: list[str]) -> None:
 def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> bool:
     """Train, keeping the weights of the best validation loss in the run folder; whether training came to its end."""
     device = next(model.parameters()).device
-    objective = Supervised(model, accuracy.loss_of(dataset.classes))
+    objective = Supervised(model, accuracy.loss_of(dataset.classes), settings.training.precision)
     train, validation, test = (part.to(device) for part in (dataset.train, dataset.validation, dataset.test))
     training = settings.training.training(len(train.x))
     print(f"{len(train.x)} samples to train on, {len(validation.x)} to validate on, {len(test.x)} to test on")
-    parts = {"train": Pairs(train.x[:SHOWN], train.y[:SHOWN]), "validation": validation, "test": test}
+    shown = SHOWN_IMAGES if len(dataset.shape) == 3 else SHOWN
+    parts = {"train": Pairs(train.x[:shown], train.y[:shown]), "validation": validation, "test": test}
 
     def validate() -> dict[str, float]:
         found = {name: measure(objective, part) for name, part in parts.items()}
@@ -81,7 +96,9 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
     return session.fit(run, objective, model, tuple(train), training, validate, "validation_loss", settings.run.seed)
 
 
-def report(settings: Settings, run: Run, dataset: Labelled, model: Classifier, before: float) -> None:
+def report(
+    settings: Settings, run: Run, dataset: Labelled, model: Classifier, before: float, notes: Sequence[str]
+) -> None:
     """Measure the best weights on the test part, write ``result.json``, print the table and draw the pictures.
 
     Args:
@@ -90,12 +107,13 @@ def report(settings: Settings, run: Run, dataset: Labelled, model: Classifier, b
         dataset: its data.
         model: with the best weights.
         before: seconds spent before training.
+        notes: sentences worth keeping with the figures.
     """
     started = time.monotonic()
     figures = accuracy.measure(model, dataset.test.to(next(model.parameters()).device), dataset.classes)
     trained = run.records()[-1]["seconds"] if run.records() else 0
     seconds = before + trained + time.monotonic() - started
-    session.write_result(run, KIND, settings.run.seed, seconds, figures, dataset.notes)
+    session.write_result(run, KIND, settings.run.seed, seconds, figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test.x)} samples", accuracy.table(figures), sep="\n")
     print(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
     try:

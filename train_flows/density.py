@@ -17,9 +17,9 @@ from cnf.models import KIND
 from train_flows import command_line, data, likelihood, pictures, recipes, session
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
-from train_flows.loop import Training
 from train_flows.settings import DensityNumerics, Model, RunSettings, Source, check_seed, find_device
 from train_flows.text import lines_of
+from train_flows.training import Training
 
 VALIDATION = 5000  # samples at most
 

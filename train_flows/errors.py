@@ -2,4 +2,12 @@
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on; the run keeps its last checkpoint and best weights."""
+    """Training that cannot go on; the run keeps its last checkpoint and best weights.
+
+    Attributes:
+        solving: whether a solve failed, such as one that would take too many steps.
+    """
+
+    def __init__(self, message: str, solving: bool = False) -> None:
+        super().__init__(message)
+        self.solving = solving

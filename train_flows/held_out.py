@@ -47,7 +47,7 @@ def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | Non
     config = Run(folder).config(CLASSIFIER)
     trained, names = config["settings"]["data"], config["classes"] and tuple(config["classes"])
     if source is None or trained["source"] in (source, str(Path(source).resolve())):
-        dataset = classes.load(trained["source"], config["settings"]["run"]["seed"], trained["target"])
+        dataset = classes.load(**trained, seed=config["settings"]["run"]["seed"])
         _check_unchanged(config, folder, dataset.digest())
         return dataset.test, names
     if classes.known(source):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -17,51 +17,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from anode import InputError, SolverError, count_evals
+from anode import SolverError, count_evals
 from train_flows.errors import TrainingError
-
-
-@dataclass(frozen=True)
-class Training:
-    """How to optimise."""
-
-    steps: int = 600  # optimiser steps
-    batch_size: int = 512  # samples a step
-    lr: float = 1e-2  # learning rate of Adam
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine"  # of the learning rate
-    clip: float = 10.0  # largest norm of the gradient
-    validate_every: int = 100  # steps between validations, records and checkpoints
-
-    def check(self) -> None:
-        """Raise an :class:`~anode.InputError` for a number out of range."""
-        for name in ("steps", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        for name in ("lr", "clip"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise InputError(f"--{name} {getattr(self, name)} must be a positive number")
-
-
-@dataclass(frozen=True)
-class Epochs:
-    """How to optimise, counted in passes through the data."""
-
-    epochs: int = 30  # passes through the training samples
-    batch_size: int = 64  # samples a step
-    lr: float = 1e-3  # learning rate of Adam
-    schedule: Literal["cosine", "plateau", "constant"] = "constant"  # of the learning rate
-    clip: float = 10.0  # largest norm of the gradient
-
-    def training(self, samples: int) -> Training:
-        """The same in steps, with a record each epoch."""
-        per_epoch = samples // self.batch_size
-        return Training(self.epochs * per_epoch, self.batch_size, self.lr, self.schedule, self.clip, per_epoch)
-
-    def check(self) -> None:
-        """Raise an :class:`~anode.InputError` for a number out of range."""
-        if self.epochs < 1:
-            raise InputError(f"--epochs {self.epochs} must be at least 1")
-        Training(1, self.batch_size, self.lr, self.schedule, self.clip, 1).check()
+from train_flows.training import Training
 
 
 @dataclass
@@ -72,6 +30,7 @@ class Progress:
     recorded: int = -1  # step of the last record
     best: float = math.inf  # of the criterion
     seconds: float = 0.0
+    validating: float = 0.0  # of these seconds
     sums: dict[str, float] = field(default_factory=dict)  # since the last record
 
 
@@ -127,6 +86,7 @@ def train(
     accelerator: Accelerator,
     criterion: str = "nll",
     quiet: bool = False,
+    deadline: float = math.inf,
 ) -> bool:
     """Minimise an objective, from the state in the journal if it has one.
 
@@ -140,15 +100,17 @@ def train(
         accelerator: carries the device.
         criterion: the validated figure to minimise.
         quiet: show neither records nor a progress bar.
+        deadline: of ``time.monotonic()``, after which to stop.
 
     Returns:
-        Whether all steps were taken; False when a signal asked to stop, with the state saved.
+        Whether all steps were taken; False when a signal or the deadline asked to stop, with the state saved.
 
     Raises:
         TrainingError: when a solve fails or the loss is no longer finite.
     """
     fused = accelerator.device.type in ("cpu", "cuda")  # a fifth of the time on small models
-    optimizer = torch.optim.Adam(objective.parameters(), lr=training.lr, fused=fused)
+    decay = training.weight_decay
+    optimizer = torch.optim.Adam(objective.parameters(), lr=training.lr, weight_decay=decay, fused=fused)
     objective, optimizer = accelerator.prepare(objective, optimizer)
     schedule = _schedule(optimizer, training)
     parts = {"objective": accelerator.unwrap_model(objective), "optimizer": optimizer, "schedule": schedule}
@@ -174,7 +136,7 @@ def train(
                     tqdm.write(_line(figures, training.steps))
             if progress.step == training.steps:
                 return True
-            if stop_requested():
+            if stop_requested() or time.monotonic() > deadline:
                 progress.seconds = time.monotonic() - started
                 journal.save_state(progress.step, _state(progress, parts))
                 return False
@@ -201,7 +163,7 @@ def _step(
             loss = objective(batch(step))
             accelerator.backward(loss)
     except SolverError as error:
-        raise TrainingError(f"the solve of step {step} failed: {error}") from error
+        raise TrainingError(f"the solve of step {step} failed: {error}", solving=True) from error
     norm = accelerator.clip_grad_norm_(objective.parameters(), clip)
     taken = {"loss": float(loss.detach()), "grad_norm": float(norm)}
     if not all(math.isfinite(value) for value in taken.values()):
@@ -216,16 +178,20 @@ def _validated(progress: Progress, validate: Callable[[], dict[str, float]], lr:
     taken = progress.step - max(progress.recorded, 0)
     means = {name: total / taken for name, total in progress.sums.items()}
     progress.sums, progress.recorded = {}, progress.step
+    training, started = progress.seconds - progress.validating, time.monotonic()
     try:
         figures = validate()
     except SolverError as error:
-        raise TrainingError(f"the validation at step {progress.step} failed: {error}") from error
-    return {"step": progress.step, **means, **figures, "lr": lr, "seconds": round(progress.seconds, 2)}
+        raise TrainingError(f"the validation at step {progress.step} failed: {error}", solving=True) from error
+    progress.validating += time.monotonic() - started
+    seconds = {"seconds": round(progress.seconds, 2), "seconds_training": round(training, 2)}
+    return {"step": progress.step, **means, **figures, "lr": lr, **seconds}
 
 
 def _line(figures: dict[str, float], steps: int) -> str:
     shown = [f"step {figures['step']:>{len(str(steps))}}/{steps}"]
-    shown += [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("step", "seconds", "lr")]
+    hidden = ("step", "seconds", "seconds_training", "lr")
+    shown += [f"{name} {value:.4g}" for name, value in figures.items() if name not in hidden]
     return "  ".join([*shown, f"{figures['seconds']:.0f} s"])
 
 

@@ -12,6 +12,13 @@ from typing import Any
 import torch
 
 
+def device_name(device: torch.device) -> str:
+    """What computes: the name of the GPU, or that of the processor and how many threads of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {platform.machine()}, threads: {torch.get_num_threads()}"
+
+
 def provenance() -> dict[str, Any]:
     """Command line, machine and versions, for files of results."""
     packages = ("augmented-flows", "torch", "torchdiffeq", "numpy")

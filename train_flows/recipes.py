@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from train_flows.data import paper, toy
+from train_flows.data import images, paper, toy
 
 DENSITY: dict[str, dict[str, Any]] = {
     "toy": {"hidden": (64, 64), "steps": 800},
@@ -13,11 +14,22 @@ DENSITY: dict[str, dict[str, Any]] = {
 }
 
 
+IMAGES = {"field": "conv", "time": "none", "extra": 5, "epochs": 20, "batch_size": 256}
 CLASSIFY: dict[str, dict[str, Any]] = {
     "paper": {},
     "table": {"epochs": 100, "extra": 5},
-    "digits": {"hidden": (64, 64), "extra": 5},
+    "images": IMAGES,
+    "cifar10": {**IMAGES, "extra": 10},
+    "svhn": {**IMAGES, "extra": 10},
+    "digits": {"field": "conv", "time": "none", "extra": 5, "filters": 32},
 }
+PAIRS: dict[str, dict[str, dict[str, int]]] = {  # NODE and ANODE of as many parameters nearly, of the ANODE paper
+    "mnist": {"NODE": {"filters": 92}, "ANODE": {"filters": 64, "extra": 5}},
+    "cifar10": {"NODE": {"filters": 125}, "ANODE": {"filters": 64, "extra": 10}},
+    "svhn": {"NODE": {"filters": 125}, "ANODE": {"filters": 64, "extra": 10}},
+    "imagenet64": {"NODE": {"filters": 164}, "ANODE": {"filters": 64, "extra": 5}},
+}
+ODENET = {"field": "norm-conv", "stem": "conv", "readout": "pool"}
 
 
 def density(source: str) -> dict[str, Any]:
@@ -26,5 +38,6 @@ def density(source: str) -> dict[str, Any]:
 
 
 def classify(source: str) -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows classify``: its own, that of the paper's functions, or of tables."""
-    return CLASSIFY.get(source, CLASSIFY["paper" if paper.known(source) else "table"])
+    """The recipe of a data set of ``train-flows classify``: its own, or that of its kind."""
+    kind = "paper" if paper.known(source) else "images" if images.known(source) or Path(source).is_dir() else "table"
+    return CLASSIFY.get(source, CLASSIFY[kind])

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from anode import InputError, storage
 from train_flows.checkpoint import RESULT, Run
 from train_flows.errors import TrainingError
-from train_flows.loop import Training, shuffled_batches, train
+from train_flows.loop import shuffled_batches, train
 from train_flows.provenance import provenance
 from train_flows.settings import RunSettings
+from train_flows.training import Training
 
 
 def fitting_batch(batch_size: int, samples: int) -> int:
@@ -98,9 +99,17 @@ def fit(
     except TrainingError as error:
         kept = (run.folder / storage.WEIGHTS).exists()
         what = "the last checkpoint and the best weights so far are" if kept else "nothing was learnt yet"
-        raise TrainingError(f"{error}; {what} in {run.folder}") from error
-    model.load_state_dict(storage.read_weights(run.folder, device))
+        raise TrainingError(f"{error}; {what} in {run.folder}", error.solving) from error
+    load_best(run, model)
     return finished
+
+
+def load_best(run: Run, model: nn.Module) -> bool:
+    """Give a model the best weights so far; False where there are none."""
+    if not (run.folder / storage.WEIGHTS).exists():
+        return False
+    model.load_state_dict(storage.read_weights(run.folder, next(model.parameters()).device))
+    return True
 
 
 def write_result(run: Run, kind: str, seed: int, seconds: float, figures: dict[str, Any], notes: Any = ()) -> None:

@@ -19,7 +19,9 @@ Data = Annotated[
 ]
 Labelled = Annotated[
     tyro.conf.Positional[str | None],
-    tyro.conf.arg(metavar="DATA", help="spheres, intervals, sines, ..., digits, wine, ..., or the path of a table"),
+    tyro.conf.arg(
+        metavar="DATA", help="spheres, ..., mnist, ..., wine, ..., or the path of a table or a folder of images"
+    ),
 ]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
@@ -39,6 +41,11 @@ class Labels:
 
     source: Labelled = None
     target: str | None = None  # the column of the classes, for a table
+    data_root: str = "data"  # folder of mnist, fashion, cifar10 and svhn
+    download: Flag = False  # fetch those that are not there
+    image_size: int | None = None  # height and width to bring images to
+    train_size: int | None = None  # how many images to train on, drawn by the seed; all when omitted
+    test_size: int | None = None  # how many to test on
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,16 @@ class Network:
     """The classifier."""
 
     model: Literal["node", "second-order", "resnet", "mlp"] = "node"  # neural ODE, augmented with --extra, or another
-    extra: int = 0  # augmented dimensions
+    extra: int = 0  # augmented dimensions, channels of images
     lift: Literal["zeros", "learned"] = "zeros"  # how they begin
+    field: Literal["mlp", "conv", "norm-conv"] = "mlp"  # of NODE and ResNet; convolutions are for images
     hidden: tuple[int, ...] = (32, 32)  # widths of the hidden layers
+    filters: int = 64  # of convolutions
     activation: Literal["relu", "softplus", "tanh", "silu"] = "relu"  # of the hidden layers
     time: Literal["none", "concat", "bias"] = "concat"  # how the field of an ODE depends on time
     blocks: int = 5  # of a ResNet
-    readout: Literal["linear", "none"] = "linear"  # a layer on the final state, or its first components
+    stem: Literal["none", "conv", "residual"] = "none"  # what makes a small map of an image, first of all
+    readout: Literal["linear", "pool", "none"] = "linear"  # a layer on the final state, on its means, or none
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Numerics:
     atol: float = 1e-3  # absolute tolerance
     step_size: float | None = None  # of a fixed-step solver
     gradient: Literal["direct", "adjoint"] = "direct"  # through the steps, or by the adjoint
-    max_steps: int = 1000  # a solve that takes more has failed
+    max_steps: int = 1000  # a solve that takes more, of six evaluations each with dopri5, ends the training
 
     def value(self) -> Solver:
         """The solver."""

@@ -11,13 +11,15 @@ from torch.nn import functional as F
 
 from anode import InputError, count_evals
 from train_flows.data.labelled import Pairs
+from train_flows.training import Precision
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "smooth-l1": F.smooth_l1_loss,
     "mse": F.mse_loss,
     "cross-entropy": F.cross_entropy,
 }
-CHUNK = 5000  # samples solved together
+CHUNK = 5000  # samples solved together, at most
+CHUNK_NUMBERS = 2**20  # numbers in them, at most
 
 
 class Supervised(nn.Module):
@@ -26,28 +28,38 @@ class Supervised(nn.Module):
     Args:
         model: from inputs (B, *S) to outputs (B, K).
         loss: ``"smooth-l1"`` or ``"mse"`` for values (B, K), ``"cross-entropy"`` for classes (B,).
+        precision: ``"float32"``, or ``"bfloat16"`` for the layers alone: the state of an ODE, its steps and the loss
+            stay in float32, and so do the figures of :func:`measure`.
 
     Raises:
         InputError: for an unknown loss.
     """
 
-    def __init__(self, model: nn.Module, loss: str) -> None:
+    def __init__(self, model: nn.Module, loss: str, precision: Precision = "float32") -> None:
         super().__init__()
         if loss not in LOSSES:
             raise InputError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
         self.model = model
         self.loss = LOSSES[loss]
+        self.precision = precision
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The loss, a scalar."""
         x, y = batch
-        return self.loss(self.model(x), y)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            found = self.model(x)
+        return self.loss(found.to(torch.promote_types(found.dtype, torch.float32)), y)
 
 
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
     """The outputs (N, K) of x (N, *S), solved for in chunks."""
-    return torch.cat([model(part) for part in x.split(CHUNK)])
+    return torch.cat([model(part) for part in x.split(chunk(x))])
+
+
+def chunk(x: Tensor) -> int:
+    """How many samples of x (N, *S) are solved together."""
+    return max(1, min(CHUNK, CHUNK_NUMBERS // max(1, x[0].numel()), len(x)))
 
 
 def predicted(values: Tensor) -> Tensor:
@@ -66,5 +78,5 @@ def measure(objective: Supervised, pairs: Pairs) -> dict[str, float]:
     return figures | {
         "loss": float(objective.loss(found, pairs.y)),
         "accuracy": float(right.sum()) / len(right),
-        "nfe": nfe.forward / math.ceil(len(pairs.x) / CHUNK),
+        "nfe": nfe.forward / math.ceil(len(pairs.x) / chunk(pairs.x)),
     }

@@ -1,4 +1,4 @@
-"""Data sets to classify: the paper's functions, scikit-learn's, and tables with a column of classes."""
+"""Data sets to classify: the paper's functions, images, scikit-learn's, and tables with a column of classes."""
 
 from __future__ import annotations
 
@@ -12,35 +12,42 @@ import torch
 from sklearn import datasets
 
 from anode import InputError
-from train_flows.data import paper, tables, tabular
+from train_flows.data import images, paper, tables, tabular
 from train_flows.data.labelled import Labelled, Pairs, split
 
-SKLEARN = {"digits": datasets.load_digits, "wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}
+SKLEARN = {"wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}
 TRAIN, HELD_OUT = 3000, 1000  # points of the paper's functions
 STREAMS = 1_000_003  # between the seeds of weights and of the three parts, lest they repeat each other's stream
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among numbers
 
 
-def load(source: str, seed: int = 0, target: str | None = None) -> Labelled:
+def load(source: str, seed: int = 0, target: str | None = None, **pictured: Any) -> Labelled:
     """Load a data set.
 
     Args:
-        source: a function of :mod:`train_flows.data.paper`, ``digits``, ``wine``, ``breast-cancer``, or the path of a
-            table.
+        source: a function of :mod:`train_flows.data.paper`, a set of :mod:`train_flows.data.images` or a folder of
+            images, ``wine``, ``breast-cancer``, or the path of a table.
         seed: of the points drawn, or of the split.
         target: the column of the classes, for a table.
+        pictured: how to read images; see :func:`train_flows.data.images.labelled`.
 
     Raises:
         InputError: when there is no such data set, or it has no such classes.
     """
-    if known(source) and target is not None:
+    of_images = images.known(source) or Path(source).is_dir()
+    if target is not None and (known(source) or of_images):
         raise InputError(f"--target {target} is for tables from files, not for {source}: drop it")
+    if of_images:
+        return images.labelled(source, seed, **pictured)
+    for name in ("image_size", "train_size", "test_size"):
+        if pictured.get(name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} {pictured[name]} is for images, not for {source}: drop it")
     if paper.known(source):
         return _function(source, seed)
     if source in SKLEARN:
         return _sklearn(source, seed)
     if not Path(source).exists() and not Path(source).suffix:
-        names = ", ".join([*paper.FUNCTIONS, "spheres-3", *SKLEARN])
+        names = ", ".join([*paper.FUNCTIONS, "spheres-3", *images.NAMES, *SKLEARN])
         raise InputError(f"data={source!r} is neither a known data set ({names}) nor an existing file")
     if target is None:
         tables.read_frame(source)  # a missing or damaged file is the nearer cause
@@ -53,7 +60,7 @@ def load(source: str, seed: int = 0, target: str | None = None) -> Labelled:
 
 def known(source: str) -> bool:
     """Whether a data set is one by name, not a file."""
-    return paper.known(source) or source in SKLEARN
+    return paper.known(source) or images.known(source) or source in SKLEARN
 
 
 def read(

@@ -40,6 +40,7 @@ class Labelled:
         columns: names of the dimensions of an input.
         classes: their names; None where targets are values of which the sign is the class.
         notes: sentences worth printing.
+        levels: number of values a pixel takes, for images of whole numbers; None for real numbers.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Labelled:
     columns: tuple[str, ...]
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    levels: int | None = None
 
     @property
     def shape(self) -> torch.Size:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,14 @@ import torch
 import tyro
 
 from anode import InputError, SolverError, storage
-from train_flows.paper import trials
+from train_flows.paper import sittings, trials
+from train_flows.paper.image_trials import Place
 from train_flows.paper.report import AttemptAll
-from train_flows.paper.trials import Outcome, Trial
+from train_flows.paper.scale import Scale, family
+from train_flows.paper.sittings import Sittings
+from train_flows.paper.trials import Trained, Trial
 from train_flows.provenance import provenance
-from train_flows.settings import Flag
+from train_flows.settings import Device, Flag, find_device
 
 EXPERIMENTS = {
     "flow-1d": "ODE solutions on the line keep their order, ResNet steps cross (ANODE, fig. 3)",
@@ -33,70 +39,140 @@ EXPERIMENTS = {
     "augment-sweep": "loss, evaluations and time against the number of extra dimensions",
     "tolerance": "error, time, memory and evaluations against tolerance (Neural ODEs, fig. 3)",
 }
+ON_IMAGES = {
+    "image-curves": "losses, evaluations and accuracy by the number of extra channels (fig. 10, 11)",
+    "table1": "test accuracy of NODE and ANODE with as many parameters (table 1, fig. 12, 14)",
+    "param-efficiency": "the same with fewer and fewer parameters",
+    "weight-decay": "accuracy and evaluations by weight decay, with and without augmentation",
+    "stability": "loss and evaluations when few images are overfitted (fig. 13)",
+    "odenet": "test error of ODE-Net, residual network and perceptron (Neural ODEs, table 1)",
+}
+ON_ONE_GPU = 4  # runs side by side
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Reproduce a figure of a paper; without an experiment, list them."""
+    """What to do, and how often."""
 
     experiment: tyro.conf.Positional[str | None] = None
     seeds: int = 5  # repetitions, with seeds from 0
     quick: Flag = False  # a minute at most, to see that it runs; its figures mean nothing
     out: Path = Path("paper")  # folder of EXPERIMENT.json and EXPERIMENT.png
-    workers: int = os.cpu_count() or 1  # runs side by side, one thread each
+    workers: int | None = None  # runs side by side, one thread each: when omitted one a core, or 4 on a GPU
     overwrite: Flag = False  # replace existing results
+
+
+@dataclass(frozen=True)
+class Images:
+    """For the experiments on images alone."""
+
+    data: tuple[str, ...] = ()  # mnist, cifar10, svhn, fashion, digits, or folders of images under the data root
+    data_root: str = "data"  # where they are
+    small: Flag = False  # for CPUs: half the side, 2,000 images to train on, half the filters and epochs
+    budget_minutes: float | None = None  # stop after so long; --resume goes on
+    resume: Flag = False  # keep the runs there are, and train what is missing
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Reproduce a figure of a paper; without an experiment, list them."""
+
+    settings: Settings = field(default_factory=Settings)
+    images: Images = field(default_factory=Images)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where an experiment leaves its results."""
+
+    results: Path
+    picture: Path
+    states: Path  # of unfinished runs
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows paper``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows paper")
+    prog = "train-flows paper"
+    command = tyro.cli(Command, args=args, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+    settings = command.settings
     if settings.experiment is None:
-        print("\n".join(f"{name:<18} {what}" for name, what in EXPERIMENTS.items()))
+        print("\n".join(f"{name:<18} {what}" for name, what in (EXPERIMENTS | ON_IMAGES).items()))
         return
-    results, picture = _checked(settings)
+    files = _checked(command)
     torch.set_num_threads(1)  # as in the processes beside this one: more do not help networks of this size
     experiment = importlib.import_module(f"train_flows.paper.{settings.experiment.replace('-', '_')}")
-    write = partial(_write, settings, results)
-    settings.out.mkdir(parents=True, exist_ok=True)
-    write(runs=[], complete=False)  # fails here, if anywhere
-    picture.unlink(missing_ok=True)  # of other runs
-    report = experiment.run(_attempting(settings, write))
-    write(runs=report.runs, complete=True, findings=report.findings, summary=report.summary)
-    print(f"\n{report.table}\n\n{results}")
+    write = partial(_write, command, files.results)
+    missing = 0
+    if settings.experiment in ON_IMAGES:
+        train = _sittings(command, files, write)
+        scale = Scale("quick" if settings.quick else "small" if command.images.small else "full")
+        report = experiment.run(train, scale, command.images.data or experiment.DATA)
+        missing = train.missing
+    else:
+        write(runs=[], complete=False)  # fails here, if anywhere
+        files.picture.unlink(missing_ok=True)  # of other runs
+        report = experiment.run(_attempting(settings, write))
+    write(runs=report.runs, complete=not missing, findings=report.findings, summary=report.summary)
+    print(f"\n{report.table}\n\n{files.results}")
+    if report.runs:
+        _draw(report.draw, files.picture)
+    if missing:
+        print(f"{missing} runs are missing: the same command with --resume goes on with them")
+
+
+def _draw(draw: Callable[[], Any], picture: Path) -> None:
     try:
         buffer = io.BytesIO()
-        report.draw().savefig(buffer, dpi=110, format="png")
+        draw().savefig(buffer, dpi=110, format="png")
         storage.write_atomically(picture, buffer.getvalue())
         print(picture)
     except SolverError as error:
         print(f"note: the figure is missing: {error}")
 
 
-def _checked(settings: Settings) -> tuple[Path, Path]:
+def _checked(command: Command) -> Files:
     """The files to write, once everything typed is known to be good."""
-    name = settings.experiment
-    if name not in EXPERIMENTS:
-        raise InputError(f"experiment {name!r} is unknown: choose one of {', '.join(EXPERIMENTS)}")
+    settings, images = command.settings, command.images
+    name, known = settings.experiment, EXPERIMENTS | ON_IMAGES
+    if name not in known:
+        raise InputError(f"experiment {name!r} is unknown: choose one of {', '.join(known)}")
     for option in ("seeds", "workers"):
-        if getattr(settings, option) < 1:
+        if (value := getattr(settings, option)) is not None and value < 1:
             raise InputError(f"--{option} {getattr(settings, option)} must be at least 1")
+    if name in EXPERIMENTS and images != Images():
+        typed = [option.name for option in dataclasses.fields(Images) if vars(images)[option.name] != option.default]
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in typed)
+        raise InputError(f"{options} is for {', '.join(ON_IMAGES)}, not for {name}: drop it")
+    for data in images.data:
+        family(data)
+    if images.budget_minutes is not None and not images.budget_minutes > 0:
+        raise InputError(f"--budget-minutes {images.budget_minutes} must be a positive number")
+    if images.small and settings.quick:
+        raise InputError("--small and --quick are two sizes: drop one")
+    if images.resume and settings.overwrite:
+        raise InputError("--resume keeps what --overwrite replaces: drop one")
     if settings.out.exists() and not settings.out.is_dir():
         raise InputError(f"--out {settings.out} is a file: pass a folder")
-    paths = settings.out / f"{name}.json", settings.out / f"{name}.png"
-    for path in paths:
-        if path.exists() and not settings.overwrite:
-            raise InputError(f"{path} exists: pass another --out, or --overwrite")
-    return paths
+    stem = "-".join([name, *images.data, *["small"] * images.small])
+    files = Files(*(settings.out / f"{stem}{suffix}" for suffix in (".json", ".png", "-unfinished")))
+    for path in (files.results, files.picture):
+        if path.exists() and not (settings.overwrite or images.resume):
+            ways = "--overwrite, or --resume" if name in ON_IMAGES else "--overwrite"
+            raise InputError(f"{path} exists: pass another --out, or {ways}")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    return files
 
 
 def _attempting(settings: Settings, write: Callable[..., None]) -> AttemptAll:
     """What experiments train with: the runs that are finished are on disk, whatever happens to the others."""
     finished: list[dict[str, Any]] = []
 
-    def attempt_all(wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Outcome]:
-        outcomes: dict[int, Outcome] = {}
+    def attempt_all(wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Trained]:
+        outcomes: dict[int, Trained] = {}
         wanted = trials.quick(wanted) if settings.quick else wanted
-        for place, outcome in trials.attempt_each(wanted, seeds or range(settings.seeds), settings.workers):
+        workers = settings.workers or os.cpu_count() or 1
+        for place, outcome in trials.attempt_each(wanted, seeds or range(settings.seeds), workers):
             outcomes[place] = outcome
             finished.append(outcome.result())
             write(runs=finished, complete=False)
@@ -105,13 +181,29 @@ def _attempting(settings: Settings, write: Callable[..., None]) -> AttemptAll:
     return attempt_all
 
 
-def _write(settings: Settings, path: Path, **content: Any) -> None:
+def _sittings(command: Command, files: Files, write: Callable[..., None]) -> Sittings:
+    """What experiments on images train with."""
+    settings, images = command.settings, command.images
+    device = find_device(images.device)
+    if not images.resume:
+        shutil.rmtree(files.states, ignore_errors=True)  # of runs that are to be replaced
+    stored = sittings.read(files.results, settings.experiment or "") if images.resume else []
+    minutes = math.inf if images.budget_minutes is None else images.budget_minutes
+    place = Place(images.data_root, str(device), files.states, time.time() + 60 * minutes)
+    workers = settings.workers or (ON_ONE_GPU if device.type == "cuda" else os.cpu_count() or 1)
+    return Sittings(range(settings.seeds), workers, place, write, stored)
+
+
+def _write(command: Command, path: Path, **content: Any) -> None:
+    settings, images = command.settings, command.images
     about = {
         "experiment": settings.experiment,
         "quick": settings.quick,
         "seeds": list(range(settings.seeds)),
-        "workers": settings.workers,
+        "workers": settings.workers or os.cpu_count(),
     }
+    if settings.experiment in ON_IMAGES:
+        about |= {"small": images.small}
     storage.write_atomically(path, (json.dumps(_plain({**provenance(), **about, **content})) + "\n").encode())
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
 from train_flows.paper.report import AttemptAll, Report, at_epoch, of, report
-from train_flows.paper.trials import Outcome, Trial
+from train_flows.paper.trials import Trained, Trial
 
 EXTRAS = (0, 1, 2, 5, 10, 20, 50, 100)
 TRIALS = [Trial(f"p={extra}", "spheres", {"extra": extra}) for extra in EXTRAS]
@@ -22,7 +22,7 @@ def run(attempt_all: AttemptAll) -> Report:
     return report(outcomes, partial(_figure, outcomes), {})
 
 
-def _figure(outcomes: Sequence[Outcome]) -> Figure:
+def _figure(outcomes: Sequence[Trained]) -> Figure:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (metric, label) in zip(figure.subplots(1, 3), METRICS.items(), strict=True):
         values = [at_epoch(of(outcomes, trial.name), metric) for trial in TRIALS]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
 from train_flows.paper.report import AttemptAll, Report, exemplar, of, report
-from train_flows.paper.trials import Outcome, Trial, shown
+from train_flows.paper.trials import Trained, Trial, shown
 
 EPOCHS = (0, 3, 6, 10, 20, 30)
 TRIALS = [
@@ -24,7 +24,7 @@ def run(attempt_all: AttemptAll) -> Report:
     return report(outcomes, partial(_figure, outcomes), {})
 
 
-def _figure(outcomes: Sequence[Outcome]) -> Figure:
+def _figure(outcomes: Sequence[Trained]) -> Figure:
     epochs = outcomes[0].trial.snapshots
     figure, axes = pictures.grid(len(TRIALS), len(epochs), solid_rows=(1,))
     for row, trial in zip(axes, TRIALS, strict=True):

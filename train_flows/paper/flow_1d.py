@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from anode import ODEBlock
 from train_flows.paper.report import AttemptAll, Report, exemplar, mean, of, report
-from train_flows.paper.trials import Outcome, Trial
+from train_flows.paper.trials import Trained, Trial
 
 BARE = {"readout": "none"}  # a learned readout would flip the sign by itself
 TRIALS = [
@@ -35,7 +35,7 @@ def run(attempt_all: AttemptAll) -> Report:
 
 
 @torch.no_grad()
-def _figure(outcomes: Sequence[Outcome]) -> Figure:
+def _figure(outcomes: Sequence[Trained]) -> Figure:
     figure = Figure(figsize=(11, 6), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     for row, data in zip(axes, ("identity", "g1d"), strict=True):

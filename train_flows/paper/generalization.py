@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
 from train_flows.paper.report import AttemptAll, Report, curves, exemplar, mean, of, report
-from train_flows.paper.trials import Outcome, Trial
+from train_flows.paper.trials import Trained, Trial
 
 MODELS = {"NODE": {}, "ANODE p=5": {"extra": 5}}
 TRIALS = [Trial(name, "spheres", model, epochs=50, removed=3) for name, model in MODELS.items()]
@@ -26,7 +26,7 @@ def run(attempt_all: AttemptAll) -> Report:
 
 
 @torch.no_grad()
-def _figure(outcomes: Sequence[Outcome]) -> Figure:
+def _figure(outcomes: Sequence[Trained]) -> Figure:
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     *maps, train, validation = figure.subplots(1, 4)
     for axes, name in zip(maps, MODELS, strict=True):
@@ -37,7 +37,7 @@ def _figure(outcomes: Sequence[Outcome]) -> Figure:
     return figure
 
 
-def _values(axes: Any, outcome: Outcome | None) -> None:
+def _values(axes: Any, outcome: Trained | None) -> None:
     """The network's value at every input, with the points it learnt from."""
     if outcome is None:
         return

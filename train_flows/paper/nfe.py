@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
 from train_flows.paper.report import AttemptAll, Report, curves, mean, of, report
-from train_flows.paper.trials import Outcome, Trial
+from train_flows.paper.trials import Trained, Trial
 
 TRIALS = [Trial("NODE", "spheres"), Trial("ANODE p=5", "spheres", {"extra": 5})]
 
@@ -21,7 +21,7 @@ def run(attempt_all: AttemptAll) -> Report:
     return report(outcomes, partial(_figure, outcomes), _findings(outcomes))
 
 
-def _figure(outcomes: Sequence[Outcome]) -> Figure:
+def _figure(outcomes: Sequence[Trained]) -> Figure:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     names = [trial.name for trial in TRIALS]
@@ -38,7 +38,7 @@ def _figure(outcomes: Sequence[Outcome]) -> Figure:
     return figure
 
 
-def _findings(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _findings(outcomes: Sequence[Trained]) -> dict[str, Any]:
     node, anode = of(outcomes, "NODE"), of(outcomes, "ANODE p=5")
     cost = "nfe_forward"
     return {

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
 from train_flows.paper.report import AttemptAll, Report, curves, exemplar, mean, of, report
-from train_flows.paper.trials import Outcome, Trial, shown
+from train_flows.paper.trials import Trained, Trial, shown
 
 TRIALS = [
     Trial("NODE", "intervals", lr=5e-4),
@@ -30,7 +30,7 @@ def run(attempt_all: AttemptAll) -> Report:
     return report(outcomes, partial(_figure, outcomes), _findings(outcomes))
 
 
-def _figure(outcomes: Sequence[Outcome]) -> Figure:
+def _figure(outcomes: Sequence[Trained]) -> Figure:
     figure, axes = pictures.grid(2, 4, size=3)
     for row, (data, title) in zip(axes, (("intervals", "g in d = 1"), ("spheres", "g in d = 2")), strict=True):
         names = [trial.name for trial in TRIALS if trial.data == data]
@@ -45,7 +45,7 @@ def _figure(outcomes: Sequence[Outcome]) -> Figure:
     return figure
 
 
-def _findings(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _findings(outcomes: Sequence[Trained]) -> dict[str, Any]:
     line, plane = of(outcomes, data="intervals"), of(outcomes, data="spheres")
     return {
         "MSE of NODE on the intervals (best monotone: 2/3)": mean(of(line, "NODE"), "mse"),
@@ -56,7 +56,7 @@ def _findings(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _draw(panels: Sequence[Any], outcome: Outcome | None) -> None:
+def _draw(panels: Sequence[Any], outcome: Trained | None) -> None:
     if outcome is None:
         return
     every = shown(outcome.train)

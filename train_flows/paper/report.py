@@ -5,21 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_flows.paper.trials import Outcome, Trial
+from train_flows.paper.image_trials import ImageTrial
+from train_flows.paper.outcomes import Outcome
+from train_flows.paper.trials import Trained, Trial
 
-METRICS = ("loss", "mse", "accuracy", "validation_loss", "nfe_forward", "nfe_backward", "seconds")
+Some = TypeVar("Some", bound=Outcome)
+METRICS = (
+    "loss",
+    "mse",
+    "accuracy",
+    "validation_loss",
+    "test_loss",
+    "test_accuracy",
+    "nfe_forward",
+    "nfe_backward",
+    "seconds",
+)
 
 
 class AttemptAll(Protocol):
     """What an experiment is handed to train with."""
 
-    def __call__(self, wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Outcome]:
+    def __call__(self, wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Trained]:
         """Every trial with every seed, by default those that were asked for."""
+        ...
+
+
+class AttemptImages(Protocol):
+    """What an experiment on images is handed to train with."""
+
+    def __call__(self, wanted: Sequence[ImageTrial]) -> list[Outcome]:
+        """Every trial with every seed, as far as there is time."""
         ...
 
 
@@ -49,7 +70,7 @@ def report(outcomes: Sequence[Outcome], draw: Callable[[], Figure], findings: Ma
     return Report([outcome.result() for outcome in outcomes], summary, "\n".join(lines), draw, dict(findings))
 
 
-def of(outcomes: Sequence[Outcome], name: str | None = None, data: str | None = None) -> list[Outcome]:
+def of(outcomes: Sequence[Some], name: str | None = None, data: str | None = None) -> list[Some]:
     """The outcomes of a model by name, on a function by name."""
     return [o for o in outcomes if name in (None, o.trial.name) and data in (None, o.trial.data)]
 
@@ -77,7 +98,15 @@ def mean(outcomes: Sequence[Outcome], metric: str, epoch: int = -1) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def exemplar(outcomes: Sequence[Outcome]) -> Outcome | None:
+def spread(outcomes: Sequence[Outcome], metric: str, unit: float = 1.0) -> str:
+    """Mean and standard deviation over seeds of the last epoch, in words."""
+    values = unit * at_epoch(outcomes, metric)
+    if len(values) == 0:
+        return "-"
+    return f"{values.mean():.2f}" + (f" +- {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def exemplar(outcomes: Sequence[Some]) -> Some | None:
     """The successful outcome of the lowest seed, to draw; None where all failed."""
     return min((o for o in outcomes if o.status == "success"), key=lambda o: o.seed, default=None)
 

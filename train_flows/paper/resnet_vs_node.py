@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from train_flows.paper import pictures
 from train_flows.paper.report import AttemptAll, Report, curves, mean, of, report
-from train_flows.paper.trials import Outcome, Trial
+from train_flows.paper.trials import Trained, Trial
 
 TITLES = {"intervals": "g in d = 1", "spheres": "g in d = 2", "sines": "separable"}
 MODELS: dict[str, dict[str, Any]] = {"NODE": {}, "ResNet": {"model": "resnet"}}
@@ -40,18 +40,18 @@ def run(attempt_all: AttemptAll) -> Report:
     return dataclasses.replace(done, runs=[*done.runs, *(o.result() for each in tuning.values() for o in each)])
 
 
-def _tuning(attempt_all: AttemptAll, name: str) -> list[Outcome]:
+def _tuning(attempt_all: AttemptAll, name: str) -> list[Trained]:
     trials = [Trial(f"{name}, lr {lr:g}", "sines", MODELS[name], lr=lr) for lr in RATES]
     return attempt_all(trials, TUNING_SEEDS)
 
 
-def _loss_at(outcomes: Sequence[Outcome], lr: float) -> float:
+def _loss_at(outcomes: Sequence[Trained], lr: float) -> float:
     """The mean loss of a learning rate; infinite where a seed failed."""
     at = [o for o in outcomes if o.trial.lr == lr]
     return mean(at, "loss") if all(o.status == "success" for o in at) else math.inf
 
 
-def _findings(outcomes: Sequence[Outcome], best: Mapping[str, float]) -> dict[str, Any]:
+def _findings(outcomes: Sequence[Trained], best: Mapping[str, float]) -> dict[str, Any]:
     findings: dict[str, Any] = {}
     for data in TITLES:
         runs = {name: of(outcomes, name, data) for name in MODELS}
@@ -65,11 +65,11 @@ def _findings(outcomes: Sequence[Outcome], best: Mapping[str, float]) -> dict[st
     return findings
 
 
-def _ratio(node: Sequence[Outcome], resnet: Sequence[Outcome]) -> float:
+def _ratio(node: Sequence[Trained], resnet: Sequence[Trained]) -> float:
     return mean(node, "loss") / mean(resnet, "loss")
 
 
-def _figure(outcomes: Sequence[Outcome]) -> Figure:
+def _figure(outcomes: Sequence[Trained]) -> Figure:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (data, title) in zip(figure.subplots(1, 3), TITLES.items(), strict=True):
         names = dict.fromkeys(o.trial.name for o in outcomes if o.trial.data == data)
@@ -78,7 +78,7 @@ def _figure(outcomes: Sequence[Outcome]) -> Figure:
     return figure
 
 
-def _epochs_until(outcomes: Sequence[Outcome]) -> int | str:
+def _epochs_until(outcomes: Sequence[Trained]) -> int | str:
     """The first epoch whose loss, averaged over the seeds that succeeded, is small."""
     succeeded = [o for o in outcomes if o.status == "success"]
     small = np.flatnonzero(curves(succeeded, "loss").mean(axis=0) < SMALL) if succeeded else []

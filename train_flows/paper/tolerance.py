@@ -27,7 +27,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from anode import Classifier, Solver, SolverError, count_evals, with_solver
 from train_flows.paper import pictures
 from train_flows.paper.report import AttemptAll, Report, curves, mean, of, report
-from train_flows.paper.trials import Outcome, Trial
+from train_flows.paper.trials import Trained, Trial
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 REFERENCE = Solver(rtol=1e-10, atol=1e-10, max_steps=100_000)
@@ -140,13 +140,13 @@ def kept_bytes() -> Generator[Callable[[], int]]:
         yield total
 
 
-def _equal_depth(outcomes: Sequence[Outcome]) -> int | None:
+def _equal_depth(outcomes: Sequence[Trained]) -> int | None:
     """The fewest residual blocks, of those tried, whose mean accuracy is not below that of the NODE."""
     wanted = mean(of(outcomes, "NODE"), "accuracy")
     return next((k for k in DEPTHS if mean(of(outcomes, f"ResNet of {k}"), "accuracy") >= wanted), None)
 
 
-def _findings(solves: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], depth: int | None) -> dict[str, Any]:
+def _findings(solves: Sequence[dict[str, Any]], outcomes: Sequence[Trained], depth: int | None) -> dict[str, Any]:
     def at(metric: str, tolerance: float, network: str, gradient: str = "direct") -> float:
         wanted = {"tolerance": tolerance, "network": network, "gradient": gradient}
         values = [solve[metric] for solve in solves if wanted.items() <= solve.items()]
@@ -168,7 +168,7 @@ def _findings(solves: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], dep
     return findings
 
 
-def _figure(solves: Sequence[dict[str, Any]], outcomes: Sequence[Outcome], depth: int | None) -> Figure:
+def _figure(solves: Sequence[dict[str, Any]], outcomes: Sequence[Trained], depth: int | None) -> Figure:
     figure = Figure(figsize=(15, 6.4), layout="constrained")
     *panels, last = figure.subplots(2, 3).ravel()
     for axes, (metric, gradients, title) in zip(panels, PANELS, strict=True):

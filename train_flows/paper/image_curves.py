@@ -1,0 +1,62 @@
+"""Figures 10 and 11: losses, evaluations and accuracies of ANODEs on images, by the number of extra channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from train_flows.paper import image_figures
+from train_flows.paper.image_trials import ImageTrial
+from train_flows.paper.outcomes import Outcome
+from train_flows.paper.report import AttemptImages, Report, curves, mean, of, report
+from train_flows.paper.scale import FAMILIES, Scale, family
+
+DATA = ("mnist", "cifar10")
+EXTRAS = (5, 10, 1, 2)  # the most telling first
+EXCESSIVE = 100  # channels, on grey images
+PANELS = (("loss",), ("nfe_forward",), ("nfe_forward", "loss"), ("nfe_forward", "test_accuracy"))
+
+
+def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
+    """Train networks that differ by their extra channels alone."""
+    outcomes = attempt_all([trial for each in data for trial in _trials(scale, each)])
+    return report(outcomes, partial(image_figures.rows, outcomes, PANELS), _findings(outcomes, data))
+
+
+def _trials(scale: Scale, data: str) -> list[ImageTrial]:
+    grey = FAMILIES[family(data)].shape[0] == 1
+    extras = (0, *EXTRAS[:2], *([EXCESSIVE] if grey else []), *EXTRAS[2:])
+    return [scale.trial(f"p={extra}", data, scale.conv(extra)) for extra in extras]
+
+
+def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any]:
+    findings: dict[str, Any] = {}
+    for each in data:
+        plain = of(outcomes, "p=0", each)
+        for extra in (*EXTRAS, EXCESSIVE):
+            augmented = of(outcomes, f"p={extra}", each)
+            if plain and augmented:
+                findings[f"{each}, p={extra}: epochs until p=0's final loss"] = _epochs_until(augmented, plain)
+                ratio = mean(augmented, "nfe_forward") / mean(plain, "nfe_forward")
+                findings[f"{each}, p={extra}: NFE of the last epoch over p=0's"] = ratio
+                findings[f"{each}, p={extra}: NFE at p=0's final loss over p=0's"] = _nfe_ratio(augmented, plain)
+    return findings
+
+
+def _reached(augmented: Sequence[Outcome], plain: Sequence[Outcome]) -> int | None:
+    """The first epoch whose mean loss is not above the final one of others."""
+    below = np.flatnonzero(curves(augmented, "loss").mean(0) <= mean(plain, "loss"))
+    return int(below[0]) if len(below) else None
+
+
+def _epochs_until(augmented: Sequence[Outcome], plain: Sequence[Outcome]) -> str:
+    reached = _reached(augmented, plain)
+    return f"{'never' if reached is None else reached} of {plain[0].trial.epochs}"
+
+
+def _nfe_ratio(augmented: Sequence[Outcome], plain: Sequence[Outcome]) -> float | None:
+    reached = _reached(augmented, plain)
+    return None if reached is None else mean(augmented, "nfe_forward", reached) / mean(plain, "nfe_forward")

@@ -1,0 +1,188 @@
+"""One model on one set of images: training it, once a seed, in as many sittings as it takes."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from anode import SolverError, classifier
+from anode.storage import write_atomically
+from train_flows.data import images
+from train_flows.data.labelled import Labelled, Pairs
+from train_flows.errors import TrainingError
+from train_flows.loop import shuffled_batches, train
+from train_flows.paper.outcomes import Outcome
+from train_flows.provenance import device_name
+from train_flows.supervised import Supervised, measure
+from train_flows.training import Training
+
+
+@dataclass(frozen=True)
+class ImageTrial:
+    """One model on one set of images, with the paper's settings as defaults."""
+
+    name: str  # in figures and tables
+    data: str  # a set of train_flows.data.images, or a folder under the data root
+    model: dict[str, Any] = field(default_factory=dict)  # arguments of anode.classifier that differ
+    lr: float = 1e-3  # of Adam
+    schedule: Literal["cosine", "plateau", "constant"] = "constant"  # of the learning rate
+    weight_decay: float = 0.0
+    epochs: int = 20
+    batch_size: int = 256
+    image_size: int | None = None  # height and width of the images; as they are when None
+    train_size: int | None = None  # images to train on; all when None
+    test_size: int | None = None  # images to test on; all when None
+    classes: int | None = None  # the first so many classes alone; all when None
+
+    def plain(self) -> dict[str, Any]:
+        """All settings."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and until when a trial runs.
+
+    Attributes:
+        data_root: folder of the images.
+        device: of the model and the images.
+        states: folder of what unfinished trials continue from.
+        deadline: of ``time.time()``, after which they stop.
+    """
+
+    data_root: str
+    device: str
+    states: Path
+    deadline: float = math.inf
+
+
+class Sitting:
+    """The journal of a trial in one file, from which it goes on after a stop; an older one of another trial is ignored.
+
+    Args:
+        path: of the file.
+        about: the trial and its seed as plain values.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path = path
+        self.about = about
+        self.records: list[dict[str, float]] = []
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Keep one record."""
+        self.records.append(record)
+
+    def save_state(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state and all records."""
+        buffer = io.BytesIO()
+        torch.save({"about": self.about, "records": self.records, "state": state}, buffer)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, buffer.getvalue())
+
+    def load_state(self, device: torch.device | str) -> dict[str, Any] | None:
+        """The state of the last sitting, or None before the first."""
+        if not self.path.exists():
+            return None
+        content = torch.load(self.path, map_location=device, weights_only=True)
+        if content["about"] != self.about:
+            return None
+        self.records = content["records"]
+        return content["state"]
+
+
+def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
+    """Train the model of a trial and test it every epoch; a diverging solve is an outcome, not an error.
+
+    Without a set to choose weights by, all training images are trained on, and the figures are those of the last epoch.
+    Records hold means over the batches of the epoch for ``loss``, ``nfe_forward`` and ``nfe_backward``, and figures of
+    the test images at its end; ``seconds`` are those of the steps alone.
+
+    Returns:
+        The outcome; None when the deadline came first, with the state kept for the next sitting.
+
+    Raises:
+        KeyboardInterrupt: when a signal asks to stop.
+    """
+    if time.time() > place.deadline:
+        return None
+    device = torch.device(place.device)
+    dataset = load(trial, seed, place.data_root)
+    train_part, test = _joined(dataset).to(device), dataset.test.to(device)
+    torch.manual_seed(seed)
+    model = classifier(dataset.shape, dataset.outputs, levels=dataset.levels, **trial.model).to(device)
+    objective = Supervised(model, "cross-entropy")
+    batch_size = min(trial.batch_size, len(train_part.x))
+    per_epoch = len(train_part.x) // batch_size
+    training = Training(
+        trial.epochs * per_epoch, batch_size, trial.lr, trial.schedule, math.inf, trial.weight_decay, per_epoch
+    )
+    about = {**trial.plain(), "seed": seed}
+    sitting = Sitting(place.states / f"{trial.data}-{trial.name}-{seed}.pt".replace(" ", "-"), about)
+
+    def figures() -> dict[str, float]:
+        found = measure(objective, test)
+        return {"epoch": len(sitting.records)} | {f"test_{name}": value for name, value in found.items()}
+
+    status = "success"
+    try:
+        finished = train(
+            objective,
+            training,
+            shuffled_batches(tuple(train_part), batch_size, seed),
+            figures,
+            lambda: None,
+            sitting,
+            Accelerator(cpu=device.type == "cpu"),
+            criterion="test_loss",
+            quiet=True,
+            deadline=time.monotonic() + place.deadline - time.time(),
+        )
+        if not finished:
+            if time.time() < place.deadline:
+                raise KeyboardInterrupt
+            return None
+    except TrainingError as error:
+        status = error.__cause__.cause if isinstance(error.__cause__, SolverError) else "non-finite loss"
+    sitting.path.unlink(missing_ok=True)
+    records = [{**record, "seconds": record["seconds_training"]} for record in sitting.records]
+    for record in records:
+        for name in ("step", "lr", "seconds_training"):
+            record.pop(name)
+    return Outcome(trial, seed, status, records, device_name(device))
+
+
+def load(trial: ImageTrial, seed: int, data_root: str) -> Labelled:
+    """The images of a trial."""
+    source = trial.data if images.known(trial.data) else str(Path(data_root) / trial.data)
+    every = _read(source, data_root, trial.image_size, trial.classes)
+    return images.arranged(every, seed, trial.train_size, trial.test_size)
+
+
+@lru_cache(maxsize=1)  # many models are trained on the same images
+def _read(source: str, data_root: str, size: int | None, classes: int | None) -> images.Images:
+    found = images.read(source, data_root, size=size)
+    if classes is None or classes >= len(found.classes):
+        return found
+    test = None if found.test is None else _below(found.test, classes)
+    notes = (*found.notes, f"the first {classes} of {len(found.classes)} classes")
+    return found._replace(train=_below(found.train, classes), test=test, classes=found.classes[:classes], notes=notes)
+
+
+def _below(part: Pairs, classes: int) -> Pairs:
+    wanted = part.y < classes
+    return Pairs(part.x[wanted], part.y[wanted])
+
+
+def _joined(dataset: Labelled) -> Pairs:
+    """Training and validation images, where there is nothing to choose by the latter."""
+    parts = zip(dataset.train, dataset.validation, strict=True)
+    return Pairs(*(torch.cat(pair) for pair in parts))

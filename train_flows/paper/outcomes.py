@@ -1,0 +1,74 @@
+"""What came of training one model once, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Tried(Protocol):
+    """What was tried: a model on data, with everything that training it needs."""
+
+    @property
+    def name(self) -> str:
+        """Of the model, in figures and tables."""
+        ...
+
+    @property
+    def data(self) -> str:
+        """What it learnt."""
+        ...
+
+    @property
+    def epochs(self) -> int:
+        """How long."""
+        ...
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        trial: what was tried.
+        seed: of data, weights and batches.
+        status: ``"success"``, or what ended the training: ``"too many steps"``, ``"step underflow"``,
+            ``"non-finite state"`` or ``"non-finite loss"``.
+        records: one an epoch, from epoch 0, before training.
+        machine: where, for trials of several sittings.
+    """
+
+    trial: Tried
+    seed: int
+    status: str
+    records: list[dict[str, float]]
+    machine: str | None = None
+
+    def result(self) -> dict[str, Any]:
+        """Plain values for a file of results."""
+        names = {name: None for record in self.records for name in record}  # in order
+        history = {name: [_short(record.get(name)) for record in self.records] for name in names}
+        where = {} if self.machine is None else {"machine": self.machine}
+        return {**self.trial.plain(), "seed": self.seed, "status": self.status, **where, "history": history}
+
+
+def records_of(history: dict[str, list[float | None]]) -> list[dict[str, float]]:
+    """The records behind the history of a result."""
+    rows = zip(*history.values(), strict=True)
+    return [{name: x for name, x in zip(history, row, strict=True) if x is not None} for row in rows]
+
+
+def describe(outcome: Outcome) -> str:
+    """One line about an outcome."""
+    last = outcome.records[-1] if outcome.records else {}
+    names = ("loss", "accuracy", "test_accuracy", "nfe_forward", "seconds")
+    figures = "  ".join(f"{name} {last[name]:.4g}" for name in names if name in last)
+    return f"{outcome.trial.data} {outcome.trial.name} seed {outcome.seed}: {outcome.status}  {figures}"
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")

@@ -1,0 +1,122 @@
+"""How large image experiments are: as in the paper, small enough for a CPU, or only to see that they run."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from anode import InputError, classifier
+from train_flows import recipes
+from train_flows.paper.image_trials import ImageTrial
+
+DIGITS: dict[str, Any] = {"batch_size": 64, "lr": 3e-3, "schedule": "cosine"}
+SMALL: dict[str, Any] = {"batch_size": 64, "train_size": 2000, "test_size": 1000}
+QUICK: dict[str, Any] = {"batch_size": 16, "train_size": 40, "test_size": 20, "epochs": 2}
+SMALLER = {"full": 1, "small": 2, "quick": 8}  # how many times: filters, and image sides down to those of digits
+LEAST_SIDE = 8
+MOST_FILTERS = 4096
+
+
+class Family(NamedTuple):
+    """Sets of images for which the paper has the same settings.
+
+    Attributes:
+        shape: of an image, (C, H, W).
+        extra: channels the paper augments by.
+        classes: the first so many are told apart; all of them when None.
+    """
+
+    shape: tuple[int, int, int]
+    extra: int
+    classes: int | None = None
+
+
+FAMILIES = {
+    "mnist": Family((1, 28, 28), 5),
+    "fashion": Family((1, 28, 28), 5),
+    "cifar10": Family((3, 32, 32), 10),
+    "svhn": Family((3, 32, 32), 10),
+    "imagenet64": Family((3, 64, 64), 5, classes=10),  # the paper's numbers of parameters are those of ten outputs
+    "digits": Family((1, 8, 8), 5),
+}
+
+
+def family(data: str) -> str:
+    """The family of a set or folder by its name, such as ``cifar10`` for ``cifar10-jpeg``.
+
+    Raises:
+        InputError: for a name of no family.
+    """
+    for name in FAMILIES:
+        if data.startswith(name):
+            return name
+    if "imagenet" in data:
+        return "imagenet64"
+    raise InputError(
+        f"--data {data} does not begin with {', '.join(FAMILIES)}, nor is it an imagenet: rename the folder"
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of image experiments."""
+
+    size: Literal["full", "small", "quick"] = "full"
+
+    def trial(self, name: str, data: str, model: dict[str, Any], **settings: Any) -> ImageTrial:
+        """A trial of this size, for the settings of a full one.
+
+        A small one has 2,000 images of half the side to train on, 1,000 to test on, batches of 64, and half the epochs.
+        """
+        kind = family(data)
+        epochs = settings.pop("epochs", ImageTrial.epochs)
+        if kind == "digits":
+            settings = DIGITS | settings
+        elif self.size == "small":
+            settings = {"image_size": self.shape(data)[-1], **SMALL, **settings}
+            epochs = max(1, epochs // 2)
+        settings["epochs"] = epochs
+        if self.size == "quick":
+            settings |= {"image_size": self.shape(data)[-1], **QUICK}
+        return ImageTrial(name, data, model, classes=FAMILIES[kind].classes, **settings)
+
+    def shape(self, data: str) -> tuple[int, int, int]:
+        """The shape of an image."""
+        channels, side, _ = FAMILIES[family(data)].shape
+        side = max(LEAST_SIDE, side // SMALLER[self.size])
+        return channels, side, side
+
+    def conv(self, extra: int, filters: int = 64) -> dict[str, Any]:
+        """The paper's network of time-independent convolutions; its filters are those of the full size."""
+        return {"field": "conv", "time": "none", "filters": filters // SMALLER[self.size], "extra": extra}
+
+    def pair(self, data: str, filters: int = 64) -> dict[str, dict[str, Any]]:
+        """NODE and ANODE of as many parameters, nearly: where the size is full, those of the paper."""
+        kind = family(data)
+        extra = FAMILIES[kind].extra
+        anode, node = self.conv(extra, filters), self.conv(0)
+        known = recipes.PAIRS.get(kind)
+        if known is not None and (self.size, filters) == ("full", known["ANODE"]["filters"]):
+            node["filters"] = known["NODE"]["filters"]
+        else:
+            node["filters"] = matched_filters(self.shape(data), parameters(self.shape(data), anode), node)
+        return {"NODE": node, f"ANODE p={extra}": anode}
+
+
+def parameters(shape: tuple[int, ...], model: dict[str, Any], outputs: int = 10) -> int:
+    """How many parameters a model has."""
+    with torch.device("meta"):
+        return sum(each.numel() for each in classifier(shape, outputs, **model).parameters())
+
+
+def matched_filters(shape: tuple[int, ...], wanted: int, model: dict[str, Any]) -> int:
+    """The number of filters with which a model comes nearest to as many parameters as wanted."""
+
+    def count(filters: int) -> int:
+        return parameters(shape, {**model, "filters": filters})
+
+    above = bisect.bisect_left(range(MOST_FILTERS), wanted, lo=1, key=count)
+    return min((max(1, above - 1), above), key=lambda filters: abs(count(filters) - wanted))

@@ -1,0 +1,53 @@
+"""Figure 13: loss and evaluations when a few images are overfitted for long; evaluations are bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from train_flows.paper import image_figures
+from train_flows.paper.outcomes import Outcome
+from train_flows.paper.report import AttemptImages, Report, curves, of, report
+from train_flows.paper.scale import FAMILIES, Scale, family
+
+DATA = ("mnist",)
+BOUND = {"rtol": 1e-3, "atol": 1e-3, "max_steps": 166}  # 998 evaluations
+IMAGES, EPOCHS = 1000, 200
+PANELS = (("loss",), ("nfe_forward",), ("test_loss",), ("test_accuracy",))
+
+
+def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
+    """Train NODE and ANODE on few images until long after they are learnt."""
+    trials = [
+        scale.trial(name, each, {**scale.conv(extra), "solver": BOUND}, train_size=IMAGES, epochs=EPOCHS)
+        for each in data
+        for name, extra in _models(each).items()
+    ]
+    outcomes = attempt_all(trials)
+    return report(outcomes, partial(image_figures.rows, outcomes, PANELS), _findings(outcomes, data))
+
+
+def _models(data: str) -> dict[str, int]:
+    extra = FAMILIES[family(data)].extra
+    return {"NODE": 0, f"ANODE p={extra}": extra}
+
+
+def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any]:
+    findings: dict[str, Any] = {}
+    for each in data:
+        for name in _models(each):
+            group = of(outcomes, name, each)
+            ended = [o.status for o in group if o.status != "success"]
+            findings[f"{each}, {name}: runs ended by their evaluations or otherwise"] = ", ".join(ended) or "none"
+            most, first, jump = math.nan, math.nan, math.nan
+            if group:
+                nfe, loss = curves(group, "nfe_forward"), curves(group, "loss")
+                most, first = float(np.nanmax(nfe)), float(np.nanmean(nfe[:, 1]))
+                jump = float(np.nanmax(loss[:, 1:] / np.fmin.accumulate(loss[:, 1:], axis=1)))
+            findings[f"{each}, {name}: NFE of the first epoch, and the most of any"] = f"{first:.0f}, {most:.0f}"
+            findings[f"{each}, {name}: largest loss of an epoch over the least before it"] = jump
+    return findings

@@ -1,0 +1,64 @@
+"""How to optimise, as values: counted in steps or in epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from anode import InputError
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to optimise."""
+
+    steps: int = 600  # optimiser steps
+    batch_size: int = 512  # samples a step
+    lr: float = 1e-2  # learning rate of Adam
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"  # of the learning rate
+    clip: float = 10.0  # largest norm of the gradient
+    weight_decay: float = 0.0  # of Adam: the factor of half the squared norm of the weights in the loss
+    validate_every: int = 100  # steps between validations, records and checkpoints
+
+    def check(self) -> None:
+        """Raise an :class:`~anode.InputError` for a number out of range."""
+        for name in ("steps", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        for name in ("lr", "clip"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise InputError(f"--{name} {getattr(self, name)} must be a positive number")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise InputError(f"--weight-decay {self.weight_decay} must be a number from 0")
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """How to optimise, counted in passes through the data."""
+
+    epochs: int = 30  # passes through the training samples
+    batch_size: int = 64  # samples a step
+    lr: float = 1e-3  # learning rate of Adam
+    schedule: Literal["cosine", "plateau", "constant"] = "constant"  # of the learning rate
+    clip: float = 10.0  # largest norm of the gradient
+    weight_decay: float = 0.0  # of Adam: the factor of half the squared norm of the weights in the loss
+    precision: Precision = "float32"  # of the layers while training; states and figures are in float32
+
+    def training(self, samples: int) -> Training:
+        """The same in steps, with a record each epoch."""
+        per_epoch = samples // self.batch_size
+        return self._with(steps=self.epochs * per_epoch, validate_every=per_epoch)
+
+    def check(self) -> None:
+        """Raise an :class:`~anode.InputError` for a number out of range."""
+        if self.epochs < 1:
+            raise InputError(f"--epochs {self.epochs} must be at least 1")
+        self._with(steps=1, validate_every=1).check()
+
+    def _with(self, **counted: int) -> Training:
+        names = {field.name for field in dataclasses.fields(Training)} - set(counted)
+        return Training(**counted, **{name: getattr(self, name) for name in names})
