@@ -173,7 +173,6 @@ def test_recipes_name_settings_that_exist():
 
 def test_help_shows_the_recipe_of_the_data(run):
     assert "(default: 32 32)" in run("classify", "--help")[1]
-    assert "(default: conv)" in run("classify", "digits", "--help")[1]
     assert "(default: 256)" in run("classify", "mnist", "--help")[1]
 
 

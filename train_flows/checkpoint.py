@@ -17,7 +17,7 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 STATE = "state"
 POINTER = "latest"
-PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png")
+PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png")
 
 
 class Run:

@@ -17,7 +17,7 @@ from anode.classifiers import KIND as CLASSIFIER
 from cnf.models import KIND as DENSITY
 from train_flows import data
 from train_flows.checkpoint import Run
-from train_flows.data import classes, tables
+from train_flows.data import classes, images, tables
 from train_flows.data.labelled import Pairs
 from train_flows.settings import RunSettings, Source
 
@@ -51,13 +51,35 @@ def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | Non
         _check_unchanged(config, folder, dataset.digest())
         return dataset.test, names
     if classes.known(source):
-        raise InputError(f"{folder} was trained on {config['data']['name']}, not on {source}: name a table, or nothing")
+        raise InputError(f"{folder} was trained on {config['data']['name']}, not on {source}: name a file, or nothing")
+    if config["model"]["levels"] is not None:
+        return _images(config, folder, source), names
     if trained["target"] is None:
         raise InputError(
             f"{folder} was trained on {config['data']['name']}, which has no table's columns: name nothing"
         )
     found, columns, _ = classes.read(source, trained["target"], names)
     return Pairs(_in_order(found.x.float(), columns, config, folder, source), found.y), names
+
+
+def _images(config: dict[str, Any], folder: str, source: str) -> Pairs:
+    """All images of a folder, or those of its test part, with the classes of a run."""
+    size = config["settings"]["data"]["image_size"]
+    _, train, test, found, _, levels = images.read(source, size=size)
+    part, wanted = test or train, config["classes"]
+    unknown = sorted(set(found) - set(wanted))
+    if unknown:
+        raise InputError(f"{source} holds the class {unknown[0]}, {folder} knows {_some(wanted)}: rename or remove it")
+    shapes = [
+        (*shape, kind)
+        for shape, kind in ((part.x.shape[1:], levels), (config["model"]["shape"], config["model"]["levels"]))
+    ]
+    if shapes[0] != shapes[1]:
+        got, trained = ("x".join(map(str, shape[:-1])) for shape in shapes)
+        raise InputError(
+            f"{source} has images {got}, {folder} was trained on {trained} with {shapes[1][-1]} levels: convert them"
+        )
+    return Pairs(part.x, torch.tensor([wanted.index(name) for name in found])[part.y])
 
 
 def _settings(folder: str) -> dict[str, Any]:

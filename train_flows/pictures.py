@@ -14,6 +14,7 @@ from train_flows.data import Dataset
 from train_flows.data.labelled import Labelled
 
 POINTS = 20_000  # of data and samples
+SHOWN, SHOWN_IMAGES = 2000, 1000  # test samples
 FRAMES = 45
 
 
@@ -37,9 +38,14 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
 
 @torch.no_grad()
 def draw_classifier(run: Run, dataset: Labelled, model: Classifier) -> None:
-    """Draw inputs and features of test samples, and the curves of training."""
-    x, y = (tensor[:2000] for tensor in dataset.test)
-    states = model.features(x.to(next(model.parameters()).device)).cpu().flatten(1)
+    """Draw inputs and features of test samples, images taken for another class, and the curves of training."""
+    x, y = (tensor[: SHOWN_IMAGES if dataset.levels else SHOWN] for tensor in dataset.test)
+    inputs = x.to(next(model.parameters()).device)
+    states = model.features(inputs).cpu().flatten(1)
+    if dataset.levels and dataset.classes:
+        scores = model(inputs).softmax(1).cpu()
+        figure = plots.mistakes(x.numpy(), y.numpy(), scores.numpy(), dataset.classes, dataset.levels - 1)
+        figure.savefig(run.folder / "mistakes.png", dpi=120)
     targets = (y[:, 0] > 0 if dataset.classes is None else y).numpy().astype(int)
     sets = {"inputs": x.flatten(1).numpy(), "features": states.numpy()}
     plots.features(sets, targets).savefig(run.folder / "features.png", dpi=120)

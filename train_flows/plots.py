@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 
 Array = np.ndarray
 COLORS = "magma"
@@ -181,6 +182,49 @@ def features(sets: Mapping[str, Array], classes: Array) -> Figure:
         flat = np.pad(x, ((0, 0), (0, 2 - x.shape[1])))
         axes.scatter(*flat.T, c=classes, cmap="coolwarm" if classes.max() < 2 else "tab10", s=6, lw=0)
         axes.set_title(title, fontsize="medium")
+    return figure
+
+
+def mistakes(images: Array, classes: Array, scores: Array, names: Sequence[str], top: int) -> Figure:
+    """How often each class is taken for which, and the images (at most 24) that are most surely taken for another.
+
+    Args:
+        images: (N, C, H, W).
+        classes: (N,).
+        scores: probabilities of the classes (N, K).
+        names: of the classes.
+        top: largest value of a pixel.
+    """
+    taken = scores.argmax(1)
+    counts = np.zeros((len(names), len(names)))
+    np.add.at(counts, (classes, taken), 1)
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    left, right = (figure.add_subfigure(place) for place in GridSpec(1, 2, figure))
+    axes = left.subplots()
+    axes.imshow(counts / counts.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
+    few = len(names) <= 20  # whose names are legible
+    axes.set(xlabel="taken for", ylabel="class", title=f"{(taken == classes).mean():.1%} of {len(classes)} are right")
+    if few:
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names)
+        for i, j in np.argwhere(counts):
+            axes.text(
+                j,
+                i,
+                f"{counts[i, j]:.0f}",
+                ha="center",
+                va="center",
+                size=7,
+                color="w" if counts[i, j] > counts[i].sum() / 2 else "k",
+            )
+    wrong = np.flatnonzero(taken != classes)
+    wrong = wrong[np.argsort(-scores[wrong, taken[wrong]])][:24]
+    right.suptitle("surest mistakes: class > taken for" if len(wrong) else "no mistakes")
+    for panel, i in zip(right.subplots(4, 6).ravel(), [*wrong, *[None] * 24], strict=False):
+        panel.axis("off")
+        if i is not None:
+            panel.imshow(images[i].transpose(1, 2, 0) / top, cmap="gray", vmin=0, vmax=1)
+            panel.set_title(f"{names[classes[i]]} > {names[taken[i]]}", fontsize="x-small")
     return figure
 
 

@@ -21,7 +21,7 @@ CLASSIFY: dict[str, dict[str, Any]] = {
     "images": IMAGES,
     "cifar10": {**IMAGES, "extra": 10},
     "svhn": {**IMAGES, "extra": 10},
-    "digits": {"field": "conv", "time": "none", "extra": 5, "filters": 32},
+    "digits": {**IMAGES, "filters": 48, "epochs": 12, "batch_size": 32, "lr": 5e-3, "schedule": "cosine"},
 }
 PAIRS: dict[str, dict[str, dict[str, int]]] = {  # NODE and ANODE of as many parameters nearly, of the ANODE paper
     "mnist": {"NODE": {"filters": 92}, "ANODE": {"filters": 64, "extra": 5}},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -51,14 +50,15 @@ class Epochs:
     def training(self, samples: int) -> Training:
         """The same in steps, with a record each epoch."""
         per_epoch = samples // self.batch_size
-        return self._with(steps=self.epochs * per_epoch, validate_every=per_epoch)
+        return self._in_steps(self.epochs * per_epoch, validate_every=per_epoch)
 
     def check(self) -> None:
         """Raise an :class:`~anode.InputError` for a number out of range."""
         if self.epochs < 1:
             raise InputError(f"--epochs {self.epochs} must be at least 1")
-        self._with(steps=1, validate_every=1).check()
+        self._in_steps(1, validate_every=1).check()
 
-    def _with(self, **counted: int) -> Training:
-        names = {field.name for field in dataclasses.fields(Training)} - set(counted)
-        return Training(**counted, **{name: getattr(self, name) for name in names})
+    def _in_steps(self, steps: int, validate_every: int) -> Training:
+        return Training(
+            steps, self.batch_size, self.lr, self.schedule, self.clip, self.weight_decay, validate_every=validate_every
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from sklearn import datasets
 
 from anode import InputError
 from train_flows.data import images, paper, tables, tabular
-from train_flows.data.labelled import Labelled, Pairs, split
+from train_flows.data.labelled import Labelled, Pairs, in_order, missing_classes, number, split
 
 SKLEARN = {"wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}
 TRAIN, HELD_OUT = 3000, 1000  # points of the paper's functions
@@ -54,7 +53,7 @@ def load(source: str, seed: int = 0, target: str | None = None, **pictured: Any)
         raise InputError(f"which column of {source} holds the classes is not known: pass --target COLUMN")
     (x, y), columns, classes = read(source, target)
     train, validation, test = split(Pairs(x.float(), y), seed)
-    notes = _missing(train, classes) + tabular.far_from_zero(x.numpy(), columns)
+    notes = missing_classes(train, classes) + tabular.far_from_zero(x.numpy(), columns)
     return Labelled(Path(source).name, train, validation, test, columns, classes, notes)
 
 
@@ -86,7 +85,7 @@ def read(
             f"{path} has {len(frame)} rows of {target} and {frame.shape[1] - 1} other columns: it needs both"
         )
     found = _names(path, frame.pop(target), classes)
-    names = classes or tuple(sorted(set(found), key=_in_order))
+    names = classes or tuple(sorted(set(found), key=in_order))
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise InputError(f"{path}: {target} holds {unknown[0]!r}, which is none of {', '.join(names)}")
@@ -101,7 +100,7 @@ def read(
 def _names(path: str, labels: pd.Series, classes: tuple[str, ...] | None) -> list[str]:
     """The class of every row: words as they are written; numbers, where all are, without a needless decimal point."""
     written = ["" if pd.isna(label) else _text(label) for label in labels]
-    numeric = all(_number(text) is not None for text in written if text not in MISSING)
+    numeric = all(number(text) is not None for text in written if text not in MISSING)
     for row, text in enumerate(written, start=1):
         if text == "" or (numeric and text in MISSING):
             raise InputError(f"{path}: {labels.name} is missing in data row {row}: fill in or drop such rows")
@@ -114,23 +113,9 @@ def _text(label: Any) -> str:
     return (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _short(text: str) -> str:
-    value = _number(text)
+    value = number(text)
     return str(int(value)) if value is not None and value == int(value) else text
-
-
-def _in_order(name: str) -> tuple[float, str]:
-    """Numbers by value, before words by alphabet."""
-    value = _number(name)
-    return math.inf if value is None else value, name
 
 
 def _check_classes(path: str, target: str, classes: tuple[str, ...], rows: int) -> None:
@@ -138,13 +123,6 @@ def _check_classes(path: str, target: str, classes: tuple[str, ...], rows: int) 
         raise InputError(f"{path}: {target} holds one class only ({classes[0]}): at least 2 are needed")
     if len(classes) > rows / 5:
         raise InputError(f"{path}: {target} holds {len(classes)} distinct values in {rows} rows, which are no classes")
-
-
-def _missing(train: Pairs, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """A note on classes without training samples."""
-    counts = torch.bincount(train.y, minlength=len(classes))
-    missing = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
-    return (f"no training sample of class {', '.join(missing)}",) if missing else ()
 
 
 def _function(name: str, seed: int) -> Labelled:

@@ -8,7 +8,6 @@ so are links to folders below those of the classes.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from anode import InputError
-from train_flows.data.labelled import Pairs
+from train_flows.data.labelled import Pairs, in_order
 
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # in order of preference
 GREY, DEEP = ("1", "L"), ("I", "F")  # modes; the second kind has more than eight bits a pixel
@@ -62,7 +61,7 @@ def read(folder: str | Path, size: int | None = None) -> tuple[Pairs, Pairs | No
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of images: pass the path of one")
     training, testing, notes = _parts(folder)
-    classes = tuple(sorted(_subfolders(training), key=_in_order))
+    classes = tuple(sorted(_subfolders(training), key=in_order))
     _check_classes(training, testing, classes)
     train, test = (_files(part, classes) if part else [] for part in (training, testing))
     x, y = _images([path for path, _ in train + test], size), torch.tensor([label for _, label in train + test])
@@ -84,14 +83,6 @@ def _parts(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     if tests and len(tests) == len(names):
         raise InputError(f"{folder} holds {tests[0].name} but no folder {TRAIN[0]}: {LAYOUT}")
     return folder, None, ()
-
-
-def _in_order(name: str) -> tuple[float, str]:
-    try:
-        value = float(name)
-    except ValueError:
-        return math.inf, name
-    return value if math.isfinite(value) else math.inf, name
 
 
 def _check_classes(training: Path, testing: Path | None, classes: tuple[str, ...]) -> None:

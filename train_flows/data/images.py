@@ -89,7 +89,8 @@ def arranged(images: Images, seed: int, train_size: int | None = None, test_size
     for argument, (size, part) in sizes.items():
         _check_size(name, argument, size, len(part.x))
     (train, validation, test), subsets = _subsets(parts, train_size, test_size, seed)
-    return Labelled(name, train, validation, test, (), classes, notes + subsets, levels)
+    notes += subsets + pairs.missing_classes(train, classes)
+    return Labelled(name, train, validation, test, (), classes, notes, levels)
 
 
 def _digits() -> Pairs:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,3 +77,25 @@ def split(pairs: Pairs, seed: int) -> tuple[Pairs, Pairs, Pairs]:
     """Shuffle by ``seed`` and split into 80% training, 10% validation and 10% test samples."""
     train, validation, test = (Pairs(pairs.x[rows], pairs.y[rows]) for rows in split_rows(len(pairs.x), seed))
     return train, validation, test
+
+
+def in_order(name: str) -> tuple[float, str]:
+    """The key that sorts names of classes: numbers by value, before words by alphabet."""
+    value = number(name)
+    return math.inf if value is None else value, name
+
+
+def number(text: str) -> float | None:
+    """The finite number that a text is; None for a word."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def missing_classes(train: Pairs, classes: Sequence[str]) -> tuple[str, ...]:
+    """A note on classes without training samples."""
+    counts = torch.bincount(train.y, minlength=len(classes))
+    missing = [name for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
+    return (f"no training sample of class {', '.join(missing)}",) if missing else ()

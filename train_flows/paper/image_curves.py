@@ -29,7 +29,7 @@ def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report
 def _trials(scale: Scale, data: str) -> list[ImageTrial]:
     grey = FAMILIES[family(data)].shape[0] == 1
     extras = (0, *EXTRAS[:2], *([EXCESSIVE] if grey else []), *EXTRAS[2:])
-    return [scale.trial(f"p={extra}", data, scale.conv(extra)) for extra in extras]
+    return [scale.trial(f"p={extra}", data, scale.conv(data, extra)) for extra in extras]
 
 
 def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any]:

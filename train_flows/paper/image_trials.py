@@ -102,7 +102,8 @@ class Sitting:
 def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
     """Train the model of a trial and test it every epoch; a diverging solve is an outcome, not an error.
 
-    Without a set to choose weights by, all training images are trained on, and the figures are those of the last epoch.
+    Nothing is chosen by validation: all training images, or as many as asked for, are trained on, and the figures are
+    those of the last epoch.
     Records hold means over the batches of the epoch for ``loss``, ``nfe_forward`` and ``nfe_backward``, and figures of
     the test images at its end; ``seconds`` are those of the steps alone.
 
@@ -116,7 +117,8 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
         return None
     device = torch.device(place.device)
     dataset = load(trial, seed, place.data_root)
-    train_part, test = _joined(dataset).to(device), dataset.test.to(device)
+    train_part = (dataset.train if trial.train_size else _joined(dataset)).to(device)
+    test = dataset.test.to(device)
     torch.manual_seed(seed)
     model = classifier(dataset.shape, dataset.outputs, levels=dataset.levels, **trial.model).to(device)
     objective = Supervised(model, "cross-entropy")
@@ -167,7 +169,7 @@ def load(trial: ImageTrial, seed: int, data_root: str) -> Labelled:
     return images.arranged(every, seed, trial.train_size, trial.test_size)
 
 
-@lru_cache(maxsize=1)  # many models are trained on the same images
+@lru_cache(maxsize=4)  # many models are trained on the same images
 def _read(source: str, data_root: str, size: int | None, classes: int | None) -> images.Images:
     found = images.read(source, data_root, size=size)
     if classes is None or classes >= len(found.classes):
@@ -183,6 +185,6 @@ def _below(part: Pairs, classes: int) -> Pairs:
 
 
 def _joined(dataset: Labelled) -> Pairs:
-    """Training and validation images, where there is nothing to choose by the latter."""
+    """Training and validation images together."""
     parts = zip(dataset.train, dataset.validation, strict=True)
     return Pairs(*(torch.cat(pair) for pair in parts))

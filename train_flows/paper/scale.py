@@ -12,11 +12,10 @@ from anode import InputError, classifier
 from train_flows import recipes
 from train_flows.paper.image_trials import ImageTrial
 
-DIGITS: dict[str, Any] = {"batch_size": 64, "lr": 3e-3, "schedule": "cosine"}
+DIGITS: dict[str, Any] = {"epochs": 12, "batch_size": 32, "lr": 5e-3, "schedule": "cosine"}
 SMALL: dict[str, Any] = {"batch_size": 64, "train_size": 2000, "test_size": 1000}
 QUICK: dict[str, Any] = {"batch_size": 16, "train_size": 40, "test_size": 20, "epochs": 2}
-SMALLER = {"full": 1, "small": 2, "quick": 8}  # how many times: filters, and image sides down to those of digits
-LEAST_SIDE = 8
+SMALLER = {"full": 1, "small": 2, "quick": 8}  # how many times fewer filters
 MOST_FILTERS = 4096
 
 
@@ -27,11 +26,13 @@ class Family(NamedTuple):
         shape: of an image, (C, H, W).
         extra: channels the paper augments by.
         classes: the first so many are told apart; all of them when None.
+        filters: of an ANODE.
     """
 
     shape: tuple[int, int, int]
     extra: int
     classes: int | None = None
+    filters: int = 64
 
 
 FAMILIES = {
@@ -40,7 +41,7 @@ FAMILIES = {
     "cifar10": Family((3, 32, 32), 10),
     "svhn": Family((3, 32, 32), 10),
     "imagenet64": Family((3, 64, 64), 5, classes=10),  # the paper's numbers of parameters are those of ten outputs
-    "digits": Family((1, 8, 8), 5),
+    "digits": Family((1, 8, 8), 5, filters=48),
 }
 
 
@@ -69,16 +70,15 @@ class Scale:
     def trial(self, name: str, data: str, model: dict[str, Any], **settings: Any) -> ImageTrial:
         """A trial of this size, for the settings of a full one.
 
-        A small one has 2,000 images of half the side to train on, 1,000 to test on, batches of 64, and half the epochs.
+        A small one has 2,000 images to train on, 1,000 to test on, of at most 16 pixels a side, batches of 64, and half
+        the epochs. The digits are small already.
         """
         kind = family(data)
-        epochs = settings.pop("epochs", ImageTrial.epochs)
         if kind == "digits":
             settings = DIGITS | settings
         elif self.size == "small":
-            settings = {"image_size": self.shape(data)[-1], **SMALL, **settings}
-            epochs = max(1, epochs // 2)
-        settings["epochs"] = epochs
+            epochs = settings.pop("epochs", ImageTrial.epochs) // 2
+            settings = {"image_size": self.shape(data)[-1], "epochs": epochs, **SMALL, **settings}
         if self.size == "quick":
             settings |= {"image_size": self.shape(data)[-1], **QUICK}
         return ImageTrial(name, data, model, classes=FAMILIES[kind].classes, **settings)
@@ -86,21 +86,24 @@ class Scale:
     def shape(self, data: str) -> tuple[int, int, int]:
         """The shape of an image."""
         channels, side, _ = FAMILIES[family(data)].shape
-        side = max(LEAST_SIDE, side // SMALLER[self.size])
+        if side > 8 and self.size != "full":
+            side = side // 4 if self.size == "quick" else min(16, side // 2)
         return channels, side, side
 
-    def conv(self, extra: int, filters: int = 64) -> dict[str, Any]:
-        """The paper's network of time-independent convolutions; its filters are those of the full size."""
-        return {"field": "conv", "time": "none", "filters": filters // SMALLER[self.size], "extra": extra}
+    def conv(self, data: str, extra: int, filters: int | None = None) -> dict[str, Any]:
+        """The paper's network of time-independent convolutions; ``filters`` are those of the full size."""
+        filters = filters or FAMILIES[family(data)].filters
+        if family(data) != "digits" or self.size == "quick":
+            filters //= SMALLER[self.size]
+        return {"field": "conv", "time": "none", "filters": filters, "extra": extra}
 
-    def pair(self, data: str, filters: int = 64) -> dict[str, dict[str, Any]]:
+    def pair(self, data: str, filters: int | None = None) -> dict[str, dict[str, Any]]:
         """NODE and ANODE of as many parameters, nearly: where the size is full, those of the paper."""
         kind = family(data)
         extra = FAMILIES[kind].extra
-        anode, node = self.conv(extra, filters), self.conv(0)
-        known = recipes.PAIRS.get(kind)
-        if known is not None and (self.size, filters) == ("full", known["ANODE"]["filters"]):
-            node["filters"] = known["NODE"]["filters"]
+        anode, node = self.conv(data, extra, filters), self.conv(data, 0)
+        if kind in recipes.PAIRS and (self.size, filters) == ("full", None):
+            node["filters"] = recipes.PAIRS[kind]["NODE"]["filters"]
         else:
             node["filters"] = matched_filters(self.shape(data), parameters(self.shape(data), anode), node)
         return {"NODE": node, f"ANODE p={extra}": anode}

@@ -16,14 +16,14 @@ from train_flows.paper.scale import FAMILIES, Scale, family
 
 DATA = ("mnist",)
 BOUND = {"rtol": 1e-3, "atol": 1e-3, "max_steps": 166}  # 998 evaluations
-IMAGES, EPOCHS = 1000, 200
+IMAGES, EPOCHS = 500, 200
 PANELS = (("loss",), ("nfe_forward",), ("test_loss",), ("test_accuracy",))
 
 
 def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
     """Train NODE and ANODE on few images until long after they are learnt."""
     trials = [
-        scale.trial(name, each, {**scale.conv(extra), "solver": BOUND}, train_size=IMAGES, epochs=EPOCHS)
+        scale.trial(name, each, {**scale.conv(each, extra), "solver": BOUND}, train_size=IMAGES, epochs=EPOCHS)
         for each in data
         for name, extra in _models(each).items()
     ]

@@ -19,7 +19,7 @@ PANELS = (("loss",), ("test_accuracy",), ("nfe_forward",), ("nfe_forward", "test
 def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
     """Train NODE and ANODE with every decay."""
     trials = [
-        scale.trial(_name(extra, decay), each, scale.conv(extra), weight_decay=decay)
+        scale.trial(_name(extra, decay), each, scale.conv(each, extra), weight_decay=decay)
         for decay in DECAYS
         for each in data
         for extra in _extras(each)

@@ -1,0 +1,300 @@
+"""The experiments on images: their files at a small size, and that sittings add up to what one would have given."""
+
+import dataclasses
+import json
+import math
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from anode import InputError, classifier
+from train_flows import loop, paper
+from train_flows.data import images
+from train_flows.loop import shuffled_batches
+from train_flows.paper import image_trials, report, sittings
+from train_flows.paper.image_trials import ImageTrial, Place, attempt
+from train_flows.paper.outcomes import Outcome, records_of
+from train_flows.paper.scale import Scale, family
+
+SMALL = ImageTrial(
+    "ANODE p=2",
+    "digits",
+    {"field": "conv", "time": "none", "filters": 4, "extra": 2},
+    epochs=3,
+    batch_size=16,
+    train_size=64,
+    test_size=30,
+)
+QUICK = ("--quick", "--data", "digits", "--workers", 1)
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place("data", "cpu", tmp_path / "unfinished")
+
+
+def untimed(content):
+    """The runs of a file of results without what the clock says."""
+    for each in content["runs"]:
+        del each["history"]["seconds"]
+    return content["runs"]
+
+
+@pytest.mark.parametrize("experiment", paper.ON_IMAGES)
+def test_every_experiment_writes_runs_figure_and_table(run, tmp_path, experiment):
+    status, out, err = run("paper", experiment, *QUICK, "--seeds", 2, "--out", "results")
+    assert (status, err) == (0, "")
+    content = json.loads((tmp_path / "results" / f"{experiment}-digits.json").read_text())
+    assert content["complete"] is True
+    assert content["quick"] is True
+    assert content["small"] is False
+    for each in content["runs"]:
+        assert {"name", "data", "model", "lr", "epochs", "batch_size", "weight_decay", "seed", "machine"} <= set(each)
+        names = {"epoch", "loss", "test_loss", "test_accuracy", "nfe_forward", "nfe_backward", "seconds"}
+        assert names <= set(each["history"])
+        assert all(len(values) == each["epochs"] + 1 for values in each["history"].values())
+        assert all(math.isfinite(value) for value in each["history"]["loss"][1:])
+        assert each["status"] == "success"
+    half = len(content["runs"]) // 2
+    assert [each["seed"] for each in content["runs"]] == [0] * half + [1] * half
+    for row in content["summary"]:
+        assert row["model"] in out
+    assert content["findings"]
+    assert (tmp_path / "results" / f"{experiment}-digits.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (tmp_path / "results" / f"{experiment}-digits-unfinished").exists()
+
+
+def test_published_values_stand_beside_the_measured(run, real_data):
+    options = ("--quick", "--seeds", 1, "--workers", 1, "--data", "mnist", "--data-root", real_data)
+    status, out, _ = run("paper", "table1", *options)
+    assert status == 0
+    assert "published, full size: 98.2 +- 0.1, reproduced 97.25 +- 0.54" in out
+    _, out, _ = run("paper", "odenet", *options)
+    assert "0.42, 0.22M parameters" in out
+
+
+def test_a_run_is_the_papers_training(place):
+    """Against the loop written out: Adam with its weight decay, shuffled batches of pixels, cross-entropy."""
+    trial = dataclasses.replace(SMALL, weight_decay=0.1)
+    outcome = attempt(trial, 3, place)
+    dataset = images.labelled("digits", 3, train_size=64, test_size=30)
+    torch.manual_seed(3)
+    model = classifier((1, 8, 8), 10, levels=17, **trial.model)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, weight_decay=0.1)
+    batch, losses = shuffled_batches(tuple(dataset.train), 16, 3), []
+    for step in range(12):
+        x, y = batch(step)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert outcome.status == "success"
+    got = [record["loss"] for record in outcome.records[1:]]
+    assert got == pytest.approx([sum(losses[i : i + 4]) / 4 for i in (0, 4, 8)], rel=1e-4)
+    with torch.no_grad():
+        found = model(dataset.test.x)
+    assert outcome.records[-1]["test_loss"] == pytest.approx(F.cross_entropy(found, dataset.test.y).item(), rel=1e-3)
+    assert outcome.records[-1]["test_accuracy"] == pytest.approx(
+        (found.argmax(1) == dataset.test.y).double().mean().item()
+    )
+
+
+def test_all_images_are_trained_on_where_no_size_is_asked_for(place, monkeypatch):
+    seen = []
+    monkeypatch.setattr(image_trials, "shuffled_batches", lambda pairs, *_: seen.append(len(pairs[0])) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        attempt(dataclasses.replace(SMALL, train_size=None), 0, place)
+    assert seen == [1797 - 179]
+
+
+@contextmanager
+def stopping_after(steps, monkeypatch, clock):
+    """Let time be up after so many steps."""
+    taken = iter(range(10_000))
+
+    @contextmanager
+    def soon():
+        def stop():
+            if next(taken) < steps:
+                return False
+            clock[0] = 2.0
+            return True
+
+        yield stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_stop_signals", soon)
+        patch.setattr(image_trials.time, "time", lambda: clock[0])
+        yield
+
+
+@pytest.mark.parametrize("steps", [0, 3, 4, 11])
+def test_sittings_add_up_bit_for_bit(place, monkeypatch, steps):
+    whole = attempt(SMALL, 0, place)
+    with stopping_after(steps, monkeypatch, [0.0]):
+        assert attempt(SMALL, 0, dataclasses.replace(place, deadline=1.0)) is None
+    assert len(list(place.states.iterdir())) == 1
+    rest = attempt(SMALL, 0, place)
+    for outcome in (whole, rest):
+        for record in outcome.records:
+            del record["seconds"]
+    assert rest.records == whole.records
+    assert not list(place.states.iterdir())
+
+
+def test_the_state_of_another_trial_is_not_gone_on_with(place, monkeypatch):
+    with stopping_after(5, monkeypatch, [0.0]):
+        attempt(SMALL, 0, dataclasses.replace(place, deadline=1.0))
+    other = attempt(dataclasses.replace(SMALL, lr=1e-2), 0, place)
+    assert other.records[1]["loss"] != attempt(SMALL, 0, place).records[1]["loss"]
+    assert len(other.records) == 4
+
+
+def test_a_signal_is_no_deadline(place, monkeypatch):
+    with stopping_after(2, monkeypatch, [0.0]), pytest.raises(KeyboardInterrupt):
+        attempt(SMALL, 0, place)
+
+
+def test_a_budget_leaves_what_is_missing_to_resume(run, tmp_path):
+    assert run("paper", "table1", *QUICK, "--seeds", 2, "--out", "whole")[0] == 0
+    status, out, err = run("paper", "table1", *QUICK, "--seeds", 1, "--budget-minutes", 1e-6, "--out", "parts")
+    assert (status, err) == (0, "")
+    assert "2 runs are missing" in out
+    parts = tmp_path / "parts" / "table1-digits.json"
+    assert json.loads(parts.read_text())["complete"] is False
+    assert run("paper", "table1", *QUICK, "--seeds", 1, "--resume", "--out", "parts")[0] == 0
+    first = json.loads(parts.read_text())
+    assert first["complete"] is True
+    status, out, _ = run("paper", "table1", *QUICK, "--seeds", 2, "--resume", "--out", "parts")
+    assert status == 0
+    again = json.loads(parts.read_text())
+    assert again["runs"][: len(first["runs"])] == first["runs"]  # kept to the second
+    assert untimed(again) == untimed(json.loads((tmp_path / "whole" / "table1-digits.json").read_text()))
+
+
+def test_what_is_there_is_not_trained_again(run, monkeypatch):
+    assert run("paper", "odenet", *QUICK, "--seeds", 1)[0] == 0
+    monkeypatch.setattr(sittings, "attempt", lambda *_: pytest.fail("trained again"))
+    assert run("paper", "odenet", *QUICK, "--seeds", 1, "--resume")[0] == 0
+
+
+def test_results_survive_their_file():
+    trial = Scale().trial("NODE", "mnist", {"field": "conv"})
+    records = [{"epoch": 0, "test_loss": 2.0}, {"epoch": 1, "test_loss": 1.0, "loss": 1.5}]
+    result = json.loads(json.dumps(Outcome(trial, 1, "success", records, "a GPU").result()))
+    assert records_of(result["history"]) == records
+
+
+def test_a_diverging_solve_is_an_outcome(place):
+    model = {**SMALL.model, "solver": {"rtol": 1e-3, "atol": 1e-3, "max_steps": 2}}
+    outcome = attempt(dataclasses.replace(SMALL, model=model, lr=0.3), 0, place)
+    assert outcome.status == "too many steps"
+    (row,) = report.summarize([outcome])
+    assert (row["runs"], row["succeeded"]) == (1, 0)
+    assert not list(place.states.iterdir())
+
+
+@pytest.mark.parametrize("experiment", paper.ON_IMAGES)
+def test_experiments_survive_failing_and_missing_runs(run, monkeypatch, experiment):
+    real = image_trials.attempt
+
+    def some(trial, seed, place):
+        if "NODE" in trial.name or "p=0" in trial.name or trial.name == "MLP":
+            return None
+        outcome = real(trial, seed, place)
+        return dataclasses.replace(outcome, status="too many steps", records=outcome.records[:2]) if seed else outcome
+
+    monkeypatch.setattr(sittings, "attempt", some)
+    status, out, err = run("paper", experiment, *QUICK, "--seeds", 2)
+    assert (status, err) == (0, "")
+    assert "runs are missing" in out
+    monkeypatch.setattr(sittings, "attempt", lambda *_: None)
+    assert run("paper", experiment, *QUICK, "--seeds", 2, "--out", "none")[0] == 0
+
+
+class TestScale:
+    def test_full_is_the_papers(self):
+        trial = Scale("full").trial("NODE", "mnist", {})
+        assert (trial.epochs, trial.batch_size, trial.lr, trial.weight_decay) == (20, 256, 1e-3, 0)
+        assert (trial.train_size, trial.test_size, trial.image_size) == (None, None, None)
+        assert Scale("full").shape("tiny-imagenet-200") == (3, 64, 64)
+        assert Scale("full").trial("NODE", "tiny-imagenet-200", {}).classes == 10
+
+    def test_small_says_what_it_leaves_out(self):
+        trial = Scale("small").trial("NODE", "cifar10-jpeg", {}, epochs=30)
+        assert (trial.epochs, trial.batch_size, trial.image_size) == (15, 64, 16)
+        assert (trial.train_size, trial.test_size) == (2000, 1000)
+        assert Scale("small").trial("NODE", "mnist", {}, train_size=500).train_size == 500
+
+    @pytest.mark.parametrize(
+        ("data", "name"),
+        [("cifar10-jpeg", "cifar10"), ("tiny-imagenet-200", "imagenet64"), ("mnist", "mnist"), ("digits", "digits")],
+    )
+    def test_families(self, data, name):
+        assert family(data) == name
+
+    def test_fewer_classes_are_the_first(self, place):
+        trial = dataclasses.replace(SMALL, classes=3)
+        dataset = image_trials.load(trial, 0, "data")
+        assert dataset.classes == ("0", "1", "2")
+        assert set(dataset.train.y.tolist()) == {0, 1, 2}
+        assert "the first 3 of 10 classes" in dataset.notes
+        assert attempt(trial, 0, place).records[-1]["test_accuracy"] > 0
+
+
+class TestRefuses:
+    @pytest.mark.parametrize(
+        ("args", "names"),
+        [
+            (["nfe", "--small"], ["--small is for image-curves", "not for nfe"]),
+            (["nfe", "--resume", "--budget-minutes", "3"], ["--budget-minutes, --resume is for"]),
+            (["table1", "--data", "flowers"], ["--data flowers", "mnist"]),
+            (["table1", "--budget-minutes", "0"], ["--budget-minutes 0"]),
+            (["table1", "--small", "--quick"], ["--small", "--quick"]),
+            (["table1", "--resume", "--overwrite"], ["--resume", "--overwrite"]),
+            (["table1", "--data", "digits", "--device", "warp"], ["--device warp"]),
+            (["stability", "--data", "digits", "--workers", "0"], ["--workers 0"]),
+        ],
+    )
+    def test_bad_options(self, run, args, names):
+        status, _, err = run("paper", *args)
+        assert status == 2
+        assert len(err.splitlines()) == 1
+        assert all(name in err for name in names), err
+
+    @pytest.mark.parametrize("data", ["mnist", "cifar10", "svhn", "cifar10-jpeg"])
+    def test_missing_images(self, run, data):
+        status, _, err = run("paper", "table1", "--data", data, "--data-root", "nowhere")
+        assert status == 2
+        assert len(err.splitlines()) == 1
+        assert "nowhere" in err
+
+    def test_results_of_another_experiment(self, run, tmp_path):
+        (tmp_path / "paper").mkdir()
+        file = tmp_path / "paper" / "odenet-digits.json"
+        for content, words in (
+            ("{", "no file of results"),
+            ('{"experiment": "nfe", "runs": []}', "of the experiment nfe"),
+        ):
+            file.write_text(content)
+            status, _, err = run("paper", "odenet", *QUICK, "--resume")
+            assert status == 2
+            assert words in err
+            assert file.read_text() == content
+        status, _, err = run("paper", "odenet", *QUICK)
+        assert status == 2
+        assert "--overwrite, or --resume" in err
+
+    def test_a_missing_name(self):
+        with pytest.raises(InputError, match="flowers"):
+            family("flowers")
+
+
+def test_deadlines_are_of_the_clock(run, tmp_path):
+    started = time.monotonic()
+    run("paper", "stability", *QUICK, "--seeds", 3, "--budget-minutes", 0.02)
+    assert time.monotonic() - started < 30
