@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure a trained density or classifier",
     "sample": "draw samples from a trained density",
     "paper": "reproduce the figures of the papers",
+    "benchmark": "time an image block against plain torchdiffeq",
     "unpack": "unpack an archive of images",
 }
 

@@ -1,0 +1,215 @@
+"""``train-flows benchmark``: an image block's training step, timed against plain torchdiffeq on the same work.
+
+The work: one channel of 28x28 and five augmented ones, a field of 64 filters, a linear head, batches of 64, dopri5 at
+1e-3, from equal weights. Contenders take turns in one process; memory is that of a step in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchdiffeq import odeint, odeint_adjoint
+
+from anode import Augment, ConvField, InputError, ODEBlock, Solver, count_evals, storage
+from train_flows.provenance import provenance
+from train_flows.settings import Device, Flag, find_device
+
+SIDE, EXTRA, FILTERS, BATCH, CLASSES = 28, 5, 64, 64, 10
+TOLERANCE = 1e-3
+REFERENCE = "torchdiffeq, adjoint, time as a channel"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Time a training step of an image block against plain torchdiffeq: seconds, evaluations, peak memory."""
+
+    repeats: int = 7  # of which the median is taken
+    threads: int = torch.get_num_threads()
+    device: Device = "auto"
+    out: Path = Path("benchmark.json")
+    overwrite: Flag = False  # replace existing results
+
+
+class Concatenated(nn.Module):
+    """The field written plainly: the constant channel of t joined to the input of every convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = 1 + EXTRA
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(channels + 1, FILTERS, 1),
+                nn.Conv2d(FILTERS + 1, FILTERS, 3, padding=1),
+                nn.Conv2d(FILTERS + 1, channels, 1),
+            ]
+        )
+        self.evaluations = 0
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Evaluate the field."""
+        self.evaluations += 1
+        inner, middle, outer = self.convs
+        h = F.relu(inner(self._timed(t, x)))
+        return outer(self._timed(t, F.relu(middle(self._timed(t, h)))))
+
+    def _timed(self, t: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.ones_like(x[:, :1]) * t], dim=1)
+
+
+class Plain(nn.Module):
+    """A block of plain torchdiffeq."""
+
+    def __init__(self, solve: Callable[..., Any]) -> None:
+        super().__init__()
+        self.field = Concatenated()
+        self.solve = solve
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state at time 1."""
+        times = torch.tensor([0.0, 1.0], device=x.device)
+        return self.solve(self.field, x, times, rtol=TOLERANCE, atol=TOLERANCE)[1]
+
+
+def block(field_time: str, gradient: str) -> ODEBlock:
+    """A block of this package with the weights of the plain one."""
+    plain = Concatenated()
+    field = ConvField(1 + EXTRA, FILTERS, time=field_time)
+    weights = {}
+    for i, conv in enumerate(plain.convs):
+        weight = conv.get_parameter("weight").detach()
+        of_time = weight[:, -1:]
+        weights |= {
+            f"layers.{i}.weight": weight[:, :-1],
+            f"layers.{i}.bias": conv.get_parameter("bias").detach(),
+            f"layers.{i}.time": of_time.sum((1, 2, 3)) if field_time == "bias" else of_time,
+        }
+    field.load_state_dict(weights)
+    return ODEBlock(field, Solver(rtol=TOLERANCE, atol=TOLERANCE, gradient=gradient))
+
+
+CONTENDERS: dict[str, Callable[[], nn.Module]] = {
+    REFERENCE: lambda: Plain(odeint_adjoint),
+    "torchdiffeq, direct, time as a channel": lambda: Plain(odeint),
+    "anode, direct, time as a channel": lambda: block("concat", "direct"),
+    "anode, direct, time as a bias": lambda: block("bias", "direct"),
+    "anode, adjoint, time as a bias": lambda: block("bias", "adjoint"),
+}
+
+
+def main(args: list[str]) -> None:
+    """Run the command line ``train-flows benchmark``."""
+    settings = tyro.cli(Settings, args=args, prog="train-flows benchmark")
+    for option in ("repeats", "threads"):
+        if getattr(settings, option) < 1:
+            raise InputError(f"--{option} {getattr(settings, option)} must be at least 1")
+    if settings.out.exists() and not settings.overwrite:
+        raise InputError(f"{settings.out} exists: pass another --out, or --overwrite")
+    device = find_device(settings.device)
+    torch.set_num_threads(settings.threads)
+    rows = measure(settings, device)
+    content = {**provenance(), "work": __doc__.split("\n\n")[1].replace("\n", " ") if __doc__ else "", "rows": rows}
+    storage.write_atomically(settings.out, (json.dumps(content, indent=2) + "\n").encode())
+    print(table(rows), settings.out, sep="\n\n")
+
+
+def measure(settings: Settings, device: torch.device) -> list[dict[str, Any]]:
+    """Seconds, evaluations and memory of a training step of every contender."""
+    steps = {name: Step(name, device) for name in CONTENDERS}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(settings.repeats + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if turn:  # the first warms up
+                seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return [
+        {
+            "contender": name,
+            "seconds": medians[name],
+            "times_faster": medians[REFERENCE] / medians[name],
+            "evaluations": step.evaluations(),
+            "peak_megabytes": _peak(name, settings),
+        }
+        for name, step in steps.items()
+    ]
+
+
+class Step:
+    """A training step of a contender: loss and gradients."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.block = CONTENDERS[name]().to(device)
+        self.augment = Augment(EXTRA)
+        self.head = nn.Linear((1 + EXTRA) * SIDE**2, CLASSES).to(device)
+        self.x = torch.rand(BATCH, 1, SIDE, SIDE).to(device)
+        self.y = torch.randint(CLASSES, (BATCH,)).to(device)
+
+    def __call__(self) -> None:
+        """Take it."""
+        F.cross_entropy(self.head(self.block(self.augment(self.x)).flatten(1)), self.y).backward()
+        if self.x.device.type == "cuda":
+            torch.cuda.synchronize(self.x.device)
+
+    def evaluations(self) -> int:
+        """Of the field in a step, forward and backward."""
+        plain = getattr(self.block, "field", None)
+        if isinstance(plain, Concatenated):
+            plain.evaluations = 0
+            self()
+            return plain.evaluations
+        with count_evals(self.block) as nfe:
+            self()
+        return nfe.forward + nfe.backward
+
+
+def _peak(name: str, settings: Settings) -> float | None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_here, (name, settings))
+
+
+def _peak_here(name: str, settings: Settings) -> float | None:
+    """Megabytes at most held during the first step beyond those held before; None where the system does not say."""
+    torch.set_num_threads(settings.threads)
+    device = find_device(settings.device)
+    step = Step(name, device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
+        return None
+    forget.write_text("5")  # the peak so far
+    before = _status("VmRSS")
+    step()
+    return (_status("VmHWM") - before) / 1e3
+
+
+def _status(name: str) -> int:
+    """Kilobytes of this process, as Linux tells."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as lines to read."""
+    lines = [f"{'a training step':<40} seconds  times faster  evaluations  peak MB"]
+    for row in rows:
+        peak = "-" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:.0f}"
+        figures = f"{row['seconds']:7.3f}  {row['times_faster']:12.2f}  {row['evaluations']:11}  {peak:>7}"
+        lines.append(f"{row['contender']:<40} {figures}")
+    return "\n".join(lines)
