@@ -202,12 +202,15 @@ def _lift(shape: Sequence[int], extra: int, lift: str) -> nn.Module:
 
 
 def _shape_after(part: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of what a part makes of samples of a shape."""
+    """The shape of what a stem makes of images of a shape: more than a pixel, which normalisation would set to 0."""
     try:
         with torch.no_grad():
-            return tuple(part(torch.zeros(1, *shape)).shape[1:])
-    except RuntimeError as error:
-        raise InputError(f"shape={tuple(shape)} is too small for a stem: leave it out") from error
+            channels, height, width = part(torch.zeros(1, *shape)).shape[1:]
+    except (RuntimeError, ValueError):
+        height = width = 0
+    if height * width < 2:
+        raise InputError(f"shape={tuple(shape)} is too small for a stem: leave it out")
+    return channels, height, width
 
 
 def _check_names(**given: tuple[str, Sequence[str]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from anode.baselines import ResNet
@@ -44,7 +45,12 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What the readout sees: the states at time 1."""
-        return self.body(self.lift(x))
+        return self.body(self.state(x))
+
+    def state(self, x: Tensor) -> Tensor:
+        """The states at time 0, in float32 at least, also where layers compute in less under ``torch.autocast``."""
+        lifted = self.lift(x)
+        return lifted.to(torch.promote_types(lifted.dtype, torch.float32))
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """The states (T, B, ...) at the given times, from 0 to 1; straight lines between the blocks of a ResNet.
@@ -56,7 +62,7 @@ class Classifier(nn.Module):
             raise InputError(f"model has a body {type(self.body).__name__}, which has no trajectories: take an ODE")
         if len(times) == 0 or float(times[0]) != 0:
             raise InputError(f"times={times} must begin at 0, where the states are those of the lift")
-        return self.body.trajectory(self.lift(x), times)
+        return self.body.trajectory(self.state(x), times)
 
 
 class Leading(nn.Module):

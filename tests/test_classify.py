@@ -167,7 +167,7 @@ def test_epochs_are_steps():
 
 def test_recipes_name_settings_that_exist():
     known = {name for section in vars(classify.Settings()).values() for name in vars(section)}
-    for recipe in recipes.CLASSIFY.values():
+    for recipe in (*recipes.CLASSIFY.values(), *recipes.KINDS.values()):
         assert set(recipe) <= known
 
 
@@ -373,7 +373,12 @@ class TestRefuses:
 def test_settings_of_a_recipe_yield_to_what_is_typed():
     def parse(*args):
         return command_line.parse(
-            classify.Settings(), list(args), "classify", "classifier", recipes.classify, classes.known
+            classify.Settings(),
+            list(args),
+            "classify",
+            "classifier",
+            lambda s: recipes.classify(s.data.source),
+            classes.known,
         )
 
     assert parse("digits").network.filters == recipes.CLASSIFY["digits"]["filters"]

@@ -80,7 +80,7 @@ def test_an_archive_becomes_a_folder_to_train_on(run, tmp_path, bars):
 def test_digits_are_images(run):
     status, out, _ = run("classify", "digits", *TINY, "--train-size", 64, "--test-size", 30)
     assert status == 0
-    assert "64 of 1,439 training images" in out
+    assert "64 of 1,618 training images" in out
     config = storage.read_config("runs/digits", "classifier")
     assert (config["model"]["shape"], config["model"]["levels"]) == ([1, 8, 8], 17)
     assert json.loads(run("evaluate", "runs/digits", "--json")[1])["samples"] == 30
@@ -90,16 +90,39 @@ def test_mnist_smaller(run, real_data):
     options = [*TINY, "--image-size", 7, "--train-size", 64, "--test-size", 30, "--data-root", real_data]
     status, out, _ = run("classify", "mnist", *options)
     assert status == 0
-    assert "64 of 54,000 training images" in out
+    assert "64 of 60,000 training images" in out
     assert run("evaluate", "runs/mnist")[0] == 0
 
 
-@pytest.mark.parametrize(
-    "options", [["--model", "resnet"], ["--stem", "conv", "--field", "norm-conv", "--readout", "pool"]]
-)
+@pytest.mark.parametrize("options", [["--model", "resnet"], ["--field", "norm-conv", "--readout", "pool"]])
 def test_networks_to_compare_with(run, bars, options):
     assert run("classify", "bars", *TINY, *options)[0] == 0
     assert run("evaluate", "runs/bars")[0] == 0
+
+
+@pytest.mark.parametrize(("model", "extra"), [("mlp", 0), ("second-order", 1)])
+def test_recipes_say_nothing_of_networks_they_are_not_for(run, bars, model, extra):
+    typed = ["--model", model, "--epochs", 1, "--hidden", 8, *(["--extra", extra] if extra else [])]
+    assert run("classify", "bars", *typed)[0] == 0
+    assert anode.load("runs/bars").config["model"] == model
+
+
+def test_a_folder_does_not_hide_a_function_of_its_name(run, tmp_path):
+    (tmp_path / "spheres").mkdir()
+    assert run("classify", "spheres", "--epochs", 1, "--hidden", 4)[0] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"lift": "learned"}, {"stem": "conv"}, {"stem": "conv", "field": "norm-conv"}])
+def test_states_are_in_float32_while_layers_are_in_bfloat16(options, monkeypatch):
+    seen = []
+    real = anode.ODEBlock.forward
+    monkeypatch.setattr(anode.ODEBlock, "forward", lambda self, x: seen.append(x.dtype) or real(self, x))
+    model = anode.classifier((1, 12, 12), 2, **{"field": "conv", "filters": 4, "extra": 1, "levels": 256, **options})
+    x, y = torch.randint(256, (6, 1, 12, 12), dtype=torch.uint8), torch.zeros(6, dtype=torch.long)
+    loss = Supervised(model, "cross-entropy", "bfloat16")((x, y))
+    loss.backward()
+    assert seen == [torch.float32]
+    assert loss.dtype == torch.float32
 
 
 def test_bfloat16_changes_the_layers_of_training_alone(run, bars):
@@ -133,7 +156,10 @@ def test_recipes_of_images():
     assert recipes.classify("mnist")["extra"] == 5
     assert recipes.classify("cifar10")["extra"] == 10
     assert recipes.classify("mnist")["field"] == "conv"
-    assert recipes.classify("table.csv") == recipes.CLASSIFY["table"]
+    assert recipes.classify("table.csv") == recipes.KINDS["table"]
+    assert recipes.classify("mnist", "mlp") == {
+        name: value for name, value in recipes.IMAGES.items() if name not in ("field", "extra")
+    }
 
 
 class TestRefuses:
@@ -153,7 +179,13 @@ class TestRefuses:
             (["bars", "--download"], ["--download"]),
             (["spheres", "--train-size", "10"], ["--train-size 10 is for images"]),
             (["bars", "--weight-decay", "-1"], ["--weight-decay -1"]),
-            (["bars", "--model", "second-order", "--extra", "1"], ["model='second-order' has no maps"]),
+            (["bars", "--model", "mlp", "--field", "conv"], ["model='mlp' has no maps"]),
+            (["bars", "--model", "second-order"], ["extra=0 must be 1"]),
+            (["bars", "--stem", "conv"], ["(1, 8, 8) is too small for a stem"]),
+            (
+                ["bars", "--precision", "bfloat16", "--gradient", "adjoint"],
+                ["--precision bfloat16", "--gradient direct"],
+            ),
         ],
         ids=lambda part: " ".join(part),
     )

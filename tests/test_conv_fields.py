@@ -225,6 +225,8 @@ class TestOdeNet:
             ({"shape": (4,), "stem": "conv"}, "images (C, H, W)"),
             ({"shape": (1, 8, 8), "readout": "pool"}, "averages over a map"),
             ({"shape": (1, 2, 2), "stem": "conv"}, "shape=(1, 2, 2) is too small"),
+            ({"shape": (1, 8, 8), "stem": "conv"}, "shape=(1, 8, 8) is too small"),  # to one pixel, normalised to 0
+            ({"shape": (1, 6, 6), "stem": "residual", "filters": 32}, "shape=(1, 6, 6) is too small"),
             ({"shape": (1, 8, 8), "model": "mlp", "stem": "conv"}, "model='mlp' has no maps"),
             ({"shape": (1, 8, 8), "model": "second-order", "extra": 1, "field": "conv"}, "has no maps"),
             ({"shape": (1, 8, 8), "field": "dense"}, "field='dense' is unknown; choose one of mlp, conv, norm-conv"),

@@ -434,7 +434,7 @@ class TestLabelled:
         whole = images.labelled("mnist", 0, root)
         data = images.labelled("mnist", 0, root, train_size=20, test_size=5)
         assert [len(part.x) for part in (data.train, data.validation, data.test)] == [20, 2, 5]
-        assert data.notes == ("20 of 36 training images", "5 of 12 test images")
+        assert data.notes == ("20 of 40 training images", "5 of 12 test images", "no training sample of class 3")
         for part in ("train", "validation", "test"):
             assert rows(getattr(data, part).x) < rows(getattr(whole, part).x)
         assert len(images.labelled("mnist", 0, root, train_size=3).validation.x) == 1
@@ -461,7 +461,7 @@ class TestLabelled:
         data = images.labelled(".", train_size=10)
         assert (data.name, data.levels, data.classes) == ("pets", 256, ("cat", "dog"))
         assert [len(part.x) for part in (data.train, data.validation, data.test)] == [10, 1, 4]
-        assert data.notes == ("10 of 32 training images",)
+        assert data.notes == ("10 of 36 training images",)
 
     def test_folder_with_a_test_part(self, tmp_path):
         folder_of(tmp_path / "train", n=20)

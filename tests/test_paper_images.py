@@ -5,6 +5,7 @@ import json
 import math
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from train_flows.paper import image_trials, report, sittings
 from train_flows.paper.image_trials import ImageTrial, Place, attempt
 from train_flows.paper.outcomes import Outcome, records_of
 from train_flows.paper.scale import Scale, family
+from train_flows.provenance import provenance
 
 SMALL = ImageTrial(
     "ANODE p=2",
@@ -47,7 +49,7 @@ def untimed(content):
 def test_every_experiment_writes_runs_figure_and_table(run, tmp_path, experiment):
     status, out, err = run("paper", experiment, *QUICK, "--seeds", 2, "--out", "results")
     assert (status, err) == (0, "")
-    content = json.loads((tmp_path / "results" / f"{experiment}-digits.json").read_text())
+    content = json.loads((tmp_path / "results" / f"{experiment}-digits-quick.json").read_text())
     assert content["complete"] is True
     assert content["quick"] is True
     assert content["small"] is False
@@ -63,15 +65,15 @@ def test_every_experiment_writes_runs_figure_and_table(run, tmp_path, experiment
     for row in content["summary"]:
         assert row["model"] in out
     assert content["findings"]
-    assert (tmp_path / "results" / f"{experiment}-digits.png").read_bytes()[:4] == b"\x89PNG"
-    assert not (tmp_path / "results" / f"{experiment}-digits-unfinished").exists()
+    assert (tmp_path / "results" / f"{experiment}-digits-quick.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (tmp_path / "results" / f"{experiment}-digits-quick-unfinished").exists()
 
 
 def test_published_values_stand_beside_the_measured(run, real_data):
     options = ("--quick", "--seeds", 1, "--workers", 1, "--data", "mnist", "--data-root", real_data)
     status, out, _ = run("paper", "table1", *options)
     assert status == 0
-    assert "published, full size: 98.2 +- 0.1, reproduced 97.25 +- 0.54" in out
+    assert "published, full size of mnist: 98.2 +- 0.1, reproduced 97.25 +- 0.54" in out
     _, out, _ = run("paper", "odenet", *options)
     assert "0.42, 0.22M parameters" in out
 
@@ -112,8 +114,9 @@ def test_all_images_are_trained_on_where_no_size_is_asked_for(place, monkeypatch
 
 
 @contextmanager
-def stopping_after(steps, monkeypatch, clock):
-    """Let time be up after so many steps."""
+def stopping_after(steps, monkeypatch):
+    """Let time be up after so many steps, where there is a deadline of 1e6 seconds."""
+    clock = [0.0]
     taken = iter(range(10_000))
 
     @contextmanager
@@ -121,22 +124,23 @@ def stopping_after(steps, monkeypatch, clock):
         def stop():
             if next(taken) < steps:
                 return False
-            clock[0] = 2.0
+            clock[0] = 2e6
             return True
 
         yield stop
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_stop_signals", soon)
-        patch.setattr(image_trials.time, "time", lambda: clock[0])
+        now = SimpleNamespace(time=lambda: 0.0, monotonic=lambda: time.monotonic() + clock[0])
+        patch.setattr(image_trials, "time", now)
         yield
 
 
 @pytest.mark.parametrize("steps", [0, 3, 4, 11])
 def test_sittings_add_up_bit_for_bit(place, monkeypatch, steps):
     whole = attempt(SMALL, 0, place)
-    with stopping_after(steps, monkeypatch, [0.0]):
-        assert attempt(SMALL, 0, dataclasses.replace(place, deadline=1.0)) is None
+    with stopping_after(steps, monkeypatch):
+        assert attempt(SMALL, 0, dataclasses.replace(place, deadline=1e6)) is None
     assert len(list(place.states.iterdir())) == 1
     rest = attempt(SMALL, 0, place)
     for outcome in (whole, rest):
@@ -147,15 +151,15 @@ def test_sittings_add_up_bit_for_bit(place, monkeypatch, steps):
 
 
 def test_the_state_of_another_trial_is_not_gone_on_with(place, monkeypatch):
-    with stopping_after(5, monkeypatch, [0.0]):
-        attempt(SMALL, 0, dataclasses.replace(place, deadline=1.0))
+    with stopping_after(5, monkeypatch):
+        attempt(SMALL, 0, dataclasses.replace(place, deadline=1e6))
     other = attempt(dataclasses.replace(SMALL, lr=1e-2), 0, place)
     assert other.records[1]["loss"] != attempt(SMALL, 0, place).records[1]["loss"]
     assert len(other.records) == 4
 
 
 def test_a_signal_is_no_deadline(place, monkeypatch):
-    with stopping_after(2, monkeypatch, [0.0]), pytest.raises(KeyboardInterrupt):
+    with stopping_after(2, monkeypatch), pytest.raises(KeyboardInterrupt):
         attempt(SMALL, 0, place)
 
 
@@ -164,7 +168,7 @@ def test_a_budget_leaves_what_is_missing_to_resume(run, tmp_path):
     status, out, err = run("paper", "table1", *QUICK, "--seeds", 1, "--budget-minutes", 1e-6, "--out", "parts")
     assert (status, err) == (0, "")
     assert "2 runs are missing" in out
-    parts = tmp_path / "parts" / "table1-digits.json"
+    parts = tmp_path / "parts" / "table1-digits-quick.json"
     assert json.loads(parts.read_text())["complete"] is False
     assert run("paper", "table1", *QUICK, "--seeds", 1, "--resume", "--out", "parts")[0] == 0
     first = json.loads(parts.read_text())
@@ -173,7 +177,56 @@ def test_a_budget_leaves_what_is_missing_to_resume(run, tmp_path):
     assert status == 0
     again = json.loads(parts.read_text())
     assert again["runs"][: len(first["runs"])] == first["runs"]  # kept to the second
-    assert untimed(again) == untimed(json.loads((tmp_path / "whole" / "table1-digits.json").read_text()))
+    assert untimed(again) == untimed(json.loads((tmp_path / "whole" / "table1-digits-quick.json").read_text()))
+
+
+def test_resuming_keeps_what_is_not_asked_for(run, tmp_path):
+    file = tmp_path / "paper" / "table1-digits-quick.json"
+    assert run("paper", "table1", *QUICK, "--seeds", 2)[0] == 0
+    before = json.loads(file.read_text())["runs"]
+    assert run("paper", "table1", *QUICK, "--seeds", 1, "--resume")[0] == 0
+    after = json.loads(file.read_text())
+    assert sorted(map(json.dumps, after["runs"])) == sorted(map(json.dumps, before))
+    assert after["seeds"] == [0, 1]
+    assert {row["runs"] for row in after["summary"]} == {1}
+
+
+def test_images_that_changed_are_not_mixed(run, tmp_path, monkeypatch):
+    assert run("paper", "table1", *QUICK, "--seeds", 1)[0] == 0
+    monkeypatch.setattr(images.Labelled, "digest", lambda _: "another")
+    status, _, err = run("paper", "table1", *QUICK, "--seeds", 2, "--resume")
+    assert status == 2
+    assert "the images of digits have changed" in err
+
+
+def test_what_the_images_are_is_told_with_the_figures(run, tmp_path):
+    _, out, _ = run("paper", "table1", *QUICK, "--seeds", 1)
+    notes = json.loads((tmp_path / "paper" / "table1-digits-quick.json").read_text())["sets"]["digits"]["notes"]
+    assert notes == ["40 images to train on, 20 to test on", "40 of 1,618 training images", "20 of 179 test images"]
+    assert f"digits: {'; '.join(notes)}" in out
+
+
+def test_sets_with_fewer_images_than_asked_for_are_used_whole(place):
+    dataset = image_trials.load(dataclasses.replace(SMALL, train_size=5000, test_size=5000), 0, "data")
+    assert (len(dataset.train.x), len(dataset.test.x)) == (1618, 179)
+
+
+def test_comparisons_are_of_the_seeds_that_succeeded_in_both():
+    def outcome(name, seed, nfe, status="success"):
+        trial = dataclasses.replace(SMALL, name=name)
+        return Outcome(trial, seed, status, [{}, {"loss": 1.0, "nfe_forward": nfe}])
+
+    node = [outcome("NODE", 0, 20), outcome("NODE", 1, 80), outcome("NODE", 2, 1000, "too many steps")]
+    augmented = [outcome("ANODE", 0, 10), outcome("ANODE", 2, 10)]
+    assert report.ratio(augmented, node, "nfe_forward") == 0.5
+    assert math.isnan(report.ratio([], node, "nfe_forward"))
+
+
+def test_places_on_the_machine_are_not_recorded(monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["train-flows", "paper", "table1", "--data-root", "/home/me/images", "--seeds", "3"]
+    )
+    assert provenance()["command"] == "train-flows paper table1 --data-root images --seeds 3"
 
 
 def test_what_is_there_is_not_trained_again(run, monkeypatch):
@@ -253,6 +306,7 @@ class TestRefuses:
             (["nfe", "--small"], ["--small is for image-curves", "not for nfe"]),
             (["nfe", "--resume", "--budget-minutes", "3"], ["--budget-minutes, --resume is for"]),
             (["table1", "--data", "flowers"], ["--data flowers", "mnist"]),
+            (["table1", "--data", "sub/mnist"], ["--data sub/mnist is a path", "--data-root"]),
             (["table1", "--budget-minutes", "0"], ["--budget-minutes 0"]),
             (["table1", "--small", "--quick"], ["--small", "--quick"]),
             (["table1", "--resume", "--overwrite"], ["--resume", "--overwrite"]),
@@ -267,15 +321,16 @@ class TestRefuses:
         assert all(name in err for name in names), err
 
     @pytest.mark.parametrize("data", ["mnist", "cifar10", "svhn", "cifar10-jpeg"])
-    def test_missing_images(self, run, data):
+    def test_missing_images(self, run, tmp_path, data):
         status, _, err = run("paper", "table1", "--data", data, "--data-root", "nowhere")
         assert status == 2
         assert len(err.splitlines()) == 1
         assert "nowhere" in err
+        assert not list((tmp_path / "paper").iterdir())
 
     def test_results_of_another_experiment(self, run, tmp_path):
         (tmp_path / "paper").mkdir()
-        file = tmp_path / "paper" / "odenet-digits.json"
+        file = tmp_path / "paper" / "odenet-digits-quick.json"
         for content, words in (
             ("{", "no file of results"),
             ('{"experiment": "nfe", "runs": []}', "of the experiment nfe"),

@@ -117,6 +117,53 @@ PAPER = {  # what the README says of each experiment, from its file
 }
 
 
+def at(findings, beginning):
+    """The finding whose name begins so."""
+    (found,) = [value for name, value in findings.items() if name.startswith(beginning)]
+    return found
+
+
+def pair(findings, data, anode):
+    """Accuracies of NODE and ANODE with as many parameters, and what the evaluations of the latter come to."""
+    accuracies = [at(findings, f"{data}, {name}: test accuracy") for name in ("NODE", anode)]
+    return f"{accuracies[0]}% of NODE, {accuracies[1]}% of {anode} at {findings[ratio_of(data)]:.2f} of its evaluations"
+
+
+def ratio_of(data):
+    return f"{data}: NFE of the last epoch, ANODE / NODE"
+
+
+def sooner(findings, data, extra):
+    """When a network of more channels has the final loss of the plain one, and at what cost."""
+    name = f"{data}, p={extra}:"
+    epochs = findings[f"{name} epochs until p=0's final loss"].split()[0]
+    return f"p={extra} after {epochs}, at {at(findings, f'{name} NFE at'):.2f}"
+
+
+ON_IMAGES = {  # what the README says of each experiment on images, from its file
+    "table1-digits": lambda f: f"digits, test accuracy: {pair(f, 'digits', 'ANODE p=5')}",
+}
+
+
+@pytest.mark.parametrize("stem", ON_IMAGES)
+def test_what_is_said_of_images_is_in_the_files(stem):
+    content = json.loads((ROOT / "assets" / "results" / "paper" / f"{stem}.json").read_text())
+    assert content["complete"]
+    assert not content["quick"]
+    command = content["command"].removeprefix("train-flows paper ")
+    seeds = len(content["seeds"])
+    assert f"| `{command}` | {ON_IMAGES[stem](content['findings'])} | {seeds} |" in README
+
+
+def test_the_speed_is_that_of_the_file():
+    rows = json.loads((ROOT / "assets" / "results" / "benchmark.json").read_text())["rows"]
+    for row in rows:
+        figures = (
+            f"{row['seconds']:.2f} | {row['times_faster']:.2f} | {row['evaluations']} | {row['peak_megabytes']:.0f}"
+        )
+        assert f"| {row['contender']} | {figures} |" in README
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_what_is_said_of_the_paper_is_in_the_files(experiment):
     content = json.loads((ROOT / "assets" / "results" / "paper" / f"{experiment}.json").read_text())

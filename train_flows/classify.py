@@ -6,11 +6,12 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
-from anode import Classifier, SolverError, classifier
+from anode import Classifier, InputError, SolverError, classifier
 from anode.classifiers import KIND
 from train_flows import accuracy, command_line, pictures, recipes, session
 from train_flows.checkpoint import Run
@@ -44,7 +45,7 @@ class Settings:
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows classify``; nothing is written before everything typed is known to be good."""
     started = time.monotonic()
-    settings = command_line.parse(Settings(), args, "classify", KIND, recipes.classify, classes.known)
+    settings = parse(args)
     settings.training.check()
     check_seed(settings.run.seed)
     solver, device = settings.numerics.value(), find_device(settings.run.device)
@@ -79,14 +80,27 @@ def main(args: list[str]) -> None:
         print(f"stopped; continue with: train-flows classify --resume {run.folder}")
 
 
+def parse(args: list[str]) -> Settings:
+    """The settings of a command line."""
+
+    def recipe(typed: Settings) -> dict[str, Any]:
+        return recipes.classify(typed.data.source or "", typed.network.model)
+
+    settings = command_line.parse(Settings(), args, "classify", KIND, recipe, classes.known)
+    if (settings.training.precision, settings.numerics.gradient) == ("bfloat16", "adjoint"):
+        raise InputError("--precision bfloat16 is no precision of the adjoint: take --gradient direct with it")
+    return settings
+
+
 def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> bool:
     """Train, keeping the weights of the best validation loss in the run folder; whether training came to its end."""
     device = next(model.parameters()).device
     objective = Supervised(model, accuracy.loss_of(dataset.classes), settings.training.precision)
     train, validation, test = (part.to(device) for part in (dataset.train, dataset.validation, dataset.test))
     training = settings.training.training(len(train.x))
-    print(f"{len(train.x)} samples to train on, {len(validation.x)} to validate on, {len(test.x)} to test on")
-    shown = SHOWN_IMAGES if len(dataset.shape) == 3 else SHOWN
+    shown = min(len(train.x), SHOWN_IMAGES if dataset.levels else SHOWN)
+    sizes = f"{len(train.x)} samples to train on, {len(validation.x)} to validate on, {len(test.x)} to test on"
+    print(f"{sizes}; figures of training are of {shown}")
     parts = {"train": Pairs(train.x[:shown], train.y[:shown]), "validation": validation, "test": test}
 
     def validate() -> dict[str, float]:

@@ -21,7 +21,7 @@ def parse(
     args: list[str],
     command: str,
     kind: str,
-    recipe: Callable[[str], dict[str, Any]],
+    recipe: Callable[[Any], dict[str, Any]],
     known: Callable[[str], bool],
 ) -> S:
     """The settings of a training program: a dataclass of sections, among them ``data`` and ``run``.
@@ -31,7 +31,7 @@ def parse(
         args: what was typed.
         command: name of the program.
         kind: of the models it trains.
-        recipe: for a data set, the values that differ from the defaults.
+        recipe: for the settings typed, the values that differ from the defaults.
         known: whether a data set is one by name, not a file.
 
     Raises:
@@ -51,7 +51,7 @@ def parse(
         return _resumed(first, default, kind)
     if source is None:
         raise InputError("no data set given: pass the name of one (see --help), or the path of a table")
-    settings: Any = typed(args, _cooked(default, recipe(source)))
+    settings: Any = typed(args, _cooked(default, recipe(first)))
     if not known(source) and Path(source).exists():
         source = str(Path(source).resolve())  # found again from any working directory
     found: dict[str, Any] = {"source": source}

@@ -63,7 +63,11 @@ def main(args: list[str]) -> None:
 
 def parse(args: list[str]) -> Settings:
     """The settings of a command line."""
-    return command_line.parse(Settings(), args, "density", KIND, recipes.density, data.NAMES.__contains__)
+
+    def recipe(typed: Settings) -> dict[str, Any]:
+        return recipes.density(typed.data.source or "")
+
+    return command_line.parse(Settings(), args, "density", KIND, recipe, data.NAMES.__contains__)
 
 
 def build(settings: Settings, dataset: Dataset) -> Density:

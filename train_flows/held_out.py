@@ -52,7 +52,7 @@ def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | Non
         return dataset.test, names
     if classes.known(source):
         raise InputError(f"{folder} was trained on {config['data']['name']}, not on {source}: name a file, or nothing")
-    if config["model"]["levels"] is not None:
+    if config["model"].get("levels") is not None:
         return _images(config, folder, source), names
     if trained["target"] is None:
         raise InputError(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anode import Classifier
 from cnf import Density, Flow
-from train_flows import plots
+from train_flows import plots, supervised
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.data.labelled import Labelled
@@ -41,13 +41,13 @@ def draw_classifier(run: Run, dataset: Labelled, model: Classifier) -> None:
     """Draw inputs and features of test samples, images taken for another class, and the curves of training."""
     x, y = (tensor[: SHOWN_IMAGES if dataset.levels else SHOWN] for tensor in dataset.test)
     inputs = x.to(next(model.parameters()).device)
-    states = model.features(inputs).cpu().flatten(1)
+    states = supervised.outputs(model.features, inputs)
     if dataset.levels and dataset.classes:
-        scores = model(inputs).softmax(1).cpu()
+        scores = model.readout(states).softmax(1).cpu()
         figure = plots.mistakes(x.numpy(), y.numpy(), scores.numpy(), dataset.classes, dataset.levels - 1)
         figure.savefig(run.folder / "mistakes.png", dpi=120)
     targets = (y[:, 0] > 0 if dataset.classes is None else y).numpy().astype(int)
-    sets = {"inputs": x.flatten(1).numpy(), "features": states.numpy()}
+    sets = {"inputs": x.flatten(1).numpy(), "features": states.cpu().flatten(1).numpy()}
     plots.features(sets, targets).savefig(run.folder / "features.png", dpi=120)
     panels = {
         figure: [f"{part}_{figure}" for part in ("train", "validation", "test")] for figure in ("loss", "accuracy")

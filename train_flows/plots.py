@@ -180,7 +180,8 @@ def features(sets: Mapping[str, Array], classes: Array) -> Figure:
                 f"{title}: first two of {x.shape[1]} principal axes, {share:.0%} of variance",
             )
         flat = np.pad(x, ((0, 0), (0, 2 - x.shape[1])))
-        axes.scatter(*flat.T, c=classes, cmap="coolwarm" if classes.max() < 2 else "tab10", s=6, lw=0)
+        colors = "coolwarm" if classes.max() < 2 else "tab10" if classes.max() < 10 else "gist_rainbow"
+        axes.scatter(*flat.T, c=classes, cmap=colors, s=6, lw=0)
         axes.set_title(title, fontsize="medium")
     return figure
 

@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def provenance() -> dict[str, Any]:
     """Command line, machine and versions, for files of results."""
     packages = ("augmented-flows", "torch", "torchdiffeq", "numpy")
     return {
-        "command": shlex.join(["train-flows", *sys.argv[1:]]),
+        "command": shlex.join(["train-flows", *map(_shown, sys.argv[1:])]),
         "machine": {
             "platform": platform.platform(),
             "cores": os.cpu_count(),
@@ -32,3 +33,9 @@ def provenance() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def _shown(argument: str) -> str:
+    """An argument as it was typed, but of a place on this machine the name alone."""
+    path = Path(argument)
+    return path.name if path.is_absolute() else argument

@@ -14,21 +14,20 @@ DENSITY: dict[str, dict[str, Any]] = {
 }
 
 
-IMAGES = {"field": "conv", "time": "none", "extra": 5, "epochs": 20, "batch_size": 256}
-CLASSIFY: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "table": {"epochs": 100, "extra": 5},
-    "images": IMAGES,
-    "cifar10": {**IMAGES, "extra": 10},
-    "svhn": {**IMAGES, "extra": 10},
-    "digits": {**IMAGES, "filters": 48, "epochs": 12, "batch_size": 32, "lr": 5e-3, "schedule": "cosine"},
-}
 PAIRS: dict[str, dict[str, dict[str, int]]] = {  # NODE and ANODE of as many parameters nearly, of the ANODE paper
     "mnist": {"NODE": {"filters": 92}, "ANODE": {"filters": 64, "extra": 5}},
     "cifar10": {"NODE": {"filters": 125}, "ANODE": {"filters": 64, "extra": 10}},
     "svhn": {"NODE": {"filters": 125}, "ANODE": {"filters": 64, "extra": 10}},
     "imagenet64": {"NODE": {"filters": 164}, "ANODE": {"filters": 64, "extra": 5}},
 }
+IMAGES: dict[str, Any] = {"field": "conv", "time": "none", "epochs": 20, "batch_size": 256, **PAIRS["mnist"]["ANODE"]}
+KINDS: dict[str, dict[str, Any]] = {"paper": {}, "table": {"epochs": 100, "extra": 5}, "images": IMAGES}
+CLASSIFY: dict[str, dict[str, Any]] = {
+    "cifar10": {**IMAGES, **PAIRS["cifar10"]["ANODE"]},
+    "svhn": {**IMAGES, **PAIRS["svhn"]["ANODE"]},
+    "digits": {**IMAGES, "filters": 48, "epochs": 12, "batch_size": 32, "lr": 5e-3, "schedule": "cosine"},
+}
+OF_NODES = ("extra", "field")  # what recipes say of these is not for other networks
 ODENET = {"field": "norm-conv", "stem": "conv", "readout": "pool"}
 
 
@@ -37,7 +36,9 @@ def density(source: str) -> dict[str, Any]:
     return DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
 
 
-def classify(source: str) -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows classify``: its own, or that of its kind."""
-    kind = "paper" if paper.known(source) else "images" if images.known(source) or Path(source).is_dir() else "table"
-    return CLASSIFY.get(source, CLASSIFY[kind])
+def classify(source: str, model: str = "node") -> dict[str, Any]:
+    """The recipe of a data set of ``train-flows classify`` and a kind of network: its own, or that of its kind."""
+    pictured = images.known(source) or Path(source).is_dir()
+    kind = "paper" if paper.known(source) else "images" if pictured else "table"
+    recipe = CLASSIFY.get(source, KINDS[kind])
+    return {name: x for name, x in recipe.items() if model in ("node", "resnet") or name not in OF_NODES}

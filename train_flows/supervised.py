@@ -52,8 +52,8 @@ class Supervised(nn.Module):
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, x: Tensor) -> Tensor:
-    """The outputs (N, K) of x (N, *S), solved for in chunks."""
+def outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What a model makes of x (N, *S), solved for in chunks."""
     return torch.cat([model(part) for part in x.split(chunk(x))])
 
 

@@ -33,7 +33,7 @@ def load(source: str, seed: int = 0, target: str | None = None, **pictured: Any)
     Raises:
         InputError: when there is no such data set, or it has no such classes.
     """
-    of_images = images.known(source) or Path(source).is_dir()
+    of_images = images.known(source) or (not known(source) and Path(source).is_dir())
     if target is not None and (known(source) or of_images):
         raise InputError(f"--target {target} is for tables from files, not for {source}: drop it")
     if of_images:

@@ -145,7 +145,7 @@ def _subsets(
     train, validation, test = parts
     notes = []
     if train_size not in (None, len(train.x)):
-        notes.append(f"{train_size:,} of {len(train.x):,} training images")
+        notes.append(f"{train_size:,} of {len(train.x) + len(validation.x):,} training images")
         train, validation = (
             Pairs(part.x[:size], part.y[:size])
             for part, size in ((train, train_size), (validation, max(1, train_size // 10)))

@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 import tyro
+from matplotlib.figure import Figure
 
 from anode import InputError, SolverError, storage
 from train_flows.paper import sittings, trials
@@ -68,6 +68,7 @@ class Images:
 
     data: tuple[str, ...] = ()  # mnist, cifar10, svhn, fashion, digits, or folders of images under the data root
     data_root: str = "data"  # where they are
+    download: Flag = False  # fetch those of the four that are not there
     small: Flag = False  # for CPUs: half the side, 2,000 images to train on, half the filters and epochs
     budget_minutes: float | None = None  # stop after so long; --resume goes on
     resume: Flag = False  # keep the runs there are, and train what is missing
@@ -102,29 +103,38 @@ def main(args: list[str]) -> None:
     files = _checked(command)
     torch.set_num_threads(1)  # as in the processes beside this one: more do not help networks of this size
     experiment = importlib.import_module(f"train_flows.paper.{settings.experiment.replace('-', '_')}")
-    write = partial(_write, command, files.results)
-    missing = 0
-    if settings.experiment in ON_IMAGES:
-        train = _sittings(command, files, write)
+    on_images = settings.experiment in ON_IMAGES
+    device = find_device(command.images.device) if on_images else torch.device("cpu")
+    workers = settings.workers or (ON_ONE_GPU if device.type == "cuda" else os.cpu_count() or 1)
+    about = {"experiment": settings.experiment, "quick": settings.quick, "workers": workers}
+    write = partial(_write, files.results, about)
+    if on_images:
+        train = _sittings(command, files, write, device, workers)
         scale = Scale("quick" if settings.quick else "small" if command.images.small else "full")
         report = experiment.run(train, scale, command.images.data or experiment.DATA)
-        missing = train.missing
+        runs, missing = report.runs + train.others, train.missing
+        more = {"sets": train.sets, "small": command.images.small}
+        caption = "\n".join(f"{data}: {'; '.join(known['notes'])}" for data, known in train.sets.items())
     else:
-        write(runs=[], complete=False)  # fails here, if anywhere
-        files.picture.unlink(missing_ok=True)  # of other runs
-        report = experiment.run(_attempting(settings, write))
-    write(runs=report.runs, complete=not missing, findings=report.findings, summary=report.summary)
+        write(runs=[], complete=False, seeds=list(range(settings.seeds)))  # fails here, if anywhere
+        report = experiment.run(_attempting(settings, workers, write))
+        runs, missing, more, caption = report.runs, 0, {"seeds": list(range(settings.seeds))}, ""
+    write(runs=runs, complete=not missing, findings=report.findings, summary=report.summary, **more)
     print(f"\n{report.table}\n\n{files.results}")
+    files.picture.unlink(missing_ok=True)  # of other runs
     if report.runs:
-        _draw(report.draw, files.picture)
+        _draw(report.draw, files.picture, caption)
     if missing:
         print(f"{missing} runs are missing: the same command with --resume goes on with them")
 
 
-def _draw(draw: Callable[[], Any], picture: Path) -> None:
+def _draw(draw: Callable[[], Figure], picture: Path, caption: str) -> None:
     try:
         buffer = io.BytesIO()
-        draw().savefig(buffer, dpi=110, format="png")
+        figure = draw()
+        if caption:
+            figure.supxlabel(caption, fontsize="small")
+        figure.savefig(buffer, dpi=110, format="png")
         storage.write_atomically(picture, buffer.getvalue())
         print(picture)
     except SolverError as error:
@@ -145,6 +155,8 @@ def _checked(command: Command) -> Files:
         options = ", ".join(f"--{option.replace('_', '-')}" for option in typed)
         raise InputError(f"{options} is for {', '.join(ON_IMAGES)}, not for {name}: drop it")
     for data in images.data:
+        if Path(data).name != data:
+            raise InputError(f"--data {data} is a path: pass the name of the folder, and where it is as --data-root")
         family(data)
     if images.budget_minutes is not None and not images.budget_minutes > 0:
         raise InputError(f"--budget-minutes {images.budget_minutes} must be a positive number")
@@ -154,7 +166,8 @@ def _checked(command: Command) -> Files:
         raise InputError("--resume keeps what --overwrite replaces: drop one")
     if settings.out.exists() and not settings.out.is_dir():
         raise InputError(f"--out {settings.out} is a file: pass a folder")
-    stem = "-".join([name, *images.data, *["small"] * images.small])
+    sized = (images.small and "small") or (settings.quick and name in ON_IMAGES and "quick")
+    stem = "-".join([name, *images.data, *([sized] if sized else [])])
     files = Files(*(settings.out / f"{stem}{suffix}" for suffix in (".json", ".png", "-unfinished")))
     for path in (files.results, files.picture):
         if path.exists() and not (settings.overwrite or images.resume):
@@ -164,47 +177,36 @@ def _checked(command: Command) -> Files:
     return files
 
 
-def _attempting(settings: Settings, write: Callable[..., None]) -> AttemptAll:
+def _attempting(settings: Settings, workers: int, write: Callable[..., None]) -> AttemptAll:
     """What experiments train with: the runs that are finished are on disk, whatever happens to the others."""
     finished: list[dict[str, Any]] = []
 
     def attempt_all(wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Trained]:
         outcomes: dict[int, Trained] = {}
         wanted = trials.quick(wanted) if settings.quick else wanted
-        workers = settings.workers or os.cpu_count() or 1
         for place, outcome in trials.attempt_each(wanted, seeds or range(settings.seeds), workers):
             outcomes[place] = outcome
             finished.append(outcome.result())
-            write(runs=finished, complete=False)
+            write(runs=finished, complete=False, seeds=list(range(settings.seeds)))
         return [outcomes[place] for place in sorted(outcomes)]
 
     return attempt_all
 
 
-def _sittings(command: Command, files: Files, write: Callable[..., None]) -> Sittings:
+def _sittings(
+    command: Command, files: Files, write: Callable[..., None], device: torch.device, workers: int
+) -> Sittings:
     """What experiments on images train with."""
     settings, images = command.settings, command.images
-    device = find_device(images.device)
-    if not images.resume:
-        shutil.rmtree(files.states, ignore_errors=True)  # of runs that are to be replaced
-    stored = sittings.read(files.results, settings.experiment or "") if images.resume else []
+    earlier = sittings.read(files.results, settings.experiment or "") if images.resume else None
     minutes = math.inf if images.budget_minutes is None else images.budget_minutes
     place = Place(images.data_root, str(device), files.states, time.time() + 60 * minutes)
-    workers = settings.workers or (ON_ONE_GPU if device.type == "cuda" else os.cpu_count() or 1)
-    return Sittings(range(settings.seeds), workers, place, write, stored)
+    return Sittings(range(settings.seeds), workers, place, write, earlier, images.download)
 
 
-def _write(command: Command, path: Path, **content: Any) -> None:
-    settings, images = command.settings, command.images
-    about = {
-        "experiment": settings.experiment,
-        "quick": settings.quick,
-        "seeds": list(range(settings.seeds)),
-        "workers": settings.workers or os.cpu_count(),
-    }
-    if settings.experiment in ON_IMAGES:
-        about |= {"small": images.small}
-    storage.write_atomically(path, (json.dumps(_plain({**provenance(), **about, **content})) + "\n").encode())
+def _write(path: Path, about: dict[str, Any], **content: Any) -> None:
+    seeds = {"seeds": sorted({run["seed"] for run in content["runs"] if "seed" in run})}
+    storage.write_atomically(path, (json.dumps(_plain({**provenance(), **about, **seeds, **content})) + "\n").encode())
 
 
 def _plain(value: Any) -> Any:

@@ -35,6 +35,8 @@ def rows(outcomes: Sequence[Outcome], panels: Sequence[Panel]) -> Figure:
                 _against(axes, groups, *panel)
             else:
                 values = {name: curves(group, panel[0]) for name, group in groups.items()}
+                for each in values.values():
+                    each[:, 0] = np.nan  # before training, which would hide the rest
                 pictures.bands(axes, values, "", LABELS[panel[0]], log=panel[0] in LOGARITHMIC)
             axes.set_title(data)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import time
@@ -38,8 +39,8 @@ class ImageTrial:
     epochs: int = 20
     batch_size: int = 256
     image_size: int | None = None  # height and width of the images; as they are when None
-    train_size: int | None = None  # images to train on; all when None
-    test_size: int | None = None  # images to test on; all when None
+    train_size: int | None = None  # images to train on, at most; all when None
+    test_size: int | None = None  # images to test on, at most; all when None
     classes: int | None = None  # the first so many classes alone; all when None
 
     def plain(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
     Nothing is chosen by validation: all training images, or as many as asked for, are trained on, and the figures are
     those of the last epoch.
     Records hold means over the batches of the epoch for ``loss``, ``nfe_forward`` and ``nfe_backward``, and figures of
-    the test images at its end; ``seconds`` are those of the steps alone.
+    the test images at its end; ``seconds`` are those of training alone.
 
     Returns:
         The outcome; None when the deadline came first, with the state kept for the next sitting.
@@ -116,9 +117,11 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
     if time.time() > place.deadline:
         return None
     device = torch.device(place.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    deadline = time.monotonic() + place.deadline - time.time()
     dataset = load(trial, seed, place.data_root)
-    train_part = (dataset.train if trial.train_size else _joined(dataset)).to(device)
-    test = dataset.test.to(device)
+    train_part, test = dataset.train.to(device), dataset.test.to(device)
     torch.manual_seed(seed)
     model = classifier(dataset.shape, dataset.outputs, levels=dataset.levels, **trial.model).to(device)
     objective = Supervised(model, "cross-entropy")
@@ -146,10 +149,10 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
             Accelerator(cpu=device.type == "cpu"),
             criterion="test_loss",
             quiet=True,
-            deadline=time.monotonic() + place.deadline - time.time(),
+            deadline=deadline,
         )
         if not finished:
-            if time.time() < place.deadline:
+            if time.monotonic() <= deadline:
                 raise KeyboardInterrupt
             return None
     except TrainingError as error:
@@ -162,16 +165,20 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
     return Outcome(trial, seed, status, records, device_name(device))
 
 
-def load(trial: ImageTrial, seed: int, data_root: str) -> Labelled:
-    """The images of a trial."""
+def load(trial: ImageTrial, seed: int, data_root: str, download: bool = False) -> Labelled:
+    """The images of a trial: those to validate on are trained on too, unless the trial asks for fewer."""
     source = trial.data if images.known(trial.data) else str(Path(data_root) / trial.data)
-    every = _read(source, data_root, trial.image_size, trial.classes)
-    return images.arranged(every, seed, trial.train_size, trial.test_size)
+    every = _read(source, data_root, download, trial.image_size, trial.classes)
+    whole = images.arranged(every, seed)
+    sizes = [(trial.train_size, whole.train), (trial.test_size, whole.test)]
+    fewer, tested = (size if size is not None and size < len(part.x) else None for size, part in sizes)
+    dataset = images.arranged(every, seed, fewer, tested)
+    return dataset if fewer else dataclasses.replace(dataset, train=_joined(dataset))
 
 
 @lru_cache(maxsize=4)  # many models are trained on the same images
-def _read(source: str, data_root: str, size: int | None, classes: int | None) -> images.Images:
-    found = images.read(source, data_root, size=size)
+def _read(source: str, data_root: str, download: bool, size: int | None, classes: int | None) -> images.Images:
+    found = images.read(source, data_root, download, size)
     if classes is None or classes >= len(found.classes):
         return found
     test = None if found.test is None else _below(found.test, classes)

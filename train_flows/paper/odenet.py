@@ -20,18 +20,24 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 PUBLISHED = {"ODE-Net": "0.42, 0.22M parameters", "ResNet": "0.41, 0.60M", "MLP": "1.60, 0.24M"}
 SETTINGS: dict[str, Any] = {"epochs": 40, "batch_size": 128, "schedule": "cosine"}
+LEAST_SIDE = 12  # of an image for the stem
 PANELS = (("loss",), ("test_accuracy",), ("nfe_forward",))
 
 
 def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
     """Train all three by Adam, without the random crops and the 160 epochs of the public code."""
-    trials = [scale.trial(name, each, _model(scale, name), **SETTINGS) for each in data for name in MODELS]
+    trials = [scale.trial(name, each, _model(scale, each, name), **SETTINGS) for each in data for name in MODELS]
     outcomes = attempt_all(trials)
     return report(outcomes, partial(image_figures.rows, outcomes, PANELS), _findings(outcomes, scale, data))
 
 
-def _model(scale: Scale, name: str) -> dict[str, Any]:
-    return MODELS[name] if name == "MLP" else {**MODELS[name], "filters": 64 // SMALLER[scale.size]}
+def _model(scale: Scale, data: str, name: str) -> dict[str, Any]:
+    """A network of the scale; images too small for the stem are lifted to as many channels instead."""
+    if name == "MLP":
+        return MODELS[name]
+    filters, (channels, side, _) = 64 // SMALLER[scale.size], scale.shape(data)
+    small = {"stem": "none", "lift": "learned", "extra": filters - channels} if side < LEAST_SIDE else {}
+    return {**MODELS[name], "filters": filters, **small}
 
 
 def _findings(outcomes: Sequence[Outcome], scale: Scale, data: Sequence[str]) -> dict[str, Any]:
@@ -42,6 +48,6 @@ def _findings(outcomes: Sequence[Outcome], scale: Scale, data: Sequence[str]) ->
             errors = 100 - 100 * at_epoch(group, "test_accuracy")
             said = f"test error in % (published, full size of mnist: {PUBLISHED[name]})"
             findings[f"{each}, {name}: {said}"] = ", ".join(f"{error:.2f}" for error in errors) or "-"
-            findings[f"{each}, {name}: parameters"] = parameters(scale.shape(each), _model(scale, name))
+            findings[f"{each}, {name}: parameters"] = parameters(scale.shape(each), _model(scale, each, name))
         findings[f"{each}: NFE of the ODE-Net in the last epoch"] = mean(of(outcomes, "ODE-Net", each), "nfe_forward")
     return findings

@@ -98,6 +98,18 @@ def mean(outcomes: Sequence[Outcome], metric: str, epoch: int = -1) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
+def shared(*groups: Sequence[Some]) -> list[list[Some]]:
+    """The successful outcomes of every group, of the seeds that succeeded in all of them, so that they compare."""
+    seeds = set.intersection(*({o.seed for o in group if o.status == "success"} for group in groups))
+    return [[o for o in group if o.seed in seeds and o.status == "success"] for group in groups]
+
+
+def ratio(above: Sequence[Outcome], below: Sequence[Outcome], metric: str) -> float:
+    """The mean of a metric over that of others in the last epoch, for the seeds that succeeded in both."""
+    above, below = shared(above, below)
+    return mean(above, metric) / mean(below, metric)
+
+
 def spread(outcomes: Sequence[Outcome], metric: str, unit: float = 1.0) -> str:
     """Mean and standard deviation over seeds of the last epoch, in words."""
     values = unit * at_epoch(outcomes, metric)

@@ -36,12 +36,13 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "mnist": Family((1, 28, 28), 5),
-    "fashion": Family((1, 28, 28), 5),
-    "cifar10": Family((3, 32, 32), 10),
-    "svhn": Family((3, 32, 32), 10),
-    "imagenet64": Family((3, 64, 64), 5, classes=10),  # the paper's numbers of parameters are those of ten outputs
-    "digits": Family((1, 8, 8), 5, filters=48),
+    "mnist": Family((1, 28, 28), recipes.PAIRS["mnist"]["ANODE"]["extra"]),
+    "fashion": Family((1, 28, 28), recipes.PAIRS["mnist"]["ANODE"]["extra"]),
+    "cifar10": Family((3, 32, 32), recipes.PAIRS["cifar10"]["ANODE"]["extra"]),
+    "svhn": Family((3, 32, 32), recipes.PAIRS["svhn"]["ANODE"]["extra"]),
+    # the paper's numbers of parameters are those of ten outputs
+    "imagenet64": Family((3, 64, 64), recipes.PAIRS["imagenet64"]["ANODE"]["extra"], classes=10),
+    "digits": Family((1, 8, 8), recipes.IMAGES["extra"], filters=48),
 }
 
 
@@ -70,8 +71,8 @@ class Scale:
     def trial(self, name: str, data: str, model: dict[str, Any], **settings: Any) -> ImageTrial:
         """A trial of this size, for the settings of a full one.
 
-        A small one has 2,000 images to train on, 1,000 to test on, of at most 16 pixels a side, batches of 64, and half
-        the epochs. The digits are small already.
+        A small one has 2,000 images to train on, 1,000 to test on, of at most 16 pixels a side, half the epochs, and
+        batches of 64 where ``settings`` say nothing else. The digits are small already.
         """
         kind = family(data)
         if kind == "digits":

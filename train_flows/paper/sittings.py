@@ -25,33 +25,39 @@ class Sittings:
         seeds: of the repetitions.
         workers: runs side by side.
         place: where and until when.
-        write: keeps the plain values of the runs so far.
-        stored: plain values of the runs of earlier sittings.
+        write: keeps plain values of what there is so far.
+        earlier: the content of the file of earlier sittings, to go on with; None to begin anew.
+        download: fetch images that are not there.
         missing: how many runs were not finished; known afterwards.
+        others: plain values of earlier runs that were not asked for now; known afterwards.
+        sets: what is known of every set of images: notes and a digest; known afterwards.
     """
 
     seeds: Sequence[int]
     workers: int
     place: Place
     write: Callable[..., None]
-    stored: list[dict[str, Any]] = field(default_factory=list)
+    earlier: dict[str, Any] | None = None
+    download: bool = False
     missing: int = 0
+    others: list[dict[str, Any]] = field(default_factory=list)
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __call__(self, wanted: Sequence[ImageTrial]) -> list[Outcome]:
         """The outcomes there are, in the order of seeds."""
+        self._look_at_images(wanted)  # fails here, if anywhere, with earlier results untouched
+        if self.earlier is None:
+            shutil.rmtree(self.place.states, ignore_errors=True)
         jobs = [(trial, seed) for seed in self.seeds for trial in wanted]
-        found = {place: outcome for place, job in enumerate(jobs) if (outcome := self._stored(*job)) is not None}
-        self.write(runs=_results(found), complete=False)
+        found = self._stored(jobs)
+        self._write(found)
         waiting = [place for place in range(len(jobs)) if place not in found]
-        for trial in {trial.data: trial for trial, _ in jobs}.values() if waiting else ():
-            for note in load(trial, self.seeds[0], self.place.data_root).notes:  # fails here, if anywhere
-                print(f"note: {trial.data}: {note}")
         with tqdm(total=len(jobs), initial=len(found), unit="run", disable=None) as bar:
             for i, outcome in each(attempt, [(*jobs[place], self.place) for place in waiting], self.workers):
                 if outcome is None:
                     continue
                 found[waiting[i]] = outcome
-                self.write(runs=_results(found), complete=False)
+                self._write(found)
                 bar.write(describe(outcome))
                 bar.update()
         self.missing = len(jobs) - len(found)
@@ -59,31 +65,53 @@ class Sittings:
             shutil.rmtree(self.place.states, ignore_errors=True)
         return [found[place] for place in sorted(found)]
 
-    def _stored(self, trial: ImageTrial, seed: int) -> Outcome | None:
-        about = {**trial.plain(), "seed": seed}
-        for run in self.stored:
-            if about.items() <= run.items():
-                return Outcome(trial, seed, run["status"], records_of(run["history"]), run["machine"])
-        return None
+    def _look_at_images(self, wanted: Sequence[ImageTrial]) -> None:
+        known = (self.earlier or {}).get("sets", {})
+        for trial in {trial.data: trial for trial in wanted}.values():
+            dataset = load(trial, self.seeds[0], self.place.data_root, self.download)
+            sizes = f"{len(dataset.train.x):,} images to train on, {len(dataset.test.x):,} to test on"
+            about = {"notes": [sizes, *dataset.notes], "sha256": dataset.digest()}
+            if known.get(trial.data, about)["sha256"] != about["sha256"]:
+                raise InputError(f"the images of {trial.data} have changed since the earlier runs: pass another --out")
+            self.sets[trial.data] = about
+            print(f"{trial.data}: {'; '.join(about['notes'])}")
+
+    def _stored(self, jobs: Sequence[tuple[ImageTrial, int]]) -> dict[int, Outcome]:
+        """The outcomes of earlier sittings by their place among the jobs; other runs are kept as they are."""
+        places = {_key({**trial.plain(), "seed": seed}): place for place, (trial, seed) in enumerate(jobs)}
+        found = {}
+        for run in (self.earlier or {}).get("runs", ()):
+            about = {name: x for name, x in run.items() if name not in ("status", "machine", "history")}
+            place = places.get(_key(about))
+            if place is None:
+                self.others.append(run)
+            else:
+                trial, seed = jobs[place]
+                found[place] = Outcome(trial, seed, run["status"], records_of(run["history"]), run["machine"])
+        return found
+
+    def _write(self, found: dict[int, Outcome]) -> None:
+        runs = [found[place].result() for place in sorted(found)]
+        self.write(runs=runs + self.others, sets=self.sets, complete=False)
 
 
-def _results(found: dict[int, Outcome]) -> list[dict[str, Any]]:
-    return [found[place].result() for place in sorted(found)]
+def _key(about: dict[str, Any]) -> str:
+    return json.dumps(about, sort_keys=True)
 
 
-def read(path: Path, experiment: str) -> list[dict[str, Any]]:
-    """The runs of earlier sittings; none where there is no file.
+def read(path: Path, experiment: str) -> dict[str, Any]:
+    """The content of the file of earlier sittings; empty where there is none.
 
     Raises:
         InputError: when the file is damaged, or of another experiment.
     """
     if not path.exists():
-        return []
+        return {}
     try:
         content = json.loads(path.read_bytes())
-        found, runs = content["experiment"], content["runs"]
+        found, _ = content["experiment"], content["runs"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no file of results: pass another --out, or --overwrite") from error
     if found != experiment:
         raise InputError(f"{path} is of the experiment {found}, not of {experiment}: pass another --out")
-    return runs
+    return content

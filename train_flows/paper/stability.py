@@ -16,14 +16,14 @@ from train_flows.paper.scale import FAMILIES, Scale, family
 
 DATA = ("mnist",)
 BOUND = {"rtol": 1e-3, "atol": 1e-3, "max_steps": 166}  # 998 evaluations
-IMAGES, EPOCHS = 500, 200
+LONG: dict[str, Any] = {"train_size": 500, "epochs": 200, "batch_size": 50}
 PANELS = (("loss",), ("nfe_forward",), ("test_loss",), ("test_accuracy",))
 
 
 def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
     """Train NODE and ANODE on few images until long after they are learnt."""
     trials = [
-        scale.trial(name, each, {**scale.conv(each, extra), "solver": BOUND}, train_size=IMAGES, epochs=EPOCHS)
+        scale.trial(name, each, {**scale.conv(each, extra), "solver": BOUND}, **LONG)
         for each in data
         for name, extra in _models(each).items()
     ]
@@ -37,17 +37,18 @@ def _models(data: str) -> dict[str, int]:
 
 
 def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any]:
-    findings: dict[str, Any] = {}
+    findings: dict[str, Any] = {"published, full mnist": "NODE exceeds 1,000 evaluations and is unstable"}
     for each in data:
         for name in _models(each):
             group = of(outcomes, name, each)
             ended = [o.status for o in group if o.status != "success"]
             findings[f"{each}, {name}: runs ended by their evaluations or otherwise"] = ", ".join(ended) or "none"
+            begun = [o for o in group if len(o.records) > 1]
             most, first, jump = math.nan, math.nan, math.nan
-            if group:
-                nfe, loss = curves(group, "nfe_forward"), curves(group, "loss")
-                most, first = float(np.nanmax(nfe)), float(np.nanmean(nfe[:, 1]))
-                jump = float(np.nanmax(loss[:, 1:] / np.fmin.accumulate(loss[:, 1:], axis=1)))
+            if begun:
+                nfe, loss = curves(begun, "nfe_forward"), curves(begun, "loss")[:, 1:]
+                most, first = float(np.nanmax(nfe)), float(nfe[:, 1].mean())
+                jump = float(np.nanmax(loss / np.fmin.accumulate(loss, axis=1)))
             findings[f"{each}, {name}: NFE of the first epoch, and the most of any"] = f"{first:.0f}, {most:.0f}"
             findings[f"{each}, {name}: largest loss of an epoch over the least before it"] = jump
     return findings

@@ -8,7 +8,7 @@ from typing import Any
 
 from train_flows.paper import image_figures
 from train_flows.paper.outcomes import Outcome
-from train_flows.paper.report import AttemptImages, Report, mean, of, report, spread
+from train_flows.paper.report import AttemptImages, Report, of, ratio, report, spread
 from train_flows.paper.scale import Scale, family, parameters
 
 DATA = ("mnist", "cifar10", "svhn")
@@ -36,11 +36,11 @@ def _findings(outcomes: Sequence[Outcome], scale: Scale, data: Sequence[str]) ->
         pair = scale.pair(each)
         for name, model in pair.items():
             published = PUBLISHED.get((family(each), name.split()[0]))
-            said = "" if published is None else f" (published, full size: {published})"
+            said = "" if published is None else f" (published, full size of {family(each)}: {published})"
             findings[f"{each}, {name}: test accuracy in %{said}"] = spread(
                 of(outcomes, name, each), "test_accuracy", 100
             )
             findings[f"{each}, {name}: parameters"] = parameters(scale.shape(each), model)
-        node, anode = (mean(of(outcomes, name, each), "nfe_forward") for name in pair)
-        findings[f"{each}: NFE of the last epoch, ANODE / NODE"] = anode / node
+        node, anode = (of(outcomes, name, each) for name in pair)
+        findings[f"{each}: NFE of the last epoch, ANODE / NODE"] = ratio(anode, node, "nfe_forward")
     return findings

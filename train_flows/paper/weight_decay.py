@@ -1,4 +1,4 @@
-"""Weight decay with and without augmentation: does either keep the evaluations low by itself?"""
+"""Weight decay with and without augmentation: neither figure nor table of it is published."""
 
 from __future__ import annotations
 

@@ -29,13 +29,22 @@ def each(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) 
         workers: processes of one thread; one stays in this process.
 
     Raises:
-        TrainingError: when a process dies.
+        TrainingError: when a process dies, or the memory of a GPU does not suffice.
         KeyboardInterrupt: when a signal asks to stop.
     """
-    if workers == 1:
-        for place, job in enumerate(jobs):
-            yield place, work(*job)
-        return
+    try:
+        yield from _one_by_one(work, jobs) if workers == 1 else _side_by_side(work, jobs, workers)
+    except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingError(f"a run ended for want of memory, perhaps ({reason}): lower --workers") from error
+
+
+def _one_by_one(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> Generator[tuple[int, T]]:
+    for place, job in enumerate(jobs):
+        yield place, work(*job)
+
+
+def _side_by_side(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) -> Generator[tuple[int, T]]:
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads in the middle of their work
     waiting, running = deque(enumerate(jobs)), {}
     with _stoppable(), ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
@@ -48,8 +57,6 @@ def each(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) 
                 for future in sorted(done, key=lambda future: future.exception() is not None):
                     packed = future.result()
                     yield running.pop(future), torch.load(io.BytesIO(packed), weights_only=False)  # our own bytes
-        except BrokenProcessPool as error:
-            raise TrainingError(f"a process died, perhaps for want of memory ({error}): lower --workers") from error
         finally:
             for future in running:
                 future.cancel()
