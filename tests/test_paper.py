@@ -31,7 +31,7 @@ def small_solves(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_solves")
-@pytest.mark.parametrize("experiment", paper.EXPERIMENTS)
+@pytest.mark.parametrize("experiment", paper.ON_FUNCTIONS)
 def test_every_experiment_writes_runs_figure_and_table(run, tmp_path, experiment):
     status, out, err = run("paper", experiment, "--quick", "--seeds", 2, "--workers", 1, "--out", "results")
     assert (status, err) == (0, "")
@@ -122,7 +122,7 @@ def test_failures_are_outcomes_and_the_others_go_on(model, status):
 
 @pytest.mark.usefixtures("small_solves")
 @pytest.mark.parametrize("failing", [1, 2])
-@pytest.mark.parametrize("experiment", paper.EXPERIMENTS)
+@pytest.mark.parametrize("experiment", paper.ON_FUNCTIONS)
 def test_experiments_survive_failing_runs(run, tmp_path, monkeypatch, experiment, failing):
     real = trials.train
 

@@ -65,6 +65,16 @@ class Sittings:
             shutil.rmtree(self.place.states, ignore_errors=True)
         return [found[place] for place in sorted(found)]
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What there is to know of all runs."""
+        return {"seeds": sorted({*self.seeds, *(run["seed"] for run in self.others)}), "sets": self.sets}
+
+    @property
+    def caption(self) -> str:
+        """What the images are."""
+        return "\n".join(f"{data}: {'; '.join(known['notes'])}" for data, known in self.sets.items())
+
     def _look_at_images(self, wanted: Sequence[ImageTrial]) -> None:
         known = (self.earlier or {}).get("sets", {})
         for trial in {trial.data: trial for trial in wanted}.values():
@@ -92,7 +102,7 @@ class Sittings:
 
     def _write(self, found: dict[int, Outcome]) -> None:
         runs = [found[place].result() for place in sorted(found)]
-        self.write(runs=runs + self.others, sets=self.sets, complete=False)
+        self.write(runs + self.others, self.about, complete=False)
 
 
 def _key(about: dict[str, Any]) -> str:

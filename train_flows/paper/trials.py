@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +148,48 @@ def attempt(trial: Trial, seed: int) -> Trained:
 def shown(pairs: Pairs) -> slice:
     """A thousand points at most, evenly taken, for pictures."""
     return slice(None, None, max(1, len(pairs.x) // 1000))
+
+
+@dataclass
+class Attempts:
+    """Trains trials with every seed; the runs that are finished are on disk, whatever happens to the others.
+
+    Attributes:
+        seeds: of the repetitions.
+        workers: runs side by side.
+        quick: train at a size for tests.
+        write: keeps plain values of what there is so far.
+        others: none; see :class:`~train_flows.paper.sittings.Sittings`.
+        missing: none.
+        caption: none.
+    """
+
+    seeds: Sequence[int]
+    workers: int
+    quick: bool
+    write: Callable[..., None]
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    others: tuple[dict[str, Any], ...] = ()
+    missing: int = 0
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        self.write([], self.about, complete=False)  # fails here, if anywhere
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What there is to know of all runs."""
+        return {"seeds": list(self.seeds)}
+
+    def __call__(self, wanted: Sequence[Trial], seeds: Sequence[int] | None = None) -> list[Trained]:
+        """Every trial with every seed, by default those that were asked for, in the order of seeds."""
+        outcomes: dict[int, Trained] = {}
+        wanted = quick(wanted) if self.quick else wanted
+        for place, outcome in attempt_each(wanted, seeds or self.seeds, self.workers):
+            outcomes[place] = outcome
+            self.finished.append(outcome.result())
+            self.write(self.finished, self.about, complete=False)
+        return [outcomes[place] for place in sorted(outcomes)]
 
 
 def attempt_each(trials: Sequence[Trial], seeds: Iterable[int], workers: int) -> Generator[tuple[int, Trained]]:

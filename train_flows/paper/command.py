@@ -1,0 +1,125 @@
+"""The command line of ``train-flows paper``: which experiments there are, and what is refused before one runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from anode import InputError
+from train_flows.paper.scale import Scale, family
+from train_flows.settings import Device, Flag
+
+ON_FUNCTIONS = {
+    "flow-1d": "ODE solutions on the line keep their order, ResNet steps cross (ANODE, fig. 3)",
+    "resnet-vs-node": "training losses of ResNet and NODE in d = 1, 2 and on separable data (fig. 5)",
+    "feature-evolution": "features while training, with their evaluations (fig. 6, 8 left)",
+    "node-vs-anode": "training losses in d = 1, 2 and the flows learnt (fig. 7)",
+    "nfe": "evaluations while training (fig. 8 right)",
+    "generalization": "values at unseen inputs, validation loss with slices removed (fig. 9)",
+    "augment-sweep": "loss, evaluations and time against the number of extra dimensions",
+    "tolerance": "error, time, memory and evaluations against tolerance (Neural ODEs, fig. 3)",
+}
+ON_IMAGES = {
+    "image-curves": "losses, evaluations and accuracy by the number of extra channels (fig. 10, 11)",
+    "table1": "test accuracy of NODE and ANODE with as many parameters (table 1, fig. 12, 14)",
+    "param-efficiency": "the same with fewer and fewer parameters",
+    "weight-decay": "accuracy and evaluations by weight decay, with and without augmentation",
+    "stability": "loss and evaluations when few images are overfitted (fig. 13)",
+    "odenet": "test error of ODE-Net, residual network and perceptron (Neural ODEs, table 1)",
+}
+EXPERIMENTS = ON_FUNCTIONS | ON_IMAGES
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to do, and how often."""
+
+    experiment: tyro.conf.Positional[str | None] = None
+    seeds: int = 5  # repetitions, with seeds from 0
+    quick: Flag = False  # a minute at most, to see that it runs; its figures mean nothing
+    out: Path = Path("paper")  # folder of EXPERIMENT.json and EXPERIMENT.png
+    workers: int | None = None  # runs side by side, one thread each: when omitted one a core, or 4 on a GPU
+    overwrite: Flag = False  # replace existing results
+
+
+@dataclass(frozen=True)
+class Images:
+    """For the experiments on images alone."""
+
+    data: tuple[str, ...] = ()  # mnist, cifar10, svhn, fashion, digits, or folders of images under the data root
+    data_root: str = "data"  # where they are
+    download: Flag = False  # fetch those of the four that are not there
+    small: Flag = False  # for CPUs: half the side, 2,000 images to train on, half the filters and epochs
+    budget_minutes: float | None = None  # stop after so long; --resume goes on
+    resume: Flag = False  # keep the runs there are, and train what is missing
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Reproduce a figure of a paper; without an experiment, list them."""
+
+    settings: Settings = field(default_factory=Settings)
+    images: Images = field(default_factory=Images)
+
+    @property
+    def scale(self) -> Scale:
+        """The size of an experiment on images."""
+        return Scale("quick" if self.settings.quick else "small" if self.images.small else "full")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where an experiment leaves its results."""
+
+    results: Path
+    picture: Path
+    states: Path  # of unfinished runs
+
+
+def files(command: Command) -> Files:
+    """The files to write, once everything typed is known to be good.
+
+    Raises:
+        InputError: for what cannot be meant, or would overwrite results.
+    """
+    settings, images = command.settings, command.images
+    name = settings.experiment
+    if name not in EXPERIMENTS:
+        raise InputError(f"experiment {name!r} is unknown: choose one of {', '.join(EXPERIMENTS)}")
+    for option in ("seeds", "workers"):
+        if (value := getattr(settings, option)) is not None and value < 1:
+            raise InputError(f"--{option} {value} must be at least 1")
+    if name in ON_IMAGES:
+        _check_images(settings, images)
+    elif images != Images():
+        typed = [option.name for option in dataclasses.fields(Images) if vars(images)[option.name] != option.default]
+        options = ", ".join(f"--{option.replace('_', '-')}" for option in typed)
+        raise InputError(f"{options} is for {', '.join(ON_IMAGES)}, not for {name}: drop it")
+    if settings.out.exists() and not settings.out.is_dir():
+        raise InputError(f"--out {settings.out} is a file: pass a folder")
+    size = command.scale.size
+    stem = "-".join([name, *images.data, *([size] if name in ON_IMAGES and size != "full" else [])])
+    found = Files(*(settings.out / f"{stem}{suffix}" for suffix in (".json", ".png", "-unfinished")))
+    for path in (found.results, found.picture):
+        if path.exists() and not (settings.overwrite or images.resume):
+            ways = "--overwrite, or --resume" if name in ON_IMAGES else "--overwrite"
+            raise InputError(f"{path} exists: pass another --out, or {ways}")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def _check_images(settings: Settings, images: Images) -> None:
+    for data in images.data:
+        if Path(data).name != data:
+            raise InputError(f"--data {data} is a path: pass the name of the folder, and where it is as --data-root")
+        family(data)
+    if images.budget_minutes is not None and not images.budget_minutes > 0:
+        raise InputError(f"--budget-minutes {images.budget_minutes} must be a positive number")
+    if images.small and settings.quick:
+        raise InputError("--small and --quick are two sizes: drop one")
+    if images.resume and settings.overwrite:
+        raise InputError("--resume keeps what --overwrite replaces: drop one")
