@@ -1,5 +1,9 @@
 """Convolutional fields and networks against torch's own layers, and the sizes the papers give."""
 
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +11,7 @@ from torch.nn import functional as F
 
 from anode import Augment, ConvField, InputError, NormConvField, ODEBlock, Pixels, Solver, classifier
 from anode.odenet import Downsample, pooled_head, stem
-from train_flows import recipes
+from train_flows import classify, recipes
 from train_flows.paper.scale import Scale, matched_filters, parameters
 
 
@@ -175,6 +179,12 @@ class TestSizes:
         assert count(shape, **resnet) == 578_314
         assert count(shape, **{**resnet, "stem": "residual"}) == 603_018  # 0.60M published
         assert count(shape, model="mlp", hidden=(300,)) == 238_510  # 0.24M published
+
+    def test_the_readmes_ode_net(self):
+        readme = (Path(__file__).parent.parent / "README.md").read_text()
+        (options,) = re.findall(r"`(--field norm-conv .*?)` makes", readme)
+        network = classify.parse(["mnist", *options.split()]).network
+        assert count((1, 28, 28), **dataclasses.asdict(network)) == 208_266
 
 
 class TestOdeNet:

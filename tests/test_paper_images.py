@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from anode import InputError, classifier
 from train_flows import loop, paper
 from train_flows.data import images
 from train_flows.loop import shuffled_batches
-from train_flows.paper import image_trials, report, sittings
+from train_flows.paper import image_trials, odenet, report, sittings
 from train_flows.paper.image_trials import ImageTrial, Place, attempt
 from train_flows.paper.outcomes import Outcome, records_of
 from train_flows.paper.scale import Scale, family
@@ -227,6 +228,8 @@ def test_places_on_the_machine_are_not_recorded(monkeypatch):
         "sys.argv", ["train-flows", "paper", "table1", "--data-root", "/home/me/images", "--seeds", "3"]
     )
     assert provenance()["command"] == "train-flows paper table1 --data-root images --seeds 3"
+    monkeypatch.setattr("sys.argv", ["train-flows", "paper", "--data-root=/home/me/images", "--out=here"])
+    assert provenance()["command"] == "train-flows paper --data-root=images --out=here"
 
 
 def test_what_is_there_is_not_trained_again(run, monkeypatch):
@@ -256,7 +259,7 @@ def test_experiments_survive_failing_and_missing_runs(run, monkeypatch, experime
     real = image_trials.attempt
 
     def some(trial, seed, place):
-        if "NODE" in trial.name or "p=0" in trial.name or trial.name == "MLP":
+        if trial.name.startswith(("NODE", "p=0")) or trial.name == "MLP":
             return None
         outcome = real(trial, seed, place)
         return dataclasses.replace(outcome, status="too many steps", records=outcome.records[:2]) if seed else outcome
@@ -307,6 +310,7 @@ class TestRefuses:
             (["nfe", "--resume", "--budget-minutes", "3"], ["--budget-minutes, --resume is for"]),
             (["table1", "--data", "flowers"], ["--data flowers", "mnist"]),
             (["table1", "--data", "sub/mnist"], ["--data sub/mnist is a path", "--data-root"]),
+            (["table1", "--data", "digits", "digits"], ["names a set twice"]),
             (["table1", "--budget-minutes", "0"], ["--budget-minutes 0"]),
             (["table1", "--small", "--quick"], ["--small", "--quick"]),
             (["table1", "--resume", "--overwrite"], ["--resume", "--overwrite"]),
@@ -349,7 +353,58 @@ class TestRefuses:
             family("flowers")
 
 
-def test_deadlines_are_of_the_clock(run, tmp_path):
-    started = time.monotonic()
-    run("paper", "stability", *QUICK, "--seeds", 3, "--budget-minutes", 0.02)
-    assert time.monotonic() - started < 30
+def test_runs_under_way_are_gone_on_with_from_the_command_line(run, tmp_path, monkeypatch):
+    """A stop in the middle of a run keeps its state, also when fewer seeds are asked for in between."""
+    trial = Scale("quick").trial("MLP", "digits", odenet.MODELS["MLP"], **odenet.SETTINGS)
+    whole = attempt(trial, 1, Place("data", "cpu", tmp_path / "whole")).result()
+    real, calls = image_trials.train, []
+
+    def train(*args, **kwargs):
+        calls.append(args)
+        return real(*args, **{**kwargs, "deadline": -math.inf if len(calls) == 6 else math.inf})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_trials, "train", train)
+        clock = SimpleNamespace(time=time.time, monotonic=lambda: 1e15 if len(calls) == 6 else 0.0)
+        patch.setattr(image_trials, "time", clock)
+        out = run("paper", "odenet", *QUICK, "--seeds", 2, "--budget-minutes", 1e9)[1]
+    assert "1 runs are missing" in out
+    states = tmp_path / "paper" / "odenet-digits-quick-unfinished"
+    assert [path.name for path in states.iterdir()] == ["digits-MLP-1.pt"]
+    assert run("paper", "odenet", *QUICK, "--seeds", 1, "--resume")[0] == 0
+    assert len(list(states.iterdir())) == 1
+    assert run("paper", "odenet", *QUICK, "--seeds", 2, "--resume")[0] == 0
+    assert not states.exists()
+    content = json.loads((tmp_path / "paper" / "odenet-digits-quick.json").read_text())
+    (last,) = [each for each in content["runs"] if (each["name"], each["seed"]) == ("MLP", 1)]
+    assert last["history"]["loss"] == whole["history"]["loss"]
+
+
+def test_a_damaged_state_is_no_obstacle(place, capsys):
+    place.states.mkdir()
+    (place.states / "digits-ANODE-p=2-0.pt").write_bytes(b"PK" + bytes(100))
+    assert attempt(SMALL, 0, place).status == "success"
+    assert "its run begins anew" in capsys.readouterr().out
+
+
+def test_a_network_that_ends_non_finite_is_no_success(place):
+    trial = dataclasses.replace(SMALL, lr=1e20, epochs=1, batch_size=64, model={"model": "mlp"})
+    assert attempt(trial, 0, place).status == "non-finite loss"
+
+
+def test_a_name_that_promises_other_images(run, tmp_path):
+    for part in ("train", "test"):
+        for kind in ("a", "b"):
+            (tmp_path / "data" / "mnist-mine" / part / kind).mkdir(parents=True)
+            for i in range(15):
+                Image.new("L", (28, 28), i).save(tmp_path / "data" / "mnist-mine" / part / kind / f"{i}.png")
+    status, _, err = run("paper", "table1", "--data", "mnist-mine")
+    assert status == 2
+    assert "mnist-mine holds 2 classes of images with 1 channels, not 10 with 1" in err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu(run):
+    assert run("paper", "odenet", "--quick", "--data", "digits", "--seeds", 2, "--device", "cuda")[0] == 0
+    assert run("classify", "digits", "--epochs", 1, "--device", "cuda")[0] == 0

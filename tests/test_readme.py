@@ -123,45 +123,78 @@ def at(findings, beginning):
     return found
 
 
-def pair(findings, data, anode):
+def pair(f, data, anode):
     """Accuracies of NODE and ANODE with as many parameters, and what the evaluations of the latter come to."""
-    accuracies = [at(findings, f"{data}, {name}: test accuracy") for name in ("NODE", anode)]
-    return f"{accuracies[0]}% of NODE, {accuracies[1]}% of {anode} at {findings[ratio_of(data)]:.2f} of its evaluations"
+    node, augmented = (at(f, f"{data}, {name}: test accuracy") for name in ("NODE", anode))
+    ratio = f[f"{data}: NFE of the last epoch, ANODE / NODE"]
+    return f"{node}% of NODE, {augmented}% of {anode} at {ratio:.2f} of its evaluations"
 
 
-def ratio_of(data):
-    return f"{data}: NFE of the last epoch, ANODE / NODE"
-
-
-def sooner(findings, data, extra):
-    """When a network of more channels has the final loss of the plain one, and at what cost."""
-    name = f"{data}, p={extra}:"
-    epochs = findings[f"{name} epochs until p=0's final loss"].split()[0]
-    return f"p={extra} after {epochs}, at {at(findings, f'{name} NFE at'):.2f}"
+def sooner(f, data, *extras):
+    """When networks of more channels have the final loss of the plain one, and with what part of its evaluations."""
+    each = []
+    for extra in extras:
+        name = f"{data}, p={extra}:"
+        epoch, _, epochs = at(f, f"{name} epochs until").partition(" of ")
+        share = f", {at(f, f'{name} NFE at'):.2f}" if epoch != "never" else ""
+        each.append(f"{epoch} (p={extra}{share})")
+    return f"p=0's loss after {epochs} epochs: after {', '.join(each)}"
 
 
 ON_IMAGES = {  # what the README says of each experiment on images, from its file
-    "table1-digits": lambda f: f"digits, test accuracy: {pair(f, 'digits', 'ANODE p=5')}",
+    "table1-digits": lambda f: f"digits, test accuracy with as many parameters: {pair(f, 'digits', 'ANODE p=5')}",
+    "table1-mnist-cifar10-jpeg-tiny-imagenet-200-small": lambda f: (
+        f"the same on MNIST: {pair(f, 'mnist', 'ANODE p=5')}; CIFAR-10 (re-compressed as JPEG): "
+        f"{pair(f, 'cifar10-jpeg', 'ANODE p=10')}; ten classes of ImageNet at 16x16 (a fifth of their images): "
+        f"{pair(f, 'tiny-imagenet-200', 'ANODE p=5')}"
+    ),
+    "image-curves-mnist-cifar10-jpeg-small": lambda f: (
+        f"MNIST: {sooner(f, 'mnist', 5, 10, 100)}; CIFAR-10 (JPEG): {sooner(f, 'cifar10-jpeg', 5, 10)}; in brackets "
+        "the share of p=0's evaluations there"
+    ),
+    "odenet-small": lambda f: (
+        f"MNIST, test error: {at(f, 'mnist, ODE-Net: test error')}% of the ODE-Net "
+        f"({at(f, 'mnist, ODE-Net: parameters'):,} parameters, {at(f, 'mnist: NFE of the ODE-Net'):.0f} evaluations), "
+        f"{at(f, 'mnist, ResNet: test error')}% of 6 residual blocks ({at(f, 'mnist, ResNet: parameters'):,}), "
+        f"{at(f, 'mnist, MLP: test error')}% of a perceptron ({at(f, 'mnist, MLP: parameters'):,})"
+    ),
 }
+
+
+def said_of_images(stem):
+    content = json.loads((ROOT / "assets" / "results" / "paper" / f"{stem}.json").read_text())
+    assert content["complete"]
+    assert not content["quick"]
+    assert all(run["status"] == "success" for run in content["runs"])
+    command = content["command"].removeprefix("train-flows paper ")
+    return f"| `{command}` | {ON_IMAGES[stem](content['findings'])} | {len(content['seeds'])} |"
 
 
 @pytest.mark.parametrize("stem", ON_IMAGES)
 def test_what_is_said_of_images_is_in_the_files(stem):
-    content = json.loads((ROOT / "assets" / "results" / "paper" / f"{stem}.json").read_text())
-    assert content["complete"]
-    assert not content["quick"]
-    command = content["command"].removeprefix("train-flows paper ")
-    seeds = len(content["seeds"])
-    assert f"| `{command}` | {ON_IMAGES[stem](content['findings'])} | {seeds} |" in README
+    assert said_of_images(stem) in README
+
+
+def said_of_classifiers():
+    result = json.loads((ROOT / "assets" / "results" / "classify-mnist.json").read_text())
+    accuracy = f"{100 * result['accuracy']:.1f} +- {100 * result['standard_error']:.1f}%"
+    cost = f"{result['nfe']:.0f} | {result['seconds']:.0f}"
+    return f"| `{result['command']}` | {accuracy} | {cost} | `classify-mnist.json` |"
+
+
+def test_the_accuracy_is_that_of_the_file():
+    assert said_of_classifiers() in README
+
+
+def said_of_speed():
+    for row in json.loads((ROOT / "assets" / "results" / "benchmark.json").read_text())["rows"]:
+        times = f"{row['seconds']:.2f} | {row['times_faster']:.2f}"
+        yield f"| {row['contender']} | {times} | {row['evaluations']} | {row['peak_megabytes']:.0f} |"
 
 
 def test_the_speed_is_that_of_the_file():
-    rows = json.loads((ROOT / "assets" / "results" / "benchmark.json").read_text())["rows"]
-    for row in rows:
-        figures = (
-            f"{row['seconds']:.2f} | {row['times_faster']:.2f} | {row['evaluations']} | {row['peak_megabytes']:.0f}"
-        )
-        assert f"| {row['contender']} | {figures} |" in README
+    for row in said_of_speed():
+        assert row in README
 
 
 @pytest.mark.parametrize("experiment", ON_FUNCTIONS)

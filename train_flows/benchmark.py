@@ -114,6 +114,8 @@ def main(args: list[str]) -> None:
     for option in ("repeats", "threads"):
         if getattr(settings, option) < 1:
             raise InputError(f"--{option} {getattr(settings, option)} must be at least 1")
+    if settings.out.is_dir():
+        raise InputError(f"--out {settings.out} is a folder: pass the name of a file")
     if settings.out.exists() and not settings.overwrite:
         raise InputError(f"{settings.out} exists: pass another --out, or --overwrite")
     if not settings.out.parent.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,10 +54,10 @@ def parse(
         raise InputError("no data set given: pass the name of one (see --help), or the path of a table")
     settings: Any = typed(args, _cooked(default, recipe(first)))
     if not known(source) and Path(source).exists():
-        source = str(Path(source).resolve())  # found again from any working directory
+        source = os.path.realpath(source)  # found again from any working directory
     found: dict[str, Any] = {"source": source}
     if hasattr(settings.data, "data_root"):
-        found["data_root"] = str(Path(settings.data.data_root).resolve())
+        found["data_root"] = os.path.realpath(settings.data.data_root)
     return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found))
 
 

@@ -26,7 +26,9 @@ class Settings:
     """Evaluate a stored model: likelihood of a density or accuracy of a classifier, and what they cost."""
 
     run: tyro.conf.Positional[str]  # folder of the run
-    data: tyro.conf.Positional[str | None] = None  # data set or table; the test part of the run's own when omitted
+    data: tyro.conf.Positional[str | None] = (
+        None  # data set, table or folder of images; the test part of the run's own when omitted
+    )
     rtol: float | None = None  # relative tolerance; the run's own when omitted
     atol: float | None = None  # absolute tolerance; the run's own when omitted
     divergence: Literal["exact", "hutchinson"] | None = None  # of a density; the run's own when omitted

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def samples(folder: str, source: str | None) -> Tensor:
     if source is None:
         return _own(folder)
     trained = _settings(folder)["data"]
-    if trained["source"] in (source, str(Path(source).resolve())):
+    if trained["source"] in (source, os.path.realpath(source)):
         return _own(folder)
     if trained["jitter"]:
         print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
@@ -46,7 +46,7 @@ def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | Non
     """Inputs and targets for a classifier, and the names of its classes; see :func:`samples`."""
     config = Run(folder).config(CLASSIFIER)
     trained, names = config["settings"]["data"], config["classes"] and tuple(config["classes"])
-    if source is None or trained["source"] in (source, str(Path(source).resolve())):
+    if source is None or trained["source"] in (source, os.path.realpath(source)):
         dataset = classes.load(**trained, seed=config["settings"]["run"]["seed"])
         _check_unchanged(config, folder, dataset.digest())
         return dataset.test, names

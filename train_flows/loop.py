@@ -220,7 +220,8 @@ def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> P
         part.load_state_dict(state[name])
     torch.set_rng_state(state["random"].cpu())
     if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
+        states = state["random_cuda"][: torch.cuda.device_count()]  # perhaps of another machine
+        torch.cuda.set_rng_state_all([random.cpu() for random in states])
     return Progress(**{name: state[name] for name in vars(Progress())})
 
 

@@ -37,5 +37,5 @@ def provenance() -> dict[str, Any]:
 
 def _shown(argument: str) -> str:
     """An argument as it was typed, but of a place on this machine the name alone."""
-    path = Path(argument)
-    return path.name if path.is_absolute() else argument
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument

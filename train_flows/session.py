@@ -48,7 +48,7 @@ def open_run(settings: Any, kind: str, dataset: Any, model: Any, **about: Any) -
         if run.config(kind)["data"]["sha256"] != data["sha256"]:
             raise InputError(f"{dataset.name} has changed since {run.folder} began: restore it, or train anew")
         return run
-    run = Run.create(where.out or f"runs/{dataset.name.split('.')[0]}", where.overwrite)
+    run = Run.create(where.out or f"runs/{dataset.name.strip('.').split('.')[0]}", where.overwrite)
     stored = {"model": model.config, "settings": dataclasses.asdict(settings), "data": data, "columns": dataset.columns}
     storage.write_config(run.folder, kind, {**stored, **about, **provenance()})
     return run

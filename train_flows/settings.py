@@ -132,14 +132,19 @@ def find_device(name: str) -> torch.device:
         InputError: when there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _numbered(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(name)
         torch.zeros(1).to(device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:100]
         raise InputError(f"--device {name} cannot be used here ({reason}): pass --device cpu or auto") from error
-    return device
+    return _numbered(device)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The device with the number of its GPU, which ``torch.cuda.set_device`` wants."""
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def check_seed(seed: int) -> None:

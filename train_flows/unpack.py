@@ -1,4 +1,4 @@
-"""``train-flows unpack ARCHIVE``: unpack a data set, safely, where the other programs look for it."""
+"""``train-flows unpack ARCHIVE``: unpack images, safely, where the other programs look for them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 8  # entries named in what is printed
 
 @dataclass(frozen=True)
 class Settings:
-    """Unpack an archive of data; nothing that exists is overwritten."""
+    """Unpack an archive of images; nothing that exists is overwritten."""
 
     archive: tyro.conf.Positional[Path]  # .tar, .tar.gz, .tgz, .tar.xz or .zip
     folder: tyro.conf.Positional[Path] = Path("data")  # where to

@@ -23,7 +23,8 @@ from anode import InputError
 from train_flows.data.labelled import Pairs, in_order
 
 TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # in order of preference
-GREY, DEEP = ("1", "L"), ("I", "F")  # modes; the second kind has more than eight bits a pixel
+GREY, DEEP = ("1", "L", "LA"), ("I", "F")  # modes; the second kind has more than eight bits a pixel
+LARGEST = 2048  # side of an image
 LAYOUT = "put the images in FOLDER/CLASS/ or FOLDER/train/CLASS/ and FOLDER/test/CLASS/, a folder for each class"
 CHUNK = 64  # images to a task: a small one takes no longer than its task would
 TINY_IMAGENET = 100_000  # its training images
@@ -56,8 +57,8 @@ def read(folder: str | Path, size: int | None = None) -> tuple[Pairs, Pairs | No
         InputError: when the folder is laid out otherwise, a file is no image or a damaged one, or sizes differ.
     """
     folder = Path(folder)
-    if size is not None and size < 1:
-        raise InputError(f"--image-size {size} must be at least 1")
+    if size is not None and not 1 <= size <= LARGEST:
+        raise InputError(f"--image-size {size} must be from 1 to {LARGEST}")
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder of images: pass the path of one")
     training, testing, notes = _parts(folder)
@@ -78,7 +79,9 @@ def _parts(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     names = {name.lower(): name for name in _subfolders(folder)}
     trains, tests = ([folder / names[part] for part in parts if part in names] for parts in (TRAIN, TEST))
     if trains and (tests or len(names) == 1):
-        spare = [f"{path} is not used: images to validate on are drawn from the training part" for path in tests[1:]]
+        spare = [
+            f"{path.name} is not used: images to validate on are drawn from the training part" for path in tests[1:]
+        ]
         return trains[0], tests[0] if tests else None, tuple(spare)
     if tests and len(tests) == len(names):
         raise InputError(f"{folder} holds {tests[0].name} but no folder {TRAIN[0]}: {LAYOUT}")
@@ -172,6 +175,8 @@ def _readable(path: str) -> Generator[None]:
     except Exception as error:  # Pillow raises many kinds
         if isinstance(error, OSError) and error.errno is not None:  # of the system
             raise
+        if isinstance(error, Image.DecompressionBombError):
+            raise InputError(f"{path} is too large: make it smaller") from error
         reason = "no image that can be read" if isinstance(error, UnidentifiedImageError) else f"damaged ({error})"
         raise InputError(f"{path} is {reason}: remove or restore it") from error
 

@@ -40,7 +40,7 @@ def main(args: list[str]) -> None:
         return
     into = files(command)
     torch.set_num_threads(1)  # as in the processes beside this one: more do not help networks of this size
-    device = find_device(command.images.device)
+    device = find_device(command.images.device if settings.experiment in ON_IMAGES else "cpu")
     workers = settings.workers or (ON_ONE_GPU if device.type == "cuda" else os.cpu_count() or 1)
     sizes = {"quick": settings.quick, "small": command.images.small}
     write = partial(_write, into.results, {"experiment": settings.experiment, **sizes, "workers": workers})

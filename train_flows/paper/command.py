@@ -52,7 +52,7 @@ class Images:
     data: tuple[str, ...] = ()  # mnist, cifar10, svhn, fashion, digits, or folders of images under the data root
     data_root: str = "data"  # where they are
     download: Flag = False  # fetch those of the four that are not there
-    small: Flag = False  # for CPUs: half the side, 2,000 images to train on, half the filters and epochs
+    small: Flag = False  # for CPUs: 2,000 images at most, of 16 pixels a side at most, half the filters and epochs
     budget_minutes: float | None = None  # stop after so long; --resume goes on
     resume: Flag = False  # keep the runs there are, and train what is missing
     device: Device = "auto"
@@ -117,6 +117,8 @@ def _check_images(settings: Settings, images: Images) -> None:
         if Path(data).name != data:
             raise InputError(f"--data {data} is a path: pass the name of the folder, and where it is as --data-root")
         family(data)
+    if len(set(images.data)) < len(images.data):
+        raise InputError(f"--data {' '.join(images.data)} names a set twice: drop one")
     if images.budget_minutes is not None and not images.budget_minutes > 0:
         raise InputError(f"--budget-minutes {images.budget_minutes} must be a positive number")
     if images.small and settings.quick:

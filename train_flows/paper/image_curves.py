@@ -32,7 +32,7 @@ def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report
 
 def _trials(scale: Scale, data: str) -> list[ImageTrial]:
     grey = FAMILIES[family(data)].shape[0] == 1
-    extras = (0, *EXTRAS[:2], *([EXCESSIVE] if grey else []), *EXTRAS[2:])
+    extras = (0, *EXTRAS, *([EXCESSIVE] if grey else []))  # last, so that all sets have the same colours
     return [scale.trial(f"p={extra}", data, scale.conv(data, extra)) for extra in extras]
 
 

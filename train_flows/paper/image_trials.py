@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 
-from anode import SolverError, classifier
+from anode import InputError, classifier
 from anode.storage import write_atomically
 from train_flows.data import images
+from train_flows.data.image_sets import PUBLISHED
 from train_flows.data.labelled import Labelled, Pairs
 from train_flows.errors import TrainingError
 from train_flows.loop import shuffled_batches, train
-from train_flows.paper.outcomes import Outcome
+from train_flows.paper.outcomes import Outcome, ended
 from train_flows.provenance import device_name
 from train_flows.supervised import Supervised, measure
 from train_flows.training import Training
@@ -93,7 +94,11 @@ class Sitting:
         """The state of the last sitting, or None before the first."""
         if not self.path.exists():
             return None
-        content = torch.load(self.path, map_location=device, weights_only=True)
+        try:
+            content = torch.load(self.path, map_location=device, weights_only=True)
+        except Exception:  # torch and zipfile raise many kinds
+            print(f"note: {self.path} is damaged: its run begins anew")
+            return None
         if content["about"] != self.about:
             return None
         self.records = content["records"]
@@ -137,7 +142,7 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
         found = measure(objective, test)
         return {"epoch": len(sitting.records)} | {f"test_{name}": value for name, value in found.items()}
 
-    status = "success"
+    failure = None
     try:
         finished = train(
             objective,
@@ -156,7 +161,8 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
                 raise KeyboardInterrupt
             return None
     except TrainingError as error:
-        status = error.__cause__.cause if isinstance(error.__cause__, SolverError) else "non-finite loss"
+        failure = error
+    status = ended(failure, sitting.records)
     sitting.path.unlink(missing_ok=True)
     records = [{**record, "seconds": record["seconds_training"]} for record in sitting.records]
     for record in records:
@@ -166,14 +172,17 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
 
 
 def load(trial: ImageTrial, seed: int, data_root: str, download: bool = False) -> Labelled:
-    """The images of a trial: those to validate on are trained on too, unless the trial asks for fewer."""
+    """The images of a trial, none of which are kept to validate on."""
     source = trial.data if images.known(trial.data) else str(Path(data_root) / trial.data)
-    every = _read(source, data_root, download, trial.image_size, trial.classes)
-    whole = images.arranged(every, seed)
-    sizes = [(trial.train_size, whole.train), (trial.test_size, whole.test)]
-    fewer, tested = (size if size is not None and size < len(part.x) else None for size, part in sizes)
-    dataset = images.arranged(every, seed, fewer, tested)
-    return dataset if fewer else dataclasses.replace(dataset, train=_joined(dataset))
+    every = _read(source, data_root, download and trial.data in PUBLISHED, trial.image_size, trial.classes)
+    tested = min(trial.test_size or math.inf, len(images.arranged(every, seed).test.x))
+    dataset = images.arranged(every, seed, test_size=int(tested))
+    train, size, notes = _joined(dataset), trial.train_size, dataset.notes
+    if size is not None and size < len(train.x):
+        notes = (f"{size:,} of {len(train.x):,} training images", *notes)
+        train = Pairs(train.x[:size], train.y[:size])  # in random order already
+    none = Pairs(train.x[:0], train.y[:0])
+    return dataclasses.replace(dataset, train=train, validation=none, notes=notes)
 
 
 @lru_cache(maxsize=4)  # many models are trained on the same images
@@ -188,6 +197,8 @@ def _read(source: str, data_root: str, download: bool, size: int | None, classes
 
 def _below(part: Pairs, classes: int) -> Pairs:
     wanted = part.y < classes
+    if not wanted.any():
+        raise InputError(f"a part of the images holds none of the first {classes} classes: add some")
     return Pairs(part.x[wanted], part.y[wanted])
 
 

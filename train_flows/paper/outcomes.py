@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from anode import SolverError
+from train_flows.errors import TrainingError
 
 
 class Tried(Protocol):
@@ -60,6 +65,14 @@ def records_of(history: dict[str, list[float | None]]) -> list[dict[str, float]]
     """The records behind the history of a result."""
     rows = zip(*history.values(), strict=True)
     return [{name: x for name, x in zip(history, row, strict=True) if x is not None} for row in rows]
+
+
+def ended(error: TrainingError | None, records: Sequence[Mapping[str, float]]) -> str:
+    """The status of a training that raised an error or none, by its records."""
+    if error is not None:
+        return error.__cause__.cause if isinstance(error.__cause__, SolverError) else "non-finite loss"
+    finite = all(math.isfinite(value) for value in records[-1].values())
+    return "success" if finite else "non-finite loss"
 
 
 def describe(outcome: Outcome) -> str:

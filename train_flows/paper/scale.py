@@ -10,12 +10,14 @@ import torch
 
 from anode import InputError, classifier
 from train_flows import recipes
+from train_flows.data import images
 from train_flows.paper.image_trials import ImageTrial
 
 DIGITS: dict[str, Any] = {"epochs": 12, "batch_size": 32, "lr": 5e-3, "schedule": "cosine"}
 SMALL: dict[str, Any] = {"batch_size": 64, "train_size": 2000, "test_size": 1000}
 QUICK: dict[str, Any] = {"batch_size": 16, "train_size": 40, "test_size": 20, "epochs": 2}
 SMALLER = {"full": 1, "small": 2, "quick": 8}  # how many times fewer filters
+CLASSES = 10  # of every set
 MOST_FILTERS = 4096
 
 
@@ -41,7 +43,7 @@ FAMILIES = {
     "cifar10": Family((3, 32, 32), recipes.PAIRS["cifar10"]["ANODE"]["extra"]),
     "svhn": Family((3, 32, 32), recipes.PAIRS["svhn"]["ANODE"]["extra"]),
     # the paper's numbers of parameters are those of ten outputs
-    "imagenet64": Family((3, 64, 64), recipes.PAIRS["imagenet64"]["ANODE"]["extra"], classes=10),
+    "imagenet64": Family((3, 64, 64), recipes.PAIRS["imagenet64"]["ANODE"]["extra"], classes=CLASSES),
     "digits": Family((1, 8, 8), recipes.IMAGES["extra"], filters=48),
 }
 
@@ -75,6 +77,8 @@ class Scale:
         batches of 64 where ``settings`` say nothing else. The digits are small already.
         """
         kind = family(data)
+        if not images.known(data):
+            settings["image_size"] = self.shape(data)[-1]
         if kind == "digits":
             settings = DIGITS | settings
         elif self.size == "small":
@@ -110,7 +114,7 @@ class Scale:
         return {"NODE": node, f"ANODE p={extra}": anode}
 
 
-def parameters(shape: tuple[int, ...], model: dict[str, Any], outputs: int = 10) -> int:
+def parameters(shape: tuple[int, ...], model: dict[str, Any], outputs: int = CLASSES) -> int:
     """How many parameters a model has."""
     with torch.device("meta"):
         return sum(each.numel() for each in classifier(shape, outputs, **model).parameters())

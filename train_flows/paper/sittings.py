@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from anode import InputError
 from train_flows.paper.image_trials import ImageTrial, Place, attempt, load
 from train_flows.paper.outcomes import Outcome, describe, records_of
+from train_flows.paper.scale import CLASSES, FAMILIES, family
 from train_flows.paper.workers import each
 
 
@@ -45,6 +47,7 @@ class Sittings:
 
     def __call__(self, wanted: Sequence[ImageTrial]) -> list[Outcome]:
         """The outcomes there are, in the order of seeds."""
+        wanted = list({_key(trial.plain()): trial for trial in wanted}.values())  # small sizes make some alike
         self._look_at_images(wanted)  # fails here, if anywhere, with earlier results untouched
         if self.earlier is None:
             shutil.rmtree(self.place.states, ignore_errors=True)
@@ -61,8 +64,8 @@ class Sittings:
                 bar.write(describe(outcome))
                 bar.update()
         self.missing = len(jobs) - len(found)
-        if not self.missing:
-            shutil.rmtree(self.place.states, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not there, or holds states of runs that were not asked for
+            self.place.states.rmdir()
         return [found[place] for place in sorted(found)]
 
     @property
@@ -79,6 +82,10 @@ class Sittings:
         known = (self.earlier or {}).get("sets", {})
         for trial in {trial.data: trial for trial in wanted}.values():
             dataset = load(trial, self.seeds[0], self.place.data_root, self.download)
+            channels = FAMILIES[family(trial.data)].shape[0]
+            if (dataset.shape[0], dataset.outputs) != (channels, CLASSES):
+                got = f"{dataset.outputs} classes of images with {dataset.shape[0]} channels"
+                raise InputError(f"{trial.data} holds {got}, not {CLASSES} with {channels}: rename the folder")
             sizes = f"{len(dataset.train.x):,} images to train on, {len(dataset.test.x):,} to test on"
             about = {"notes": [sizes, *dataset.notes], "sha256": dataset.digest()}
             if known.get(trial.data, about)["sha256"] != about["sha256"]:
@@ -119,7 +126,9 @@ def read(path: Path, experiment: str) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-        found, _ = content["experiment"], content["runs"]
+        found = content["experiment"]
+        if not all({"seed", "status", "machine", "history"} <= set(run) for run in content["runs"]):
+            raise KeyError("runs")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no file of results: pass another --out, or --overwrite") from error
     if found != experiment:

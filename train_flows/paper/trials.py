@@ -13,12 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from anode import Classifier, SolverError, classifier
+from anode import Classifier, classifier
 from train_flows.data import paper
 from train_flows.data.labelled import Pairs
 from train_flows.errors import TrainingError
 from train_flows.loop import shuffled_batches, train
-from train_flows.paper.outcomes import Outcome, describe
+from train_flows.paper.outcomes import Outcome, describe, ended
 from train_flows.paper.workers import each
 from train_flows.supervised import Supervised, measure
 from train_flows.training import Training
@@ -119,7 +119,7 @@ def attempt(trial: Trial, seed: int) -> Trained:
             found |= {"validation_loss": at_gaps["loss"], "validation_accuracy": at_gaps["accuracy"]}
         return found
 
-    status = "success"
+    failure = None
     try:
         finished = train(
             objective,
@@ -135,11 +135,10 @@ def attempt(trial: Trial, seed: int) -> Trained:
         if not finished:
             raise KeyboardInterrupt
     except TrainingError as error:
-        status = error.__cause__.cause if isinstance(error.__cause__, SolverError) else "non-finite loss"
+        failure = error
     for record in journal.records:
         record["seconds"] = record.pop("seconds_training")
-    if status == "success" and not all(math.isfinite(value) for value in journal.records[-1].values()):
-        status = "non-finite loss"
+    status = ended(failure, journal.records)
     return Trained(
         trial, seed, status, journal.records, model=model, train=pairs, validation=validation, features=features
     )
