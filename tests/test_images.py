@@ -401,7 +401,7 @@ class TestBadLayouts:
         refused("test holds the class eel, which .*train lacks", image_folders.read, tmp_path)
 
     def test_size(self, tmp_path):
-        refused("--image-size 0 must be at least 1", image_folders.read, tmp_path, size=0)
+        refused("--image-size 0 must be from 1 to 2048", image_folders.read, tmp_path, size=0)
 
 
 def rows(x):
