@@ -158,6 +158,13 @@ ON_IMAGES = {  # what the README says of each experiment on images, from its fil
         f"{at(f, 'mnist, ResNet: test error')}% of 6 residual blocks ({at(f, 'mnist, ResNet: parameters'):,}), "
         f"{at(f, 'mnist, MLP: test error')}% of a perceptron ({at(f, 'mnist, MLP: parameters'):,})"
     ),
+    "stability-small": lambda f: (
+        "500 images of MNIST overfitted for 100 epochs: the loss jumps by up to "
+        f"{at(f, 'mnist, NODE: largest loss'):.0f} times with NODE, "
+        f"{at(f, 'mnist, ANODE p=5: largest loss'):.0f} times with ANODE p=5; "
+        f"evaluations from {at(f, 'mnist, NODE: NFE').replace(', ', ' to ')} and "
+        f"{at(f, 'mnist, ANODE p=5: NFE').replace(', ', ' to ')} at most"
+    ),
 }
 
 
