@@ -4,9 +4,10 @@ flow = load("runs/moons")
 flow.sample(1000), flow.log_prob(x)
 """
 
+from cnf.bases import Normal
 from cnf.continuous import Continuous
 from cnf.divergence import Rates, exact, hutchinson, probe_noise
-from cnf.flow import Density, Flow, Normal
+from cnf.flow import Density, Flow
 from cnf.lifts import Dequantize, Lift, LiftedFlow
 from cnf.models import density_model, load, save
 from cnf.objectives import MaximumLikelihood

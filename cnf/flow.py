@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anode import InputError, Solver, with_solver
 from anode.solver import config_of
+from cnf.bases import Base
 from cnf.continuous import Continuous
 from cnf.transforms import Compose, Transform
 
@@ -56,31 +57,6 @@ class Density(nn.Module):
         return with_solver(self, solver)
 
 
-class Normal(nn.Module):
-    """The standard normal base N(0, I).
-
-    Args:
-        shape: shape S of one sample.
-    """
-
-    like: Tensor
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.shape = torch.Size(shape)
-        self.register_buffer("like", torch.empty(0), persistent=False)  # remembers device and dtype
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log N(z; 0, I) in nats, (B,)."""
-        return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
-
-    def sample(self, n: int) -> Tensor:
-        """Draw n samples, (n, *S)."""
-        if n < 0:
-            raise InputError(f"n={n} samples: pass 0 or more")
-        return torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
-
-
 class Flow(Density):
     """A normalizing flow: the density of x when z = g(x, c) has the density of the base.
 
@@ -88,7 +64,7 @@ class Flow(Density):
 
     Args:
         transform: the map g from data to base.
-        base: the distribution of z, such as :class:`Normal`.
+        base: the distribution of z, such as :class:`~cnf.Normal`.
 
     Example:
         >>> from anode import MLPField
@@ -101,7 +77,7 @@ class Flow(Density):
         Papamakarios, Nalisnick, Rezende, Mohamed, Lakshminarayanan 2021, arXiv 1912.02762.
     """
 
-    def __init__(self, transform: Transform, base: Normal) -> None:
+    def __init__(self, transform: Transform, base: Base) -> None:
         super().__init__()
         self.transform = transform
         self.base = base

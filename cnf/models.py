@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from anode import InputError, MLPField, Solver, storage
+from cnf.bases import Normal
 from cnf.continuous import Continuous
-from cnf.flow import Density, Flow, Normal
+from cnf.flow import Density, Flow
 from cnf.lifts import Dequantize, LiftedFlow
 from cnf.transforms import Compose, Logit, Standardize
 
