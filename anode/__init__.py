@@ -7,12 +7,15 @@ from anode.baselines import MLP, ResNet
 from anode.blocks import Augment, ODEBlock
 from anode.classifiers import classifier, load, save
 from anode.conv_fields import ConvField
+from anode.duration import Duration
 from anode.errors import InputError, SolverError
 from anode.evaluations import Evaluations, count_evals
 from anode.fields import Field, MLPField
 from anode.odenet import NormConvField
+from anode.planar_field import PlanarField
+from anode.resolving import with_solver
 from anode.second_order import SecondOrderField
-from anode.solver import Solver, with_solver
+from anode.solver import Solver
 from anode.stages import Classifier
 from anode.standardize import Pixels, Standardize
 
@@ -21,6 +24,7 @@ __all__ = [
     "Augment",
     "Classifier",
     "ConvField",
+    "Duration",
     "Evaluations",
     "Field",
     "InputError",
@@ -28,6 +32,7 @@ __all__ = [
     "NormConvField",
     "ODEBlock",
     "Pixels",
+    "PlanarField",
     "ResNet",
     "SecondOrderField",
     "Solver",

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anode.activations import activation as find_activation
 from anode.errors import InputError
+from anode.layers import TIMED_WEIGHTS, Layer, affine
 
-TIMES = ("none", "concat", "bias")
+TIMES = ("none", "concat", "bias")  # of every kind of field; a perceptron has those of TIMED_WEIGHTS besides
 
 
 class Field(nn.Module):
@@ -45,8 +45,8 @@ class Field(nn.Module):
 class MLPField(Field):
     r"""A multilayer perceptron as a vector field, with its divergence in closed form up to two hidden layers.
 
-    With weights W1, W2, W3 and activation slopes d1, d2 at the hidden units, the Jacobian of two hidden layers is
-    W3 diag(d2) W2 diag(d1) W1, so that
+    With weights W1, W2, W3 at time t and activation slopes d1, d2 at the hidden units, the Jacobian of two hidden
+    layers is W3 diag(d2) W2 diag(d1) W1, so that
 
         tr(df/dx) = d2' [W2 * (W1 W3)'] d1        (* elementwise),
 
@@ -56,15 +56,25 @@ class MLPField(Field):
         dim: number of dimensions of one sample; samples of any shape with that many elements are flattened.
         hidden: widths of the hidden layers.
         activation: ``"tanh"``, ``"softplus"``, ``"relu"`` or ``"silu"``.
-        time: how the field depends on time: ``"none"``, ``"concat"`` (an input of the first layer) or ``"bias"``
-            (a learned multiple of t is added in every layer).
-        context: number of context features; they are added, by a learned linear map, in every layer.
-        zero_init: start from the zero field, so that the flow starts as the identity.
+        time: how each layer depends on time:
+
+            - ``"none"``: W h + b.
+            - ``"concat"``: W (h, t) + b in the first layer, W h + b in the others.
+            - ``"bias"``: W h + b + v t.
+            - ``"squash"``: (W h + b) * sigmoid(w_g t + b_g) + w_b t.
+            - ``"hyper"``: W(t) h + b(t), where W(t) = W0 + t W1 and b(t) = b0 + t b1.
+        context: number of context features c; U c is added in every layer, after the gate of ``"squash"``.
+        zero_init: start from the zero field, so that the flow starts as the identity; with ``residual`` from f = -x.
+        residual: subtract the state, f(t, x, c) = net(t, x, c) - x, whose divergence is less by ``dim``.
 
     Raises:
         InputError: for an unknown activation or time conditioning, or widths that are not positive.
 
+    References:
+        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, its code (``"squash"``, ``residual``).
+
     Example:
+        >>> import torch
         >>> field = MLPField(3, hidden=(16, 16))
         >>> field(torch.tensor(0.5), torch.randn(10, 3)).shape
         torch.Size([10, 3])
@@ -78,21 +88,27 @@ class MLPField(Field):
         time: str = "bias",
         context: int = 0,
         zero_init: bool = False,
+        residual: bool = False,
     ) -> None:
         super().__init__()
-        if time not in TIMES:
-            raise InputError(f"time={time!r} is unknown; choose one of {', '.join(TIMES)}")
+        times = (*TIMES, *TIMED_WEIGHTS)
+        if time not in times:
+            raise InputError(f"time={time!r} is unknown; choose one of {', '.join(times)}")
         if min(dim, *hidden, 1) < 1 or context < 0:
             raise InputError(f"dim={dim}, hidden={tuple(hidden)} and context={context} must be positive numbers")
         self.dim = dim
         self.time = time
         self.context = context
+        self.residual = residual
         self.activation = find_activation(activation)
+
+        def make_layer(n_in: int, n_out: int, first: bool) -> Layer:
+            if time in TIMED_WEIGHTS:
+                return TIMED_WEIGHTS[time](n_in, n_out, context)
+            return Layer(n_in, n_out, context, timed=time == "bias" or (time == "concat" and first))
+
         widths = (dim, *hidden, dim)
-        self.layers = nn.ModuleList(
-            _Layer(n_in, n_out, timed=time == "bias" or (time == "concat" and i == 0), context=context)
-            for i, (n_in, n_out) in enumerate(pairwise(widths))
-        )
+        self.layers = nn.ModuleList(make_layer(*pair, i == 0) for i, pair in enumerate(pairwise(widths)))
         if zero_init:
             for parameter in self.layers[-1].parameters():
                 nn.init.zeros_(parameter)
@@ -103,61 +119,46 @@ class MLPField(Field):
         *first, last = self.layers
         for layer in first:
             h = self.activation.value(layer(t, h, c))
-        return last(t, h, c).view(x.shape)
+        velocity = last(t, h, c).view(x.shape)
+        return velocity - x if self.residual else velocity
 
     def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`Field.velocity_and_divergence`; None for three hidden layers or more."""
-        if len(self.layers) > 3:
+        """See :meth:`Field.velocity_and_divergence`.
+
+        None for three hidden layers or more, and for a time per sample where the weights depend on time.
+        """
+        if len(self.layers) > 3 or (t.ndim and self.time in TIMED_WEIGHTS):
             return None
         h, t = self._flat(x, c), t.to(x.dtype)
         slopes = []
-        *first, last = self.layers
-        for layer in first:
-            h, slope = self.activation.with_slope(layer(t, h, c))
+        *first, last = maps = [layer.at(t, c) for layer in cast("list[Layer]", self.layers)]
+        for weight, shift in first:
+            h, slope = self.activation.with_slope(affine(h, weight, shift))
             slopes.append(slope)
-        return last(t, h, c).view(x.shape), self._trace(slopes, h)
-
-    def _trace(self, slopes: list[Tensor], like: Tensor) -> Tensor:
-        weights = [layer.weight for layer in cast("list[_Layer]", self.layers)]
-        if len(slopes) == 0:
-            return weights[0].trace().expand(len(like))
-        if len(slopes) == 1:
-            return slopes[0] @ (weights[0] * weights[1].T).sum(1)
-        mixing = weights[1] * (weights[0] @ weights[2]).T  # (H2, H1)
-        return (F.linear(slopes[0], mixing) * slopes[1]).sum(1)
+        velocity = affine(h, *last).view(x.shape)
+        divergence = _trace([weight for weight, _ in maps], slopes, len(x))
+        return (velocity - x, divergence - self.dim) if self.residual else (velocity, divergence)
 
     def _flat(self, x: Tensor, c: Tensor | None) -> Tensor:
-        if math.prod(x.shape[1:]) != self.dim:
-            raise InputError(
-                f"x of shape {tuple(x.shape)} does not fit a field of dim={self.dim}: pass (B, {self.dim})"
-            )
         check_context(c, self.context, len(x))
-        return x.flatten(1)
+        return flattened(x, self.dim)
 
 
-class _Layer(nn.Module):
-    """W h + b + v t + U c, initialised like one linear layer of the joined input (h, t, c)."""
+def _trace(weights: list[Tensor], slopes: list[Tensor], batch: int) -> Tensor:
+    """The traces (B,) of the Jacobians of layers of such weights, with such slopes (B, H) between them."""
+    if len(slopes) == 0:
+        return weights[0].trace().expand(batch)
+    if len(slopes) == 1:
+        return slopes[0] @ (weights[0] * weights[1].T).sum(1)
+    mixing = weights[1] * (weights[0] @ weights[2]).T  # (H2, H1)
+    return (F.linear(slopes[0], mixing) * slopes[1]).sum(1)
 
-    def __init__(self, n_in: int, n_out: int, timed: bool, context: int) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(n_in + timed + context)
 
-        def uniform(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-
-        self.weight = uniform(n_out, n_in)
-        self.bias = uniform(n_out)
-        self.time = uniform(n_out) if timed else None
-        self.context = uniform(n_out, context) if context else None
-
-    def forward(self, t: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
-        shift = self.bias
-        if self.time is not None:
-            t = t.unsqueeze(-1) if t.ndim else t  # (B, 1) with a time per sample
-            shift = torch.addcmul(shift, t, self.time)  # (H,) in a solve, (B, H) with a time per sample
-        if self.context is not None and c is not None:
-            shift = shift + F.linear(c, self.context)
-        return F.linear(h, self.weight, shift) if shift.ndim == 1 else F.linear(h, self.weight) + shift
+def flattened(x: Tensor, dim: int) -> Tensor:
+    """The samples as vectors (B, dim), or an :class:`InputError` where they are not of so many elements."""
+    if math.prod(x.shape[1:]) != dim:
+        raise InputError(f"x of shape {tuple(x.shape)} does not fit a field of dim={dim}: pass (B, {dim})")
+    return x.flatten(1)
 
 
 def check_context(c: Tensor | None, features: int, batch: int) -> None:

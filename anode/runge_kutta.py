@@ -16,6 +16,8 @@ from torch import Tensor
 from anode.errors import InputError
 
 Components = tuple[Tensor, ...]
+Slope = Callable[[float, Components], Components]
+AfterStep = Callable[[Components, Components, float], None]
 
 ORDER = 5
 NODES: list[float] = RK45.C.tolist()
@@ -27,12 +29,14 @@ SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
 
 def dopri5(
-    f: Callable[[float, Components], Components],
+    f: Slope,
     y0: Components,
     times: Sequence[float],
     rtol: float,
     atol: float,
     before_step: Callable[[float, Components, float], None],
+    after_step: AfterStep | None = None,
+    passive: int = 0,
 ) -> list[Components]:
     """Solve dy/dt = f(t, y), y(times[0]) = y0, with adaptive steps of which the last ends on the last time.
 
@@ -45,6 +49,8 @@ def dopri5(
         rtol: relative tolerance.
         atol: absolute tolerance.
         before_step: called with t, y and the step size before every step; raises where the solve must end.
+        after_step: called with the slopes at both ends of every accepted step, and its size.
+        passive: the last so many components have no part in the choice of steps.
 
     Returns:
         The components at every time.
@@ -57,8 +63,9 @@ def dopri5(
     """
     t, end = times[0], times[-1]
     y, first = y0, f(t, y0)
-    _check_shapes(y0, first)
-    step = _first_step(f, t, y, first, math.copysign(1.0, end - t), rtol, atol)
+    check_shapes(y0, first)
+    active = slice(len(y0) - passive)
+    step = _first_step(f, t, y, first, math.copysign(1.0, end - t), rtol, atol, active)
     path, asked = [y0], list(times[1:])
     while True:
         before_step(t, y, step)
@@ -66,29 +73,29 @@ def dopri5(
         if last:
             step = end - t
         slopes, after = _stages(f, t, y, first, step)
-        ratio = _error_ratio(slopes, step, y, after, rtol, atol)
+        ratio = _error_ratio([k[active] for k in slopes], step, y[active], after[active], rtol, atol)
         if ratio <= 1:
             reached = end if last else t + step
             while len(asked) > 1 and abs(asked[0] - t) <= abs(reached - t):
                 path.append(_interpolated(y, slopes, step, (asked.pop(0) - t) / step))
+            if after_step is not None:
+                after_step(first, slopes[-1], step)
             t, y, first = reached, after, slopes[-1]
             if last:
                 return [*path, y]
         step *= _growth(ratio)
 
 
-def _stages(
-    f: Callable[[float, Components], Components], t: float, y: Components, first: Components, step: float
-) -> tuple[list[Components], Components]:
+def _stages(f: Slope, t: float, y: Components, first: Components, step: float) -> tuple[list[Components], Components]:
     """The seven slopes of a step, and the state after it."""
     slopes = [first]
     for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
-        slopes.append(f(t + node * step, _plus(y, slopes, weights, step)))
-    after = _plus(y, slopes, SOLUTION, step)
+        slopes.append(f(t + node * step, plus(y, slopes, weights, step)))
+    after = plus(y, slopes, SOLUTION, step)
     return [*slopes, f(t + step, after)], after
 
 
-def _plus(y: Components, slopes: Sequence[Components], weights: Sequence[float], step: float) -> Components:
+def plus(y: Components, slopes: Sequence[Components], weights: Sequence[float], step: float) -> Components:
     """The state y + step * sum_i weights_i slopes_i."""
     parts = list(y)
     for weight, k in zip(weights, slopes, strict=True):
@@ -100,7 +107,7 @@ def _plus(y: Components, slopes: Sequence[Components], weights: Sequence[float],
 
 def _interpolated(y: Components, slopes: Sequence[Components], step: float, share: float) -> Components:
     weights = [sum(factor * share ** (i + 1) for i, factor in enumerate(row)) for row in DENSE]
-    return _plus(y, slopes, weights, step)
+    return plus(y, slopes, weights, step)
 
 
 @torch.no_grad()
@@ -108,7 +115,7 @@ def _error_ratio(
     slopes: Sequence[Components], step: float, y: Components, after: Components, rtol: float, atol: float
 ) -> float:
     """The error of a step over the tolerated one; infinite where it is not a number."""
-    error = _plus(tuple(torch.zeros_like(part) for part in y), slopes, ERROR, step)
+    error = plus(tuple(torch.zeros_like(part) for part in y), slopes, ERROR, step)
     scale = tuple(
         torch.maximum(before.abs(), now.abs()).mul_(rtol).add_(atol) for before, now in zip(y, after, strict=True)
     )
@@ -123,22 +130,23 @@ def _growth(ratio: float) -> float:
 
 
 def _first_step(
-    f: Callable[[float, Components], Components],
+    f: Slope,
     t: float,
     y: Components,
     first: Components,
     sign: float,
     rtol: float,
     atol: float,
+    active: slice,
 ) -> float:
     """The first step, in the direction of ``sign``, from the state, its slope and one explicit Euler step."""
-    scale = tuple(part.abs().mul_(rtol).add_(atol) for part in y)
-    size, speed = _norm(y, scale), _norm(first, scale)
+    scale = tuple(part.abs().mul_(rtol).add_(atol) for part in y[active])
+    size, speed = _norm(y[active], scale), _norm(first[active], scale)
     if not math.isfinite(size + speed):
         return 0.0  # no step can be taken
     trial = 1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed
-    second = f(t + sign * trial, _plus(y, [first], [1.0], sign * trial))
-    change = tuple(after - before for before, after in zip(first, second, strict=True))
+    second = f(t + sign * trial, plus(y, [first], [1.0], sign * trial))
+    change = tuple(after - before for before, after in zip(first[active], second[active], strict=True))
     bend = _norm(change, scale) / trial
     if not math.isfinite(bend):
         return sign * trial
@@ -154,7 +162,8 @@ def _norm(parts: Components, scale: Components) -> float:
     return float(torch.stack(norms).max()) if norms else 0.0
 
 
-def _check_shapes(y: Components, rates: Components) -> None:
+def check_shapes(y: Components, rates: Components) -> None:
+    """Raise an :class:`InputError` unless rates are shaped like the state."""
     got, wanted = ([tuple(part.shape) for part in parts] for parts in (rates, y))
     if got != wanted:
         raise InputError(f"f returns components of shapes {got} for a state of shapes {wanted}: make them alike")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import chain, pairwise
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,9 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from anode.errors import InputError
 from anode.evaluations import listening
+from anode.fixed_steps import rk4
 from anode.right_hand_side import RightHandSide, State
-from anode.runge_kutta import dopri5
-
-M = TypeVar("M", bound=nn.Module)
+from anode.runge_kutta import AfterStep, dopri5
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
@@ -36,7 +35,8 @@ class Solver:
     Attributes:
         method: adaptive (``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``) or of fixed step
             (``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``, ``implicit_adams``). They are
-            torchdiffeq's, except for ``dopri5`` with direct gradients, which takes the same steps with less overhead.
+            torchdiffeq's, except for ``dopri5`` and ``rk4`` with direct gradients, which take the same steps with less
+            overhead.
         rtol: relative tolerance of an adaptive method, per step.
         atol: absolute tolerance of an adaptive method, per step, in the units of the state.
         step_size: largest step of a fixed-step method; the steps divide each interval evenly.
@@ -86,6 +86,11 @@ class Solver:
         """Whether the method chooses its own steps."""
         return self.method in ADAPTIVE_METHODS
 
+    @property
+    def shows_steps(self) -> bool:
+        """Whether :meth:`integrate` can call ``after_step``."""
+        return self.gradient == "direct" and self.method in ("dopri5", "rk4")
+
     def integrate(
         self,
         f: Callable[[Tensor, Any], Any],
@@ -94,6 +99,8 @@ class Solver:
         t1: float,
         params: Sequence[Tensor | None] = (),
         field: nn.Module | None = None,
+        passive: int = 0,
+        after_step: AfterStep | None = None,
     ) -> Any:
         """Solve dy/dt = f(t, y), y(t0) = y0, for y(t1).
 
@@ -106,6 +113,9 @@ class Solver:
                 are skipped. The adjoint gives gradients to these and to nothing else that f closes over.
             field: the module that f evaluates; f itself when f is a module. Its parameters join ``params``, and it
                 is what :func:`count_evals` looks for.
+            passive: the last so many components of a tuple are integrated along, with no part in the choice of steps.
+            after_step: called with the slopes of the first and last stage of every accepted step, which are tuples of
+                components, and the step size; for solvers that :attr:`shows_steps`.
 
         Returns:
             y(t1), shaped like ``y0``.
@@ -115,7 +125,7 @@ class Solver:
         """
         if t0 == t1:
             return y0
-        path = self.trajectory(f, y0, (t0, t1), params, field)
+        path = self.trajectory(f, y0, (t0, t1), params, field, passive, after_step)
         return path[-1] if isinstance(path, Tensor) else tuple(component[-1] for component in path)
 
     @torch.compiler.disable  # the steps depend on the data: compile the field, not the loop around it
@@ -126,6 +136,8 @@ class Solver:
         times: Sequence[float] | Tensor,
         params: Sequence[Tensor | None] = (),
         field: nn.Module | None = None,
+        passive: int = 0,
+        after_step: AfterStep | None = None,
     ) -> Any:
         """Solve dy/dt = f(t, y), y(times[0]) = y0, for y at every time.
 
@@ -136,6 +148,8 @@ class Solver:
                 them; an adaptive one interpolates all but the last by its own dense output.
             params: see :meth:`integrate`.
             field: see :meth:`integrate`.
+            passive: see :meth:`integrate`.
+            after_step: see :meth:`integrate`.
 
         Returns:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
@@ -153,27 +167,29 @@ class Solver:
 
         rhs = RightHandSide(f, self, listening(field))
         settings = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
-        if self.gradient == "adjoint":
+        assert after_step is None or self.shows_steps
+        if self.shows_steps:
+            path = self._own(rhs, y0, t, passive, after_step)
+        elif self.gradient == "adjoint":
             given = [tensor for tensor in params if tensor is not None]
             path = odeint_adjoint(
                 rhs,
                 y0,
                 t,
                 **settings,
-                options=self._options(clock, land_on=t[-1:]),
-                adjoint_options={**self._options(clock, land_on=t[:-1]), "norm": "seminorm"},
+                options=self._options(t[-1:], passive),
+                adjoint_options={**self._options(t[:-1]), "norm": "seminorm"},
                 adjoint_params=(*given, *(field.parameters() if field is not None else ())),
             )
             rhs.await_backward(path)
-        elif self.method == "dopri5":
-            path = self._dopri5(rhs, y0, t)
         else:
-            path = odeint(rhs, y0, t, **settings, options=self._options(clock, land_on=t[-1:]))
+            path = odeint(rhs, y0, t, **settings, options=self._options(t[-1:], passive))
         if not self.adaptive:
             rhs.check_finite(path, t[-1])
         return path
 
-    def _dopri5(self, rhs: RightHandSide, y0: State, times: Tensor) -> State:
+    def _own(self, rhs: RightHandSide, y0: State, times: Tensor, passive: int, after_step: AfterStep | None) -> State:
+        """Solve by the loops of this package, for which a state is a tuple and a time a number."""
         bare = isinstance(y0, Tensor)
 
         def slope(t: float, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -181,19 +197,25 @@ class Solver:
             return (rhs(time, y[0]),) if bare else rhs(time, y)
 
         start = (y0,) if isinstance(y0, Tensor) else tuple(y0)
-        states = dopri5(slope, start, times.tolist(), self.rtol, self.atol, rhs.callback_step)
+        if self.adaptive:
+            tolerances = (self.rtol, self.atol)
+            states = dopri5(slope, start, times.tolist(), *tolerances, rhs.callback_step, after_step, passive)
+        else:
+            grid = self._grid(times)
+            steps = rk4(slope, start, grid.tolist(), rhs.callback_step, after_step)
+            states = [steps[i] for i in torch.isin(grid, times).nonzero().flatten().tolist()]
         path = tuple(torch.stack(component) for component in zip(*states, strict=True))
         return path[0] if bare else path
 
-    def _options(self, clock: torch.dtype, land_on: Tensor) -> dict[str, Any]:
+    def _options(self, land_on: Tensor, passive: int = 0) -> dict[str, Any]:
         if self.adaptive:
-            return {"step_t": land_on, "dtype": clock, "norm": _error_norm}
-        options: dict[str, Any] = {"grid_constructor": self._grid}
+            return {"step_t": land_on, "dtype": land_on.dtype, "norm": partial(_error_norm, passive=passive)}
+        options: dict[str, Any] = {"grid_constructor": lambda f, y0, times: self._grid(times)}
         if self.method.endswith("adams"):
             options["max_order"] = 5  # torchdiffeq's default of 12 amplifies rounding until it dominates
         return options
 
-    def _grid(self, f: object, y0: Tensor, times: Tensor) -> Tensor:
+    def _grid(self, times: Tensor) -> Tensor:
         """Even steps of at most ``step_size`` within each interval, so that every output time is a grid point."""
         assert self.step_size is not None
         ends = times.tolist()
@@ -209,43 +231,10 @@ class Solver:
         return f"{self.method} (step_size={self.step_size:g}, max_steps={self.max_steps})"
 
 
-def with_solver(model: M, solver: Solver) -> M:
-    """A copy of a model with another solver in each of its ODEs.
-
-    Parameters and buffers are shared, so cast or move the model first.
-
-    Example:
-        >>> from anode import MLPField, ODEBlock
-        >>> net = nn.Sequential(nn.Linear(2, 3), ODEBlock(MLPField(3)))
-        >>> with_solver(net, Solver(rtol=1e-8, atol=1e-8))[1].solver.rtol
-        1e-08
-    """
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    other: Any = copy.deepcopy(model, memo=shared)
-    for part in other.modules():
-        if isinstance(getattr(part, "solver", None), Solver):
-            part.solver = solver
-    return other
-
-
-def solver_of(model: nn.Module) -> Solver | None:
-    """The solver of the first ODE in a model; None for a model without."""
-    solvers = (getattr(part, "solver", None) for part in model.modules())
-    return next((solver for solver in solvers if isinstance(solver, Solver)), None)
-
-
-def config_of(model: nn.Module, arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The arguments that rebuild a model, with the solver it has now; None for a model composed by hand."""
-    if arguments is None:
-        return None
-    solver = solver_of(model)
-    return {**arguments, **({} if solver is None else {"solver": asdict(solver)})}
-
-
 @torch.no_grad()
-def _error_norm(state: State) -> Tensor:
+def _error_norm(state: State, passive: int = 0) -> Tensor:
     """The largest root mean square of the components; outside the graph, so that steps are constants to gradients."""
-    components = (state,) if isinstance(state, Tensor) else state
+    components = (state,) if isinstance(state, Tensor) else state[: len(state) - passive]
     norms = [component.square().mean().sqrt() for component in components if component.numel()]
     return torch.stack(norms).max() if norms else components[0].new_zeros(())
 

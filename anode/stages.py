@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from anode.baselines import ResNet
 from anode.blocks import ODEBlock
 from anode.errors import InputError
-from anode.solver import config_of
+from anode.resolving import config_of
 
 
 class Classifier(nn.Module):

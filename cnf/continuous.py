@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from anode import Field, InputError, Solver
-from cnf.divergence import Rates, check_probes, exact, hutchinson, probe_noise
-from cnf.transforms import Transform, Transport
+from cnf import energies
+from cnf.divergence import check_probes, exact, hutchinson, probe_noise
+from cnf.energies import RatesOf
+from cnf.transforms import Path, Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
 DATA, BASE = 1.0, 0.0  # times
@@ -20,6 +24,14 @@ class Continuous(Transform):
 
     The log-density along a trajectory changes by d log p / dt = -tr(df/dx), hence the map from data to base has
     log |det| = -integral_0^1 tr(df/dx) dt.
+
+    Along the paths, energies can be integrated that training keeps small; they have no part in the choice of steps:
+
+    - kinetic: integral of |f|^2 / 2
+    - frobenius: integral of |df/dx|^2, exactly by D pull-backs, or estimated by the probes of a Hutchinson divergence
+    - acceleration: integral of |d^2 x/dt^2|^2 + (d tr(df/dx) / dt)^2, of the state and the log-density, which is what
+      adaptive steps have to resolve. From the slopes at the ends of each step where the solver shows its steps
+      (``dopri5`` and ``rk4`` with direct gradients), which is free; else by a derivative along the path.
 
     Args:
         field: the vector field.
@@ -33,7 +45,9 @@ class Continuous(Transform):
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, theorem 1; Grathwohl, Chen, Bettencourt,
-        Sutskever, Duvenaud 2019, arXiv 1810.01367.
+        Sutskever, Duvenaud 2019, arXiv 1810.01367; Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798
+        (kinetic and Frobenius energy); Kelly, Bettencourt, Johnson, Duvenaud 2020, arXiv 2007.04504 (higher
+        derivatives).
     """
 
     def __init__(
@@ -54,13 +68,13 @@ class Continuous(Transform):
         self.probes = probes
         self.noise = noise
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
         """See :meth:`Transform.forward`."""
-        return self._transport(x, DATA, BASE, c)
+        return self._transport(x, DATA, _base_time(path), c, path)
 
-    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
-        return self._transport(z, BASE, DATA, c)
+        return self._transport(z, _base_time(path), DATA, c, path)
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Transform.encode`; spares the divergence."""
@@ -74,20 +88,38 @@ class Continuous(Transform):
         """The states (T, B, *S) at the given T times, of which the first belongs to ``z``."""
         return self.solver.trajectory(partial(self.field, c=c), z, times, (c,), self.field)
 
-    def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None) -> Transport:
-        rates = self._rates(x, c)
-        start = (x, x.new_zeros(len(x)))
-        # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
-        end = self.solver.integrate(lambda t, state: rates(t, state[0]), start, t0, t1, (c,), self.field)
-        return Transport(*end)
+    def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, path: Path | None) -> Transport:
+        asked = () if path is None else path.energies
+        at_steps = "acceleration" in asked and self.solver.shows_steps
+        riding = [name for name in asked if not (at_steps and name == "acceleration")]  # as parts of the state
+        rates = self._rates(x, c, "frobenius" in asked)
+        turns: list[Tensor] = []
 
-    def _rates(self, x: Tensor, c: Tensor | None) -> Callable[[Tensor, Tensor], Rates]:
-        """The right-hand side, with the noise of this solve, so that the solver sees one smooth ODE."""
+        def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            found = rates(t, state[0])
+            return *found[:2], *(energies.rate(name, rates, t, state[0], found) for name in riding)
+
+        start = (x, *[x.new_zeros(len(x))] * (1 + len(riding)))
+        after_step = (lambda *step: turns.append(energies.turn(*step))) if at_steps else None
+        # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
+        end = self.solver.integrate(f, start, t0, t1, (c,), self.field, len(riding), after_step)
+        along = {name: math.copysign(1, t1 - t0) * energy for name, energy in zip(riding, end[2:], strict=True)}
+        return Transport(*end[:2], along | ({"acceleration": torch.stack(turns).sum(0)} if at_steps else {}))
+
+    def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesOf:
+        """What is integrated, with the noise of this solve, so that the solver sees one smooth ODE."""
         if self.divergence == "exact":
-            return lambda t, x: exact(self.field, t, x, c)
+            return lambda t, x: exact(self.field, t, x, c, frobenius)
         eps = probe_noise(x, self.probes, self.noise)
-        return lambda t, x: hutchinson(self.field, t, x, eps, c)
+        return lambda t, x: hutchinson(self.field, t, x, eps, c, frobenius)
 
     def extra_repr(self) -> str:
         """Solver and divergence, for ``print``."""
         return f"solver={self.solver}, divergence={self.divergence}"
+
+
+def _base_time(path: Path | None) -> float:
+    """The time of the base, drawn anew for every solve where it is steered."""
+    if path is None or path.steer == 0:
+        return BASE
+    return BASE + path.steer * (2 * torch.rand(()).item() - 1)

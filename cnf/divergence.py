@@ -19,13 +19,15 @@ class Rates(NamedTuple):
     Attributes:
         velocity: dx/dt, (B, *S).
         divergence: tr(df/dx), or an estimate of it, (B,).
+        frobenius: the squared Frobenius norm of df/dx, or an estimate of it, (B,), where it was asked for.
     """
 
     velocity: Tensor
     divergence: Tensor
+    frobenius: Tensor | None = None
 
 
-def exact(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None) -> Rates:
+def exact(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
     """The velocity f(t, x, c) and the exact divergence tr(df/dx).
 
     By the closed form of the field where it has one; else by one forward pass and D pull-backs e_i' df/dx, where D is
@@ -36,28 +38,32 @@ def exact(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None) -> Rates:
         t: time, ``()`` or ``(B,)``.
         x: state, (B, *S).
         c: context, (B, C), or None.
+        frobenius: also the squared Frobenius norm of df/dx, which takes the D pull-backs in any case.
 
     Returns:
         The :class:`Rates`.
     """
     closed_form = field.velocity_and_divergence(t, x, c)
-    if closed_form is not None:
-        return Rates(*closed_form)
-    return exact_by_pullbacks(field, t, x, c)
+    if closed_form is None:
+        return exact_by_pullbacks(field, t, x, c, frobenius)
+    return Rates(*closed_form, exact_by_pullbacks(field, t, x, c, frobenius).frobenius if frobenius else None)
 
 
-def exact_by_pullbacks(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None) -> Rates:
+def exact_by_pullbacks(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
     """The generic rule of :func:`exact`, for any field: D pull-backs."""
     velocity, pull = vjp(lambda x: field(t, x, c), x)[:2]
     basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
-    divergence = x.new_zeros(len(x))
+    divergence = norm = x.new_zeros(len(x))
     for i, direction in enumerate(basis):
-        (row,) = pull(direction.view(x.shape[1:]).expand_as(x))  # e_i' df/dx
-        divergence = divergence + row.flatten(1)[:, i]
-    return Rates(velocity, divergence)
+        row = pull(direction.view(x.shape[1:]).expand_as(x))[0].flatten(1)  # e_i' df/dx
+        divergence = divergence + row[:, i]
+        norm = norm + row.square().sum(1) if frobenius else norm
+    return Rates(velocity, divergence, norm if frobenius else None)
 
 
-def hutchinson(field: Field, t: Tensor, x: Tensor, eps: Tensor, c: Tensor | None = None) -> Rates:
+def hutchinson(
+    field: Field, t: Tensor, x: Tensor, eps: Tensor, c: Tensor | None = None, frobenius: bool = False
+) -> Rates:
     """The velocity f(t, x, c) and an unbiased estimate of its divergence, the mean over probes of eps' (df/dx) eps.
 
     Args:
@@ -66,16 +72,20 @@ def hutchinson(field: Field, t: Tensor, x: Tensor, eps: Tensor, c: Tensor | None
         x: state, (B, *S).
         eps: noise of K probes with zero mean and unit covariance, (K, B, *S); see :func:`probe_noise`.
         c: context, (B, C), or None.
+        frobenius: also an unbiased estimate of the squared Frobenius norm, the mean of |eps' df/dx|^2.
 
     Returns:
         The :class:`Rates`, from one forward pass and K pull-backs.
 
     References:
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, equation 7.
+        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, equation 7; Finlay, Jacobsen,
+        Nurbekyan, Oberman 2020, arXiv 2002.02798, section 3.2 (the norm).
     """
     velocity, pull = vjp(lambda x: field(t, x, c), x)[:2]
-    estimates = [(pull(probe)[0] * probe).flatten(1).sum(1) for probe in eps]
-    return Rates(velocity, torch.stack(estimates).mean(0))
+    rows = [pull(probe)[0].flatten(1) for probe in eps]  # eps' df/dx
+    estimates = [(row * probe.flatten(1)).sum(1) for row, probe in zip(rows, eps, strict=True)]
+    norms = torch.stack([row.square().sum(1) for row in rows]).mean(0) if frobenius else None
+    return Rates(velocity, torch.stack(estimates).mean(0), norms)
 
 
 def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor:

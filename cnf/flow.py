@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from anode import InputError, Solver, with_solver
-from anode.solver import config_of
+from anode.resolving import config_of
 from cnf.bases import Base
 from cnf.continuous import Continuous
-from cnf.transforms import Compose, Transform
+from cnf.transforms import Compose, Path, Transform
+
+
+class Bound(NamedTuple):
+    """A lower bound of a log-density, and what it took.
+
+    Attributes:
+        value: in nats, (B,).
+        energies: those of the paths that were asked for, by name, each (B,).
+    """
+
+    value: Tensor
+    energies: Mapping[str, Tensor]
 
 
 class Density(nn.Module):
@@ -41,6 +53,10 @@ class Density(nn.Module):
 
     def elbo(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """A lower bound of log p(x given c) from one draw of every auxiliary variable, (B,); what training raises."""
+        return self.elbo_on_path(x, c).value
+
+    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
+        """The same, with what is asked of the paths of ODEs on the way."""
         raise NotImplementedError
 
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
@@ -68,7 +84,7 @@ class Flow(Density):
 
     Example:
         >>> from anode import MLPField
-        >>> from cnf import Continuous
+        >>> from cnf import Continuous, Normal
         >>> flow = Flow(Continuous(MLPField(2)), Normal((2,)))
         >>> flow.log_prob(torch.randn(5, 2)).shape, flow.sample(7).shape
         (torch.Size([5]), torch.Size([7, 2]))
@@ -103,12 +119,14 @@ class Flow(Density):
             SolverError: when an ODE cannot be solved.
         """
         self._check("x", x, c)
-        z, log_det = self.transform(x, c)
+        z, log_det, _ = self.transform(x, c)
         return self.base.log_prob(z) + log_det
 
-    def elbo(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """The bound is tight: :meth:`log_prob`."""
-        return self.log_prob(x, c)
+    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
+        """See :meth:`Density.elbo_on_path`; the bound is tight."""
+        self._check("x", x, c)
+        z, log_det, energies = self.transform(x, c, path)
+        return Bound(self.base.log_prob(z) + log_det, energies)
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
@@ -127,7 +145,7 @@ class Flow(Density):
         """
         z, c = self.base.sample(n), _each(c, n)
         self._check("z", z, c)
-        x, log_det = self.transform.inverse(z, c)
+        x, log_det, _ = self.transform.inverse(z, c)
         return x, self.base.log_prob(z) - log_det
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -153,14 +171,25 @@ class Flow(Density):
             (T, B, *S).
 
         Raises:
-            InputError: when the flow is not some static transforms followed by one :class:`Continuous`.
+            InputError: see :meth:`parts`.
         """
         self._check("z", z, c)
+        static, ode = self.parts()
+        return torch.stack([static.decode(x, c) for x in ode.trajectory(z, times, c)])
+
+    def parts(self) -> tuple[Compose, Continuous]:
+        """The static transforms next to the data, and the ODE next to the base.
+
+        Raises:
+            InputError: when the flow is not some static transforms followed by one :class:`Continuous`.
+        """
         *static, ode = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
         if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static):
-            raise InputError("a trajectory needs one Continuous, the last transform on the way to the base")
-        to_data = Compose(static)  # ty: ignore[invalid-argument-type]
-        return torch.stack([to_data.decode(x, c) for x in ode.trajectory(z, times, c)])
+            raise InputError(
+                "the flow has no single path from base to data: it needs one Continuous, the last transform on the way "
+                "to the base"
+            )
+        return Compose(static), ode  # ty: ignore[invalid-argument-type]
 
     def _check(self, name: str, x: Tensor, c: Tensor | None) -> None:
         shape, dtype = self.base.shape, self.base.like.dtype

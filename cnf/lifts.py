@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from anode import InputError
-from cnf.flow import Density, Flow
+from cnf.flow import Bound, Density, Flow
+from cnf.transforms import Path
 
 
 class Lift(nn.Module):
@@ -101,10 +102,11 @@ class LiftedFlow(Density):
         """See :attr:`Density.kind`: always ``"bound"``."""
         return "bound"
 
-    def elbo(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
         """Log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c)."""
         y, log_q = self.lift(x, c)
-        return self.flow.log_prob(y.to(self.flow.base.like.dtype), c) - log_q
+        value, energies = self.flow.elbo_on_path(y.to(self.flow.base.like.dtype), c, path)
+        return Bound(value - log_q, energies)
 
     def log_prob(self, x: Tensor, c: Tensor | None = None, samples: int = 64) -> Tensor:
         """The importance-weighted bound log (1/K) sum_k p(y_k) / q(y_k given x), (B,).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from anode import InputError, MLPField, Solver, storage
-from cnf.bases import Normal
+from cnf.bases import Base, Mixture, Normal
 from cnf.continuous import Continuous
 from cnf.flow import Density, Flow
 from cnf.lifts import Dequantize, LiftedFlow
 from cnf.transforms import Compose, Logit, Standardize
 
 KIND = "density"
+BASES: dict[str, Callable[[Sequence[int], int], Base]] = {
+    "normal": lambda shape, components: Normal(shape),
+    "mixture": Mixture,
+}
 
 
 def density_model(
@@ -27,7 +31,10 @@ def density_model(
     hidden: Sequence[int] = (128, 128),
     activation: str = "tanh",
     time: str = "bias",
+    residual: bool = False,
     context: int = 0,
+    base: str = "normal",
+    components: int = 8,
     divergence: str = "exact",
     probes: int = 1,
     noise: str = "rademacher",
@@ -38,7 +45,7 @@ def density_model(
 ) -> Flow | LiftedFlow:
     """A continuous normalizing flow: standardisation, then one ODE, then a standard normal base.
 
-    The field starts at zero, so that the untrained flow is the Gaussian of the standardised data. Discrete data
+    The field starts at zero, so that the untrained flow is about the Gaussian of the standardised data. Discrete data
     (``levels``) are dequantised and sent through a logit first, and the likelihood is a bound.
 
     Args:
@@ -46,7 +53,10 @@ def density_model(
         hidden: widths of the hidden layers of the field; up to two have their divergence in closed form.
         activation: see :class:`~anode.MLPField`.
         time: see :class:`~anode.MLPField`.
+        residual: see :class:`~anode.MLPField`.
         context: number of context features c of a conditional density p(x given c).
+        base: ``"normal"``, or ``"mixture"`` for a learned mixture of Gaussians.
+        components: of the mixture.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: number of Hutchinson probes.
         noise: ``"rademacher"`` or ``"gaussian"`` probes.
@@ -66,15 +76,18 @@ def density_model(
         >>> flow.log_prob(torch.randn(5, 3), torch.randn(5, 2)).shape
         torch.Size([5])
     """
+    if base not in BASES:
+        raise InputError(f"base={base!r} is unknown; choose one of {', '.join(BASES)}")
     solver = solver if isinstance(solver, Solver) else Solver(**solver)
-    field = MLPField(math.prod(shape), hidden, activation, time, context, zero_init=True)
+    field = MLPField(math.prod(shape), hidden, activation, time, context, zero_init=True, residual=residual)
+    start = BASES[base](shape, components)
     ode = Continuous(field, solver, divergence, probes, noise)
     standardize = Standardize(shape)
     model: Flow | LiftedFlow
     if levels is None:
-        model = Flow(Compose([standardize, ode]), Normal(shape))
+        model = Flow(Compose([standardize, ode]), start)
     else:
-        model = LiftedFlow(Dequantize(levels), Flow(Compose([Logit(alpha), standardize, ode]), Normal(shape)))
+        model = LiftedFlow(Dequantize(levels), Flow(Compose([Logit(alpha), standardize, ode]), start))
     if data is not None:
         standardize.fit(_real(data, shape, levels, alpha))
     model.arguments = {
@@ -82,7 +95,10 @@ def density_model(
         "hidden": list(hidden),
         "activation": activation,
         "time": time,
+        "residual": residual,
         "context": context,
+        "base": base,
+        "components": components,
         "divergence": divergence,
         "probes": probes,
         "noise": noise,

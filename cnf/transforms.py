@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import torch
@@ -13,6 +15,36 @@ from torch.nn import functional as F
 from anode import InputError
 from anode.standardize import Moments
 
+ENERGIES = ("kinetic", "frobenius", "acceleration")
+
+
+@dataclass(frozen=True)
+class Path:
+    """What training asks of the paths of ODEs, besides where they end.
+
+    Attributes:
+        energies: which of ``"kinetic"``, ``"frobenius"`` and ``"acceleration"`` to integrate along each path; see
+            :class:`~cnf.Continuous`.
+        steer: b; the base is put at a time drawn uniformly from [-b, b] rather than at 0 (STEER). The resulting
+            likelihood is for training only.
+
+    Raises:
+        InputError: for an unknown energy, or ``steer`` outside [0, 1).
+
+    References:
+        Ghosh, Behl, Dupont, Torr, Namboodiri 2020, arXiv 2006.10711 (STEER).
+    """
+
+    energies: tuple[str, ...] = ()
+    steer: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.energies:
+            if name not in ENERGIES:
+                raise InputError(f"energy {name!r} is unknown; choose from {', '.join(ENERGIES)}")
+        if not 0 <= self.steer < 1:
+            raise InputError(f"steer={self.steer} must lie in [0, 1): the data are at time 1")
+
 
 class Transport(NamedTuple):
     """The result of a transform.
@@ -20,10 +52,12 @@ class Transport(NamedTuple):
     Attributes:
         point: where the points went, (B, *S).
         log_det: log |det J| of the map just applied, (B,), in nats.
+        energies: those of the paths that were asked for, by name, each (B,).
     """
 
     point: Tensor
     log_det: Tensor
+    energies: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Transform(nn.Module):
@@ -33,12 +67,18 @@ class Transform(nn.Module):
     :meth:`encode` and :meth:`decode` where points alone are cheaper.
     """
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
-        """Data to base: z = g(x, c) and log |det dg/dx|."""
+    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+        """Data to base: z = g(x, c) and log |det dg/dx|.
+
+        Args:
+            x: data, (B, *S).
+            c: context, (B, C), or None.
+            path: what to ask of the paths of ODEs; of no meaning to other transforms.
+        """
         raise NotImplementedError
 
-    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
-        """Base to data: x with g(x, c) = z, and log |det dx/dz|."""
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+        """Base to data: x with g(x, c) = z, and log |det dx/dz|; see :meth:`forward`."""
         raise NotImplementedError
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -64,21 +104,19 @@ class Compose(Transform):
     def _inward(self) -> list[Transform]:
         return cast("list[Transform]", list(self.transforms))
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
-        """See :meth:`Transform.forward`."""
-        log_det = x.new_zeros(len(x))
+    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+        """See :meth:`Transform.forward`; energies of several ODEs add up."""
+        total = Transport(x, x.new_zeros(len(x)))
         for transform in self._inward():
-            x, step = transform(x, c)
-            log_det = log_det + step
-        return Transport(x, log_det)
+            total = _joined(total, transform(total.point, c, path))
+        return total
 
-    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
-        log_det = z.new_zeros(len(z))
+        total = Transport(z, z.new_zeros(len(z)))
         for transform in reversed(self._inward()):
-            z, step = transform.inverse(z, c)
-            log_det = log_det + step
-        return Transport(z, log_det)
+            total = _joined(total, transform.inverse(total.point, c, path))
+        return total
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Transform.encode`."""
@@ -91,6 +129,13 @@ class Compose(Transform):
         for transform in reversed(self._inward()):
             z = transform.decode(z, c)
         return z
+
+
+def _joined(before: Transport, step: Transport) -> Transport:
+    energies = {**before.energies}
+    for name, energy in step.energies.items():
+        energies[name] = energies[name] + energy if name in energies else energy
+    return Transport(step.point, before.log_det + step.log_det, energies)
 
 
 class Standardize(Moments, Transform):
@@ -107,11 +152,11 @@ class Standardize(Moments, Transform):
         tensor([[0., 0.]])
     """
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
         """See :meth:`Transform.forward`."""
         return Transport((x - self.mean) / self.scale, -self.scale.log().sum().expand(len(x)))
 
-    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
         return Transport(z * self.scale + self.mean, self.scale.log().sum().expand(len(z)))
 
@@ -135,14 +180,14 @@ class Logit(Transform):
             raise InputError(f"alpha={alpha} must lie in [0, 0.5), such as 0.05")
         self.alpha = alpha
 
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
         """See :meth:`Transform.forward`; x in [0, 1], which is checked."""
         z = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
         if not torch.isfinite(z).all():
             raise InputError(f"x must lie in [0, 1], and between them with alpha=0 (alpha={self.alpha}); it does not")
         return Transport(z, -self._log_slope(z))
 
-    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
         x = (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
         return Transport(x, self._log_slope(z))

@@ -53,9 +53,17 @@ class Broken(Field):
 
 
 def mlp_fields():
-    """Every combination of depth, activation and time conditioning, some with context."""
-    for hidden in ((), (7,), (7, 5), (6, 5, 4)):
-        for activation in ("tanh", "softplus", "relu", "silu"):
-            for time in ("none", "concat", "bias"):
-                context = 2 if activation == "silu" else 0
-                yield MLPField(3, hidden, activation, time, context)
+    """Every combination of time conditioning, depth and activation, some with context, some less the state."""
+    for time in ("none", "concat", "bias", "squash", "hyper"):
+        for hidden in ((), (7,), (7, 5), (6, 5, 4)):
+            for activation in ("tanh", "softplus", "relu", "silu"):
+                context = 2 if activation in ("relu", "silu") else 0
+                residual = activation in ("softplus", "silu")
+                yield wild(MLPField(3, hidden, activation, time, context, residual=residual))
+
+
+def wild(field):
+    """The field with large parameters, those that begin at zero too."""
+    for parameter in field.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return field

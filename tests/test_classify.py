@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run, monkeypatch):
 
     assert run("classify", "spheres", *TINY, "--out", "whole")[0] == 0
     taken = iter(range(100))
-    stop = loop._stop_signals
+    stop = loop.stop_signals
 
     def soon():
         context = stop()
@@ -135,11 +135,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run, monkeypatch):
 
         return Soon()
 
-    monkeypatch.setattr(loop, "_stop_signals", soon)
+    monkeypatch.setattr(loop, "stop_signals", soon)
     status, out, _ = run("classify", "spheres", *TINY, "--out", "parts")
     assert status == 0
     assert "continue with: train-flows classify --resume parts" in out
-    monkeypatch.setattr(loop, "_stop_signals", stop)
+    monkeypatch.setattr(loop, "stop_signals", stop)
     assert run("classify", "--resume", "parts")[0] == 0
     whole, parts = (storage.read_weights(name) for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -162,7 +162,7 @@ def test_the_best_weights_are_those_of_the_validation(run, monkeypatch):
 
 
 def test_epochs_are_steps():
-    assert Epochs(epochs=3, batch_size=10, lr=0.1).training(57) == Training(15, 10, 0.1, "constant", 10.0, 0.0, 5)
+    assert Epochs(epochs=3, batch_size=10, lr=0.1).training(57) == Training(15, 10, 0.1, "constant", validate_every=5)
 
 
 def test_recipes_name_settings_that_exist():

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-from fields import mlp_fields
+from fields import mlp_fields, wild
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from anode import InputError, MLPField
+from anode import ConvField, Duration, InputError, MLPField
 from anode.activations import activation
+from cnf import exact
+
+TIMES = ("none", "concat", "bias", "squash", "hyper")
 
 
 def context_of(field, batch):
@@ -51,12 +54,74 @@ def test_concatenated_time_is_an_input_of_the_first_layer(float64):
     torch.testing.assert_close(field(t, x), expected)
 
 
-@pytest.mark.parametrize("time", ["none", "concat", "bias"])
-def test_time_per_sample_is_the_same_as_one_by_one(float64, time):
-    field = MLPField(2, (6,), time=time, context=3)
+def test_squash_gates_and_shifts_linear_layers(float64):
+    field = wild(MLPField(2, (6, 5), time="squash"))
+    t, x = torch.tensor(0.7), torch.randn(4, 2)
+    h = x
+    for i, layer in enumerate(field.layers):
+        linear, gate = nn.Linear(*layer.weight.T.shape), nn.Linear(1, len(layer.weight))
+        shift = nn.Linear(1, len(layer.weight), bias=False)
+        linear.weight.data, linear.bias.data = layer.weight.data, layer.bias.data
+        gate.weight.data, gate.bias.data = layer.gate_time.data[:, None], layer.gate_bias.data
+        shift.weight.data = layer.time.data[:, None]
+        h = linear(h) * torch.sigmoid(gate(t.view(1, 1))) + shift(t.view(1, 1))
+        h = torch.tanh(h) if i < 2 else h
+    torch.testing.assert_close(field(t, x), h)
+
+
+def test_hyper_makes_linear_layers_of_time(float64):
+    field = wild(MLPField(2, (6, 5), time="hyper"))
+    t, x = torch.tensor(0.7), torch.randn(4, 2)
+    h = x
+    for i, layer in enumerate(field.layers):
+        n_out, n_in = layer.weight.shape
+        net = nn.Linear(1, n_in * n_out + n_out)
+        net.weight.data = torch.cat([layer.weight_time.data.flatten(), layer.time.data])[:, None]
+        net.bias.data = torch.cat([layer.weight.data.flatten(), layer.bias.data])
+        linear = nn.Linear(n_in, n_out)
+        weight, bias = net(t.view(1)).split([n_in * n_out, n_out])
+        linear.weight.data, linear.bias.data = weight.data.view(n_out, n_in), bias.data
+        h = torch.tanh(linear(h)) if i < 2 else linear(h)
+    torch.testing.assert_close(field(t, x), h)
+
+
+def test_hyper_begins_as_linear_layers_that_do_not_change():
+    field = MLPField(100, (), time="hyper")
+    for t in torch.tensor([0.0, 0.4, 1.0]):
+        weight, bias = field.layers[0].at(t, None)
+        assert 0.099 < weight.abs().max() <= 0.1  # 1 / sqrt(100), as nn.Linear
+        assert bias.abs().max() <= 0.1
+        torch.testing.assert_close(weight.std().item(), 0.1 / 3**0.5, rtol=0.05, atol=0)
+    x = torch.randn(5, 100)
+    field(torch.tensor(0.5), x).square().sum().backward()
+    assert all((parameter.grad != 0).all() for parameter in field.parameters())
+
+
+def test_residual_subtracts_the_state(float64):
+    plain, residual = wild(MLPField(6)), MLPField(6, residual=True)
+    residual.load_state_dict(plain.state_dict())
+    t, x = torch.tensor(0.3), torch.randn(4, 2, 3)
+    torch.testing.assert_close(residual(t, x), plain(t, x) - x)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("hidden", [(), (6,), (6, 5), (6, 5, 4)])
+@pytest.mark.parametrize("time", TIMES)
+def test_time_per_sample_is_the_same_as_one_by_one(float64, time, hidden, residual):
+    field = wild(MLPField(2, hidden, time=time, context=3, residual=residual))
     x, c, t = torch.randn(4, 2), torch.randn(4, 3), torch.rand(4)
     alone = torch.cat([field(t[i], x[i : i + 1], c[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(field(t, x, c), alone)
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_divergence_with_time_per_sample_is_exact_or_not_closed(float64, time):
+    field = wild(MLPField(2, (6, 5), time=time, context=3))
+    x, c, t = torch.randn(4, 2), torch.randn(4, 3), torch.rand(4)
+    alone = torch.cat([field.velocity_and_divergence(t[i], x[i : i + 1], c[i : i + 1])[1] for i in range(4)])
+    closed = field.velocity_and_divergence(t, x, c)
+    assert (closed is None) == (time in ("squash", "hyper"))
+    torch.testing.assert_close(exact(field, t, x, c).divergence, alone)
 
 
 def test_parameter_counts_match_the_papers_networks():
@@ -65,10 +130,40 @@ def test_parameter_counts_match_the_papers_networks():
     assert sum(p.numel() for p in field.parameters()) == (8 * 32 + 32) + (32 * 32 + 32) + (32 * 7 + 7)
 
 
-def test_zero_init_is_the_zero_field():
-    field = MLPField(3, context=2, zero_init=True)
-    x = torch.randn(5, 3)
-    assert (field(torch.tensor(0.5), x, torch.randn(5, 2)) == 0).all()
+@pytest.mark.parametrize(
+    ("dim", "hidden", "blocks", "count"),
+    [
+        (6, (60, 60, 60), 5, 43_325),  # POWER
+        (8, (160, 160, 160), 5, 278_565),  # GAS
+        (21, (210, 210), 10, 546_850),  # HEPMASS
+        (43, (860, 860), 1, 820_613),  # MINIBOONE
+        (63, (1260, 1260, 1260), 2, 6_698_666),  # BSDS300
+    ],
+)
+def test_parameter_counts_match_ffjord(dim, hidden, blocks, count):
+    with torch.device("meta"):
+        flows = nn.ModuleList(Duration(MLPField(dim, hidden, time="squash")) for _ in range(blocks))
+    assert sum(p.numel() for p in flows.parameters()) == count
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_state_names_its_parameters(time):
+    """Stored models are read by these names."""
+    names = {"layers.0.weight", "layers.0.bias", "layers.0.context"}
+    names |= {"layers.0.time"} if time != "none" else set()
+    names |= {"squash": {"layers.0.gate_time", "layers.0.gate_bias"}, "hyper": {"layers.0.weight_time"}}.get(
+        time, set()
+    )
+    assert MLPField(3, (), time=time, context=2).state_dict().keys() == names
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["solve", "time-per-sample"])
+@pytest.mark.parametrize("time", TIMES)
+def test_zero_init_is_the_zero_field(time, each):
+    x, c = torch.randn(5, 3), torch.randn(5, 2)
+    t = torch.rand(5) if each else torch.tensor(0.5)
+    assert (MLPField(3, time=time, context=2, zero_init=True)(t, x, c) == 0).all()
+    assert (MLPField(3, time=time, context=2, zero_init=True, residual=True)(t, x, c) == -x).all()
 
 
 @given(
@@ -91,7 +186,8 @@ def test_shape_and_dtype_stay(shape, batch, hidden, double):
     ("make", "names"),
     [
         (lambda: MLPField(2, activation="gelu"), "gelu"),
-        (lambda: MLPField(2, time="fourier"), "fourier"),
+        (lambda: MLPField(2, time="fourier"), "fourier.*concat.*hyper"),
+        (lambda: ConvField(2, time="squash"), "squash.*none, concat, bias"),
         (lambda: MLPField(0), "dim=0"),
         (lambda: MLPField(2, (8, 0)), "hidden"),
         (lambda: MLPField(2)(torch.tensor(0.0), torch.randn(4, 3)), "dim=2"),

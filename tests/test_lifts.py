@@ -7,7 +7,18 @@ import torch
 from torch import nn
 
 from anode import Augment, InputError
-from cnf import Dequantize, Flow, Lift, LiftedFlow, MaximumLikelihood, Normal, Standardize, density_model
+from cnf import (
+    Dequantize,
+    Flow,
+    Lift,
+    LiftedFlow,
+    MaximumLikelihood,
+    Normal,
+    Standardize,
+    Transform,
+    Transport,
+    density_model,
+)
 
 
 class Uniform(nn.Module):
@@ -78,14 +89,14 @@ def test_bound_rises_with_samples_to_the_truth(float64):
     assert means[2] > truth - 0.1
 
 
-class _Whiten(nn.Module):
+class _Whiten(Transform):
     def __init__(self, covariance):
         super().__init__()
         self.factor = torch.linalg.cholesky(covariance)
 
-    def forward(self, x, c=None):
+    def forward(self, x, c=None, path=None):
         z = torch.linalg.solve_triangular(self.factor, x.T, upper=False).T
-        return z, -self.factor.diagonal().log().sum().expand(len(x))
+        return Transport(z, -self.factor.diagonal().log().sum().expand(len(x)))
 
 
 def test_masses_of_discrete_data_sum_to_at_most_one():

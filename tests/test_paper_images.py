@@ -131,7 +131,7 @@ def stopping_after(steps, monkeypatch):
         yield stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_stop_signals", soon)
+        patch.setattr(loop, "stop_signals", soon)
         now = SimpleNamespace(time=lambda: 0.0, monotonic=lambda: time.monotonic() + clock[0])
         patch.setattr(image_trials, "time", now)
         yield

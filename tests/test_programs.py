@@ -296,7 +296,8 @@ def untimed(folder):
 
 
 class TestResume:
-    OPTIONS = (*TINY, "--divergence", "hutchinson", "--schedule", "plateau")
+    STAGES = ("--objective", "flow-matching+likelihood", "--likelihood-steps", "3", "--steer", "0.1", "--ema", "0.9")
+    OPTIONS = (*TINY, "--divergence", "hutchinson", "--schedule", "plateau", *STAGES)
 
     def interrupt(self, monkeypatch, step):
         """Ask for a stop before the given step, as Ctrl-C would."""
@@ -313,7 +314,7 @@ class TestResume:
             def __exit__(self, *_):
                 pass
 
-        monkeypatch.setattr(loop, "_stop_signals", Signals)
+        monkeypatch.setattr(loop, "stop_signals", Signals)
 
     @pytest.mark.parametrize("step", [0, 2, 3, 5])
     def test_continues_bit_for_bit(self, run, undrawn, monkeypatch, step):

@@ -58,8 +58,8 @@ def log_det_by_brute_force(transform, x, c):
 
 def test_inverse_undoes_forward(case):
     transform, x, c = case
-    z, log_det = transform(x, c)
-    back, log_det_back = transform.inverse(z, c)
+    z, log_det, _ = transform(x, c)
+    back, log_det_back, _ = transform.inverse(z, c)
     torch.testing.assert_close(back, x, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(log_det_back, -log_det, rtol=1e-7, atol=1e-7)
 
@@ -79,7 +79,7 @@ def test_points_alone_are_the_same_points(case):
 def test_shapes_and_gradients(case):
     transform, x, c = case
     x = x.clone().requires_grad_()
-    point, log_det = transform(x, c)
+    point, log_det, _ = transform(x, c)
     assert point.shape == x.shape
     assert log_det.shape == (len(x),)
     (gradient,) = torch.autograd.grad(point.sum() + log_det.sum(), x)

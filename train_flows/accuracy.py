@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from anode import Classifier, Solver, SolverError, with_solver
-from anode.solver import solver_of
+from anode.resolving import solver_of
 from train_flows import supervised
 from train_flows.data.labelled import Pairs
 from train_flows.supervised import Supervised, outputs, predicted

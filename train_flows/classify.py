@@ -18,6 +18,7 @@ from train_flows.checkpoint import Run
 from train_flows.data import classes
 from train_flows.data.labelled import Labelled, Pairs
 from train_flows.errors import TrainingError
+from train_flows.loop import shuffled_batches
 from train_flows.settings import Labels, Network, Numerics, RunSettings, check_seed, find_device
 from train_flows.supervised import Supervised, measure
 from train_flows.text import lines_of
@@ -107,7 +108,8 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
         found = {name: measure(objective, part) for name, part in parts.items()}
         return {f"{name}_{figure}": found[name][figure] for name in parts for figure in ("loss", "accuracy")}
 
-    return session.fit(run, objective, model, tuple(train), training, validate, "validation_loss", settings.run.seed)
+    batch = shuffled_batches(tuple(train), training.batch_size, settings.run.seed)
+    return session.fit(run, objective, model, batch, training, validate, "validation_loss")
 
 
 def report(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal
+from torch import nn
 
 from anode import SolverError
-from cnf import Density, MaximumLikelihood, density_model
+from cnf import Density, density_model
 from cnf.models import KIND
-from train_flows import command_line, data, likelihood, pictures, recipes, session
+from train_flows import command_line, data, likelihood, objectives, pictures, recipes, session
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
-from train_flows.settings import DensityNumerics, Model, RunSettings, Source, check_seed, find_device
+from train_flows.loop import shuffled_batches
+from train_flows.settings import DensityNumerics, Model, Objective, RunSettings, Source, check_seed, find_device
 from train_flows.text import lines_of
 from train_flows.training import Training
 
@@ -33,6 +36,7 @@ class Settings:
 
     data: Source = field(default_factory=Source)
     model: Model = field(default_factory=Model)
+    objective: Objective = field(default_factory=Objective)
     numerics: DensityNumerics = field(default_factory=DensityNumerics)
     training: Training = field(default_factory=Training)
     run: RunSettings = field(default_factory=RunSettings)
@@ -43,6 +47,7 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings = parse(args)
     settings.training.check()
+    objectives.check(settings.objective, settings.training.steps)
     check_seed(settings.run.seed)
     figures, device = settings.numerics.figures(), find_device(settings.run.device)
     dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
@@ -81,6 +86,43 @@ def build(settings: Settings, dataset: Dataset) -> Density:
     )
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a training loop needs to know of a density.
+
+    Attributes:
+        objective: to minimise.
+        batch: what it takes at a step.
+        validate: figures of the current weights, ``"nll"`` among them.
+    """
+
+    objective: nn.Module
+    batch: Callable[[int], Any]
+    validate: Callable[[], dict[str, float]]
+
+
+def task(settings: Settings, dataset: Dataset, trained: Density, model: Density) -> Task:
+    """The task of training a density on the device it is on.
+
+    Args:
+        settings: of the run.
+        dataset: its data.
+        trained: solves as training does.
+        model: shares its weights, and solves as validation does.
+    """
+    device = next(model.parameters()).device
+    validation = dataset.validation.to(device)[:VALIDATION]
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        figure, nfe = likelihood.nll(model, validation, samples=1)
+        return {"nll": figure["value"], "nfe_log_prob": nfe, **objectives.energies(goal, model, validation)}
+
+    goal, training = settings.objective, settings.training
+    batch = shuffled_batches(dataset.train.to(device), training.batch_size, settings.run.seed)
+    return Task(*objectives.build(goal, trained, batch, training.steps), validate)
+
+
 def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model: Density) -> bool:
     """Train, keeping the weights of the best validation NLL in the run folder.
 
@@ -94,17 +136,10 @@ def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model:
     Returns:
         Whether training came to its end; False when it was asked to stop.
     """
-    device = next(model.parameters()).device
-    validation = dataset.validation.to(device)[:VALIDATION]
-    print(f"{len(dataset.train)} samples to train on, {len(validation)} to validate on; nll: {_validated_as(model)}")
-
-    @torch.no_grad()
-    def validate() -> dict[str, float]:
-        figure, nfe = likelihood.nll(model, validation, samples=1)
-        return {"nll": figure["value"], "nfe_log_prob": nfe}
-
-    objective, samples = MaximumLikelihood(trained), dataset.train.to(device)
-    return session.fit(run, objective, model, samples, settings.training, validate, "nll", settings.run.seed)
+    validated = min(VALIDATION, len(dataset.validation))
+    print(f"{len(dataset.train)} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
+    found = task(settings, dataset, trained, model)
+    return session.fit(run, found.objective, model, found.batch, settings.training, found.validate, "nll")
 
 
 def _validated_as(model: Density) -> str:

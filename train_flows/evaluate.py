@@ -15,7 +15,7 @@ import anode
 import cnf
 from anode import InputError, Solver, storage
 from anode.classifiers import KIND as CLASSIFIER
-from anode.solver import solver_of
+from anode.resolving import solver_of
 from cnf.models import KIND as DENSITY
 from train_flows import accuracy, held_out, likelihood
 from train_flows.settings import Device, Flag, check_seed, find_device

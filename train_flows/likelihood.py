@@ -78,13 +78,13 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
         ]
     log_p = torch.cat(parts).cpu().double()
     solves = len(parts) * samples
-    ode = odes(model)[0]
+    ode = next(iter(odes(model)), None)
     figure = {
         "value": -log_p.mean().item(),
         "standard_error": log_p.std().item() / math.sqrt(len(x)),
         "kind": model.kind,
-        "tolerance": {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
-        "probes": ode.probes if ode.divergence == "hutchinson" else None,
+        "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
+        "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
         "samples": samples if lifted else None,
         "value_standardized": None if lifted else -log_p.mean().item() - log_scale(model),
     }

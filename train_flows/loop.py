@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +15,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, R
 from tqdm import tqdm
 
 from anode import SolverError, count_evals
+from train_flows.average import Average
 from train_flows.errors import TrainingError
+from train_flows.signals import stop_signals
 from train_flows.training import Training
 
 
@@ -113,23 +112,26 @@ def train(
     optimizer = torch.optim.Adam(objective.parameters(), lr=training.lr, weight_decay=decay, fused=fused)
     objective, optimizer = accelerator.prepare(objective, optimizer)
     schedule = _schedule(optimizer, training)
+    average = Average(objective.parameters(), training.ema)
     parts = {"objective": accelerator.unwrap_model(objective), "optimizer": optimizer, "schedule": schedule}
+    parts["average"] = average
     progress = _restore(journal, parts, accelerator.device)
 
     started = time.monotonic() - progress.seconds
     hidden = quiet or None  # None: where there is no terminal
     bar = tqdm(total=training.steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=hidden)
-    with _stop_signals() as stop_requested, bar:
+    with stop_signals() as stop_requested, bar:
         while True:
             due = progress.step % training.validate_every == 0 or progress.step == training.steps
             if due and progress.step > progress.recorded:
                 progress.seconds = time.monotonic() - started
-                figures = _validated(progress, validate, optimizer.param_groups[0]["lr"])
+                with average.in_place():
+                    figures = _validated(progress, validate, optimizer.param_groups[0]["lr"])
+                    if figures[criterion] < progress.best:
+                        progress.best = figures[criterion]
+                        keep_best()
                 if isinstance(schedule, ReduceLROnPlateau):
                     schedule.step(figures[criterion])
-                if figures[criterion] < progress.best:
-                    progress.best = figures[criterion]
-                    keep_best()
                 journal.log(figures)
                 journal.save_state(progress.step, _state(progress, parts))
                 if not quiet:
@@ -146,6 +148,7 @@ def train(
             for name, value in taken.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
             progress.step += 1
+            average.update(progress.step)
             bar.update()
             bar.set_postfix(loss=f"{taken['loss']:.3f}", nfe=int(taken["nfe_forward"] + taken["nfe_backward"]))
 
@@ -223,19 +226,3 @@ def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> P
         states = state["random_cuda"][: torch.cuda.device_count()]  # perhaps of another machine
         torch.cuda.set_rng_state_all([random.cpu() for random in states])
     return Progress(**{name: state[name] for name in vars(Progress())})
-
-
-@contextmanager
-def _stop_signals() -> Generator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a request to stop after the current step."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop.is_set
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, lambda *_: stop.set()) for number in signals]
-    try:
-        yield stop.is_set
-    finally:
-        for number, handler in zip(signals, previous, strict=True):
-            signal.signal(number, handler)

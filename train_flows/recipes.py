@@ -12,6 +12,15 @@ DENSITY: dict[str, dict[str, Any]] = {
     "table": {"hidden": (256, 256), "steps": 2500, "lr": 5e-3, "validate_every": 250},
     "digits": {"hidden": (256, 256), "batch_size": 128, "lr": 3e-3},
 }
+FFJORD: dict[str, Any] = {  # of its published code for two dimensions, to compare with
+    "hidden": (64, 64, 64),
+    "time": "squash",
+    "gradient": "adjoint",
+    "loosen": 1.0,
+    "steps": 2500,
+    "lr": 1e-3,
+    "schedule": "constant",
+}
 
 
 PAIRS: dict[str, dict[str, dict[str, int]]] = {  # NODE and ANODE of as many parameters nearly, of the ANODE paper

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from anode import InputError, storage
 from train_flows.checkpoint import RESULT, Run
 from train_flows.errors import TrainingError
-from train_flows.loop import shuffled_batches, train
+from train_flows.loop import train
 from train_flows.provenance import provenance
 from train_flows.settings import RunSettings
 from train_flows.training import Training
@@ -58,11 +58,10 @@ def fit(
     run: Run,
     objective: nn.Module,
     model: nn.Module,
-    samples: Tensor | tuple[Tensor, ...],
+    batch: Callable[[int], Any],
     training: Training,
     validate: Callable[[], dict[str, float]],
     criterion: str,
-    seed: int,
 ) -> bool:
     """Train, keeping the weights of the best validation in the run folder.
 
@@ -70,11 +69,10 @@ def fit(
         run: the folder.
         objective: what to minimise; it trains the weights of ``model``.
         model: what is stored; it holds the best weights at the end.
-        samples: to train on, on the device of the model; see :func:`train_flows.loop.shuffled_batches`.
+        batch: the batch of a step; see :func:`train_flows.loop.shuffled_batches`.
         training: how to optimise.
         validate: figures of the current weights.
         criterion: the one of them to minimise.
-        seed: of the batches.
 
     Returns:
         Whether training came to its end; False when it was asked to stop.
@@ -89,7 +87,7 @@ def fit(
         finished = train(
             objective,
             training,
-            shuffled_batches(samples, training.batch_size, seed),
+            batch,
             validate,
             lambda: storage.write_weights(run.folder, model.state_dict()),
             run,

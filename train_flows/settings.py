@@ -71,10 +71,29 @@ class Model:
 
     hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
     activation: Literal["tanh", "softplus", "relu", "silu"] = "tanh"  # of the hidden layers
-    time: Literal["none", "concat", "bias"] = "bias"  # how the field depends on time
+    time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
+    residual: Flag = False  # the field is the network less the state
+    base: Literal["normal", "mixture"] = "normal"  # the standard normal, or a learned mixture of Gaussians
+    components: int = 8  # of the mixture
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
     probes: int = 1  # Hutchinson probes averaged
     noise: Literal["rademacher", "gaussian"] = "rademacher"  # of the probes
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What to minimise."""
+
+    objective: Literal["likelihood", "flow-matching", "flow-matching+likelihood"] = "likelihood"
+    likelihood_steps: int = 200  # the last steps, of flow-matching+likelihood
+    coupling: Literal["independent", "optimal_transport", "entropic"] = "independent"  # of flow matching
+    interpolation: Literal["straight", "variance-preserving"] = "straight"  # paths of flow matching
+    sigma: float = 0.0  # noise of flow matching, in standard deviations of the data
+    kinetic: float = 0.0  # weight of the kinetic energy of the paths, of likelihood as the next three
+    frobenius: float = 0.0  # weight of the squared norm of the Jacobian
+    acceleration: float = 0.0  # weight of the squared acceleration, which makes solving cheap
+    steer: float = 0.0  # move the time of the base by up to this while training
+    energies: tuple[Literal["kinetic", "frobenius", "acceleration"], ...] = ()  # to report with every validation
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Training:
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"  # of the learning rate
     clip: float = 10.0  # largest norm of the gradient
     weight_decay: float = 0.0  # of Adam: the factor of half the squared norm of the weights in the loss
+    ema: float = 0.0  # decay of the moving average of the weights, which is what is validated and stored; 0 for none
     validate_every: int = 100  # steps between validations, records and checkpoints
 
     def check(self) -> None:
@@ -33,6 +34,8 @@ class Training:
                 raise InputError(f"--{name} {getattr(self, name)} must be a positive number")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise InputError(f"--weight-decay {self.weight_decay} must be a number from 0")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"--ema {self.ema} must lie in [0, 1), such as 0.999")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Epochs:
     schedule: Literal["cosine", "plateau", "constant"] = "constant"  # of the learning rate
     clip: float = 10.0  # largest norm of the gradient
     weight_decay: float = 0.0  # of Adam: the factor of half the squared norm of the weights in the loss
+    ema: float = 0.0  # decay of the moving average of the weights, which is what is validated and stored; 0 for none
     precision: Precision = "float32"  # of the layers while training; states and figures are in float32
 
     def training(self, samples: int) -> Training:
@@ -59,6 +63,5 @@ class Epochs:
         self._in_steps(1, validate_every=1).check()
 
     def _in_steps(self, steps: int, validate_every: int) -> Training:
-        return Training(
-            steps, self.batch_size, self.lr, self.schedule, self.clip, self.weight_decay, validate_every=validate_every
-        )
+        same = {name: getattr(self, name) for name in ("batch_size", "lr", "schedule", "clip", "weight_decay", "ema")}
+        return Training(steps, **same, validate_every=validate_every)

@@ -132,9 +132,13 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
     objective = Supervised(model, "cross-entropy")
     batch_size = min(trial.batch_size, len(train_part.x))
     per_epoch = len(train_part.x) // batch_size
-    training = Training(
-        trial.epochs * per_epoch, batch_size, trial.lr, trial.schedule, math.inf, trial.weight_decay, per_epoch
-    )
+    same: dict[str, Any] = {
+        "lr": trial.lr,
+        "schedule": trial.schedule,
+        "weight_decay": trial.weight_decay,
+        "clip": math.inf,
+    }
+    training = Training(trial.epochs * per_epoch, batch_size, **same, validate_every=per_epoch)
     about = {**trial.plain(), "seed": seed}
     sitting = Sitting(place.states / f"{trial.data}-{trial.name}-{seed}.pt".replace(" ", "-"), about)
 

@@ -1,0 +1,64 @@
+"""Variational inference: fitting a flow to a density that is known up to a constant."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from anode import InputError
+from cnf.bases import Normal
+from cnf.flow import Flow
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+class ReverseKL(nn.Module):
+    """The divergence KL(q | p) of a flow q from an unnormalised density p~, without the constant log Z, in nats.
+
+        loss = E_q [log q(x) - log p~(x)] = KL(q | p) - log Z
+
+    Samples and their log-densities come from one solve, and gradients go through both. The path gradient leaves out
+    the score of q, whose mean is zero, so that its variance vanishes where q = p; it takes a second solve.
+
+    Args:
+        flow: q, on the standard normal base.
+        log_target: log p~ of points (B, *S), (B,), differentiable.
+        path_gradient: use that estimator of the gradient.
+
+    Raises:
+        InputError: for a base whose samples carry no gradient to its own parameters.
+
+    References:
+        Rezende, Mohamed 2015, arXiv 1505.05770; Roeder, Wu, Duvenaud 2017, arXiv 1703.09194; Vaitl, Nicoli, Nakajima,
+        Kessel 2022, arXiv 2207.08219 (path gradients of continuous flows).
+
+    Example:
+        >>> from cnf import density_model
+        >>> objective = ReverseKL(density_model((2,)), lambda x: -(x - 3).square().sum(1) / 2)
+        >>> objective(256).backward()
+    """
+
+    def __init__(self, flow: Flow, log_target: LogDensity, path_gradient: bool = False) -> None:
+        super().__init__()
+        if not isinstance(flow.base, Normal):
+            raise InputError(f"base={flow.base} has parameters that samples do not reach: use Normal")
+        self.flow = flow
+        self.log_target = log_target
+        self.path_gradient = path_gradient
+
+    def forward(self, batch: int) -> Tensor:
+        """The loss, a scalar.
+
+        Args:
+            batch: how many samples to estimate it from.
+        """
+        x, log_q = self._along_the_path(batch) if self.path_gradient else self.flow.sample_with_log_prob(batch)
+        return (log_q - self.log_target(x)).mean()
+
+    def _along_the_path(self, n: int) -> tuple[Tensor, Tensor]:
+        """Samples, and their log-densities under the same weights as constants."""
+        x = self.flow.decode(self.flow.base.sample(n))
+        constants = {id(parameter): parameter.detach() for parameter in self.flow.parameters()}
+        return x, copy.deepcopy(self.flow, memo=constants).log_prob(x)

@@ -1,0 +1,174 @@
+"""Bases against torch's own distributions, quadrature and their own samplers."""
+
+import pytest
+import torch
+
+from anode import InputError
+from cnf.bases import Mixture, Normal
+
+
+def far_mixture(shape=(2,), components=5):
+    """A mixture whose components differ in place, width and weight."""
+    base = Mixture(shape, components)
+    for parameter, std in ((base.means, 2.0), (base.log_scales, 0.4), (base.logits, 1.0)):
+        torch.nn.init.normal_(parameter, std=std)
+    return base
+
+
+def by_torch(base):
+    """The same mixture, of samples of one dimension of shape, by torch.distributions."""
+    normal = torch.distributions.Independent(torch.distributions.Normal(base.means, base.log_scales.exp()), 1)
+    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=base.logits), normal)
+
+
+@torch.no_grad()
+def test_a_mixture_integrates_to_one(float64):
+    base = far_mixture()
+    axis = torch.arange(-25, 25, 0.1)
+    points = torch.cartesian_prod(axis, axis)
+    assert base.log_prob(points).exp().sum().item() * 0.1**2 == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("dim", "components"), [(1, 1), (2, 5), (40, 3)])
+def test_a_mixture_is_that_of_torch(float64, dim, components):
+    base = far_mixture((dim,), components)
+    z = 3 * torch.randn(50, dim)
+    torch.testing.assert_close(base.log_prob(z), by_torch(base).log_prob(z))
+    assert base.weights.shape == (components,)
+    torch.testing.assert_close(base.weights, by_torch(base).mixture_distribution.probs)
+
+
+def test_samples_of_several_axes_are_the_flattened_ones(float64):
+    image, flat = far_mixture((1, 2, 3), 4), Mixture((6,), 4)
+    flat.load_state_dict({name: value.reshape(4, -1).squeeze() for name, value in image.state_dict().items()})
+    z = torch.randn(7, 1, 2, 3)
+    torch.testing.assert_close(image.log_prob(z), flat.log_prob(z.flatten(1)))
+    assert image.sample(5).shape == (5, 1, 2, 3)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_standard_normal_components_are_the_normal_base(float64, components):
+    base = Mixture((2, 3), components)
+    for parameter in (base.means, base.log_scales):
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.normal_(base.logits)  # of no meaning where components are equal
+    z = torch.randn(7, 2, 3)
+    torch.testing.assert_close(base.log_prob(z), Normal((2, 3)).log_prob(z))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("components", [1, 8])
+def test_it_starts_near_the_standard_normal(float64, components):
+    base = Mixture((2,), components)
+    z = torch.randn(2000, 2)
+    kl = (Normal((2,)).log_prob(z) - base.log_prob(z)).mean()
+    assert kl.abs() < 0.01
+    assert len(base.means.unique(dim=0)) == components
+
+
+@torch.no_grad()
+def test_the_mean_of_starts_is_the_standard_normal(float64):
+    """Of the densities at a point, over the draws of the means, within 5 standard errors."""
+    z = torch.tensor([[0.0, 0.0], [1.0, -1.0], [3.0, 0.0]])
+    densities = torch.stack([Mixture((2,), 2).log_prob(z).exp() for _ in range(4000)])
+    error = densities.std(0) / len(densities) ** 0.5
+    assert ((densities.mean(0) - Normal((2,)).log_prob(z).exp()).abs() < 5 * error).all()
+
+
+@torch.no_grad()
+def test_the_sampler_agrees_with_the_density(float64):
+    """Means of a component's posterior weight, of z and of z z' by samples against those of the density."""
+    base, n = far_mixture(), 40_000
+    z = base.sample(n)
+    second = torch.einsum("ni,nj->nij", z, z)
+    variances = torch.diag_embed(torch.exp(2 * base.log_scales))
+    weights = base.weights[:, None]
+    mean = (weights * base.means).sum(0)
+    moment = (weights[..., None] * (torch.einsum("ki,kj->kij", base.means, base.means) + variances)).sum(0)
+    share = (by_torch(base).component_distribution.log_prob(z[:, None]) + base.weights.log()).softmax(1)
+    for got, wanted in ((z, mean), (second, moment), (share, base.weights)):
+        assert ((got.mean(0) - wanted).abs() < 4.5 * got.std(0) / n**0.5).all()
+
+
+def test_samples_have_no_graph_and_follow_the_seed():
+    base = far_mixture()
+    torch.manual_seed(1)
+    z = base.sample(20)
+    torch.manual_seed(1)
+    assert torch.equal(base.sample(20), z)
+    assert not torch.equal(base.sample(20), z)
+    assert not z.requires_grad
+    assert base.sample(0).shape == (0, 2)
+    assert base.log_prob(base.sample(0)).shape == (0,)
+
+
+def test_every_parameter_has_a_gradient_at_the_start():
+    base = Mixture((3,), 4)
+    base.log_prob(torch.randn(50, 3)).mean().backward()
+    assert all((parameter.grad != 0).all() for parameter in base.parameters())
+
+
+def test_gradients_equal_finite_differences(float64):
+    base = far_mixture(components=3)
+    names, values = zip(*base.named_parameters(), strict=True)
+
+    def log_prob(z, *values):
+        return torch.func.functional_call(_Call(base), {f"base.{n}": v for n, v in zip(names, values, strict=True)}, z)
+
+    assert torch.autograd.gradcheck(log_prob, (torch.randn(4, 2, requires_grad=True), *values))
+
+
+class _Call(torch.nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, z):
+        return self.base.log_prob(z)
+
+
+def test_components_part_to_fit_separate_pieces(float64):
+    """Two narrow pieces of unequal weight are found from the start at one place."""
+    x = torch.cat([0.3 * torch.randn(1500, 2) + 3, 0.3 * torch.randn(500, 2) - 3])
+    base = Mixture((2,), 2)
+    optimizer = torch.optim.Adam(base.parameters(), 0.1)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (-base.log_prob(x).mean()).backward()
+        optimizer.step()
+    order = base.means[:, 0].argsort()
+    torch.testing.assert_close(base.means[order].mean(1), torch.tensor([-3.0, 3.0]), rtol=0, atol=0.1)
+    torch.testing.assert_close(base.weights[order], torch.tensor([0.25, 0.75]), rtol=0, atol=0.02)
+    torch.testing.assert_close(base.log_scales.exp(), torch.full((2, 2), 0.3), rtol=0, atol=0.05)
+
+
+def test_far_points_have_finite_log_density_and_gradient():
+    base = Mixture((2,), 3)
+    z = torch.full((1, 2), 1e6, requires_grad=True)
+    log_p = base.log_prob(z)
+    (gradient,) = torch.autograd.grad(log_p.sum(), z)
+    assert torch.isfinite(log_p).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_it_moves_and_is_stored():
+    base = far_mixture().to(torch.float64)
+    z = base.sample(6)
+    assert z.dtype == torch.float64
+    assert base.log_prob(z).dtype == torch.float64
+    assert set(base.state_dict()) == {"means", "log_scales", "logits"}
+    other = Mixture((2,), 5).to(torch.float64)
+    other.load_state_dict(base.state_dict())
+    assert torch.equal(other.log_prob(z), base.log_prob(z))
+
+
+@pytest.mark.parametrize("components", [0, -2])
+def test_bad_components_are_named(components):
+    with pytest.raises(InputError, match=f"components={components} "):
+        Mixture((2,), components)
+
+
+@pytest.mark.parametrize("base", [Normal((2,)), Mixture((2,), 3)])
+def test_bad_counts_are_named(base):
+    with pytest.raises(InputError, match="n=-1"):
+        base.sample(-1)

@@ -1,0 +1,354 @@
+"""Planar layers and the planar field against Jacobians, closed forms, quadrature and their own samplers."""
+
+import math
+
+import pytest
+import torch
+
+from anode import Field, InputError, Solver
+from anode.planar_field import PlanarField
+from cnf.bases import Normal
+from cnf.continuous import Continuous
+from cnf.flow import Flow
+from cnf.planar import Planar
+from cnf.transforms import Compose, Standardize
+
+T = torch.tensor(0.3)
+
+
+def planar(dim, layers, std=1.0):
+    """Layers far from the identity."""
+    transform = Planar(dim, layers)
+    for parameter in transform.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return transform
+
+
+def one_layer(along, b=0.0):
+    """One layer on the line, with w = 1 and w'u as given."""
+    transform = Planar(1)
+    for parameter, value in ((transform.w, 1.0), (transform.u, along), (transform.b, b)):
+        torch.nn.init.constant_(parameter, value)
+    return transform
+
+
+def field_far_from_zero(dim, units):
+    field = PlanarField(dim, units)
+    for parameter in field.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.nn.init.normal_(field.u, std=1 / math.sqrt(units))
+    return field
+
+
+def log_det_by_brute_force(map_, x):
+    jacobians = [torch.autograd.functional.jacobian(lambda y: map_(y[None]).point[0], point) for point in x]
+    return torch.linalg.slogdet(torch.stack(jacobians)).logabsdet
+
+
+@torch.no_grad()
+def on_a_grid(flow, half, n):
+    """Points of a square, and their masses by the midpoint rule."""
+    middle = (torch.arange(n) + 0.5) / n * 2 * half - half
+    points = torch.cartesian_prod(middle, middle)
+    return points, flow.log_prob(points).exp() * (2 * half / n) ** 2
+
+
+@torch.no_grad()
+def sampler_agrees(flow, points, masses, n=40_000):
+    """Whether means of bounded functions by samples are those by quadrature, within 4 standard errors."""
+
+    def functions(x):
+        return torch.cat([torch.tanh(x), torch.cos(2 * x), torch.sin(x.sum(1, keepdim=True))], 1)
+
+    seen, wanted = functions(flow.sample(n)), masses @ functions(points)
+    return ((seen.mean(0) - wanted).abs() < 4 * seen.std(0) / n**0.5).all()
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("layers", [1, 4])
+def test_log_det_is_that_of_the_jacobian(float64, layers, std):
+    transform = planar(3, layers, std)
+    if std == 3:
+        along = (transform.w * transform.u).sum(1, keepdim=True)
+        transform.u.data *= -along.sign()  # w'u < 0; below -1 a layer would fold without the constraint
+        assert (along.abs() > 1).any()
+    z = 2 * torch.randn(20, 3)
+    x, log_det = transform.inverse(z)[:2]
+    torch.testing.assert_close(log_det, log_det_by_brute_force(transform.inverse, z), rtol=0, atol=1e-8)
+    torch.testing.assert_close(transform(x).log_det, log_det_by_brute_force(transform, x), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("dim", "layers", "std"), [(1, 1, 1.0), (1, 1, 3.0), (2, 4, 1.0), (2, 4, 3.0), (5, 1, 10.0), (5, 16, 1.0)]
+)
+def test_both_ways_are_inverse(float64, dim, layers, std):
+    transform = planar(dim, layers, std)
+    x = 3 * torch.randn(200, dim)
+    z, log_det = transform(x)[:2]
+    back, log_det_back = transform.inverse(z)[:2]
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("along", [-40.0, -20.0, -5.0, 0.0, 0.5, 5.0, 1e3, 1e6])
+def test_the_equation_is_solved_for_every_slope_and_distance(float64, along):
+    """From layers that all but fold at z = 0 to those that tear it apart, whose slope magnifies the rounding of z."""
+    transform = one_layer(along)
+    ends = torch.logspace(-12, 6, 200)
+    x = torch.cat([-ends, torch.zeros(1), ends, torch.linspace(-20, 20, 801)])[:, None]
+    z, log_det = transform(x)[:2]
+    back, log_det_back = transform.inverse(z)[:2]
+    assert torch.isfinite(log_det).all()
+    assert ((back - x).abs() <= 1e-15 * (1 + max(along, 0)) * (1 + x.abs())).all()
+    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-6)
+    assert (z[x.flatten().argsort()].diff(dim=0) >= 0).all()
+
+
+@torch.no_grad()
+def test_far_from_the_hinge_a_layer_translates_by_the_constrained_u(float64):
+    """What is left of a layer where tanh = ±1 is û: u but for a part along w, such that w'û = -1 + log(1 + e^{w'u})."""
+    transform = planar(4, 1, std=2.0)
+    w, u = transform.w[0], transform.u[0]
+    for sign in (-1, 1):
+        z = sign * 1e3 * w[None]
+        moved = sign * (transform.inverse(z).point - z)[0]
+        assert (w @ moved).item() == pytest.approx(math.log1p(math.exp(w @ u)) - 1, abs=1e-9)
+        across = moved - u - w * (w @ (moved - u)) / (w @ w)
+        torch.testing.assert_close(across, torch.zeros(4), rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_layer_moves_points_along_one_direction(float64):
+    transform = planar(4, 1)
+    z = torch.randn(30, 4)
+    singular = torch.linalg.svdvals(transform.inverse(z).point - z)
+    assert singular[0] > 0.1
+    assert singular[1] < 1e-12
+
+
+@pytest.mark.parametrize("along", [-30.0, -2.0, 0.0, 2.0])
+def test_the_slope_at_the_hinge_is_positive_and_known(float64, along):
+    """On the line df/dz = 1 + wû at wz + b = 0, which is log(1 + e^{wu})."""
+    log_det = one_layer(along, b=0.7).inverse(torch.tensor([[-0.7]])).log_det
+    assert log_det.item() == pytest.approx(math.log(math.log1p(math.exp(along))), abs=1e-12)
+
+
+def test_a_u_that_meets_the_constraint_at_zero_leaves_all_in_place(float64):
+    transform = one_layer(math.log(math.e - 1), b=0.7)
+    x = torch.randn(10, 1)
+    z, log_det = transform(x)[:2]
+    torch.testing.assert_close(z, x, rtol=0, atol=1e-14)
+    torch.testing.assert_close(log_det, torch.zeros(10), rtol=0, atol=1e-14)
+
+
+def as_function(transform, which):
+    """Point and log-determinant as a function of x and the parameters."""
+    names = [name for name, _ in transform.named_parameters()]
+
+    class Way(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = transform
+
+        def forward(self, x):
+            return tuple(getattr(self.inner, which)(x))[:2]
+
+    way = Way()
+    return lambda x, *values: torch.func.functional_call(
+        way, {f"inner.{name}": value for name, value in zip(names, values, strict=True)}, x
+    )
+
+
+@pytest.mark.parametrize("which", ["forward", "inverse"])
+@pytest.mark.parametrize(("layers", "std"), [(1, 1.0), (4, 0.5), (2, 1.5)])
+def test_gradients_equal_finite_differences(float64, which, layers, std):
+    transform = planar(2, layers, std)
+    inputs = (torch.randn(3, 2, requires_grad=True), *transform.parameters())
+    function = as_function(transform, which)
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs, atol=1e-4)
+
+
+def test_gradients_are_right_where_a_layer_all_but_folds(float64):
+    transform = one_layer(-6.0)
+    inputs = (torch.tensor([[-1.0], [-0.1], [0.2], [2.0]], requires_grad=True), *transform.parameters())
+    assert torch.autograd.gradcheck(as_function(transform, "forward"), inputs, eps=1e-7, rtol=1e-4)
+
+
+def test_pull_backs_by_torch_func_are_those_of_autograd(float64):
+    transform = planar(2, 3)
+    x, v = torch.randn(4, 2, requires_grad=True), torch.randn(4, 2)
+    (wanted,) = torch.autograd.grad(transform.encode(x), x, v)
+    torch.testing.assert_close(torch.func.vjp(transform.encode, x)[1](v)[0], wanted)
+
+
+def test_a_planar_density_integrates_to_one_and_agrees_with_its_sampler(float64):
+    flow = Flow(planar(2, 4, std=0.7), Normal((2,)))
+    points, masses = on_a_grid(flow, half=12.0, n=400)
+    assert masses.sum().item() == pytest.approx(1, abs=1e-3)
+    assert sampler_agrees(flow, points, masses)
+    with torch.no_grad():
+        flow.transform.b.add_(0.1)
+    assert not sampler_agrees(flow, points, masses)
+    assert flow.kind == "exact"
+
+
+def test_it_composes(float64):
+    x = torch.randn(100, 2) * 7 + 3
+    flow = Flow(Compose([Standardize((2,)).fit(x), planar(2, 2), planar(2, 3)]), Normal((2,)))
+    torch.testing.assert_close(flow.decode(flow.encode(x)), x, rtol=0, atol=1e-10)
+    sample, log_p = flow.sample_with_log_prob(20)
+    torch.testing.assert_close(flow.log_prob(sample), log_p, rtol=0, atol=1e-9)
+
+
+def test_single_precision_is_kept():
+    transform = planar(2, 4)
+    x = torch.randn(500, 2)
+    z, log_det = transform(x)[:2]
+    assert z.dtype == log_det.dtype == torch.float32
+    torch.testing.assert_close(transform.inverse(z).point, x, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 50])
+def test_layers_start_near_the_identity_and_learn(dim):
+    transform = Planar(dim, 3)
+    z = torch.randn(100, dim)
+    x, log_det = transform.inverse(z)[:2]
+    assert 0 < (x - z).abs().max() < 1
+    assert 0 < log_det.abs().max() < 1
+    flow = Flow(transform, Normal((dim,)))
+    flow.log_prob(z).mean().backward()
+    assert all((parameter.grad != 0).all() for parameter in flow.parameters())
+
+
+def test_nothing_in_nothing_out():
+    for way in (Planar(2, 3), Planar(2, 3).inverse):
+        point, log_det = way(torch.zeros(0, 2))[:2]
+        assert point.shape == (0, 2)
+        assert log_det.shape == (0,)
+
+
+@pytest.mark.parametrize("t", [torch.tensor(0.3), torch.rand(5)], ids=["one time", "a time per sample"])
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
+def test_divergence_of_the_field_is_the_trace_of_the_jacobian(float64, shape, t):
+    t = t.double()
+    size = math.prod(shape)
+    field = field_far_from_zero(size, 7)
+    x = torch.randn(5, *shape)
+    velocity, divergence = field.velocity_and_divergence(t, x)
+    jacobian = torch.autograd.functional.jacobian(lambda x: field(t, x).sum(0), x)  # (*S, B, *S)
+    traces = jacobian.reshape(size, 5, size).diagonal(dim1=0, dim2=2).sum(1)
+    torch.testing.assert_close(divergence, traces, rtol=0, atol=1e-12)
+    torch.testing.assert_close(velocity, field(t, x))
+    assert velocity.shape == x.shape
+
+
+def test_time_per_sample_is_the_same_as_one_by_one(float64):
+    field = field_far_from_zero(2, 7)
+    x, t = torch.randn(4, 2), torch.rand(4)
+    alone = [field.velocity_and_divergence(t[i], x[i : i + 1]) for i in range(4)]
+    for joint, one_by_one in zip(field.velocity_and_divergence(t, x), zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(joint, torch.cat(one_by_one))
+    assert not torch.allclose(field(t[0], x), field(t[1], x))
+
+
+def hold_gates_open(field):
+    """Gates sigma(50) = 1 at all times."""
+    for parameter in field.gates.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.constant_(field.gates[-2].bias, 50.0)
+    return field
+
+
+class OneUnit(Field):
+    """dx/dt = (2, 1) tanh(3 x_0 - x_1 + 1/2)."""
+
+    def forward(self, t, x, c=None):
+        h = torch.tanh(3 * x[:, 0] - x[:, 1] + 0.5)
+        return torch.stack([2 * h, h], 1)
+
+
+def written_by_hand():
+    """The planar field of :class:`OneUnit`."""
+    field = hold_gates_open(PlanarField(2, units=1))
+    for parameter, value in ((field.w, [[3.0, -1.0]]), (field.b, [0.5]), (field.u, [[2.0, 1.0]])):
+        parameter.data = torch.tensor(value)
+    return field
+
+
+def test_one_open_unit_is_the_field_written_by_hand(float64):
+    x = torch.randn(20, 2)
+    for t in (torch.tensor(0.0), torch.tensor(0.8)):
+        torch.testing.assert_close(written_by_hand()(t, x), OneUnit()(t, x), rtol=0, atol=1e-14)
+
+
+def test_the_flow_of_one_open_unit_is_known(float64):
+    """Along it a = w'x + b obeys da/dt = w'u tanh(a), hence sinh a(t) = e^{w'u t} sinh a(0); x moves along u."""
+    field = written_by_hand()
+    z = torch.randn(30, 2) / 3
+    w, u, speed = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 1.0]), 5.0
+    start = z @ w + 0.5
+    end = torch.asinh(math.exp(speed) * torch.sinh(start))
+    x, log_det = Continuous(field, Solver(rtol=1e-10, atol=1e-10)).inverse(z)[:2]
+    torch.testing.assert_close(x, z + torch.outer((end - start) / speed, u), rtol=0, atol=1e-7)
+    torch.testing.assert_close(log_det, speed + torch.log(torch.cosh(start) / torch.cosh(end)), rtol=0, atol=1e-7)
+
+
+def test_units_add_up(float64):
+    both, x = field_far_from_zero(2, 2), torch.randn(10, 2)
+    total = 0
+    for n in range(2):
+        one = PlanarField(2, 1)
+        one.load_state_dict({k: v if k.startswith("gates.0") else v[n : n + 1] for k, v in both.state_dict().items()})
+        total = total + one(T, x)
+    torch.testing.assert_close(both(T, x), total)
+
+
+def test_gates_stay_between_zero_and_one(float64):
+    """A closed unit stands still; none moves faster than |u|, nor backwards."""
+    field = field_far_from_zero(2, 1)
+    times = torch.linspace(-5, 5, 100)
+    ratio = field(times, torch.ones(100, 2)) / hold_gates_open(field)(times, torch.ones(100, 2))
+    assert ((ratio > 0) & (ratio < 1)).all()
+    assert ratio.max() > ratio.min()
+
+
+@pytest.mark.parametrize("units", [1, 16, 1024])
+def test_the_field_starts_small_and_learns(units):
+    field = PlanarField(2, units)
+    x = torch.randn(200, 2)
+    velocity, divergence = field.velocity_and_divergence(T, x)
+    assert 0 < velocity.abs().max() < 0.5
+    assert divergence.abs().max() < 0.5
+    (velocity.square().sum() + divergence.sum()).backward()
+    assert all((parameter.grad != 0).all() for parameter in field.parameters())
+
+
+def test_a_continuous_planar_density_integrates_to_one_and_agrees_with_its_sampler():
+    flow = Flow(Continuous(field_far_from_zero(2, 16)), Normal((2,)))
+    points, masses = on_a_grid(flow, half=10.0, n=200)
+    assert masses.sum().item() == pytest.approx(1, abs=2e-3)
+    assert sampler_agrees(flow, points, masses)
+    assert flow.kind == "exact"
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: Planar(0), "dim=0"),
+        (lambda: Planar(2, layers=0), "layers=0"),
+        (lambda: Planar(2)(torch.randn(4, 3)), r"x of shape \(4, 3\) .* pass \(B, 2\)"),
+        (lambda: Planar(2)(torch.randn(2)), r"x of shape \(2,\)"),
+        (lambda: Planar(4).inverse(torch.randn(3, 2, 2)), r"z of shape \(3, 2, 2\) .* pass \(B, 4\)"),
+        (lambda: Planar(2)(torch.randn(4, 2), torch.randn(4, 1)), r"c of shape \(4, 1\)"),
+        (lambda: Planar(2).inverse(torch.randn(4, 2), torch.randn(4, 1)), r"c of shape \(4, 1\)"),
+        (lambda: PlanarField(0), "dim=0"),
+        (lambda: PlanarField(2, units=0), "units=0"),
+        (lambda: PlanarField(2, gate=0), "gate=0"),
+        (lambda: PlanarField(2)(T, torch.randn(4, 3)), r"x of shape \(4, 3\) .* dim=2"),
+        (lambda: PlanarField(2)(T, torch.randn(4, 2), torch.randn(4, 1)), "context=0"),
+    ],
+)
+def test_bad_input_is_named(make, names):
+    with pytest.raises(InputError, match=names):
+        make()

@@ -1,0 +1,57 @@
+"""What a density is trained for, from settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anode import InputError
+from cnf import Density, FlowMatching, InTurn, MaximumLikelihood
+from train_flows.settings import Objective
+
+BOTH = "flow-matching+likelihood"
+
+
+def build(
+    goal: Objective, model: Density, batch: Callable[[int], Any], steps: int
+) -> tuple[nn.Module, Callable[[int], Any]]:
+    """The objective, and the batch it takes at a step.
+
+    Args:
+        goal: what to minimise.
+        model: what to train.
+        batch: samples of a step.
+        steps: of the whole training.
+    """
+    weights = {name: getattr(goal, name) for name in ("kinetic", "frobenius", "acceleration", "steer")}
+    likelihood = MaximumLikelihood(model, **weights)
+    if goal.objective == "likelihood":
+        return likelihood, batch
+    matching = FlowMatching(model, goal.coupling, goal.interpolation, goal.sigma)
+    if goal.objective == "flow-matching":
+        return matching, batch
+    return InTurn(matching, likelihood), lambda step: (int(step >= steps - goal.likelihood_steps), batch(step))
+
+
+def check(goal: Objective, steps: int) -> None:
+    """Raise an :class:`~anode.InputError` for settings that contradict each other or the number of steps."""
+    if goal.objective == BOTH and not 0 < goal.likelihood_steps < steps:
+        raise InputError(f"--likelihood-steps {goal.likelihood_steps} must be from 1 to {steps - 1}, below --steps")
+    unused = ("kinetic", "frobenius", "acceleration", "steer") if goal.objective == "flow-matching" else ()
+    unused = ("coupling", "interpolation", "sigma") if goal.objective == "likelihood" else unused
+    for name in unused:
+        if getattr(goal, name) != getattr(Objective(), name):
+            raise InputError(f"--{name} {getattr(goal, name)} has no part in --objective {goal.objective}: drop it")
+
+
+@torch.no_grad()
+def energies(goal: Objective, model: Density, x: Tensor) -> dict[str, float]:
+    """The mean path energies of samples that are weighed or asked for, as figures to report."""
+    asked = [name for name in ("kinetic", "frobenius", "acceleration") if getattr(goal, name) or name in goal.energies]
+    if not asked:
+        return {}
+    terms = MaximumLikelihood(model).terms(x, asked)
+    return {name: float(terms[name]) for name in asked}
