@@ -16,7 +16,7 @@ from anode import InputError, classifier
 from train_flows import loop, paper
 from train_flows.data import images
 from train_flows.loop import shuffled_batches
-from train_flows.paper import image_trials, odenet, report, sittings
+from train_flows.paper import image_trials, odenet, report
 from train_flows.paper.image_trials import ImageTrial, Place, attempt
 from train_flows.paper.outcomes import Outcome, records_of
 from train_flows.paper.scale import Scale, family
@@ -234,7 +234,7 @@ def test_places_on_the_machine_are_not_recorded(monkeypatch):
 
 def test_what_is_there_is_not_trained_again(run, monkeypatch):
     assert run("paper", "odenet", *QUICK, "--seeds", 1)[0] == 0
-    monkeypatch.setattr(sittings, "attempt", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("train_flows.paper.attempt", lambda *_: pytest.fail("trained again"))
     assert run("paper", "odenet", *QUICK, "--seeds", 1, "--resume")[0] == 0
 
 
@@ -264,11 +264,11 @@ def test_experiments_survive_failing_and_missing_runs(run, monkeypatch, experime
         outcome = real(trial, seed, place)
         return dataclasses.replace(outcome, status="too many steps", records=outcome.records[:2]) if seed else outcome
 
-    monkeypatch.setattr(sittings, "attempt", some)
+    monkeypatch.setattr("train_flows.paper.attempt", some)
     status, out, err = run("paper", experiment, *QUICK, "--seeds", 2)
     assert (status, err) == (0, "")
     assert "runs are missing" in out
-    monkeypatch.setattr(sittings, "attempt", lambda *_: None)
+    monkeypatch.setattr("train_flows.paper.attempt", lambda *_: None)
     assert run("paper", experiment, *QUICK, "--seeds", 2, "--out", "none")[0] == 0
 
 

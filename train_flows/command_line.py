@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +52,7 @@ def parse(
         return _resumed(first, default, kind)
     if source is None:
         raise InputError("no data set given: pass the name of one (see --help), or the path of a table")
-    settings: Any = typed(args, _cooked(default, recipe(first)))
+    settings: Any = typed(args, cooked(default, recipe(first)))
     if not known(source) and Path(source).exists():
         source = os.path.realpath(source)  # found again from any working directory
     found: dict[str, Any] = {"source": source}
@@ -61,7 +61,8 @@ def parse(
     return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found))
 
 
-def _cooked(default: Any, recipe: dict[str, Any]) -> Any:
+def cooked(default: Any, recipe: Mapping[str, Any]) -> Any:
+    """Settings of several sections with other values, whatever section has them."""
     sections = {}
     for section in dataclasses.fields(default):
         values = getattr(default, section.name)

@@ -18,15 +18,17 @@ import tyro
 
 from anode import SolverError, storage
 from train_flows.paper import sittings
-from train_flows.paper.command import EXPERIMENTS, ON_FUNCTIONS, ON_IMAGES, Command, Files, files
-from train_flows.paper.image_trials import Place
+from train_flows.paper.command import EXPERIMENTS, ON_DENSITIES, ON_FUNCTIONS, ON_IMAGES, Command, Files, files
+from train_flows.paper.image_trials import attempt
+from train_flows.paper.look import look
+from train_flows.paper.outcomes import Place
 from train_flows.paper.report import Report
-from train_flows.paper.sittings import Sittings
+from train_flows.paper.sittings import How, Sittings
 from train_flows.paper.trials import Attempts
 from train_flows.provenance import provenance
 from train_flows.settings import find_device
 
-__all__ = ["EXPERIMENTS", "ON_FUNCTIONS", "ON_IMAGES", "main"]
+__all__ = ["EXPERIMENTS", "ON_DENSITIES", "ON_FUNCTIONS", "ON_IMAGES", "main"]
 
 ON_ONE_GPU = 4  # runs side by side
 
@@ -47,21 +49,27 @@ def main(args: list[str]) -> None:
     experiment = importlib.import_module(f"train_flows.paper.{settings.experiment.replace('-', '_')}")
     trained: Attempts | Sittings
     if settings.experiment in ON_IMAGES:
-        trained = _sittings(command, into, write, str(device), workers)
-        report = experiment.run(trained, command.scale, command.images.data or experiment.DATA)
+        of_images = partial(look, seed=0, data_root=command.images.data_root, download=command.images.download)
+        trained = _sittings(command, into, write, str(device), workers, How(attempt, of_images))
+        report = experiment.run(trained, command.scale, command.sets.data or experiment.DATA)
+    elif settings.experiment in ON_DENSITIES:
+        trained = _sittings(command, into, write, "cpu", workers, How(experiment.attempt))
+        report = experiment.run(trained, settings.quick, command.sets.data or experiment.DATA)
     else:
         trained = Attempts(range(settings.seeds), workers, settings.quick, write)
         report = experiment.run(trained)
     _conclude(report, trained, into, write)
 
 
-def _sittings(command: Command, into: Files, write: Callable[..., None], device: str, workers: int) -> Sittings:
-    """What experiments on images train with."""
-    settings, images = command.settings, command.images
-    earlier = sittings.read(into.results, settings.experiment or "") if images.resume else None
-    minutes = math.inf if images.budget_minutes is None else images.budget_minutes
-    place = Place(images.data_root, device, into.states, time.time() + 60 * minutes)
-    return Sittings(range(settings.seeds), workers, place, write, earlier, images.download)
+def _sittings(
+    command: Command, into: Files, write: Callable[..., None], device: str, workers: int, how: How
+) -> Sittings:
+    """What experiments on images and densities train with."""
+    settings, sets = command.settings, command.sets
+    earlier = sittings.read(into.results, settings.experiment or "") if sets.resume else None
+    minutes = math.inf if sets.budget_minutes is None else sets.budget_minutes
+    place = Place(command.images.data_root, device, into.states, time.time() + 60 * minutes)
+    return Sittings(range(settings.seeds), workers, place, write, how, earlier)
 
 
 def _conclude(report: Report, trained: Attempts | Sittings, into: Files, write: Callable[..., None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +31,11 @@ ON_IMAGES = {
     "stability": "loss and evaluations when few images are overfitted (fig. 13)",
     "odenet": "test error of ODE-Net, residual network and perceptron (Neural ODEs, table 1)",
 }
-EXPERIMENTS = ON_FUNCTIONS | ON_IMAGES
+ON_DENSITIES = {
+    "path-energies": "evaluations and likelihood of densities trained with and without a penalty on acceleration",
+    "couplings": "evaluations of flow matching by the coupling of base and data points",
+}
+EXPERIMENTS = ON_FUNCTIONS | ON_IMAGES | ON_DENSITIES
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,21 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Sets:
+    """For the experiments on images and densities."""
+
+    data: tuple[str, ...] = ()  # sets of images (mnist, ..., folders under the data root) or densities
+    budget_minutes: float | None = None  # stop after so long; --resume goes on
+    resume: Flag = False  # keep the runs there are, and train what is missing
+
+
+@dataclass(frozen=True)
 class Images:
     """For the experiments on images alone."""
 
-    data: tuple[str, ...] = ()  # mnist, cifar10, svhn, fashion, digits, or folders of images under the data root
     data_root: str = "data"  # where they are
     download: Flag = False  # fetch those of the four that are not there
     small: Flag = False  # for CPUs: 2,000 images at most, of 16 pixels a side at most, half the filters and epochs
-    budget_minutes: float | None = None  # stop after so long; --resume goes on
-    resume: Flag = False  # keep the runs there are, and train what is missing
     device: Device = "auto"
 
 
@@ -63,6 +74,7 @@ class Command:
     """Reproduce a figure of a paper; without an experiment, list them."""
 
     settings: Settings = field(default_factory=Settings)
+    sets: Sets = field(default_factory=Sets)
     images: Images = field(default_factory=Images)
 
     @property
@@ -86,42 +98,50 @@ def files(command: Command) -> Files:
     Raises:
         InputError: for what cannot be meant, or would overwrite results.
     """
-    settings, images = command.settings, command.images
+    settings, sets, images = command.settings, command.sets, command.images
     name = settings.experiment
     if name not in EXPERIMENTS:
         raise InputError(f"experiment {name!r} is unknown: choose one of {', '.join(EXPERIMENTS)}")
     for option in ("seeds", "workers"):
         if (value := getattr(settings, option)) is not None and value < 1:
             raise InputError(f"--{option} {value} must be at least 1")
+    if name not in ON_IMAGES:
+        _check_unused(images, name, ON_IMAGES)
+    if name in ON_FUNCTIONS:
+        _check_unused(sets, name, [*ON_IMAGES, *ON_DENSITIES])
+    _check_sets(settings, sets, images)
     if name in ON_IMAGES:
-        _check_images(settings, images)
-    elif images != Images():
-        typed = [option.name for option in dataclasses.fields(Images) if vars(images)[option.name] != option.default]
-        options = ", ".join(f"--{option.replace('_', '-')}" for option in typed)
-        raise InputError(f"{options} is for {', '.join(ON_IMAGES)}, not for {name}: drop it")
+        for data in sets.data:
+            family(data)
     if settings.out.exists() and not settings.out.is_dir():
         raise InputError(f"--out {settings.out} is a file: pass a folder")
     size = command.scale.size
-    stem = "-".join([name, *images.data, *([size] if name in ON_IMAGES and size != "full" else [])])
+    stem = "-".join([name, *sets.data, *([size] if name in ON_IMAGES and size != "full" else [])])
     found = Files(*(settings.out / f"{stem}{suffix}" for suffix in (".json", ".png", "-unfinished")))
     for path in (found.results, found.picture):
-        if path.exists() and not (settings.overwrite or images.resume):
-            ways = "--overwrite, or --resume" if name in ON_IMAGES else "--overwrite"
+        if path.exists() and not (settings.overwrite or sets.resume):
+            ways = "--overwrite" if name in ON_FUNCTIONS else "--overwrite, or --resume"
             raise InputError(f"{path} exists: pass another --out, or {ways}")
     settings.out.mkdir(parents=True, exist_ok=True)
     return found
 
 
-def _check_images(settings: Settings, images: Images) -> None:
-    for data in images.data:
+def _check_unused(options: Images | Sets, name: str, users: Iterable[str]) -> None:
+    typed = [option.name for option in dataclasses.fields(options) if vars(options)[option.name] != option.default]
+    if typed:
+        shown = ", ".join(f"--{option.replace('_', '-')}" for option in typed)
+        raise InputError(f"{shown} is for {', '.join(users)}, not for {name}: drop it")
+
+
+def _check_sets(settings: Settings, sets: Sets, images: Images) -> None:
+    for data in sets.data:
         if Path(data).name != data:
             raise InputError(f"--data {data} is a path: pass the name of the folder, and where it is as --data-root")
-        family(data)
-    if len(set(images.data)) < len(images.data):
-        raise InputError(f"--data {' '.join(images.data)} names a set twice: drop one")
-    if images.budget_minutes is not None and not images.budget_minutes > 0:
-        raise InputError(f"--budget-minutes {images.budget_minutes} must be a positive number")
+    if len(set(sets.data)) < len(sets.data):
+        raise InputError(f"--data {' '.join(sets.data)} names a set twice: drop one")
+    if sets.budget_minutes is not None and not sets.budget_minutes > 0:
+        raise InputError(f"--budget-minutes {sets.budget_minutes} must be a positive number")
     if images.small and settings.quick:
         raise InputError("--small and --quick are two sizes: drop one")
-    if images.resume and settings.overwrite:
+    if sets.resume and settings.overwrite:
         raise InputError("--resume keeps what --overwrite replaces: drop one")

@@ -11,7 +11,7 @@ import numpy as np
 from train_flows.paper import image_figures
 from train_flows.paper.image_trials import ImageTrial
 from train_flows.paper.outcomes import Outcome
-from train_flows.paper.report import AttemptImages, Report, curves, mean, of, ratio, report, shared
+from train_flows.paper.report import AttemptInSittings, Report, curves, mean, of, ratio, report, shared
 from train_flows.paper.scale import FAMILIES, Scale, family
 
 DATA = ("mnist", "cifar10")
@@ -24,7 +24,7 @@ PUBLISHED = {
 PANELS = (("loss",), ("nfe_forward",), ("nfe_forward", "loss"), ("nfe_forward", "test_accuracy"))
 
 
-def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
+def run(attempt_all: AttemptInSittings, scale: Scale, data: Sequence[str]) -> Report:
     """Train networks that differ by their extra channels alone."""
     outcomes = attempt_all([trial for each in data for trial in _trials(scale, each)])
     return report(outcomes, partial(image_figures.rows, outcomes, PANELS), _findings(outcomes, data))

@@ -21,7 +21,7 @@ from train_flows.data.image_sets import PUBLISHED
 from train_flows.data.labelled import Labelled, Pairs
 from train_flows.errors import TrainingError
 from train_flows.loop import shuffled_batches, train
-from train_flows.paper.outcomes import Outcome, ended
+from train_flows.paper.outcomes import Outcome, Place, ended
 from train_flows.provenance import device_name
 from train_flows.supervised import Supervised, measure
 from train_flows.training import Training
@@ -47,23 +47,6 @@ class ImageTrial:
     def plain(self) -> dict[str, Any]:
         """All settings."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and until when a trial runs.
-
-    Attributes:
-        data_root: folder of the images.
-        device: of the model and the images.
-        states: folder of what unfinished trials continue from.
-        deadline: of ``time.time()``, after which they stop.
-    """
-
-    data_root: str
-    device: str
-    states: Path
-    deadline: float = math.inf
 
 
 class Sitting:

@@ -9,7 +9,7 @@ from typing import Any
 from train_flows import recipes
 from train_flows.paper import image_figures
 from train_flows.paper.outcomes import Outcome
-from train_flows.paper.report import AttemptImages, Report, at_epoch, mean, of, report
+from train_flows.paper.report import AttemptInSittings, Report, at_epoch, mean, of, report
 from train_flows.paper.scale import SMALLER, Scale, parameters
 
 DATA = ("mnist",)
@@ -24,7 +24,7 @@ LEAST_SIDE = 12  # of an image for the stem
 PANELS = (("loss",), ("test_accuracy",), ("nfe_forward",))
 
 
-def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
+def run(attempt_all: AttemptInSittings, scale: Scale, data: Sequence[str]) -> Report:
     """Train all three by Adam, without the random crops and the 160 epochs of the public code."""
     trials = [scale.trial(name, each, _model(scale, each, name), **SETTINGS) for each in data for name in MODELS]
     outcomes = attempt_all(trials)

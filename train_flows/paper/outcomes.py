@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from anode import SolverError
@@ -32,6 +33,23 @@ class Tried(Protocol):
     def plain(self) -> dict[str, Any]:
         """All settings as plain values."""
         ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and until when a trial runs.
+
+    Attributes:
+        data_root: folder of images.
+        device: of model and data.
+        states: folder of what unfinished trials continue from.
+        deadline: of ``time.time()``, after which they stop.
+    """
+
+    data_root: str
+    device: str
+    states: Path
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from train_flows.paper.outcomes import Outcome, Tried
-from train_flows.paper.report import AttemptImages, Report, at_epoch, of, ratio, report, spread
+from train_flows.paper.report import AttemptInSittings, Report, at_epoch, of, ratio, report, spread
 from train_flows.paper.scale import Scale, parameters
 
 DATA = ("mnist",)
@@ -17,7 +17,7 @@ FILTERS = (64, 16, 32)  # of the ANODE, the most telling first
 METRICS = {"test_accuracy": "test accuracy", "loss": "training loss", "nfe_forward": "evaluations a solve"}
 
 
-def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
+def run(attempt_all: AttemptInSittings, scale: Scale, data: Sequence[str]) -> Report:
     """Train pairs of several sizes."""
     trials = [
         scale.trial(f"{name}, k={model['filters']}", each, model)

@@ -10,8 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_flows.paper.image_trials import ImageTrial
-from train_flows.paper.outcomes import Outcome
+from train_flows.paper.outcomes import Outcome, Tried
 from train_flows.paper.trials import Trained, Trial
 
 Some = TypeVar("Some", bound=Outcome)
@@ -22,6 +21,13 @@ METRICS = (
     "validation_loss",
     "test_loss",
     "test_accuracy",
+    "validation_nll",
+    "test_nll",
+    "kl",
+    "kinetic",
+    "acceleration",
+    "nfe_log_prob",
+    "nfe_sample",
     "nfe_forward",
     "nfe_backward",
     "seconds",
@@ -36,10 +42,10 @@ class AttemptAll(Protocol):
         ...
 
 
-class AttemptImages(Protocol):
-    """What an experiment on images is handed to train with."""
+class AttemptInSittings(Protocol):
+    """What an experiment on images or densities is handed to train with."""
 
-    def __call__(self, wanted: Sequence[ImageTrial]) -> list[Outcome]:
+    def __call__(self, wanted: Sequence[Tried]) -> list[Outcome]:
         """Every trial with every seed, as far as there is time."""
         ...
 

@@ -1,4 +1,4 @@
-"""Experiments on images, whose runs add up over several sittings: what is missing is trained, what is there is kept."""
+"""Experiments whose runs add up over several sittings: what is missing is trained, what is there is kept."""
 
 from __future__ import annotations
 
@@ -13,10 +13,22 @@ from typing import Any
 from tqdm import tqdm
 
 from anode import InputError
-from train_flows.paper.image_trials import ImageTrial, Place, attempt, load
-from train_flows.paper.outcomes import Outcome, describe, records_of
-from train_flows.paper.scale import CLASSES, FAMILIES, family
+from train_flows.paper.outcomes import Outcome, Place, Tried, describe, records_of
 from train_flows.paper.workers import each
+
+
+@dataclass(frozen=True)
+class How:
+    """How the trials of an experiment are trained.
+
+    Attributes:
+        attempt: of a trial with a seed in that place; None where the time is up.
+        look: what is known of every data set of some trials, notes and a digest among it; it fails where they are no
+            good.
+    """
+
+    attempt: Callable[[Any, int, Place], Outcome | None]
+    look: Callable[[Sequence[Any]], dict[str, dict[str, Any]]] = lambda wanted: {}
 
 
 @dataclass
@@ -28,27 +40,27 @@ class Sittings:
         workers: runs side by side.
         place: where and until when.
         write: keeps plain values of what there is so far.
+        how: they are trained.
         earlier: the content of the file of earlier sittings, to go on with; None to begin anew.
-        download: fetch images that are not there.
         missing: how many runs were not finished; known afterwards.
         others: plain values of earlier runs that were not asked for now; known afterwards.
-        sets: what is known of every set of images: notes and a digest; known afterwards.
+        sets: what is known of every data set; known afterwards.
     """
 
     seeds: Sequence[int]
     workers: int
     place: Place
     write: Callable[..., None]
+    how: How
     earlier: dict[str, Any] | None = None
-    download: bool = False
     missing: int = 0
     others: list[dict[str, Any]] = field(default_factory=list)
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def __call__(self, wanted: Sequence[ImageTrial]) -> list[Outcome]:
+    def __call__(self, wanted: Sequence[Tried]) -> list[Outcome]:
         """The outcomes there are, in the order of seeds."""
         wanted = list({_key(trial.plain()): trial for trial in wanted}.values())  # small sizes make some alike
-        self._look_at_images(wanted)  # fails here, if anywhere, with earlier results untouched
+        self._look(wanted)  # fails here, if anywhere, with earlier results untouched
         if self.earlier is None:
             shutil.rmtree(self.place.states, ignore_errors=True)
         jobs = [(trial, seed) for seed in self.seeds for trial in wanted]
@@ -56,7 +68,7 @@ class Sittings:
         self._write(found)
         waiting = [place for place in range(len(jobs)) if place not in found]
         with tqdm(total=len(jobs), initial=len(found), unit="run", disable=None) as bar:
-            for i, outcome in each(attempt, [(*jobs[place], self.place) for place in waiting], self.workers):
+            for i, outcome in each(self.how.attempt, [(*jobs[place], self.place) for place in waiting], self.workers):
                 if outcome is None:
                     continue
                 found[waiting[i]] = outcome
@@ -75,25 +87,18 @@ class Sittings:
 
     @property
     def caption(self) -> str:
-        """What the images are."""
+        """What the data are."""
         return "\n".join(f"{data}: {'; '.join(known['notes'])}" for data, known in self.sets.items())
 
-    def _look_at_images(self, wanted: Sequence[ImageTrial]) -> None:
+    def _look(self, wanted: Sequence[Tried]) -> None:
         known = (self.earlier or {}).get("sets", {})
-        for trial in {trial.data: trial for trial in wanted}.values():
-            dataset = load(trial, self.seeds[0], self.place.data_root, self.download)
-            channels = FAMILIES[family(trial.data)].shape[0]
-            if (dataset.shape[0], dataset.outputs) != (channels, CLASSES):
-                got = f"{dataset.outputs} classes of images with {dataset.shape[0]} channels"
-                raise InputError(f"{trial.data} holds {got}, not {CLASSES} with {channels}: rename the folder")
-            sizes = f"{len(dataset.train.x):,} images to train on, {len(dataset.test.x):,} to test on"
-            about = {"notes": [sizes, *dataset.notes], "sha256": dataset.digest()}
-            if known.get(trial.data, about)["sha256"] != about["sha256"]:
-                raise InputError(f"the images of {trial.data} have changed since the earlier runs: pass another --out")
-            self.sets[trial.data] = about
-            print(f"{trial.data}: {'; '.join(about['notes'])}")
+        self.sets.update(self.how.look(wanted))
+        for data, about in self.sets.items():
+            if known.get(data, about)["sha256"] != about["sha256"]:
+                raise InputError(f"the images of {data} have changed since the earlier runs: pass another --out")
+            print(f"{data}: {'; '.join(about['notes'])}")
 
-    def _stored(self, jobs: Sequence[tuple[ImageTrial, int]]) -> dict[int, Outcome]:
+    def _stored(self, jobs: Sequence[tuple[Tried, int]]) -> dict[int, Outcome]:
         """The outcomes of earlier sittings by their place among the jobs; other runs are kept as they are."""
         places = {_key({**trial.plain(), "seed": seed}): place for place, (trial, seed) in enumerate(jobs)}
         found = {}

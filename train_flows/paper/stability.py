@@ -11,7 +11,7 @@ import numpy as np
 
 from train_flows.paper import image_figures
 from train_flows.paper.outcomes import Outcome
-from train_flows.paper.report import AttemptImages, Report, curves, of, report
+from train_flows.paper.report import AttemptInSittings, Report, curves, of, report
 from train_flows.paper.scale import FAMILIES, Scale, family
 
 DATA = ("mnist",)
@@ -20,7 +20,7 @@ LONG: dict[str, Any] = {"train_size": 500, "epochs": 200, "batch_size": 50}
 PANELS = (("loss",), ("nfe_forward",), ("test_loss",), ("test_accuracy",))
 
 
-def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
+def run(attempt_all: AttemptInSittings, scale: Scale, data: Sequence[str]) -> Report:
     """Train NODE and ANODE on few images until long after they are learnt."""
     trials = [
         scale.trial(name, each, {**scale.conv(each, extra), "solver": BOUND}, **LONG)

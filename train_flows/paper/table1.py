@@ -8,7 +8,7 @@ from typing import Any
 
 from train_flows.paper import image_figures
 from train_flows.paper.outcomes import Outcome
-from train_flows.paper.report import AttemptImages, Report, of, ratio, report, spread
+from train_flows.paper.report import AttemptInSittings, Report, of, ratio, report, spread
 from train_flows.paper.scale import Scale, family, parameters
 
 DATA = ("mnist", "cifar10", "svhn")
@@ -23,7 +23,7 @@ PUBLISHED = {  # accuracy in per cent: by the paper, and by its reproduction for
 }
 
 
-def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
+def run(attempt_all: AttemptInSittings, scale: Scale, data: Sequence[str]) -> Report:
     """Train both on every set of images."""
     trials = [scale.trial(name, each, model) for each in data for name, model in scale.pair(each).items()]
     outcomes = attempt_all(trials)

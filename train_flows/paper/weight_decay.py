@@ -8,7 +8,7 @@ from typing import Any
 
 from train_flows.paper import image_figures
 from train_flows.paper.outcomes import Outcome
-from train_flows.paper.report import AttemptImages, Report, mean, of, report, spread
+from train_flows.paper.report import AttemptInSittings, Report, mean, of, report, spread
 from train_flows.paper.scale import FAMILIES, Scale, family
 
 DATA = ("mnist",)
@@ -16,7 +16,7 @@ DECAYS = (0.0, 1e-3, 1e-2, 1e-4)  # the most telling first
 PANELS = (("loss",), ("test_accuracy",), ("nfe_forward",), ("nfe_forward", "test_accuracy"))
 
 
-def run(attempt_all: AttemptImages, scale: Scale, data: Sequence[str]) -> Report:
+def run(attempt_all: AttemptInSittings, scale: Scale, data: Sequence[str]) -> Report:
     """Train NODE and ANODE with every decay."""
     trials = [
         scale.trial(_name(extra, decay), each, scale.conv(each, extra), weight_decay=decay)

@@ -1,0 +1,116 @@
+"""One density trained once: a run of ``train-flows density`` without a folder, and what is measured of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from anode import SolverError, count_evals
+from cnf import Density
+from train_flows import data, density, likelihood, recipes
+from train_flows.command_line import cooked
+from train_flows.data import Dataset
+from train_flows.errors import TrainingError
+from train_flows.loop import train
+from train_flows.paper.outcomes import Outcome, Place, ended
+from train_flows.paper.trials import Memory
+from train_flows.provenance import device_name
+
+QUICK = {"steps": 4, "validate_every": 2, "likelihood_steps": 2, "batch_size": 32, "hidden": (8, 8)}
+
+
+@dataclass(frozen=True)
+class DensityTrial:
+    """One density on one data set."""
+
+    name: str  # in figures and tables
+    data: str  # of ``train-flows density``
+    options: dict[str, Any] = field(default_factory=dict)  # of it, beside the recipe of the data
+    quick: bool = False  # at a size for tests
+
+    @property
+    def epochs(self) -> int:
+        """How many records there are after the first."""
+        training = self.settings(0).training
+        return -(-training.steps // training.validate_every)
+
+    def plain(self) -> dict[str, Any]:
+        """All that matters to the figures."""
+        plain = {"name": self.name, "data": self.data, "options": self.options}
+        return plain | ({"quick": True} if self.quick else {})
+
+    def settings(self, seed: int) -> density.Settings:
+        """Those of the run."""
+        values = {**recipes.density(self.data), **self.options, **(QUICK if self.quick else {}), "seed": seed}
+        return cooked(density.Settings(), values)
+
+
+def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
+    """Train the density of a trial, and measure it with the weights of the best validation on the test part.
+
+    Records are those of the run folder; the last also holds ``test_nll`` with its ``standard_error``,
+    ``nfe_log_prob`` and ``nfe_sample``, and ``validation_nll``, the best.
+
+    Returns:
+        The outcome; None when the deadline has passed.
+
+    Raises:
+        KeyboardInterrupt: when a signal asks to stop.
+    """
+    if time.time() > place.deadline:
+        return None
+    settings = trial.settings(seed)
+    dataset = data.load(trial.data, seed)
+    torch.manual_seed(seed)
+    trained = density.build(settings, dataset)
+    model = trained.with_solver(settings.numerics.figures())
+    task, journal = density.task(settings, dataset, trained, model), Memory()
+    best: dict[str, Any] = {}
+
+    def keep_best() -> None:
+        best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    failure = None
+    try:
+        accelerator = Accelerator(cpu=True)
+        finished = train(
+            task.objective, settings.training, task.batch, task.validate, keep_best, journal, accelerator, quiet=True
+        )
+        if not finished:
+            raise KeyboardInterrupt
+        model.load_state_dict(best)
+        journal.records[-1] |= _tested(model, dataset, seed)
+    except TrainingError as error:
+        failure = error
+    except SolverError as error:
+        failure = TrainingError(f"the test failed: {error}", solving=True)
+        failure.__cause__ = error
+    for record in journal.records:
+        record["seconds"] = record.pop("seconds_training")
+    return Outcome(trial, seed, ended(failure, journal.records), journal.records, device_name(torch.device("cpu")))
+
+
+@torch.no_grad()
+def _tested(model: Density, dataset: Dataset, seed: int) -> dict[str, float]:
+    torch.manual_seed(seed)
+    validated = likelihood.nll(model, dataset.validation[: density.VALIDATION], samples=1)[0]["value"]
+    figure, nfe = likelihood.nll(model, dataset.test, samples=1)
+    with count_evals(model) as counted:
+        model.sample(likelihood.CHUNK)
+    return {
+        "validation_nll": validated,
+        "test_nll": figure["value"],
+        "standard_error": figure["standard_error"],
+        "nfe_log_prob": nfe,
+        "nfe_sample": counted.forward,
+    }
+
+
+def shortened(trials: list[DensityTrial], quick: bool) -> list[DensityTrial]:
+    """The trials, at a size for tests where that is asked for."""
+    return [dataclasses.replace(trial, quick=True) for trial in trials] if quick else trials
