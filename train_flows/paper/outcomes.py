@@ -63,6 +63,7 @@ class Outcome:
             ``"non-finite state"`` or ``"non-finite loss"``.
         records: one an epoch, from epoch 0, before training.
         machine: where, for trials of several sittings.
+        samples: of the model, for pictures, where there are any.
     """
 
     trial: Tried
@@ -70,13 +71,16 @@ class Outcome:
     status: str
     records: list[dict[str, float]]
     machine: str | None = None
+    samples: list[list[float]] | None = None
 
     def result(self) -> dict[str, Any]:
         """Plain values for a file of results."""
         names = {name: None for record in self.records for name in record}  # in order
         history = {name: [_short(record.get(name)) for record in self.records] for name in names}
-        where = {} if self.machine is None else {"machine": self.machine}
-        return {**self.trial.plain(), "seed": self.seed, "status": self.status, **where, "history": history}
+        more: dict[str, Any] = {} if self.machine is None else {"machine": self.machine}
+        if self.samples is not None:
+            more["samples"] = [[_short(x) for x in sample] for sample in self.samples]
+        return {**self.trial.plain(), "seed": self.seed, "status": self.status, **more, "history": history}
 
 
 def records_of(history: dict[str, list[float | None]]) -> list[dict[str, float]]:

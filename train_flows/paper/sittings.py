@@ -16,6 +16,8 @@ from anode import InputError
 from train_flows.paper.outcomes import Outcome, Place, Tried, describe, records_of
 from train_flows.paper.workers import each
 
+RESULTS = ("status", "machine", "samples", "history")  # of a run; the rest is what was tried
+
 
 @dataclass(frozen=True)
 class How:
@@ -103,13 +105,14 @@ class Sittings:
         places = {_key({**trial.plain(), "seed": seed}): place for place, (trial, seed) in enumerate(jobs)}
         found = {}
         for run in (self.earlier or {}).get("runs", ()):
-            about = {name: x for name, x in run.items() if name not in ("status", "machine", "history")}
+            about = {name: x for name, x in run.items() if name not in RESULTS}
             place = places.get(_key(about))
             if place is None:
                 self.others.append(run)
             else:
                 trial, seed = jobs[place]
-                found[place] = Outcome(trial, seed, run["status"], records_of(run["history"]), run["machine"])
+                about = (run["status"], records_of(run["history"]), run["machine"], run.get("samples"))
+                found[place] = Outcome(trial, seed, *about)
         return found
 
     def _write(self, found: dict[int, Outcome]) -> None:

@@ -1,0 +1,117 @@
+"""One flow fitted once to an unnormalised density, by reverse KL."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from anode import MLPField, PlanarField, Solver, SolverError, count_evals
+from cnf import Continuous, Flow, Normal, Planar, ReverseKL, Transform
+from train_flows.data import targets
+from train_flows.data.targets import Target
+from train_flows.errors import TrainingError
+from train_flows.loop import train
+from train_flows.paper.outcomes import Outcome, Place, ended
+from train_flows.paper.trials import Memory
+from train_flows.provenance import device_name
+from train_flows.training import Training
+
+TRAINING, FIGURES = Solver(rtol=1e-4, atol=1e-4), Solver()
+VALIDATED, TESTED = 2000, 20_000  # samples
+SHOWN = 400  # of them, for pictures
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "planar": lambda dim, layers: Planar(dim, layers),
+    "planar field": lambda dim, units: Continuous(PlanarField(dim, units), TRAINING),
+    "perceptron field": lambda dim, hidden: Continuous(MLPField(dim, hidden, zero_init=True), TRAINING),
+}
+
+
+@dataclass(frozen=True)
+class VariationalTrial:
+    """One flow on one target."""
+
+    name: str  # in figures and tables
+    data: str  # of train_flows.data.targets
+    transform: str  # of TRANSFORMS
+    size: dict[str, Any] = field(default_factory=dict)  # its arguments
+    steps: int = 1500
+    batch_size: int = 512
+    lr: float = 5e-3  # of Adam, falling to zero as a cosine
+    records: int = 10
+
+    @property
+    def epochs(self) -> int:
+        """How many records there are after the first."""
+        return self.records
+
+    def plain(self) -> dict[str, Any]:
+        """All settings."""
+        return asdict(self)
+
+
+def attempt(trial: VariationalTrial, seed: int, place: Place) -> Outcome | None:
+    """Fit the flow of a trial; records hold ``kl``, the last with its ``standard_error`` and evaluations.
+
+    Where the normaliser of the target is not known, ``kl`` lacks it, and is the negative bound of the log-evidence.
+
+    Returns:
+        The outcome; None when the deadline has passed.
+
+    Raises:
+        KeyboardInterrupt: when a signal asks to stop.
+    """
+    if time.time() > place.deadline:
+        return None
+    target = targets.load(trial.data)
+    torch.manual_seed(seed)
+    flow = Flow(TRANSFORMS[trial.transform](target.dim, **trial.size), Normal((target.dim,)))
+    measured = flow.with_solver(FIGURES)
+    every = max(1, trial.steps // trial.records)
+    training = Training(every * trial.records, trial.batch_size, trial.lr, validate_every=every)
+    journal, samples, failure = Memory(), None, None
+
+    def validate() -> dict[str, float]:
+        return {"kl": divergences(measured, target, VALIDATED)[0].mean().item()}
+
+    try:
+        finished = train(
+            ReverseKL(flow, target.log_density),
+            training,
+            lambda step: trial.batch_size,
+            validate,
+            lambda: None,
+            journal,
+            Accelerator(cpu=True),
+            criterion="kl",
+            quiet=True,
+        )
+        if not finished:
+            raise KeyboardInterrupt
+        with count_evals(measured) as counted:
+            each, samples = divergences(measured, target, TESTED)
+        error = each.std().item() / math.sqrt(TESTED)
+        journal.records[-1] |= {"kl": each.mean().item(), "standard_error": error, "nfe_sample": counted.forward}
+    except TrainingError as error:
+        failure = error
+    except SolverError as error:
+        failure = TrainingError(f"the test failed: {error}", solving=True)
+        failure.__cause__ = error
+    for record in journal.records:
+        record["seconds"] = record.pop("seconds_training")
+    outcome = Outcome(trial, seed, ended(failure, journal.records), journal.records, device_name(torch.device("cpu")))
+    return outcome if samples is None or seed else dataclasses.replace(outcome, samples=samples[:SHOWN].tolist())
+
+
+@torch.no_grad()
+def divergences(flow: Flow, target: Target, n: int) -> tuple[Tensor, Tensor]:
+    """Log q(x) - log p(x) of n samples x of a flow, (n,), whose mean is KL(q | p), and the samples."""
+    x, log_q = flow.sample_with_log_prob(n)
+    return (log_q - target.log_density(x)).double() + (target.log_normalizer or 0.0), x
