@@ -141,6 +141,15 @@ def sooner(f, data, *extras):
     return f"p=0's loss after {epochs} epochs: after {', '.join(each)}"
 
 
+def decays(f, extra):
+    """Accuracy and evaluations with and without weight decay."""
+    each = []
+    for decay in ("0", "0.01"):
+        name = f"mnist, p={extra}, decay {decay}:"
+        each.append(f"{at(f, f'{name} test accuracy')}% at {at(f, f'{name} NFE'):.0f}")
+    return f"p={extra} {each[0]} evaluations, with decay 0.01 {each[1]}"
+
+
 ON_IMAGES = {  # what the README says of each experiment on images, from its file
     "table1-digits": lambda f: f"digits, test accuracy with as many parameters: {pair(f, 'digits', 'ANODE p=5')}",
     "table1-mnist-cifar10-jpeg-tiny-imagenet-200-small": lambda f: (
@@ -164,6 +173,15 @@ ON_IMAGES = {  # what the README says of each experiment on images, from its fil
         f"{at(f, 'mnist, ANODE p=5: largest loss'):.0f} times with ANODE p=5; "
         f"evaluations from {at(f, 'mnist, NODE: NFE').replace(', ', ' to ')} and "
         f"{at(f, 'mnist, ANODE p=5: NFE').replace(', ', ' to ')} at most"
+    ),
+    "weight-decay-small": lambda f: f"MNIST, test accuracy: {decays(f, 0)}; {decays(f, 5)}",
+    "param-efficiency-small": lambda f: (
+        "MNIST, test accuracy in % of NODE / ANODE p=5 of "
+        + "; ".join(
+            f"{name.split('of ')[1].split(' parameters')[0]} parameters: {value}"
+            for name, value in f.items()
+            if "test accuracy" in name
+        )
     ),
 }
 

@@ -21,6 +21,7 @@ LABELS = {
     "test_accuracy": "test accuracy",
 }
 LOGARITHMIC = ("loss",)
+FEW = 5  # models, whose names fit into every panel
 
 
 def rows(outcomes: Sequence[Outcome], panels: Sequence[Panel]) -> Figure:
@@ -39,6 +40,8 @@ def rows(outcomes: Sequence[Outcome], panels: Sequence[Panel]) -> Figure:
                     each[:, 0] = np.nan  # before training, which would hide the rest
                 pictures.bands(axes, values, "", LABELS[panel[0]], log=panel[0] in LOGARITHMIC)
             axes.set_title(data)
+            if len(groups) > FEW and axes is not row[0]:  # which would cover the curves
+                axes.get_legend().remove()
     return figure
 
 

@@ -61,6 +61,6 @@ def _figure(outcomes: Sequence[Outcome], scale: Scale) -> Figure:
                 axes.scatter([size] * len(each), each, s=12, alpha=0.5, color=f"C{i}")
             means = [each.mean() if len(each) else float("nan") for each in values]
             axes.plot(sizes, means, color=f"C{i}", label=f"{kind}, {data}")
-        axes.set(xlabel="parameters", ylabel=label, xscale="log")
+        axes.set(xlabel="parameters", ylabel=label)
         axes.legend()
     return figure
