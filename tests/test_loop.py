@@ -6,6 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from anode import Solver, SolverError
+from train_flows.average import Average
 from train_flows.checkpoint import Run
 from train_flows.errors import TrainingError
 from train_flows.loop import shuffled_batches, train
@@ -144,3 +145,44 @@ class TestRecords:
             run.save_state(step, {"step": step, "x": torch.zeros(2)})
         assert sorted(path.name for path in (tmp_path / "run" / "state").iterdir()) == ["10", "latest"]
         assert run.load_state()["step"] == 10
+
+
+class TestAverage:
+    def test_is_the_recursion_written_out(self, tmp_path, batches):
+        """Validated and kept with the averaged weights, trained with the others."""
+        training = Training(steps=20, lr=0.1, schedule="constant", ema=0.6, validate_every=5)
+        objective, seen, kept = Steep(), [], []
+
+        def validate():
+            seen.append(objective.weight.detach().clone())
+            return {"nll": -float(len(seen))}
+
+        accelerator = Accelerator(cpu=True)
+        keep = lambda: kept.append(objective.weight.detach().clone())  # noqa: E731
+        assert train(objective, training, batches, validate, keep, Run.create(tmp_path / "run"), accelerator)
+
+        reference = Steep()
+        optimizer = torch.optim.Adam(reference.parameters(), 0.1)
+        average, expected = reference.weight.detach().clone(), [reference.weight.detach().clone()]
+        for step in range(20):
+            optimizer.zero_grad()
+            reference(batches(step)).backward()
+            nn.utils.clip_grad_norm_(reference.parameters(), training.clip)
+            optimizer.step()
+            decay = min(0.6, (2 + step) / (11 + step))
+            average = decay * average + (1 - decay) * reference.weight.detach()
+            if (step + 1) % 5 == 0:
+                expected.append(average.clone())
+        torch.testing.assert_close(torch.stack(seen), torch.stack(expected), rtol=1e-4, atol=1e-5)
+        assert all(torch.equal(a, b) for a, b in zip(seen, kept, strict=True))
+        torch.testing.assert_close(objective.weight, reference.weight, rtol=1e-4, atol=1e-5)
+        assert (objective.weight - average).abs().max() > 1e-3
+
+    def test_none_costs_nothing(self):
+        objective = Steep()
+        average = Average(objective.parameters(), 0.0)
+        before = objective.weight.detach().clone()
+        average.update(3)
+        with average.in_place():
+            assert torch.equal(objective.weight, before)
+        assert average.state_dict() == {"values": []}

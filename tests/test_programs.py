@@ -550,3 +550,55 @@ def test_every_command_explains_its_options(run, command):
     assert status == 0
     assert "--seed" in out
     assert "--device" in out
+
+
+class TestObjectives:
+    def test_every_option_is_trained_stored_and_evaluated(self, run, undrawn):
+        options = ("--objective", "flow-matching", "--coupling", "optimal_transport", "--sigma", "0.1", "--ema", "0.9")
+        fields = ("--time", "squash", "--residual", "--base", "mixture", "--components", "3")
+        status, _, err = run("density", "moons", *TINY, *options, *fields, "--interpolation", "variance-preserving")
+        assert (status, err) == (0, "")
+        config = Run("runs/moons").config("density")["model"]
+        assert (config["base"], config["components"], config["residual"], config["time"]) == (
+            "mixture",
+            3,
+            True,
+            "squash",
+        )
+        assert run("sample", "runs/moons", "-n", "20", "--out", "new.csv")[0] == 0
+        assert run("evaluate", "runs/moons")[0] == 0
+
+    def test_energies_are_in_the_records(self, run, undrawn):
+        weights = ("--kinetic", "0.01", "--frobenius", "0.01", "--steer", "0.1", "--energies", "acceleration")
+        assert run("density", "moons", *TINY, *weights)[0] == 0
+        assert all({"kinetic", "frobenius", "acceleration"} <= set(record) for record in Run("runs/moons").records())
+
+    def test_stages_change_where_they_should(self, run, undrawn):
+        stages = ("--objective", "flow-matching+likelihood", "--likelihood-steps", "2")
+        assert run("density", "moons", *TINY, *stages)[0] == 0
+        costs = [record["nfe_forward"] for record in Run("runs/moons").records()[1:]]
+        assert costs[:2] == [0, 0]
+        assert costs[2] > 0
+
+    def test_digits_are_matched_too(self, run, undrawn):
+        assert run("density", "digits", *TINY, "--objective", "flow-matching")[0] == 0
+
+    @pytest.mark.parametrize(
+        ("typed", "message"),
+        [
+            (("--kinetic", "-1"), "kinetic=-1.0 must be"),
+            (("--steer", "1"), "steer=1.0 must lie"),
+            (("--ema", "1"), "--ema 1.0 must lie"),
+            (("--sigma", "0.1"), "--sigma 0.1 has no part"),
+            (("--objective", "flow-matching", "--acceleration", "1"), "--acceleration 1.0 has no part"),
+            (("--objective", "flow-matching", "--sigma", "-1"), "sigma=-1.0 must be"),
+            (("--objective", "flow-matching+likelihood", "--likelihood-steps", "6"), "--likelihood-steps 6 must be"),
+            (("--base", "mixture", "--components", "0"), "components"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused(self, run, tmp_path, typed, message):
+        status, _, err = run("density", "moons", *TINY, *typed)
+        assert status == 2
+        assert message in err
+        assert len(err.strip().splitlines()) == 1
+        assert not (tmp_path / "runs").exists()

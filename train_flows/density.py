@@ -58,9 +58,10 @@ def main(args: list[str]) -> None:
     torch.manual_seed(settings.run.seed)
     trained = build(settings, dataset).to(device)
     model = trained.with_solver(figures)  # the same weights: what is validated, stored and reported
+    what = task(settings, dataset, trained, model)
     run = session.open_run(settings, KIND, dataset, model)
     before = time.monotonic() - started
-    if fit(settings, run, dataset, trained, model):
+    if fit(settings, run, dataset, model, what):
         report(settings, run, dataset, model, before)
     else:
         print(f"stopped; continue with: train-flows density --resume {run.folder}")
@@ -123,23 +124,22 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
     return Task(*objectives.build(goal, trained, batch, training.steps), validate)
 
 
-def fit(settings: Settings, run: Run, dataset: Dataset, trained: Density, model: Density) -> bool:
+def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:
     """Train, keeping the weights of the best validation NLL in the run folder.
 
     Args:
         settings: of the run.
         run: its folder.
         dataset: its data.
-        trained: solves as training does.
-        model: shares its weights, and solves as validation does; holds the best weights at the end.
+        model: solves as validation does; holds the best weights at the end.
+        what: the task, which trains the weights of the model.
 
     Returns:
         Whether training came to its end; False when it was asked to stop.
     """
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{len(dataset.train)} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
-    found = task(settings, dataset, trained, model)
-    return session.fit(run, found.objective, model, found.batch, settings.training, found.validate, "nll")
+    return session.fit(run, what.objective, model, what.batch, settings.training, what.validate, "nll")
 
 
 def _validated_as(model: Density) -> str:

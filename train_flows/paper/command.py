@@ -34,6 +34,7 @@ ON_IMAGES = {
 ON_DENSITIES = {
     "path-energies": "evaluations and likelihood of densities trained with and without a penalty on acceleration",
     "couplings": "evaluations of flow matching by the coupling of base and data points",
+    "ffjord": "time to the likelihood that FFJORD's recipe reaches",
     "planar": "depth of planar flows against width of continuous ones, by reverse KL (Neural ODEs, fig. 4)",
 }
 EXPERIMENTS = ON_FUNCTIONS | ON_IMAGES | ON_DENSITIES

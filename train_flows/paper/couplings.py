@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from train_flows.paper.density_trials import DensityTrial, attempt, shortened
+from train_flows.paper.density_trials import DensityTrial, attempt, checked
 from train_flows.paper.outcomes import Outcome
 from train_flows.paper.report import AttemptInSittings, Report, mean, of, ratio, report, shared
 
@@ -24,7 +24,7 @@ def run(attempt_all: AttemptInSittings, quick: bool, data: Sequence[str]) -> Rep
     trials = [
         DensityTrial(coupling, each, {**OPTIONS, "coupling": coupling}) for each in data for coupling in COUPLINGS
     ]
-    outcomes = attempt_all(shortened(trials, quick))
+    outcomes = attempt_all(checked(trials, quick))
     return report(outcomes, partial(_figure, outcomes, data), _findings(outcomes, data))
 
 

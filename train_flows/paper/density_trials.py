@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from anode import SolverError, count_evals
+from anode import InputError, SolverError, count_evals
 from cnf import Density
 from train_flows import data, density, likelihood, recipes
 from train_flows.command_line import cooked
-from train_flows.data import Dataset
+from train_flows.data import Dataset, toy
 from train_flows.errors import TrainingError
 from train_flows.loop import train
 from train_flows.paper.outcomes import Outcome, Place, ended
@@ -22,6 +22,7 @@ from train_flows.paper.trials import Memory
 from train_flows.provenance import device_name
 
 QUICK = {"steps": 4, "validate_every": 2, "likelihood_steps": 2, "batch_size": 32, "hidden": (8, 8)}
+FEW = 100  # samples of a part
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
         return None
     settings = trial.settings(seed)
     dataset = data.load(trial.data, seed)
+    if trial.quick:
+        few = {part: getattr(dataset, part)[:FEW] for part in ("train", "validation", "test")}
+        dataset = dataclasses.replace(dataset, **few)
     torch.manual_seed(seed)
     trained = density.build(settings, dataset)
     model = trained.with_solver(settings.numerics.figures())
@@ -111,6 +115,13 @@ def _tested(model: Density, dataset: Dataset, seed: int) -> dict[str, float]:
     }
 
 
-def shortened(trials: list[DensityTrial], quick: bool) -> list[DensityTrial]:
-    """The trials, at a size for tests where that is asked for."""
+def checked(trials: list[DensityTrial], quick: bool) -> list[DensityTrial]:
+    """The trials, at a size for tests where that is asked for.
+
+    Raises:
+        InputError: when one is on data that are no density of two dimensions.
+    """
+    for trial in trials:
+        if trial.data not in toy.DENSITIES:
+            raise InputError(f"--data {trial.data} is unknown: choose from {', '.join(toy.DENSITIES)}")
     return [dataclasses.replace(trial, quick=True) for trial in trials] if quick else trials

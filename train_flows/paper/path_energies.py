@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_flows.paper.density_trials import DensityTrial, attempt, shortened
+from train_flows.paper.density_trials import DensityTrial, attempt, checked
 from train_flows.paper.outcomes import Outcome
 from train_flows.paper.report import AttemptInSittings, Report, mean, of, ratio, report, shared
 
@@ -34,7 +34,7 @@ def run(attempt_all: AttemptInSittings, quick: bool, data: Sequence[str]) -> Rep
         for each in data
         for weight in WEIGHTS
     ]
-    outcomes = attempt_all(shortened(trials, quick))
+    outcomes = attempt_all(checked(trials, quick))
     return report(outcomes, partial(_figure, outcomes, data), _findings(outcomes, data))
 
 
