@@ -1,7 +1,7 @@
 """How long the default recipe takes to the likelihood that FFJORD's recipe has at its end.
 
-Both are trained on the same samples and validated on the same others, each in a process of one thread. FFJORD's recipe is
-that of its published code: three hidden layers of 64 units, concat-squash, tanh, the exact trace by pull-backs, the
+Both are trained on the same samples and validated on the same others, each in a process of one thread. FFJORD's recipe
+is that of its published code: three hidden layers of 64 units, concat-squash, tanh, the exact trace by pull-backs, the
 adjoint of torchdiffeq, Adam at 1e-3, batches of 512, here 2,500 iterations. Seconds are those of training alone.
 """
 
