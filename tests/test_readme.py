@@ -22,17 +22,18 @@ def test_api_examples_run(tmp_path, monkeypatch):
     save(density_model((2,), hidden=(8, 8)), "runs/moons")
     anode.save(anode.classifier((2,), 1, extra=5), "runs/spheres")
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
-    names = [{}, {}, {}, {}]  # each block stands alone
+    assert len(blocks) == 5
+    names = [{}, {}, {}, {}, {}]  # each block stands alone
     for block, own in zip(blocks, names, strict=True):
         exec(block, own)
     assert names[0]["x"].shape == (1000, 2)
     assert names[1]["y"].shape == (100, 2)
     assert torch.isfinite(names[1]["log_p"]).all()
-    assert names[2]["logits"].shape == (64, 10)
-    assert names[2]["nfe"].forward > 0
-    assert names[3]["outputs"].shape == (64, 1)
-    assert names[3]["states"].shape == (3, 64, 7)
+    assert all(each.grad is not None for name in ("matched", "posterior") for each in names[2][name].parameters())
+    assert names[3]["logits"].shape == (64, 10)
+    assert names[3]["nfe"].forward > 0
+    assert names[4]["outputs"].shape == (64, 1)
+    assert names[4]["states"].shape == (3, 64, 7)
 
 
 def test_command_lines_are_those_of_the_package():
