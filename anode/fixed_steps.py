@@ -27,7 +27,7 @@ def rk4(
         y0: initial components.
         grid: strictly monotone times.
         before_step: called with t, y and the step size before every step; raises where the solve must end.
-        after_step: called with the slopes of the first and last stage, and the step size, after every step.
+        after_step: called after every step with the nodes 0 and 1, the slopes of those stages, and the step size.
 
     Returns:
         The components at every time.
@@ -47,6 +47,6 @@ def rk4(
             slopes.append(f(t + node * step, plus(y, slopes, weights, step)))
             check_shapes(y, slopes[-1])
         if after_step is not None:
-            after_step(slopes[0], slopes[-1], step)
+            after_step([0.0, 1.0], [slopes[0], slopes[-1]], step)
         path.append(plus(y, slopes, SOLUTION, step))
     return path

@@ -17,7 +17,7 @@ from anode.errors import InputError
 
 Components = tuple[Tensor, ...]
 Slope = Callable[[float, Components], Components]
-AfterStep = Callable[[Components, Components, float], None]
+AfterStep = Callable[[Sequence[float], Sequence[Components], float], None]
 
 ORDER = 5
 NODES: list[float] = RK45.C.tolist()
@@ -25,6 +25,7 @@ STAGES: list[list[float]] = [row[:i].tolist() for i, row in enumerate(RK45.A)]
 SOLUTION: list[float] = RK45.B.tolist()  # the stage of the next step's first slope, so one evaluation is saved
 ERROR: list[float] = (2 / 3 * RK45.E).tolist()  # Shampine's estimate is two thirds of Dormand and Prince's
 DENSE: list[list[float]] = RK45.P.tolist()  # polynomials of the interpolation, of fourth order
+SHOWN = (0, 2, 3)  # stages whose states are of second order at least, beside the last
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
 
@@ -49,7 +50,8 @@ def dopri5(
         rtol: relative tolerance.
         atol: absolute tolerance.
         before_step: called with t, y and the step size before every step; raises where the solve must end.
-        after_step: called with the slopes at both ends of every accepted step, and its size.
+        after_step: called after every accepted step with some nodes of it, from 0 to 1, the slopes there, which are of
+            second order, and its size.
         passive: the last so many components have no part in the choice of steps.
 
     Returns:
@@ -79,7 +81,7 @@ def dopri5(
             while len(asked) > 1 and abs(asked[0] - t) <= abs(reached - t):
                 path.append(_interpolated(y, slopes, step, (asked.pop(0) - t) / step))
             if after_step is not None:
-                after_step(first, slopes[-1], step)
+                after_step([NODES[i] for i in SHOWN] + [1.0], [slopes[i] for i in SHOWN] + slopes[-1:], step)
             t, y, first = reached, after, slopes[-1]
             if last:
                 return [*path, y]

@@ -114,8 +114,8 @@ class Solver:
             field: the module that f evaluates; f itself when f is a module. Its parameters join ``params``, and it
                 is what :func:`count_evals` looks for.
             passive: the last so many components of a tuple are integrated along, with no part in the choice of steps.
-            after_step: called with the slopes of the first and last stage of every accepted step, which are tuples of
-                components, and the step size; for solvers that :attr:`shows_steps`.
+            after_step: called after every accepted step with some nodes of it, from 0 to 1, the slopes there, which are
+                tuples of components, and the step size; for solvers that :attr:`shows_steps`.
 
         Returns:
             y(t1), shaped like ``y0``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,16 +35,19 @@ def rate(name: str, rates: RatesOf, t: Tensor, x: Tensor, found: Rates) -> Tenso
     return _square(along[0]) + along[1].square()
 
 
-def turn(first: Components, last: Components, step: float) -> Tensor:
-    """The acceleration energy of one step of a solver, (B,), from the slopes of velocity and log-density at its ends.
+def turn(nodes: Sequence[float], slopes: Sequence[Components], step: float) -> Tensor:
+    """The acceleration energy of one step of a solver, (B,), from slopes of state and log-density at nodes c of it.
 
-        h |a|^2 = |v(t + h) - v(t)|^2 / h,        a = (v(t + h) - v(t)) / h
+        sum over neighbouring nodes of |v(t + c' h) - v(t + c h)|^2 / ((c' - c) h)
 
-    The mean acceleration over the step takes the place of the acceleration, which costs no evaluation. The energy is
+    The mean acceleration between nodes takes the place of the acceleration, which costs no evaluation. The energy is
     thereby too small by a share of order h^2.
     """
-    velocity, divergence = (after - before for before, after in zip(first[:2], last[:2], strict=True))
-    return (_square(velocity) + divergence.square()) / math.fabs(step)
+    pieces = []
+    for (c, before), (after_c, after) in pairwise(zip(nodes, slopes, strict=True)):
+        velocity, divergence = (new - old for old, new in zip(before[:2], after[:2], strict=True))
+        pieces.append((_square(velocity) + divergence.square()) / math.fabs((after_c - c) * step))
+    return torch.stack(pieces).sum(0)
 
 
 def _square(x: Tensor) -> Tensor:

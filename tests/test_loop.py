@@ -186,3 +186,12 @@ class TestAverage:
         with average.in_place():
             assert torch.equal(objective.weight, before)
         assert average.state_dict() == {"values": []}
+
+
+def test_a_cosine_can_begin_anew(tmp_path, batches):
+    training = Training(steps=10, lr=0.1, restart=6, validate_every=1)
+    run = Run.create(tmp_path / "run")
+    assert fit(Steep(), training, batches, run)
+    rates = torch.tensor([record["lr"] for record in run.records()])
+    first, second = (0.05 * (1 + torch.cos(torch.pi * torch.arange(n) / n)) for n in (6, 4))
+    torch.testing.assert_close(rates, torch.cat([first, second, torch.zeros(1)]))

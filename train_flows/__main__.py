@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": "measure a trained density or classifier",
     "sample": "draw samples from a trained density",
     "paper": "reproduce the figures of the papers",
-    "benchmark": "time an image block against plain torchdiffeq",
+    "benchmark": "measure image blocks and densities against those of other packages",
     "unpack": "unpack an archive of images",
 }
 

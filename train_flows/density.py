@@ -95,11 +95,13 @@ class Task:
         objective: to minimise.
         batch: what it takes at a step.
         validate: figures of the current weights, ``"nll"`` among them.
+        training: how to optimise.
     """
 
     objective: nn.Module
     batch: Callable[[int], Any]
     validate: Callable[[], dict[str, float]]
+    training: Training
 
 
 def task(settings: Settings, dataset: Dataset, trained: Density, model: Density) -> Task:
@@ -119,9 +121,9 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         figure, nfe = likelihood.nll(model, validation, samples=1)
         return {"nll": figure["value"], "nfe_log_prob": nfe, **objectives.energies(goal, model, validation)}
 
-    goal, training = settings.objective, settings.training
+    goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
     batch = shuffled_batches(dataset.train.to(device), training.batch_size, settings.run.seed)
-    return Task(*objectives.build(goal, trained, batch, training.steps), validate)
+    return Task(*objectives.build(goal, trained, batch, training.steps), validate, training)
 
 
 def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:
@@ -139,7 +141,7 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
     """
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{len(dataset.train)} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
-    return session.fit(run, what.objective, model, what.batch, settings.training, what.validate, "nll")
+    return session.fit(run, what.objective, model, what.batch, what.training, what.validate, "nll")
 
 
 def _validated_as(model: Density) -> str:

@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from anode import SolverError, count_evals
@@ -200,10 +201,16 @@ def _line(figures: dict[str, float], steps: int) -> str:
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> LRScheduler:
     if training.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, training.steps)
+        return LambdaLR(optimizer, partial(_cosine, training.restart or training.steps, training.steps))
     if training.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
     return LambdaLR(optimizer, lambda _: 1.0)
+
+
+def _cosine(restart: int, steps: int, step: int) -> float:
+    """The share of the learning rate at a step: half a cosine, and another one from the restart on."""
+    share = step / restart if step < restart or restart == steps else (step - restart) / (steps - restart)
+    return (1 + math.cos(math.pi * share)) / 2
 
 
 def _state(progress: Progress, parts: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from anode import InputError
 from cnf import Density, FlowMatching, InTurn, MaximumLikelihood
 from train_flows.settings import Objective
+from train_flows.training import Training
 
 BOTH = "flow-matching+likelihood"
 
@@ -34,6 +36,13 @@ def build(
     if goal.objective == "flow-matching":
         return matching, batch
     return InTurn(matching, likelihood), lambda step: (int(step >= steps - goal.likelihood_steps), batch(step))
+
+
+def staged(goal: Objective, training: Training) -> Training:
+    """How to optimise in stages: a cosine of the learning rate begins anew where likelihood follows flow matching."""
+    if goal.objective != BOTH or training.restart is not None:
+        return training
+    return dataclasses.replace(training, restart=max(0, training.steps - goal.likelihood_steps) or None)
 
 
 def check(goal: Objective, steps: int) -> None:

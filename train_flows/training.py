@@ -23,6 +23,7 @@ class Training:
     weight_decay: float = 0.0  # of Adam: the factor of half the squared norm of the weights in the loss
     ema: float = 0.0  # decay of the moving average of the weights, which is what is validated and stored; 0 for none
     validate_every: int = 100  # steps between validations, records and checkpoints
+    restart: int | None = None  # step at which a cosine begins anew; where likelihood follows flow matching, if omitted
 
     def check(self) -> None:
         """Raise an :class:`~anode.InputError` for a number out of range."""
@@ -36,6 +37,8 @@ class Training:
             raise InputError(f"--weight-decay {self.weight_decay} must be a number from 0")
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema} must lie in [0, 1), such as 0.999")
+        if self.restart is not None and not 0 < self.restart < self.steps:
+            raise InputError(f"--restart {self.restart} must be from 1 to {self.steps - 1}, below --steps")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
     try:
         accelerator = Accelerator(cpu=True)
         finished = train(
-            task.objective, settings.training, task.batch, task.validate, keep_best, journal, accelerator, quiet=True
+            task.objective, task.training, task.batch, task.validate, keep_best, journal, accelerator, quiet=True
         )
         if not finished:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""``train-flows benchmark``: an image block's training step, timed against plain torchdiffeq on the same work.
+"""``train-flows benchmark image-block``: its training step, timed against plain torchdiffeq on the same work.
 
 The work: one channel of 28x28 and five augmented ones, a field of 64 filters, a linear head, batches of 64, dopri5 at
 1e-3, from equal weights. Time as a bias is another field along the border, beyond which a channel of t is zero.
@@ -38,7 +38,7 @@ class Settings:
     repeats: int = 7  # of which the median is taken
     threads: int = torch.get_num_threads()
     device: Device = "auto"
-    out: Path = Path("benchmark.json")
+    out: Path = Path("benchmark-image-block.json")
     overwrite: Flag = False  # replace existing results
 
 
@@ -109,8 +109,8 @@ CONTENDERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def main(args: list[str]) -> None:
-    """Run the command line ``train-flows benchmark``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows benchmark")
+    """Run the command line ``train-flows benchmark image-block``."""
+    settings = tyro.cli(Settings, args=args, prog="train-flows benchmark image-block")
     for option in ("repeats", "threads"):
         if getattr(settings, option) < 1:
             raise InputError(f"--{option} {getattr(settings, option)} must be at least 1")
