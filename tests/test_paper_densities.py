@@ -107,14 +107,16 @@ def test_a_flow_at_its_target_has_no_divergence():
     assert samples.shape == (50, 2)
 
 
-def test_the_weight_is_the_largest_within_what_is_allowed():
-    def group(weight, *values):
+def test_the_weight_is_that_of_the_fewest_evaluations_within_what_is_allowed():
+    def group(weight, nfe, *values):
         trial = DensityTrial(f"acceleration {weight:g}", "annulus")
-        return [Outcome(trial, seed, "success", [{"validation_nll": value}]) for seed, value in enumerate(values)]
+        records = [[{"validation_nll": value, "nfe_validation": nfe}] for value in values]
+        return [Outcome(trial, seed, "success", each) for seed, each in enumerate(records)]
 
-    groups = {0.0: group(0.0, 1.0, 2.0), 3e-4: group(3e-4, 1.0, 2.0), 1e-3: group(1e-3, 1.018, 2.0)}
-    assert path_energies._chosen({**groups, 3e-3: group(3e-3, 1.03, 2.0)}) == 1e-3
-    assert path_energies._chosen({0.0: groups[0.0], 3e-3: group(3e-3, 1.03, 2.0)}) is None
+    groups = {0.0: group(0.0, 50, 1.0, 2.0), 3e-4: group(3e-4, 40, 1.0, 2.0), 1e-3: group(1e-3, 30, 1.038, 2.0)}
+    assert path_energies._chosen({**groups, 3e-3: group(3e-3, 20, 1.05, 2.0)}) == 1e-3
+    assert path_energies._chosen({**groups, 3e-3: group(3e-3, 35, 1.0, 2.0)}) == 1e-3
+    assert path_energies._chosen({0.0: groups[0.0], 3e-3: group(3e-3, 20, 1.05, 2.0)}) is None
     assert path_energies._chosen({1e-3: groups[1e-3]}) is None
 
 

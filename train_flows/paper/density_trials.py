@@ -55,7 +55,7 @@ def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
     """Train the density of a trial, and measure it with the weights of the best validation on the test part.
 
     Records are those of the run folder; the last also holds ``test_nll`` with its ``standard_error``,
-    ``nfe_log_prob`` and ``nfe_sample``, and ``validation_nll``, the best.
+    ``nfe_log_prob`` and ``nfe_sample``, and the best ``validation_nll`` with its evaluations ``nfe_validation``.
 
     Returns:
         The outcome; None when the deadline has passed.
@@ -102,12 +102,13 @@ def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
 @torch.no_grad()
 def _tested(model: Density, dataset: Dataset, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
-    validated = likelihood.nll(model, dataset.validation[: density.VALIDATION], samples=1)[0]["value"]
+    validated, nfe_validation = likelihood.nll(model, dataset.validation[: density.VALIDATION], samples=1)
     figure, nfe = likelihood.nll(model, dataset.test, samples=1)
     with count_evals(model) as counted:
         model.sample(likelihood.CHUNK)
     return {
-        "validation_nll": validated,
+        "validation_nll": validated["value"],
+        "nfe_validation": nfe_validation,
         "test_nll": figure["value"],
         "standard_error": figure["standard_error"],
         "nfe_log_prob": nfe,
