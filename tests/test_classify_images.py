@@ -56,6 +56,13 @@ def test_from_a_folder_to_its_evaluation(run, tmp_path, bars):
     result = json.loads((folder / "result.json").read_text())
     assert result["accuracy"] == pytest.approx(float(right))
     assert result["accuracy"] > 0.8
+    shown = dataset.train.x[:1000], dataset.train.y[:1000]
+    with torch.no_grad():
+        learnt = model(shown[0])
+    assert result["train_accuracy"] == pytest.approx(float((learnt.argmax(1) == shown[1]).double().mean()))
+    assert result["train_loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(learnt, shown[1])), rel=1e-4)
+    assert result["nfe_backward"] == records[-1]["nfe_backward"]
+    assert f"loss {result['train_loss']:.4g}" in out
 
     report = json.loads(run("evaluate", "runs/bars", "--json")[1])
     assert report == {name: result[name] for name in report}
@@ -169,6 +176,7 @@ class TestRefuses:
             (["mnist"], ["mnist needs train-images-idx3-ubyte.gz", "data/MNIST/raw", "--download"]),
             (["svhn", "--data-root", "there"], ["train_32x32.mat", "there"]),
             (["empty"], ["empty", "CLASS"]),
+            (["nofolder/"], ["'nofolder/'", "pass one of these, or the path of a table or of a folder of images"]),
             (["flat"], ["flat", "CLASS"]),
             (["truncated"], ["truncated/a/3.png"]),
             (["text"], ["text/b/notes.txt"]),

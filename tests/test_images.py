@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib
 import io
 import pickle
 import re
@@ -152,7 +153,8 @@ class TestPublished:
         write_svhn(tmp_path, monkeypatch)
         path = tmp_path / file
         path.write_bytes(path.read_bytes()[:-20])
-        refused(r"damaged.*remove those files and pass --download", image_sets.read, name, tmp_path)
+        damaged = rf"{re.escape(str(path))} is damaged.*remove those files and pass --download"
+        refused(damaged, image_sets.read, name, tmp_path)
         path.unlink()
         place = re.escape(str(path.parent))
         refused(rf"needs {path.name} in {place}: .* --data-root .* --download", image_sets.read, name, tmp_path)
@@ -390,6 +392,15 @@ class TestBadLayouts:
         folder_of(tmp_path / "val")
         refused("holds test but no folder train", image_folders.read, tmp_path)
 
+    def test_a_part_of_neither_kind(self, tmp_path):
+        folder_of(tmp_path / "train")
+        folder_of(tmp_path / "more")
+        refused("holds train and more, which is no part to test on", image_folders.read, tmp_path)
+
+    def test_a_class_of_trains(self, tmp_path):
+        folder_of(tmp_path, ("bus", "train"))
+        assert image_folders.read(tmp_path)[2] == ("bus", "train")
+
     def test_empty_test_part(self, tmp_path):
         folder_of(tmp_path / "train")
         (tmp_path / "test").mkdir()
@@ -581,6 +592,18 @@ class TestUnpack:
     def test_no_folder(self, tmp_path):
         archive = packed(tmp_path / "set.zip", MEMBERS)
         refused("set.zip is a file", unpack.main, [str(archive), str(archive)])
+
+    def test_a_python_without_safe_unpacking(self, tmp_path, monkeypatch):
+        monkeypatch.delattr(tarfile, "data_filter")
+        archive = packed(tmp_path / "set.tar", MEMBERS)
+        refused("needs Python 3.11.4", unpack.main, [str(archive), str(tmp_path / "data")])
+        monkeypatch.delattr(tarfile, "FilterError")
+        importlib.reload(unpack)
+        archive = packed(tmp_path / "set.zip", MEMBERS)
+        archive.write_bytes(b"garbage")
+        refused("cannot be unpacked", unpack.main, [str(archive), str(tmp_path / "data")])
+        monkeypatch.undo()
+        importlib.reload(unpack)
 
     @pytest.mark.parametrize("suffix", [".tar", ".zip"])
     def test_empty(self, tmp_path, suffix):

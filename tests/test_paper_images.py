@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from anode import InputError, classifier
+from anode import InputError, classifier, count_evals
 from train_flows import loop, paper
 from train_flows.data import images
 from train_flows.loop import shuffled_batches
-from train_flows.paper import image_trials, odenet, report
+from train_flows.paper import image_curves, image_trials, memory, odenet, report, stability
 from train_flows.paper.image_trials import ImageTrial, Place, attempt
 from train_flows.paper.outcomes import Outcome, records_of
 from train_flows.paper.scale import Scale, family
+from train_flows.paper.tolerance import kept_bytes
 from train_flows.provenance import provenance
 
 SMALL = ImageTrial(
@@ -132,7 +133,7 @@ def stopping_after(steps, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "stop_signals", soon)
-        now = SimpleNamespace(time=lambda: 0.0, monotonic=lambda: time.monotonic() + clock[0])
+        now = SimpleNamespace(time=lambda: clock[0], monotonic=lambda: time.monotonic() + clock[0])
         patch.setattr(image_trials, "time", now)
         yield
 
@@ -188,8 +189,69 @@ def test_resuming_keeps_what_is_not_asked_for(run, tmp_path):
     assert run("paper", "table1", *QUICK, "--seeds", 1, "--resume")[0] == 0
     after = json.loads(file.read_text())
     assert sorted(map(json.dumps, after["runs"])) == sorted(map(json.dumps, before))
-    assert after["seeds"] == [0, 1]
+    assert after["seeds"] == [0]  # those of the findings
     assert {row["runs"] for row in after["summary"]} == {1}
+
+
+def test_every_sitting_is_told(run, tmp_path, monkeypatch):
+    file = tmp_path / "paper" / "table1-digits-quick.json"
+    commands = [
+        ["train-flows", "paper", "table1", *extra] for extra in ((), ("--resume",), ("--resume", "--seeds", "2"))
+    ]
+    for command, seeds in zip(commands, (1, 1, 2), strict=True):
+        monkeypatch.setattr("sys.argv", command)
+        assert run("paper", "table1", *QUICK, "--seeds", seeds, *(["--resume"] if file.exists() else []))[0] == 0
+    content = json.loads(file.read_text())
+    assert content["command"] == " ".join(commands[0])
+    (later,) = content["later"]  # that in between trained nothing
+    assert later["command"] == " ".join(commands[2])
+    assert {"machine", "versions"} <= set(later)
+
+
+def test_the_order_of_sets_is_no_matter(run, tmp_path):
+    folder = tmp_path / "data" / "cifar10-small"
+    draw(folder)
+    options = ("--quick", "--workers", 1, "--seeds", 1)
+    assert run("paper", "weight-decay", *options, "--data", "digits", "cifar10-small", "--budget-minutes", 1e-6)[0] == 0
+    _, out, _ = run("paper", "weight-decay", *options, "--data", "cifar10-small", "digits", "--resume", "--seeds", 1)
+    assert "weight-decay-cifar10-small-digits-quick.json" in out
+    assert len(list((tmp_path / "paper").glob("*.json"))) == 1
+
+
+def draw(folder):
+    """Ten classes of small images, each of a colour, to train and to test on."""
+    for part, images_of_each in (("train", 5), ("test", 2)):
+        for kind in range(10):
+            (folder / part / f"kind{kind}").mkdir(parents=True)
+            for i in range(images_of_each):
+                Image.new("RGB", (8, 8), (25 * kind, i, 0)).save(folder / part / f"kind{kind}" / f"{i}.png")
+
+
+def test_two_sets_in_two_sittings(run, tmp_path, monkeypatch):
+    """Digits and a folder, with a budget that ends in the middle of the third run."""
+    draw(tmp_path / "data" / "cifar10-small")
+    options = ("--quick", "--workers", 1, "--seeds", 1, "--data", "digits", "cifar10-small")
+    assert run("paper", "table1", *options, "--out", "whole")[0] == 0
+    with stopping_after(4 + 4 + 3, monkeypatch), monkeypatch.context() as patch:
+        patch.setattr("train_flows.paper.time", SimpleNamespace(time=lambda: 0.0))
+        out = run("paper", "table1", *options, "--budget-minutes", 1e6 / 60)[1]
+    assert "2 runs are missing" in out
+    (state,) = (tmp_path / "paper" / "table1-cifar10-small-digits-quick-unfinished").iterdir()
+    assert state.name == "digits-NODE-0.pt"
+    assert run("paper", "table1", *options, "--resume")[0] == 0
+    parts, whole = (
+        json.loads((tmp_path / name / "table1-cifar10-small-digits-quick.json").read_text())
+        for name in ("paper", "whole")
+    )
+    assert [(each["data"], each["name"]) for each in parts["runs"]] == [
+        ("cifar10-small", "NODE"),
+        ("cifar10-small", "ANODE p=10"),
+        ("digits", "NODE"),
+        ("digits", "ANODE p=5"),
+    ]
+    assert untimed(parts) == untimed(whole)
+    assert parts["sets"] == whole["sets"]
+    assert parts["findings"] == whole["findings"]
 
 
 def test_images_that_changed_are_not_mixed(run, tmp_path, monkeypatch):
@@ -272,7 +334,84 @@ def test_experiments_survive_failing_and_missing_runs(run, monkeypatch, experime
     assert run("paper", experiment, *QUICK, "--seeds", 2, "--out", "none")[0] == 0
 
 
+def test_the_most_telling_come_first_and_keep_their_colours():
+    seen = []
+    image_curves.run(lambda trials: seen.extend(trials) or [], Scale("quick"), ("mnist", "cifar10"))
+    order = [(trial.name, trial.data) for trial in seen]
+    assert order[:4] == [("p=0", "mnist"), ("p=0", "cifar10"), ("p=5", "mnist"), ("p=5", "cifar10")]
+    assert order.index(("p=10", "cifar10")) < order.index(("p=100", "mnist"))
+    assert ("p=100", "cifar10") not in order
+    records = [{}, {"loss": 1.0, "nfe_forward": 14.0, "test_accuracy": 0.5}]
+    colours = []
+    for trials in (seen, seen[::-1]):
+        outcomes = [Outcome(dataclasses.replace(trial, epochs=1), 0, "success", records) for trial in trials]
+        figure = image_curves.run(lambda _, found=outcomes: found, Scale("quick"), ("mnist", "cifar10")).draw()
+        lines = [line for axes in figure.axes for line in axes.get_lines()]
+        colours.append({(line.axes.get_title(), line.get_label()): line.get_color() for line in lines})
+    assert colours[0] == colours[1]
+
+
+def test_jumps_of_the_loss_and_where_to():
+    def outcome(name, losses):
+        records = [{}, *({"loss": loss, "nfe_forward": 14.0} for loss in losses)]
+        return Outcome(dataclasses.replace(SMALL, name=name, epochs=len(losses)), 0, "success", records)
+
+    outcomes = [outcome("NODE", [1.0, 0.01, 0.05, 0.2]), outcome("ANODE p=5", [1.0, 0.1, 0.2, 0.05])]
+    findings = stability.run(lambda _: outcomes, Scale("quick"), ("digits",)).findings
+    assert findings["digits, NODE: largest loss of an epoch over the least before it"] == pytest.approx(20)
+    assert findings["digits, NODE: the loss of that epoch"] == 0.2
+    assert findings["digits, ANODE p=5: largest loss of an epoch over the least before it"] == pytest.approx(2)
+    assert findings["digits, ANODE p=5: the loss of that epoch"] == 0.2
+
+
+class TestMemory:
+    """What runs keep for their backward pass, and how many fit side by side."""
+
+    @pytest.mark.parametrize(("data", "extra"), [("digits", 5), ("mnist", 100), ("tiny-imagenet-200", 0)])
+    def test_a_network_of_convolutions_keeps_its_maps(self, data, extra):
+        scale = Scale("small")
+        model = scale.conv(data, extra)
+        channels, height, width = scale.shape(data)
+        maps = height * width * (2 * model["filters"] + channels + extra)  # two of the filters, one of the state
+        assert memory.kept(scale.shape(data), model)[1] == pytest.approx(4 * maps, rel=0.1)
+
+    @pytest.mark.parametrize("name", ["ODE-Net", "ResNet"])
+    def test_it_is_what_a_batch_keeps(self, name):
+        shape, options = (1, 14, 14), odenet._model(Scale("small"), "mnist", name)
+        model = classifier(shape, 10, **options)
+        with kept_bytes() as total, count_evals(model) as nfe:
+            outputs = model(torch.rand(64, *shape))
+            kept = total()
+        assert outputs.shape == (64, 10)
+        once, an_evaluation = memory.kept(shape, options)
+        assert 64 * (once + nfe.forward * an_evaluation) == pytest.approx(kept, rel=0.3)
+
+    def test_as_many_as_fit(self):
+        scale = Scale("full")
+        nodes = {data: scale.trial("NODE", data, scale.pair(data)["NODE"]) for data in ("mnist", "tiny-imagenet-200")}
+        one = memory.needed(nodes["mnist"]) + memory.OF_A_PROCESS
+        for count in (1, 2, 4):
+            assert memory.side_by_side([nodes["mnist"]], int(count * one / 0.89)) == count
+        assert memory.side_by_side([nodes["mnist"]], 0) == 1
+        assert memory.side_by_side([nodes["mnist"]], 100 * one) == memory.MOST
+        assert memory.side_by_side(list(nodes.values()), 140 * 2**30) == 1
+        assert memory.side_by_side([nodes["mnist"]], 140 * 2**30) == 4
+
+    def test_the_number_is_recorded(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr("train_flows.paper.find_device", lambda _: torch.device("cuda", 0))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**10, 10**11))
+        monkeypatch.setattr("train_flows.paper.sittings.each", lambda work, jobs, workers: iter(()))
+        assert run("paper", "table1", "--quick", "--data", "digits")[0] == 0
+        assert json.loads((tmp_path / "paper" / "table1-digits-quick.json").read_text())["workers"] == 4
+
+
 class TestScale:
+    def test_digits_are_small_already(self):
+        for size in ("full", "small"):
+            assert Scale(size).conv("digits", 5)["filters"] == 48
+            assert odenet._model(Scale(size), "digits", "ODE-Net")["filters"] == 64
+        assert odenet._model(Scale("small"), "mnist", "ODE-Net")["filters"] == 32
+
     def test_full_is_the_papers(self):
         trial = Scale("full").trial("NODE", "mnist", {})
         assert (trial.epochs, trial.batch_size, trial.lr, trial.weight_decay) == (20, 256, 1e-3, 0)
@@ -314,6 +453,7 @@ class TestRefuses:
             (["table1", "--budget-minutes", "0"], ["--budget-minutes 0"]),
             (["table1", "--small", "--quick"], ["--small", "--quick"]),
             (["table1", "--resume", "--overwrite"], ["--resume", "--overwrite"]),
+            (["table1", "--data", "cifar10-jpeg", "--download"], ["--download is for mnist", "not for cifar10-jpeg"]),
             (["table1", "--data", "digits", "--device", "warp"], ["--device warp"]),
             (["stability", "--data", "digits", "--workers", "0"], ["--workers 0"]),
         ],
@@ -324,12 +464,20 @@ class TestRefuses:
         assert len(err.splitlines()) == 1
         assert all(name in err for name in names), err
 
-    @pytest.mark.parametrize("data", ["mnist", "cifar10", "svhn", "cifar10-jpeg"])
-    def test_missing_images(self, run, tmp_path, data):
+    @pytest.mark.parametrize(
+        ("data", "names"),
+        [
+            ("mnist", ["train-images-idx3-ubyte.gz", "nowhere/MNIST/raw", "--data-root", "--download"]),
+            ("cifar10", ["data_batch_1", "nowhere/cifar-10-batches-py", "--data-root", "--download"]),
+            ("svhn", ["train_32x32.mat", "in nowhere", "--data-root", "--download"]),
+            ("cifar10-jpeg", ["nowhere/cifar10-jpeg", "train-flows unpack ARCHIVE nowhere", "--data-root"]),
+        ],
+    )
+    def test_missing_images(self, run, tmp_path, data, names):
         status, _, err = run("paper", "table1", "--data", data, "--data-root", "nowhere")
         assert status == 2
         assert len(err.splitlines()) == 1
-        assert "nowhere" in err
+        assert all(name in err for name in names), err
         assert not list((tmp_path / "paper").iterdir())
 
     def test_results_of_another_experiment(self, run, tmp_path):

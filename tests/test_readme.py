@@ -11,6 +11,7 @@ import torch
 
 import anode
 from cnf import density_model, save
+from train_flows import recipes
 from train_flows.paper import ON_FUNCTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -166,14 +167,19 @@ ON_IMAGES = {  # what the README says of each experiment on images, from its fil
         f"MNIST, test error: {at(f, 'mnist, ODE-Net: test error')}% of the ODE-Net "
         f"({at(f, 'mnist, ODE-Net: parameters'):,} parameters, {at(f, 'mnist: NFE of the ODE-Net'):.0f} evaluations), "
         f"{at(f, 'mnist, ResNet: test error')}% of 6 residual blocks ({at(f, 'mnist, ResNet: parameters'):,}), "
-        f"{at(f, 'mnist, MLP: test error')}% of a perceptron ({at(f, 'mnist, MLP: parameters'):,})"
+        f"{at(f, 'mnist, MLP: test error')}% of a perceptron ({at(f, 'mnist, MLP: parameters'):,}); trained for "
+        f"{f['steps']} steps only, and far from converged (training losses "
+        + ", ".join(f"{f[f'training loss of {name} on mnist']:.2f}" for name in ("ODE-Net", "ResNet", "MLP"))
+        + ")"
     ),
     "stability-small": lambda f: (
         "500 images of MNIST overfitted for 100 epochs: the loss jumps by up to "
         f"{at(f, 'mnist, NODE: largest loss'):.0f} times with NODE, "
-        f"{at(f, 'mnist, ANODE p=5: largest loss'):.0f} times with ANODE p=5; "
+        f"{at(f, 'mnist, ANODE p=5: largest loss'):.0f} times with ANODE p=5, but to about the same height, "
+        f"{at(f, 'mnist, NODE: the loss of that'):.3f} and {at(f, 'mnist, ANODE p=5: the loss of that'):.3f}; "
         f"evaluations from {at(f, 'mnist, NODE: NFE').replace(', ', ' to ')} and "
-        f"{at(f, 'mnist, ANODE p=5: NFE').replace(', ', ' to ')} at most"
+        f"{at(f, 'mnist, ANODE p=5: NFE').replace(', ', ' to ')} at most: the instability of the published figure is "
+        "not seen at this size"
     ),
     "weight-decay-small": lambda f: f"MNIST, test accuracy: {decays(f, 0)}; {decays(f, 5)}",
     "param-efficiency-small": lambda f: (
@@ -192,8 +198,16 @@ def said_of_images(stem):
     assert content["complete"]
     assert not content["quick"]
     assert all(run["status"] == "success" for run in content["runs"])
-    command = content["command"].removeprefix("train-flows paper ")
-    return f"| `{command}` | {ON_IMAGES[stem](content['findings'])} | {len(content['seeds'])} |"
+    command = content["command"].removeprefix("train-flows paper ").removesuffix(" --resume")
+    return f"| `{command}` | {ON_IMAGES[stem](facts(content))} | {len(content['seeds'])} |"
+
+
+def facts(content):
+    """The findings of a file, the training losses of its last epochs, and how many steps its first run took."""
+    losses = {f"training loss of {row['model']} on {row['data']}": row["loss"]["mean"] for row in content["summary"]}
+    run = content["runs"][0]
+    images = int(content["sets"][run["data"]]["notes"][0].split()[0].replace(",", ""))
+    return {**content["findings"], **losses, "steps": run["epochs"] * (images // run["batch_size"])}
 
 
 @pytest.mark.parametrize("stem", ON_IMAGES)
@@ -201,11 +215,65 @@ def test_what_is_said_of_images_is_in_the_files(stem):
     assert said_of_images(stem) in README
 
 
+def kl_of(f, name):
+    return " / ".join(f"{at(f, f'u{i}: KL, {name}'):.3f}" for i in (1, 2, 3, 4))
+
+
+ON_DENSITIES = {  # what the README says of each experiment on densities, from its file
+    "path-energies": lambda f: (
+        "with a penalty on acceleration, chosen on validation data: "
+        + "; ".join(
+            f"{each} (weight {f[f'{each}: chosen weight']:g}) {at(f, f'{each}: NFE of log_prob'):.2f} of the "
+            f"evaluations of log_prob, test NLL {at(f, f'{each}: test NLL'):+.3f}"
+            for each in ("separated-8gaussians", "checkerboard", "annulus")
+        )
+        + f"; on average {f['NFE of log_prob, with / without, mean']:.2f}"
+    ),
+    "couplings": lambda f: (
+        "flow matching with optimal transport within a batch, beside independent pairs after as many steps: "
+        + "; ".join(
+            f"{each} {at(f, f'{each}: NFE of sampling'):.2f} of the evaluations of sampling, test NLL "
+            f"{at(f, f'{each}: test NLL'):+.3f}"
+            for each in ("8gaussians", "moons")
+        )
+    ),
+    "planar": lambda f: (
+        f"KL to the densities U1 / U2 / U3 / U4: 32 planar layers {kl_of(f, 'NF K=32')}; 32 continuous planar units "
+        f"{kl_of(f, 'CNF M=32')}; a field of 64-64 units {kl_of(f, 'CNF 64-64')}"
+    ),
+}
+
+
+def said_of_densities(experiment):
+    content = json.loads((ROOT / "assets" / "results" / "paper" / f"{experiment}.json").read_text())
+    assert content["complete"]
+    assert not content["quick"]
+    assert all(run["status"] == "success" for run in content["runs"])
+    return f"| `{experiment}` | {ON_DENSITIES[experiment](content['findings'])} | {len(content['seeds'])} |"
+
+
+@pytest.mark.parametrize("experiment", ON_DENSITIES)
+def test_what_is_said_of_densities_is_in_the_files(experiment):
+    assert said_of_densities(experiment) in README
+
+
 def said_of_classifiers():
     result = json.loads((ROOT / "assets" / "results" / "classify-mnist.json").read_text())
     accuracy = f"{100 * result['accuracy']:.1f} +- {100 * result['standard_error']:.1f}%"
     cost = f"{result['nfe']:.0f} | {result['seconds']:.0f}"
     return f"| `{result['command']}` | {accuracy} | {cost} | `classify-mnist.json` |"
+
+
+def test_the_command_of_the_picture_is_that_of_the_file():
+    (shown,) = re.findall(r"the run measured below:\n\n((?: {4}.*\n)+)", README)
+    result = json.loads((ROOT / "assets" / "results" / "classify-mnist.json").read_text())
+    assert " ".join(shown.replace("\\", "").split()) == result["command"]
+
+
+def test_the_filters_of_pairs_are_those_of_the_recipes():
+    for names, data in (("on MNIST", "mnist"), ("on CIFAR-10 and SVHN", "cifar10"), ("on CIFAR-10 and SVHN", "svhn")):
+        filters = recipes.PAIRS[data]["NODE"]["filters"]
+        assert f"`--extra 0 --filters {filters}` {names}" in " ".join(README.split())
 
 
 def test_the_accuracy_is_that_of_the_file():

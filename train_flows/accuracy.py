@@ -77,7 +77,7 @@ def _at(objective: Supervised, solver: Solver, pairs: Pairs) -> dict[str, float]
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Measured figures as lines to read."""
+    """Measured figures as lines to read; those of training are there for a run that has just ended."""
     at = figures["tolerance"]
     how = "" if at is None else f", rtol {at['rtol']:g}, atol {at['atol']:g}"
     spread = f"{figures['accuracy']:.4f} +- {figures['standard_error']:.4f}"
@@ -86,7 +86,10 @@ def table(figures: dict[str, Any]) -> str:
         ("loss", f"{figures['loss']:.4g} ({figures['loss_kind']})"),
     ]
     if figures["nfe"]:
-        lines.append(("NFE", f"{figures['nfe']:.0f}"))
+        backward = f", {figures['nfe_backward']:.0f} backward in training" if "nfe_backward" in figures else ""
+        lines.append(("NFE", f"{figures['nfe']:.0f}{backward}"))
+    if "train_loss" in figures:
+        lines.append(("training", f"accuracy {figures['train_accuracy']:.4f}, loss {figures['train_loss']:.4g}"))
     if at is not None:
         tighter = figures["tighter"]
         lines.append(("tighter", "the solve failed" if tighter is None else _tighter(tighter)))

@@ -99,10 +99,10 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
     objective = Supervised(model, accuracy.loss_of(dataset.classes), settings.training.precision)
     train, validation, test = (part.to(device) for part in (dataset.train, dataset.validation, dataset.test))
     training = settings.training.training(len(train.x))
-    shown = min(len(train.x), SHOWN_IMAGES if dataset.levels else SHOWN)
+    shown = _shown(dataset).to(device)
     sizes = f"{len(train.x)} samples to train on, {len(validation.x)} to validate on, {len(test.x)} to test on"
-    print(f"{sizes}; figures of training are of {shown}")
-    parts = {"train": Pairs(train.x[:shown], train.y[:shown]), "validation": validation, "test": test}
+    print(f"{sizes}; figures of training are of {len(shown.x)}")
+    parts = {"train": shown, "validation": validation, "test": test}
 
     def validate() -> dict[str, float]:
         found = {name: measure(objective, part) for name, part in parts.items()}
@@ -112,10 +112,17 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
     return session.fit(run, objective, model, batch, training, validate, "validation_loss")
 
 
+def _shown(dataset: Labelled) -> Pairs:
+    """The training samples that are measured."""
+    return Pairs(*(part[: SHOWN_IMAGES if dataset.levels else SHOWN] for part in dataset.train))
+
+
 def report(
     settings: Settings, run: Run, dataset: Labelled, model: Classifier, before: float, notes: Sequence[str]
 ) -> None:
-    """Measure the best weights on the test part, write ``result.json``, print the table and draw the pictures.
+    """Measure the best weights, write ``result.json``, print the table and draw the pictures.
+
+    Figures are those of the test part, and accuracy and loss of some training samples.
 
     Args:
         settings: of the run.
@@ -126,8 +133,12 @@ def report(
         notes: sentences worth keeping with the figures.
     """
     started = time.monotonic()
-    figures = accuracy.measure(model, dataset.test.to(next(model.parameters()).device), dataset.classes)
-    trained = run.records()[-1]["seconds"] if run.records() else 0
+    device, records = next(model.parameters()).device, run.records()
+    figures = accuracy.measure(model, dataset.test.to(device), dataset.classes)
+    learnt = measure(Supervised(model, accuracy.loss_of(dataset.classes)), _shown(dataset).to(device))
+    figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "loss")}
+    figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0) if records else 0.0  # mean over the last epoch
+    trained = records[-1]["seconds"] if records else 0
     seconds = before + trained + time.monotonic() - started
     session.write_result(run, KIND, settings.run.seed, seconds, figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test.x)} samples", accuracy.table(figures), sep="\n")

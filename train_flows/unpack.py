@@ -17,6 +17,7 @@ from anode import InputError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, RuntimeError)
+UNSAFE = getattr(tarfile, "FilterError", ())  # nothing in a Python without filters, where tar is refused
 SHOWN = 8  # entries named in what is printed
 
 
@@ -65,7 +66,7 @@ def unpack(archive: Path, folder: Path) -> tuple[list[Path], int]:
                     content.extractall(temporary)
                 for entry in entries:
                     (Path(temporary) / entry.name).rename(entry)
-    except tarfile.FilterError as error:
+    except UNSAFE as error:
         raise InputError(f"{archive} is not safe to unpack ({error}): fetch it from a source you trust") from error
     except DAMAGE as error:
         raise _damaged(archive, error) from error
@@ -79,6 +80,8 @@ def unpack(archive: Path, folder: Path) -> tuple[list[Path], int]:
 def _check(archive: Path, folder: Path) -> None:
     if not archive.name.lower().endswith(SUFFIXES):
         raise InputError(f"{archive} is no archive that can be unpacked: pass one ending in {', '.join(SUFFIXES)}")
+    if not (archive.name.lower().endswith(".zip") or hasattr(tarfile, "data_filter")):
+        raise InputError(f"{archive} needs Python 3.11.4 to be unpacked safely: take a later one, or pass a .zip")
     if not archive.is_file():
         raise InputError(f"{archive} does not exist: pass the path of an archive")
     if folder.exists() and not folder.is_dir():

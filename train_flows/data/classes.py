@@ -47,7 +47,10 @@ def load(source: str, seed: int = 0, target: str | None = None, **pictured: Any)
         return _sklearn(source, seed)
     if not Path(source).exists() and not Path(source).suffix:
         names = ", ".join([*paper.FUNCTIONS, "spheres-3", *images.NAMES, *SKLEARN])
-        raise InputError(f"data={source!r} is neither a known data set ({names}) nor an existing file")
+        raise InputError(
+            f"data={source!r} is neither a known data set ({names}) nor an existing file: pass one of these, or the "
+            "path of a table or of a folder of images"
+        )
     if target is None:
         tables.read_frame(source)  # a missing or damaged file is the nearer cause
         raise InputError(f"which column of {source} holds the classes is not known: pass --target COLUMN")

@@ -60,7 +60,9 @@ def read(folder: str | Path, size: int | None = None) -> tuple[Pairs, Pairs | No
     if size is not None and not 1 <= size <= LARGEST:
         raise InputError(f"--image-size {size} must be from 1 to {LARGEST}")
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of images: pass the path of one")
+        raise InputError(
+            f"{folder} is no folder of images: pass the path of one, or make it by train-flows unpack ARCHIVE"
+        )
     training, testing, notes = _parts(folder)
     classes = tuple(sorted(_subfolders(training), key=in_order))
     _check_classes(training, testing, classes)
@@ -83,6 +85,9 @@ def _parts(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
             f"{path.name} is not used: images to validate on are drawn from the training part" for path in tests[1:]
         ]
         return trains[0], tests[0] if tests else None, tuple(spare)
+    if trains and _subfolders(trains[0]):  # else it is a class, of railways
+        other = min(set(names.values()) - {trains[0].name})
+        raise InputError(f"{folder} holds {trains[0].name} and {other}, which is no part to test on: {LAYOUT}")
     if tests and len(tests) == len(names):
         raise InputError(f"{folder} holds {tests[0].name} but no folder {TRAIN[0]}: {LAYOUT}")
     return folder, None, ()

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import math
 import socket
 import struct
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -148,7 +149,8 @@ def _content(path: Path) -> bytearray:
 def _read_cifar10(folder: Path, training: bool) -> tuple[Array, Array]:
     from torchvision.datasets import CIFAR10
 
-    with _checksum(folder):
+    meta = CIFAR10.meta["filename"], CIFAR10.meta["md5"]
+    with _checksum(folder, [*CIFAR10.train_list, *CIFAR10.test_list, meta]):
         part = CIFAR10(folder.parent, train=training)
     return np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)), np.array(part.targets, np.int64)
 
@@ -157,17 +159,23 @@ def _read_svhn(folder: Path, training: bool) -> tuple[Array, Array]:
     from torchvision.datasets import SVHN
 
     split = "train" if training else "test"
-    with _checksum(folder / f"{split}_32x32.mat"):
+    with _checksum(folder, [SVHN.split_list[split][1:]]):
         part = SVHN(folder, split=split)
     return np.ascontiguousarray(part.data), part.labels
 
 
 @contextlib.contextmanager
-def _checksum(path: Path) -> Generator[None]:
+def _checksum(folder: Path, files: Iterable[Sequence[str]]) -> Generator[None]:
+    """Name the first damaged one of some files with their MD5 checksums, where torchvision complains."""
     try:
         yield
     except RuntimeError as error:
-        raise InputError(f"{path} is damaged, or not as it was published (its checksum differs): {REMEDY}") from error
+        for name, checksum in files:
+            if hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest() != checksum:
+                raise InputError(
+                    f"{folder / name} is damaged, or not as it was published (its checksum differs): {REMEDY}"
+                ) from error
+        raise
 
 
 def _download(name: str, root: Path) -> None:

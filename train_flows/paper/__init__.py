@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ import tyro
 from anode import SolverError, storage
 from train_flows.paper import sittings
 from train_flows.paper.command import EXPERIMENTS, ON_DENSITIES, ON_FUNCTIONS, ON_IMAGES, Command, Files, files
-from train_flows.paper.image_trials import attempt
+from train_flows.paper.image_trials import ImageTrial, attempt
 from train_flows.paper.look import look
+from train_flows.paper.memory import side_by_side
 from train_flows.paper.outcomes import Place
 from train_flows.paper.report import Report
 from train_flows.paper.sittings import How, Sittings
@@ -29,8 +29,6 @@ from train_flows.provenance import provenance
 from train_flows.settings import find_device
 
 __all__ = ["EXPERIMENTS", "ON_DENSITIES", "ON_FUNCTIONS", "ON_IMAGES", "main"]
-
-ON_ONE_GPU = 4  # runs side by side
 
 
 def main(args: list[str]) -> None:
@@ -43,26 +41,27 @@ def main(args: list[str]) -> None:
     into = files(command)
     torch.set_num_threads(1)  # as in the processes beside this one: more do not help networks of this size
     device = find_device(command.images.device if settings.experiment in ON_IMAGES else "cpu")
-    workers = settings.workers or (ON_ONE_GPU if device.type == "cuda" else os.cpu_count() or 1)
+    workers = settings.workers or (None if device.type == "cuda" else os.cpu_count() or 1)
     sizes = {"quick": settings.quick, "small": command.images.small}
     write = partial(_write, into.results, {"experiment": settings.experiment, **sizes, "workers": workers})
-    experiment = importlib.import_module(f"train_flows.paper.{settings.experiment.replace('-', '_')}")
+    experiment = command.module
     trained: Attempts | Sittings
     if settings.experiment in ON_IMAGES:
         of_images = partial(look, seed=0, data_root=command.images.data_root, download=command.images.download)
-        trained = _sittings(command, into, write, str(device), workers, How(attempt, of_images))
-        report = experiment.run(trained, command.scale, command.sets.data or experiment.DATA)
+        how = How(attempt, of_images, partial(_fitting, device))
+        trained = _sittings(command, into, write, str(device), workers, how)
+        report = experiment.run(trained, command.scale, command.data)
     elif settings.experiment in ON_DENSITIES:
         trained = _sittings(command, into, write, "cpu", workers, How(experiment.attempt))
-        report = experiment.run(trained, settings.quick, command.sets.data or experiment.DATA)
+        report = experiment.run(trained, settings.quick, command.data)
     else:
-        trained = Attempts(range(settings.seeds), workers, settings.quick, write)
+        trained = Attempts(range(settings.seeds), workers or 1, settings.quick, write)
         report = experiment.run(trained)
     _conclude(report, trained, into, write)
 
 
 def _sittings(
-    command: Command, into: Files, write: Callable[..., None], device: str, workers: int, how: How
+    command: Command, into: Files, write: Callable[..., None], device: str, workers: int | None, how: How
 ) -> Sittings:
     """What experiments on images and densities train with."""
     settings, sets = command.settings, command.sets
@@ -70,6 +69,11 @@ def _sittings(
     minutes = math.inf if sets.budget_minutes is None else sets.budget_minutes
     place = Place(command.images.data_root, device, into.states, time.time() + 60 * minutes)
     return Sittings(range(settings.seeds), workers, place, write, how, earlier)
+
+
+def _fitting(device: torch.device, wanted: Sequence[ImageTrial]) -> int:
+    """How many of some trials run side by side on a GPU."""
+    return side_by_side(wanted, torch.cuda.mem_get_info(device)[0])
 
 
 def _conclude(report: Report, trained: Attempts | Sittings, into: Files, write: Callable[..., None]) -> None:

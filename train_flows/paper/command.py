@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import tyro
 
 from anode import InputError
+from train_flows.data.image_sets import PUBLISHED
 from train_flows.paper.scale import Scale, family
 from train_flows.settings import Device, Flag
 
@@ -48,7 +51,7 @@ class Settings:
     seeds: int = 5  # repetitions, with seeds from 0
     quick: Flag = False  # a minute at most, to see that it runs; its figures mean nothing
     out: Path = Path("paper")  # folder of EXPERIMENT.json and EXPERIMENT.png
-    workers: int | None = None  # runs side by side, one thread each: when omitted one a core, or 4 on a GPU
+    workers: int | None = None  # runs side by side: when omitted one a core, or up to 4 that fit on a GPU
     overwrite: Flag = False  # replace existing results
 
 
@@ -56,7 +59,7 @@ class Settings:
 class Sets:
     """For the experiments on images and densities."""
 
-    data: tuple[str, ...] = ()  # sets of images (mnist, ..., folders under the data root) or densities
+    data: tuple[str, ...] = ()  # sets of images (mnist, ..., folders under the data root) or densities, in any order
     budget_minutes: float | None = None  # stop after so long; --resume goes on
     resume: Flag = False  # keep the runs there are, and train what is missing
 
@@ -83,6 +86,18 @@ class Command:
     def scale(self) -> Scale:
         """The size of an experiment on images."""
         return Scale("quick" if self.settings.quick else "small" if self.images.small else "full")
+
+    @property
+    def module(self) -> ModuleType:
+        """The experiment."""
+        return importlib.import_module(f"train_flows.paper.{(self.settings.experiment or '').replace('-', '_')}")
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """What to train on: the experiment's own in its order, then others by alphabet, however they were typed."""
+        own = tuple(self.module.DATA)
+        asked = sorted(self.sets.data, key=lambda name: (own.index(name) if name in own else len(own), name))
+        return tuple(asked) or own
 
 
 @dataclass(frozen=True)
@@ -118,7 +133,8 @@ def files(command: Command) -> Files:
     if settings.out.exists() and not settings.out.is_dir():
         raise InputError(f"--out {settings.out} is a file: pass a folder")
     size = command.scale.size
-    stem = "-".join([name, *sets.data, *([size] if name in ON_IMAGES and size != "full" else [])])
+    shown = command.data if sets.data else ()
+    stem = "-".join([name, *shown, *([size] if name in ON_IMAGES and size != "full" else [])])
     found = Files(*(settings.out / f"{stem}{suffix}" for suffix in (".json", ".png", "-unfinished")))
     for path in (found.results, found.picture):
         if path.exists() and not (settings.overwrite or sets.resume):
@@ -145,5 +161,7 @@ def _check_sets(settings: Settings, sets: Sets, images: Images) -> None:
         raise InputError(f"--budget-minutes {sets.budget_minutes} must be a positive number")
     if images.small and settings.quick:
         raise InputError("--small and --quick are two sizes: drop one")
+    if images.download and sets.data and not set(sets.data) & set(PUBLISHED):
+        raise InputError(f"--download is for {', '.join(PUBLISHED)}, not for {' '.join(sets.data)}: drop it")
     if sets.resume and settings.overwrite:
         raise InputError("--resume keeps what --overwrite replaces: drop one")

@@ -24,13 +24,19 @@ LOGARITHMIC = ("loss",)
 FEW = 5  # models, whose names fit into every panel
 
 
-def rows(outcomes: Sequence[Outcome], panels: Sequence[Panel]) -> Figure:
-    """For each set of images its panels, with the mean over seeds and the range of all seeds."""
+def rows(outcomes: Sequence[Outcome], panels: Sequence[Panel], models: Sequence[str] = ()) -> Figure:
+    """For each set of images its panels, with the mean over seeds and the range of all seeds.
+
+    Args:
+        outcomes: what to draw.
+        panels: what of it.
+        models: their names in the order of colours; by default that of the outcomes.
+    """
     sets = list(dict.fromkeys(o.trial.data for o in outcomes))
     figure = Figure(figsize=(4.2 * len(panels), 3.4 * len(sets)), layout="constrained")
     for row, data in zip(figure.subplots(len(sets), len(panels), squeeze=False), sets, strict=True):
-        names = dict.fromkeys(o.trial.name for o in outcomes if o.trial.data == data)
-        groups = {name: of(outcomes, name, data) for name in names}
+        names = dict.fromkeys([*models, *(o.trial.name for o in outcomes)])
+        groups = {name: group for name in names if (group := of(outcomes, name, data))}
         for axes, panel in zip(row, panels, strict=True):
             if len(panel) == 2:
                 _against(axes, groups, *panel)

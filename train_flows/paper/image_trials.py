@@ -160,7 +160,7 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
 
 def load(trial: ImageTrial, seed: int, data_root: str, download: bool = False) -> Labelled:
     """The images of a trial, none of which are kept to validate on."""
-    source = trial.data if images.known(trial.data) else str(Path(data_root) / trial.data)
+    source = trial.data if images.known(trial.data) else str(_folder(trial.data, data_root))
     every = _read(source, data_root, download and trial.data in PUBLISHED, trial.image_size, trial.classes)
     tested = min(trial.test_size or math.inf, len(images.arranged(every, seed).test.x))
     dataset = images.arranged(every, seed, test_size=int(tested))
@@ -170,6 +170,16 @@ def load(trial: ImageTrial, seed: int, data_root: str, download: bool = False) -
         train = Pairs(train.x[:size], train.y[:size])  # in random order already
     none = Pairs(train.x[:0], train.y[:0])
     return dataclasses.replace(dataset, train=train, validation=none, notes=notes)
+
+
+def _folder(data: str, data_root: str) -> Path:
+    folder = Path(data_root) / data
+    if not folder.is_dir():
+        raise InputError(
+            f"--data {data}: {folder} is no folder of images: unpack it by train-flows unpack ARCHIVE {data_root}, or "
+            "pass another --data-root"
+        )
+    return folder
 
 
 @lru_cache(maxsize=4)  # many models are trained on the same images

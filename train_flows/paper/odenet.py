@@ -10,7 +10,7 @@ from train_flows import recipes
 from train_flows.paper import image_figures
 from train_flows.paper.outcomes import Outcome
 from train_flows.paper.report import AttemptInSittings, Report, at_epoch, mean, of, report
-from train_flows.paper.scale import SMALLER, Scale, parameters
+from train_flows.paper.scale import Scale, parameters
 
 DATA = ("mnist",)
 MODELS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ def _model(scale: Scale, data: str, name: str) -> dict[str, Any]:
     """A network of the scale; images too small for the stem are lifted to as many channels instead."""
     if name == "MLP":
         return MODELS[name]
-    filters, (channels, side, _) = 64 // SMALLER[scale.size], scale.shape(data)
+    filters, (channels, side, _) = scale.filters(data, 64), scale.shape(data)
     small = {"stem": "none", "lift": "learned", "extra": filters - channels} if side < LEAST_SIDE else {}
     return {**MODELS[name], "filters": filters, **small}
 

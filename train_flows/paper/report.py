@@ -151,7 +151,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A summary as lines to read: mean +- standard deviation over seeds of the last epoch."""
     shown = [metric for metric in METRICS if any(metric in row and row[metric]["mean"] for row in rows)]
-    cells = [["function", "model", "runs", *shown]]
+    cells = [["data", "model", "runs", *shown]]
     for row in rows:
         values = [_spread(row[metric]) if metric in row else "-" for metric in shown]
         cells.append([row["data"], row["model"], f"{row['succeeded']}/{row['runs']}", *values])

@@ -97,10 +97,13 @@ class Scale:
 
     def conv(self, data: str, extra: int, filters: int | None = None) -> dict[str, Any]:
         """The paper's network of time-independent convolutions; ``filters`` are those of the full size."""
-        filters = filters or FAMILIES[family(data)].filters
-        if family(data) != "digits" or self.size == "quick":
-            filters //= SMALLER[self.size]
+        filters = self.filters(data, filters or FAMILIES[family(data)].filters)
         return {"field": "conv", "time": "none", "filters": filters, "extra": extra}
+
+    def filters(self, data: str, full: int) -> int:
+        """How many filters a network has that has so many at full size; the digits are small already."""
+        small = family(data) == "digits" and self.size == "small"
+        return full if small else full // SMALLER[self.size]
 
     def pair(self, data: str, filters: int | None = None) -> dict[str, dict[str, Any]]:
         """NODE and ANODE of as many parameters, nearly: where the size is full, those of the paper."""
@@ -112,6 +115,13 @@ class Scale:
         else:
             node["filters"] = matched_filters(self.shape(data), parameters(self.shape(data), anode), node)
         return {"NODE": node, f"ANODE p={extra}": anode}
+
+
+def shape_of(trial: ImageTrial) -> tuple[int, int, int]:
+    """The shape of an image of a trial."""
+    channels, side, _ = FAMILIES[family(trial.data)].shape
+    side = trial.image_size or side
+    return channels, side, side
 
 
 def parameters(shape: tuple[int, ...], model: dict[str, Any], outputs: int = CLASSES) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from anode import InputError
 from train_flows.paper.outcomes import Outcome, Place, Tried, describe, records_of
 from train_flows.paper.workers import each
+from train_flows.provenance import provenance
 
 RESULTS = ("status", "machine", "samples", "history")  # of a run; the rest is what was tried
 
@@ -27,10 +29,12 @@ class How:
         attempt: of a trial with a seed in that place; None where the time is up.
         look: what is known of every data set of some trials, notes and a digest among it; it fails where they are no
             good.
+        workers: how many of some trials run side by side, where it was not said.
     """
 
     attempt: Callable[[Any, int, Place], Outcome | None]
     look: Callable[[Sequence[Any]], dict[str, dict[str, Any]]] = lambda wanted: {}
+    workers: Callable[[Sequence[Any]], int] = lambda wanted: os.cpu_count() or 1
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Sittings:
 
     Attributes:
         seeds: of the repetitions.
-        workers: runs side by side.
+        workers: runs side by side; None for as many as suit, known afterwards.
         place: where and until when.
         write: keeps plain values of what there is so far.
         how: they are trained.
@@ -47,10 +51,11 @@ class Sittings:
         missing: how many runs were not finished; known afterwards.
         others: plain values of earlier runs that were not asked for now; known afterwards.
         sets: what is known of every data set; known afterwards.
+        trained: how many runs were finished in this sitting; known afterwards.
     """
 
     seeds: Sequence[int]
-    workers: int
+    workers: int | None
     place: Place
     write: Callable[..., None]
     how: How
@@ -58,11 +63,13 @@ class Sittings:
     missing: int = 0
     others: list[dict[str, Any]] = field(default_factory=list)
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trained: int = 0
 
     def __call__(self, wanted: Sequence[Tried]) -> list[Outcome]:
         """The outcomes there are, in the order of seeds."""
         wanted = list({_key(trial.plain()): trial for trial in wanted}.values())  # small sizes make some alike
         self._look(wanted)  # fails here, if anywhere, with earlier results untouched
+        self.workers = self.workers or self.how.workers(wanted)
         if self.earlier is None:
             shutil.rmtree(self.place.states, ignore_errors=True)
         jobs = [(trial, seed) for seed in self.seeds for trial in wanted]
@@ -74,6 +81,7 @@ class Sittings:
                 if outcome is None:
                     continue
                 found[waiting[i]] = outcome
+                self.trained += 1
                 self._write(found)
                 bar.write(describe(outcome))
                 bar.update()
@@ -85,12 +93,19 @@ class Sittings:
     @property
     def about(self) -> dict[str, Any]:
         """What there is to know of all runs."""
-        return {"seeds": sorted({*self.seeds, *(run["seed"] for run in self.others)}), "sets": self.sets}
+        return {"seeds": list(self.seeds), "workers": self.workers, "sets": self.sets, **self._sittings()}
 
     @property
     def caption(self) -> str:
         """What the data are."""
         return "\n".join(f"{data}: {'; '.join(known['notes'])}" for data, known in self.sets.items())
+
+    def _sittings(self) -> dict[str, Any]:
+        """Command, machine and versions of the first sitting, and of all later ones that trained something."""
+        if not self.earlier:
+            return {}  # this is the first
+        later = [*self.earlier.get("later", ()), *([provenance()] if self.trained else [])]
+        return {name: self.earlier[name] for name in provenance() if name in self.earlier} | {"later": later}
 
     def _look(self, wanted: Sequence[Tried]) -> None:
         known = (self.earlier or {}).get("sets", {})

@@ -44,11 +44,14 @@ def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any
             ended = [o.status for o in group if o.status != "success"]
             findings[f"{each}, {name}: runs ended by their evaluations or otherwise"] = ", ".join(ended) or "none"
             begun = [o for o in group if len(o.records) > 1]
-            most, first, jump = math.nan, math.nan, math.nan
+            most, first, jump, height = math.nan, math.nan, math.nan, math.nan
             if begun:
                 nfe, loss = curves(begun, "nfe_forward"), curves(begun, "loss")[:, 1:]
                 most, first = float(np.nanmax(nfe)), float(nfe[:, 1].mean())
-                jump = float(np.nanmax(loss / np.fmin.accumulate(loss, axis=1)))
+                ratios = loss / np.fmin.accumulate(loss, axis=1)
+                highest = np.unravel_index(np.nanargmax(ratios), ratios.shape)
+                jump, height = float(ratios[highest]), float(loss[highest])
             findings[f"{each}, {name}: NFE of the first epoch, and the most of any"] = f"{first:.0f}, {most:.0f}"
             findings[f"{each}, {name}: largest loss of an epoch over the least before it"] = jump
+            findings[f"{each}, {name}: the loss of that epoch"] = height
     return findings

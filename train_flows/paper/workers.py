@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import signal
 import threading
+import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -18,10 +22,14 @@ import torch
 from train_flows.errors import TrainingError
 
 T = TypeVar("T")
+GRACE = 30.0  # seconds for jobs to end after they were asked to: a step may take long, and its state is saved
 
 
 def each(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) -> Generator[tuple[int, T]]:
     """The place and result of every job, as they finish.
+
+    Where a job fails, or a signal asks to stop, the other processes are asked to stop too, and killed if they have not
+    done so within ``GRACE`` seconds.
 
     Args:
         work: called with the arguments of a job; a function of a module, so that other processes find it.
@@ -34,9 +42,12 @@ def each(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) 
     """
     try:
         yield from _one_by_one(work, jobs) if workers == 1 else _side_by_side(work, jobs, workers)
-    except (BrokenProcessPool, torch.OutOfMemoryError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(f"a run ended for want of memory, perhaps ({reason}): lower --workers") from error
+    except torch.OutOfMemoryError as error:
+        raise _died(str(error).splitlines()[0]) from error
+
+
+def _died(reason: str) -> TrainingError:
+    return TrainingError(f"a run ended for want of memory, perhaps ({reason}): lower --workers")
 
 
 def _one_by_one(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> Generator[tuple[int, T]]:
@@ -45,30 +56,84 @@ def _one_by_one(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]]) -> Gene
 
 
 def _side_by_side(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], workers: int) -> Generator[tuple[int, T]]:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit threads in the middle of their work
     waiting, running = deque(enumerate(jobs)), {}
-    with _stoppable(), ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:  # no more, so that a stop finds none queued
-                    place, job = waiting.popleft()
-                    running[pool.submit(_packed, work, job)] = place
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=lambda future: future.exception() is not None):
-                    packed = future.result()
-                    yield running.pop(future), torch.load(io.BytesIO(packed), weights_only=False)  # our own bytes
-        finally:
-            for future in running:
-                future.cancel()
-            for process in multiprocessing.active_children() if running else ():
-                process.terminate()
+    with _stoppable(), _processes(work, min(workers, len(jobs))) as idle:
+        while waiting or running:
+            while waiting and idle:
+                line, (place, job) = idle.pop(), waiting.popleft()
+                with contextlib.suppress(ConnectionError):  # a process that died answers nothing below
+                    line.send(job)
+                running[line] = place
+            ready = connection.wait(list(running))
+            answers = [(line, _received(line)) for line in running if line in ready]
+            for line, (result, error) in sorted(answers, key=lambda answer: answer[1][1] is not None):
+                if error is not None:
+                    raise error
+                yield running.pop(line), result
+                idle.append(line)
 
 
-def _packed(work: Callable[..., Any], job: tuple[Any, ...]) -> bytes:
-    """A result as bytes: tensors as such would hold a file descriptor each."""
+@contextmanager
+def _processes(work: Callable[..., Any], count: int) -> Generator[list[Connection]]:
+    """Lines to as many processes that wait for jobs; in the end none of the processes is left."""
+    context = multiprocessing.get_context("spawn")  # a fork would inherit threads in the middle of their work
+    processes, lines = [], []
+    try:
+        for _ in range(count):
+            line, theirs = context.Pipe()
+            processes.append(context.Process(target=_serve, args=(work, theirs), daemon=True))
+            processes[-1].start()
+            theirs.close()  # the line ends with the process
+            lines.append(line)
+        yield list(lines)
+    finally:
+        _end(processes)
+        for line in lines:
+            line.close()
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Ask processes to stop, and kill those that go on."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + GRACE
+    try:
+        for process in processes:
+            process.join(max(0.0, until - time.monotonic()))
+    finally:  # also when a second signal comes
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _serve(work: Callable[..., Any], line: Connection) -> None:
+    """Do the jobs that come along a line, until it ends or one fails."""
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):  # no one is there any more
+        error = None
+        while error is None:
+            job, result = line.recv(), None
+            try:
+                result = work(*job)
+            except BaseException as raised:
+                raised.add_note(traceback.format_exc())  # which does not travel otherwise
+                error = raised
+            line.send_bytes(_packed((result, error)))
+
+
+def _packed(answer: Any) -> bytes:
+    """An answer as bytes: tensors as such would hold a file descriptor each."""
     buffer = io.BytesIO()
-    torch.save(work(*job), buffer)
+    torch.save(answer, buffer)
     return buffer.getvalue()
+
+
+def _received(line: Connection) -> tuple[Any, BaseException | None]:
+    try:
+        packed = line.recv_bytes()
+    except (EOFError, OSError):
+        return None, _died("its process died")
+    return torch.load(io.BytesIO(packed), weights_only=False)  # our own bytes
 
 
 @contextmanager
