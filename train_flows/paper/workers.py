@@ -77,7 +77,7 @@ def _side_by_side(work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], worke
 def _processes(work: Callable[..., Any], count: int) -> Generator[list[Connection]]:
     """Lines to as many processes that wait for jobs; in the end none of the processes is left."""
     context = multiprocessing.get_context("spawn")  # a fork would inherit threads in the middle of their work
-    processes, lines = [], []
+    processes, lines, idle = [], [], []
     try:
         for _ in range(count):
             line, theirs = context.Pipe()
@@ -85,16 +85,18 @@ def _processes(work: Callable[..., Any], count: int) -> Generator[list[Connectio
             processes[-1].start()
             theirs.close()  # the line ends with the process
             lines.append(line)
-        yield list(lines)
+        idle.extend(lines)
+        yield idle
     finally:
-        _end(processes)
+        busy = len(idle) < len(processes)
         for line in lines:
-            line.close()
+            line.close()  # which ends those that wait for a job
+        _end(processes, busy)
 
 
-def _end(processes: Sequence[BaseProcess]) -> None:
-    """Ask processes to stop, and kill those that go on."""
-    for process in processes:
+def _end(processes: Sequence[BaseProcess], busy: bool) -> None:
+    """Await the end of processes, ask for it where some are busy, and kill those that go on."""
+    for process in processes if busy else ():
         process.terminate()
     until = time.monotonic() + GRACE
     try:
