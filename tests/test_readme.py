@@ -215,6 +215,10 @@ def test_what_is_said_of_images_is_in_the_files(stem):
     assert said_of_images(stem) in README
 
 
+def kl_of(f, name):
+    return " / ".join(f"{at(f, f'u{i}: KL, {name}'):.3f}" for i in (1, 2, 3, 4))
+
+
 ON_DENSITIES = {  # what the README says of each experiment on densities, from its file
     "path-energies": lambda f: (
         "with a penalty on acceleration, chosen on validation data: "
@@ -232,6 +236,10 @@ ON_DENSITIES = {  # what the README says of each experiment on densities, from i
             f"{at(f, f'{each}: test NLL'):+.3f}"
             for each in ("8gaussians", "moons")
         )
+    ),
+    "planar": lambda f: (
+        f"KL to the densities U1 / U2 / U3 / U4: 32 planar layers {kl_of(f, 'NF K=32')}; 32 continuous planar units "
+        f"{kl_of(f, 'CNF M=32')}; a field of 64-64 units {kl_of(f, 'CNF 64-64')}"
     ),
 }
 
