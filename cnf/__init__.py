@@ -15,6 +15,7 @@ from cnf.objectives import InTurn, MaximumLikelihood
 from cnf.planar import Planar
 from cnf.reverse_kl import ReverseKL
 from cnf.transforms import Compose, Logit, Path, Standardize, Transform, Transport
+from cnf.whiten import Whiten
 
 __all__ = [
     "Base",
@@ -39,6 +40,7 @@ __all__ = [
     "Standardize",
     "Transform",
     "Transport",
+    "Whiten",
     "density_model",
     "exact",
     "hutchinson",

@@ -17,6 +17,7 @@ from cnf.continuous import Continuous
 from cnf.flow import Density, Flow
 from cnf.lifts import Dequantize, LiftedFlow
 from cnf.transforms import Compose, Logit, Standardize
+from cnf.whiten import Whiten
 
 KIND = "density"
 BASES: dict[str, Callable[[Sequence[int], int], Base]] = {
@@ -33,6 +34,7 @@ def density_model(
     time: str = "bias",
     residual: bool = False,
     context: int = 0,
+    whiten: bool = False,
     base: str = "normal",
     components: int = 8,
     divergence: str = "exact",
@@ -45,8 +47,9 @@ def density_model(
 ) -> Flow | LiftedFlow:
     """A continuous normalizing flow: standardisation, then one ODE, then a standard normal base.
 
-    The field starts at zero, so that the untrained flow is about the Gaussian of the standardised data. Discrete data
-    (``levels``) are dequantised and sent through a logit first, and the likelihood is a bound.
+    The field starts at zero, so that the untrained flow is about the Gaussian of the data, of diagonal covariance or,
+    with ``whiten``, of the full one. Discrete data (``levels``) are dequantised and sent through a logit first, and the
+    likelihood is a bound.
 
     Args:
         shape: shape S of one sample, such as ``(2,)`` or ``(1, 8, 8)``.
@@ -55,6 +58,7 @@ def density_model(
         time: see :class:`~anode.MLPField`.
         residual: see :class:`~anode.MLPField`.
         context: number of context features c of a conditional density p(x given c).
+        whiten: take the correlations of the data out before the ODE; see :class:`~cnf.Whiten`.
         base: ``"normal"``, or ``"mixture"`` for a learned mixture of Gaussians.
         components: of the mixture.
         divergence: ``"exact"`` or ``"hutchinson"``.
@@ -63,7 +67,7 @@ def density_model(
         levels: number of values of each element of discrete data, 256 for 8-bit images; None for real numbers.
         alpha: see :class:`~cnf.Logit`; used with ``levels``.
         solver: the numerics, as a :class:`~anode.Solver` or its fields.
-        data: samples (N, *S) to take mean and standard deviation from; without them the data should be standardised.
+        data: samples (N, *S) to take moments from; without them the data should be standardised, and white.
 
     Returns:
         A :class:`~cnf.Flow`, or a :class:`~cnf.LiftedFlow` with ``levels``.
@@ -82,14 +86,16 @@ def density_model(
     field = MLPField(math.prod(shape), hidden, activation, time, context, zero_init=True, residual=residual)
     start = BASES[base](shape, components)
     ode = Continuous(field, solver, divergence, probes, noise)
-    standardize = Standardize(shape)
+    scaling = [Standardize(shape), *([Whiten(shape)] if whiten else [])]
     model: Flow | LiftedFlow
     if levels is None:
-        model = Flow(Compose([standardize, ode]), start)
+        model = Flow(Compose([*scaling, ode]), start)
     else:
-        model = LiftedFlow(Dequantize(levels), Flow(Compose([Logit(alpha), standardize, ode]), start))
+        model = LiftedFlow(Dequantize(levels), Flow(Compose([Logit(alpha), *scaling, ode]), start))
     if data is not None:
-        standardize.fit(_real(data, shape, levels, alpha))
+        data = _real(data, shape, levels, alpha)
+        for part in scaling:
+            data = part.fit(data).encode(data)
     model.arguments = {
         "shape": list(shape),
         "hidden": list(hidden),
@@ -97,6 +103,7 @@ def density_model(
         "time": time,
         "residual": residual,
         "context": context,
+        "whiten": whiten,
         "base": base,
         "components": components,
         "divergence": divergence,

@@ -526,9 +526,9 @@ def test_recipes_name_settings_that_exist():
 
 def test_the_command_line_wins_over_the_recipe(table):
     assert density.parse(["moons"]).model.hidden == recipes.DENSITY["toy"]["hidden"]
-    assert density.parse(["power"]).model.hidden == recipes.DENSITY["table"]["hidden"]
-    assert density.parse([str(table)]).model.hidden == recipes.DENSITY["table"]["hidden"]
-    assert density.parse([str(table), "--hidden", "7"]).model.hidden == (7,)
+    assert density.parse(["power"]).model.activation == recipes.DENSITY["table"]["activation"]
+    assert density.parse([str(table)]).model.activation == recipes.DENSITY["table"]["activation"]
+    assert density.parse([str(table), "--activation", "relu"]).model.activation == "relu"
 
 
 @pytest.mark.parametrize("command", [[], ["--help"]])
@@ -579,6 +579,10 @@ class TestObjectives:
         costs = [record["nfe_forward"] for record in Run("runs/moons").records()[1:]]
         assert costs[:2] == [0, 0]
         assert costs[2] > 0
+
+    def test_flow_matching_has_a_quarter_of_the_steps_unless_told(self, run, undrawn):
+        assert run("density", "moons", *TINY, "--objective", "flow-matching+likelihood", "--steps", "8")[0] == 0
+        assert [record["nfe_forward"] > 0 for record in Run("runs/moons").records()[1:]] == [False, True, True, True]
 
     def test_digits_are_matched_too(self, run, undrawn):
         assert run("density", "digits", *TINY, "--objective", "flow-matching")[0] == 0

@@ -1,17 +1,24 @@
 """The contract of every transform: inverse, log-determinants by brute force, points-only paths."""
 
+import math
+
 import pytest
 import torch
 from fields import Conv
 
 from anode import InputError, MLPField, Solver
-from cnf import Compose, Continuous, Logit, Standardize
+from cnf import Compose, Continuous, Logit, Standardize, Whiten
 
 SOLVER = Solver(rtol=1e-10, atol=1e-10)
 
 
 def standardize(shape):
     return Standardize(shape).fit(torch.randn(50, *shape) * 3 + 1)
+
+
+def whiten(shape):
+    dim = math.prod(shape)
+    return Whiten(shape).double().fit((torch.randn(50, dim) @ torch.randn(dim, dim)).view(-1, *shape))
 
 
 def cases():
@@ -24,6 +31,8 @@ def cases():
     return {
         "standardize": (standardize((3,)), real, None),
         "standardize images": (standardize((1, 2, 2)), unit, None),
+        "whiten": (whiten((3,)), real, None),
+        "whiten images": (whiten((1, 2, 2)), unit, None),
         "logit": (Logit(0.05), unit, None),
         "logit, no margin": (Logit(0.0), unit, None),
         "continuous": (Continuous(MLPField(3, (8, 8)), SOLVER), real, None),
@@ -96,6 +105,26 @@ def test_standardize_fits_mean_and_standard_deviation():
 def test_standardize_leaves_constants_finite():
     x = torch.full((10, 2), 3.0)
     assert torch.equal(Standardize((2,)).fit(x).encode(x), torch.zeros(10, 2))
+
+
+def test_whitening_leaves_no_covariance_and_is_symmetric():
+    x = (torch.randn(1000, 3) @ torch.randn(3, 3)).add(5.0).double()
+    fitted = Whiten((3,)).double().fit(x)
+    z = fitted.encode(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3).double())
+    torch.testing.assert_close(z.T.cov(correction=0), torch.eye(3).double())
+    jacobian = torch.autograd.functional.jacobian(lambda x: fitted.encode(x[None])[0], x[0])
+    torch.testing.assert_close(jacobian, jacobian.T)
+
+
+@pytest.mark.parametrize("degenerate", ["a constant", "a sum of others", "one sample"])
+def test_whitening_stays_invertible(float64, degenerate):
+    x = torch.randn(100, 3)
+    x[:, 2] = 7.0 if degenerate == "a constant" else x[:, 0] - x[:, 1]
+    fitted = Whiten((3,)).fit(x[:1] if degenerate == "one sample" else x)
+    z, log_det, _ = fitted(x)
+    assert torch.isfinite(log_det).all()
+    torch.testing.assert_close(fitted.decode(z), x, rtol=1e-9, atol=1e-9)
 
 
 def test_bad_input_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from train_flows.settings import Objective
 from train_flows.training import Training
 
 BOTH = "flow-matching+likelihood"
+LIKELIHOOD = 0.75  # of the steps, where flow matching goes before and nothing else is said
 
 
 def build(
@@ -35,20 +37,28 @@ def build(
     matching = FlowMatching(model, goal.coupling, goal.interpolation, goal.sigma)
     if goal.objective == "flow-matching":
         return matching, batch
-    return InTurn(matching, likelihood), lambda step: (int(step >= steps - goal.likelihood_steps), batch(step))
+    first = matching_steps(goal, steps)
+    return InTurn(matching, likelihood), lambda step: (int(step >= first), batch(step))
+
+
+def matching_steps(goal: Objective, steps: int) -> int:
+    """How many of the steps are of flow matching, where likelihood follows it."""
+    last = goal.likelihood_steps
+    return max(0, steps - (math.ceil(LIKELIHOOD * steps) if last is None else last))
 
 
 def staged(goal: Objective, training: Training) -> Training:
     """How to optimise in stages: a cosine of the learning rate begins anew where likelihood follows flow matching."""
     if goal.objective != BOTH or training.restart is not None:
         return training
-    return dataclasses.replace(training, restart=max(0, training.steps - goal.likelihood_steps) or None)
+    return dataclasses.replace(training, restart=matching_steps(goal, training.steps) or None)
 
 
 def check(goal: Objective, steps: int) -> None:
     """Raise an :class:`~anode.InputError` for settings that contradict each other or the number of steps."""
-    if goal.objective == BOTH and not 0 < goal.likelihood_steps < steps:
-        raise InputError(f"--likelihood-steps {goal.likelihood_steps} must be from 1 to {steps - 1}, below --steps")
+    last = goal.likelihood_steps
+    if goal.objective == BOTH and last is not None and not 0 < last < steps:
+        raise InputError(f"--likelihood-steps {last} must be from 1 to {steps - 1}, below --steps")
     unused = ("kinetic", "frobenius", "acceleration", "steer") if goal.objective == "flow-matching" else ()
     unused = ("coupling", "interpolation", "sigma") if goal.objective == "likelihood" else unused
     for name in unused:

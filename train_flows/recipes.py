@@ -9,7 +9,15 @@ from train_flows.data import images, paper, toy
 
 DENSITY: dict[str, dict[str, Any]] = {
     "toy": {"hidden": (64, 64), "steps": 800},
-    "table": {"hidden": (256, 256), "steps": 2500, "lr": 5e-3, "validate_every": 250},
+    "table": {
+        "activation": "silu",
+        "whiten": True,
+        "objective": "flow-matching+likelihood",
+        "loosen": 100.0,
+        "steps": 8000,
+        "batch_size": 128,
+        "validate_every": 500,
+    },
     "digits": {"hidden": (256, 256), "batch_size": 128, "lr": 3e-3},
 }
 FFJORD: dict[str, Any] = {  # of its published code for two dimensions, to compare with

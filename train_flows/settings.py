@@ -73,6 +73,7 @@ class Model:
     activation: Literal["tanh", "softplus", "relu", "silu"] = "tanh"  # of the hidden layers
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
+    whiten: Flag = False  # take the correlations of the data out before the ODE
     base: Literal["normal", "mixture"] = "normal"  # the standard normal, or a learned mixture of Gaussians
     components: int = 8  # of the mixture
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
@@ -85,7 +86,7 @@ class Objective:
     """What to minimise."""
 
     objective: Literal["likelihood", "flow-matching", "flow-matching+likelihood"] = "likelihood"
-    likelihood_steps: int = 200  # the last steps, of flow-matching+likelihood
+    likelihood_steps: int | None = None  # the last steps, of flow-matching+likelihood; three quarters, if omitted
     coupling: Literal["independent", "optimal_transport", "entropic"] = "independent"  # of flow matching
     interpolation: Literal["straight", "variance-preserving"] = "straight"  # paths of flow matching
     sigma: float = 0.0  # noise of flow matching, in standard deviations of the data

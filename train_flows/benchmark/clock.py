@@ -17,14 +17,13 @@ from train_flows import density
 from train_flows.density import Task
 from train_flows.errors import TrainingError
 from train_flows.loop import train
-from train_flows.objectives import BOTH
+from train_flows.objectives import BOTH, matching_steps
 from train_flows.paper.trials import Memory
 
 PILOT = 0.1  # of the time, before the clock starts, for a copy to tell its pace
 USED = 0.95  # of the time, by plan
 VALIDATING = 0.1  # of the time
 LEAST, MOST = 10, 200  # validations
-MATCHING = 0.5  # of the time of all steps, where flow matching goes before likelihood
 MANY = 10**9  # steps: more than fit into any time
 
 
@@ -87,34 +86,36 @@ def fit_into(
     """The settings with as many steps as fit into the time, and validations that take a tenth of it.
 
     A copy is trained first for a tenth of the time, since solves grow longer with the first steps. Where flow matching
-    goes before likelihood, both get the same time. A constant schedule has no end to plan for: its steps are counted
-    to space the validations, and do not end.
+    goes before likelihood, each keeps its share of the steps. A constant schedule has no end to plan for: its steps are
+    counted to space the validations, and do not end.
 
     Args:
         seconds: of the training to plan, which the pilot is not part of.
         settings: of the density.
         task_of: the task of a copy of the density under some settings; the copy is trained.
     """
-    stages = _stages(settings)
-    shares = (1.0,) if len(stages) == 1 else (MATCHING, 1 - MATCHING)
+    shares, stages = zip(*_stages(settings), strict=True)
     tasks = [task_of(stage) for stage in stages]
-    paces = [_pace(PILOT * seconds * share, task) for share, task in zip(shares, tasks, strict=True)]
+    pace = sum(share * _pace(PILOT * seconds / len(tasks), task) for share, task in zip(shares, tasks, strict=True))
     started = time.monotonic()
     with contextlib.suppress(SolverError):  # after a pilot that failed; it took its time all the same
         tasks[-1].validate()
     a_validation = time.monotonic() - started
     validations = min(max(LEAST, int(VALIDATING * seconds / a_validation)), MOST)
     stepping = max(0.0, USED * seconds - (validations + 1) * a_validation)
-    counts = [max(1, int(share * stepping / pace)) for share, pace in zip(shares, paces, strict=True)]
+    counts = [max(1, int(share * stepping / pace)) for share in shares]
     endless = len(stages) == 1 and settings.training.schedule == "constant"
     every = math.ceil(sum(counts) / validations)
     return _with(settings, MANY if endless else sum(counts), counts[-1], every)
 
 
-def _stages(settings: density.Settings) -> list[density.Settings]:
-    """Settings under which all steps are of one stage, for every stage."""
-    both = settings.objective.objective == BOTH
-    return [_with(settings, MANY, likelihood_steps, MANY) for likelihood_steps in ((0, MANY) if both else (MANY,))]
+def _stages(settings: density.Settings) -> list[tuple[float, density.Settings]]:
+    """The share of every stage in the steps, and settings under which all steps are of it."""
+    if settings.objective.objective != BOTH:
+        return [(1.0, _with(settings, MANY, MANY, MANY))]
+    steps = settings.training.steps
+    first = matching_steps(settings.objective, steps) / steps
+    return [(first, _with(settings, MANY, 0, MANY)), (1 - first, _with(settings, MANY, MANY, MANY))]
 
 
 def _with(settings: density.Settings, steps: int, likelihood_steps: int, validate_every: int) -> density.Settings:
