@@ -13,6 +13,7 @@ DENSITY: dict[str, dict[str, Any]] = {
         "activation": "silu",
         "whiten": True,
         "objective": "flow-matching+likelihood",
+        "acceleration": 1e-2,
         "loosen": 100.0,
         "steps": 8000,
         "batch_size": 128,
