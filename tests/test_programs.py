@@ -584,6 +584,10 @@ class TestObjectives:
         assert run("density", "moons", *TINY, "--objective", "flow-matching+likelihood", "--steps", "8")[0] == 0
         assert [record["nfe_forward"] > 0 for record in Run("runs/moons").records()[1:]] == [False, True, True, True]
 
+    def test_a_recipe_has_no_penalties_where_nothing_is_solved(self, table):
+        assert density.parse([str(table)]).objective.acceleration > 0
+        assert density.parse([str(table), "--objective", "flow-matching"]).objective.acceleration == 0
+
     def test_digits_are_matched_too(self, run, undrawn):
         assert run("density", "digits", *TINY, "--objective", "flow-matching")[0] == 0
 

@@ -71,7 +71,7 @@ def parse(args: list[str]) -> Settings:
     """The settings of a command line."""
 
     def recipe(typed: Settings) -> dict[str, Any]:
-        return recipes.density(typed.data.source or "")
+        return recipes.density(typed.data.source or "", typed.objective.objective)
 
     return command_line.parse(Settings(), args, "density", KIND, recipe, data.NAMES.__contains__)
 

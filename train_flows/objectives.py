@@ -16,6 +16,8 @@ from train_flows.settings import Objective
 from train_flows.training import Training
 
 BOTH = "flow-matching+likelihood"
+OF_LIKELIHOOD = ("kinetic", "frobenius", "acceleration", "steer")
+OF_MATCHING = ("coupling", "interpolation", "sigma")
 LIKELIHOOD = 0.75  # of the steps, where flow matching goes before and nothing else is said
 
 
@@ -30,8 +32,7 @@ def build(
         batch: samples of a step.
         steps: of the whole training.
     """
-    weights = {name: getattr(goal, name) for name in ("kinetic", "frobenius", "acceleration", "steer")}
-    likelihood = MaximumLikelihood(model, **weights)
+    likelihood = MaximumLikelihood(model, **{name: getattr(goal, name) for name in OF_LIKELIHOOD})
     if goal.objective == "likelihood":
         return likelihood, batch
     matching = FlowMatching(model, goal.coupling, goal.interpolation, goal.sigma)
@@ -59,8 +60,7 @@ def check(goal: Objective, steps: int) -> None:
     last = goal.likelihood_steps
     if goal.objective == BOTH and last is not None and not 0 < last < steps:
         raise InputError(f"--likelihood-steps {last} must be from 1 to {steps - 1}, below --steps")
-    unused = ("kinetic", "frobenius", "acceleration", "steer") if goal.objective == "flow-matching" else ()
-    unused = ("coupling", "interpolation", "sigma") if goal.objective == "likelihood" else unused
+    unused = {"flow-matching": OF_LIKELIHOOD, "likelihood": OF_MATCHING, BOTH: ()}[goal.objective]
     for name in unused:
         if getattr(goal, name) != getattr(Objective(), name):
             raise InputError(f"--{name} {getattr(goal, name)} has no part in --objective {goal.objective}: drop it")

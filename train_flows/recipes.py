@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train_flows.data import images, paper, toy
+from train_flows.objectives import OF_LIKELIHOOD
 
 DENSITY: dict[str, dict[str, Any]] = {
     "toy": {"hidden": (64, 64), "steps": 800},
@@ -49,9 +50,10 @@ OF_NODES = ("extra", "field")  # what recipes say of these is not for other netw
 ODENET = {"field": "norm-conv", "stem": "conv", "readout": "pool"}
 
 
-def density(source: str) -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows density``: its own, or that of toys or of tables."""
-    return DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
+def density(source: str, objective: str = "likelihood") -> dict[str, Any]:
+    """The recipe of a data set of ``train-flows density`` and an objective: its own, or that of toys or of tables."""
+    recipe = DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
+    return {name: x for name, x in recipe.items() if objective != "flow-matching" or name not in OF_LIKELIHOOD}
 
 
 def classify(source: str, model: str = "node") -> dict[str, Any]:
