@@ -528,7 +528,8 @@ def test_the_command_line_wins_over_the_recipe(table):
     assert density.parse(["moons"]).model.hidden == recipes.DENSITY["toy"]["hidden"]
     assert density.parse(["power"]).model.activation == recipes.DENSITY["table"]["activation"]
     assert density.parse([str(table)]).model.activation == recipes.DENSITY["table"]["activation"]
-    assert density.parse([str(table), "--activation", "relu"]).model.activation == "relu"
+    assert density.parse([str(table), "--activation", "relu", "--no-whiten"]).model.whiten is False
+    assert density.parse([str(table), "--whiten"]).model.whiten
 
 
 @pytest.mark.parametrize("command", [[], ["--help"]])

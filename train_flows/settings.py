@@ -73,7 +73,7 @@ class Model:
     activation: Literal["tanh", "softplus", "relu", "silu"] = "tanh"  # of the hidden layers
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
-    whiten: Flag = False  # take the correlations of the data out before the ODE
+    whiten: bool = False  # take the correlations of the data out before the ODE; on and off, as recipes turn it on
     base: Literal["normal", "mixture"] = "normal"  # the standard normal, or a learned mixture of Gaussians
     components: int = 8  # of the mixture
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
