@@ -23,7 +23,7 @@ Labelled = Annotated[
         metavar="DATA", help="spheres, ..., mnist, ..., wine, ..., or the path of a table or a folder of images"
     ),
 ]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone: of what no recipe turns on
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Model:
     activation: Literal["tanh", "softplus", "relu", "silu"] = "tanh"  # of the hidden layers
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
-    whiten: bool = False  # take the correlations of the data out before the ODE; on and off, as recipes turn it on
+    whiten: bool = False  # take the correlations of the data out before the ODE
     base: Literal["normal", "mixture"] = "normal"  # the standard normal, or a learned mixture of Gaussians
     components: int = 8  # of the mixture
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
