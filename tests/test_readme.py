@@ -12,7 +12,6 @@ import torch
 import anode
 from cnf import density_model, save
 from train_flows import recipes
-from train_flows.benchmark import standings
 from train_flows.paper import ON_FUNCTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -289,22 +288,6 @@ def said_of_speed():
 
 def test_the_speed_is_that_of_the_file():
     for row in said_of_speed():
-        assert row in README
-
-
-def said_of_contests():
-    contests = json.loads((ROOT / "assets" / "results" / "benchmark-tabular.json").read_text())["contests"]
-    for data in dict.fromkeys(contest["data"] for contest in contests):
-        own = [contest for contest in contests if contest["data"] == data]
-        values = [standings.mean(rows)[0] for rows in zip(*(contest["rows"] for contest in own), strict=True)]
-        apart = [standings.mean(figures) for figures in zip(*(contest["differences"] for contest in own), strict=True)]
-        differences = " | ".join(f"{value:+.3f} +- {error:.3f}" for value, error in apart)
-        figures = " | ".join(f"{value:.3f}" for value in values)
-        yield f"| `{data}`, {own[0]['unit']} | {figures} | {differences} | {len(own)} |"
-
-
-def test_the_contests_are_those_of_the_file():
-    for row in said_of_contests():
         assert row in README
 
 
