@@ -15,8 +15,7 @@ from cnf.transforms import Path, Transform, Transport
 class Whiten(Transform):
     """z = C^(-1/2) (x - m), of mean m and covariance C: the symmetric whitening, which keeps z nearest to x.
 
-    Of all whitenings this one leaves each dimension closest to what it was. A flow after it starts as the Gaussian of
-    full covariance, and its ODE need not squeeze what is correlated.
+    A flow after it starts as the Gaussian of full covariance, and its ODE need not squeeze what is correlated.
 
     Eigenvalues of C below a hundred-millionth of the largest are raised to that: beyond it, single precision cannot
     tell data from rounding.

@@ -14,6 +14,7 @@ VARIANTS = {
     "plain": ({"shape": (2,)}, lambda: torch.randn(5, 2)),
     "three layers": ({"shape": (3,), "hidden": (8, 8, 8), "time": "concat"}, lambda: torch.randn(5, 3)),
     "hutchinson": ({"shape": (2,), "divergence": "hutchinson", "probes": 2}, lambda: torch.randn(5, 2)),
+    "white": ({"shape": (2,), "whiten": True}, lambda: torch.randn(5, 2)),
     "images": ({"shape": (1, 4, 4), "levels": 17}, lambda: torch.randint(17, (5, 1, 4, 4))),
     "solver": ({"shape": (2,), "solver": Solver("rk4", step_size=0.25)}, lambda: torch.randn(5, 2)),
 }
@@ -46,6 +47,13 @@ def test_the_untrained_flow_is_the_gaussian_of_the_data(float64):
     flow = density_model((2,), data=x)
     expected = torch.distributions.Normal(x.mean(0), x.std(0, correction=0)).log_prob(x).sum(1)
     torch.testing.assert_close(flow.log_prob(x), expected)
+
+
+def test_the_untrained_white_flow_is_the_gaussian_of_full_covariance(float64):
+    x = torch.randn(500, 3) @ torch.randn(3, 3) + 1
+    gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov(correction=0))
+    flow = density_model((3,), whiten=True, data=x)
+    torch.testing.assert_close(flow.log_prob(x), gaussian.log_prob(x))
 
 
 def test_kinds_of_model():
