@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -49,6 +49,19 @@ _ACTIVATIONS = {
     "relu": Activation(F.relu, _relu),
     "silu": Activation(F.silu, _silu),
 }
+
+
+def activations(names: str | Sequence[str], layers: int) -> list[Activation]:
+    """Those of so many hidden layers: the names in their order, the last for all that are left.
+
+    Raises:
+        InputError: for an unknown name, or none.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise InputError("activation=() names none: pass one, or one for every hidden layer")
+    known = [activation(name) for name in names]
+    return (known + known[-1:] * layers)[:layers]
 
 
 def activation(name: str) -> Activation:

@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anode.activations import activation as find_activation
+from anode.activations import activations
 from anode.errors import InputError
 from anode.layers import TIMED_WEIGHTS, Layer, affine
 
@@ -55,7 +55,9 @@ class MLPField(Field):
     Args:
         dim: number of dimensions of one sample; samples of any shape with that many elements are flattened.
         hidden: widths of the hidden layers.
-        activation: ``"tanh"``, ``"softplus"``, ``"relu"`` or ``"silu"``.
+        activation: ``"tanh"``, ``"softplus"``, ``"relu"`` or ``"silu"`` of all hidden layers, or a name for each, the
+            last for all that follow. ``("tanh", "silu")`` bounds the field far from the data, where ``"silu"`` alone
+            grows without limit and throws outliers away.
         time: how each layer depends on time:
 
             - ``"none"``: W h + b.
@@ -84,7 +86,7 @@ class MLPField(Field):
         self,
         dim: int,
         hidden: Sequence[int] = (128, 128),
-        activation: str = "tanh",
+        activation: str | Sequence[str] = "tanh",
         time: str = "bias",
         context: int = 0,
         zero_init: bool = False,
@@ -100,7 +102,7 @@ class MLPField(Field):
         self.time = time
         self.context = context
         self.residual = residual
-        self.activation = find_activation(activation)
+        self.activations = activations(activation, len(hidden))
 
         def make_layer(n_in: int, n_out: int, first: bool) -> Layer:
             if time in TIMED_WEIGHTS:
@@ -117,8 +119,8 @@ class MLPField(Field):
         """Evaluate the field; see :meth:`Field.forward`."""
         h, t = self._flat(x, c), t.to(x.dtype)
         *first, last = self.layers
-        for layer in first:
-            h = self.activation.value(layer(t, h, c))
+        for activation, layer in zip(self.activations, first, strict=True):
+            h = activation.value(layer(t, h, c))
         velocity = last(t, h, c).view(x.shape)
         return velocity - x if self.residual else velocity
 
@@ -132,8 +134,8 @@ class MLPField(Field):
         h, t = self._flat(x, c), t.to(x.dtype)
         slopes = []
         *first, last = maps = [layer.at(t, c) for layer in cast("list[Layer]", self.layers)]
-        for weight, shift in first:
-            h, slope = self.activation.with_slope(affine(h, weight, shift))
+        for activation, (weight, shift) in zip(self.activations, first, strict=True):
+            h, slope = activation.with_slope(affine(h, weight, shift))
             slopes.append(slope)
         velocity = affine(h, *last).view(x.shape)
         divergence = _trace([weight for weight, _ in maps], slopes, len(x))

@@ -30,7 +30,7 @@ def density_model(
     shape: Sequence[int],
     *,
     hidden: Sequence[int] = (128, 128),
-    activation: str = "tanh",
+    activation: str | Sequence[str] = "tanh",
     time: str = "bias",
     residual: bool = False,
     context: int = 0,
@@ -99,7 +99,7 @@ def density_model(
     model.arguments = {
         "shape": list(shape),
         "hidden": list(hidden),
-        "activation": activation,
+        "activation": activation if isinstance(activation, str) else list(activation),
         "time": time,
         "residual": residual,
         "context": context,

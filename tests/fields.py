@@ -56,7 +56,7 @@ def mlp_fields():
     """Every combination of time conditioning, depth and activation, some with context, some less the state."""
     for time in ("none", "concat", "bias", "squash", "hyper"):
         for hidden in ((), (7,), (7, 5), (6, 5, 4)):
-            for activation in ("tanh", "softplus", "relu", "silu"):
+            for activation in ("tanh", "softplus", "relu", "silu", ("tanh", "silu")):
                 context = 2 if activation in ("relu", "silu") else 0
                 residual = activation in ("softplus", "silu")
                 yield wild(MLPField(3, hidden, activation, time, context, residual=residual))

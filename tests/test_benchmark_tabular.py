@@ -279,7 +279,7 @@ def test_steps_fit_into_the_time(watch, recipe, objective):
     assert len(sitting.begun) == settings.training.steps
     assert 0.9 * 20 < sitting.seconds <= 0.951 * 20
     if objective == "flow-matching+likelihood":
-        assert settings.objective.likelihood_steps / settings.training.steps == pytest.approx(0.75, rel=0.05)
+        assert settings.objective.likelihood_steps / settings.training.steps == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_constant_schedule_goes_on_until_time_is_up(watch, recipe):

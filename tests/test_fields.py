@@ -6,6 +6,7 @@ from fields import mlp_fields, wild
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from anode import ConvField, Duration, InputError, MLPField
 from anode.activations import activation
@@ -38,6 +39,16 @@ def test_slopes_are_derivatives(float64, name):
     h, slope = activation(name).with_slope(a)
     torch.testing.assert_close(h, activation(name).value(a))
     torch.testing.assert_close(slope, torch.autograd.grad(h.sum(), a)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_activations_follow_the_layers_and_the_last_serves_the_rest(float64):
+    field = MLPField(2, (6, 5, 4), ("tanh", "silu"), time="none")
+    first, second, third, last = [
+        lambda h, layer=layer: F.linear(h, layer.weight, layer.bias) for layer in field.layers
+    ]
+    x = torch.randn(4, 2)
+    expected = last(F.silu(third(F.silu(second(torch.tanh(first(x)))))))
+    torch.testing.assert_close(field(torch.tensor(0.7), x), expected)
 
 
 def test_concatenated_time_is_an_input_of_the_first_layer(float64):
@@ -186,6 +197,8 @@ def test_shape_and_dtype_stay(shape, batch, hidden, double):
     ("make", "names"),
     [
         (lambda: MLPField(2, activation="gelu"), "gelu"),
+        (lambda: MLPField(2, activation=("tanh", "gelu")), "gelu"),
+        (lambda: MLPField(2, activation=()), "activation=\\(\\)"),
         (lambda: MLPField(2, time="fourier"), "fourier.*concat.*hyper"),
         (lambda: ConvField(2, time="squash"), "squash.*none, concat, bias"),
         (lambda: MLPField(0), "dim=0"),

@@ -528,7 +528,8 @@ def test_the_command_line_wins_over_the_recipe(table):
     assert density.parse(["moons"]).model.hidden == recipes.DENSITY["toy"]["hidden"]
     assert density.parse(["power"]).model.activation == recipes.DENSITY["table"]["activation"]
     assert density.parse([str(table)]).model.activation == recipes.DENSITY["table"]["activation"]
-    assert density.parse([str(table), "--activation", "relu", "--no-whiten"]).model.whiten is False
+    other = density.parse([str(table), "--activation", "relu", "--no-whiten"]).model
+    assert (other.activation, other.whiten) == (("relu",), False)
     assert density.parse([str(table), "--whiten"]).model.whiten
 
 

@@ -18,7 +18,7 @@ from train_flows.training import Training
 BOTH = "flow-matching+likelihood"
 OF_LIKELIHOOD = ("kinetic", "frobenius", "acceleration", "steer")
 OF_MATCHING = ("coupling", "interpolation", "sigma")
-LIKELIHOOD = 0.75  # of the steps, where flow matching goes before and nothing else is said
+LIKELIHOOD = 0.5  # of the steps, where flow matching goes before and nothing else is said
 
 
 def build(

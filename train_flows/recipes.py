@@ -11,12 +11,12 @@ from train_flows.objectives import OF_LIKELIHOOD
 DENSITY: dict[str, dict[str, Any]] = {
     "toy": {"hidden": (64, 64), "steps": 800},
     "table": {
-        "activation": "silu",
+        "activation": ("tanh", "silu"),
         "whiten": True,
         "objective": "flow-matching+likelihood",
         "acceleration": 1e-2,
         "loosen": 100.0,
-        "steps": 8000,
+        "steps": 10000,
         "batch_size": 128,
         "validate_every": 500,
     },

@@ -70,7 +70,9 @@ class Model:
     """The field and its divergence."""
 
     hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
-    activation: Literal["tanh", "softplus", "relu", "silu"] = "tanh"  # of the hidden layers
+    activation: tuple[Literal["tanh", "softplus", "relu", "silu"], ...] = (
+        "tanh",
+    )  # of hidden layers, last of the rest
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
     whiten: bool = False  # take the correlations of the data out before the ODE
@@ -86,7 +88,7 @@ class Objective:
     """What to minimise."""
 
     objective: Literal["likelihood", "flow-matching", "flow-matching+likelihood"] = "likelihood"
-    likelihood_steps: int | None = None  # the last steps, of flow-matching+likelihood; three quarters, if omitted
+    likelihood_steps: int | None = None  # the last steps, of flow-matching+likelihood; half, if omitted
     coupling: Literal["independent", "optimal_transport", "entropic"] = "independent"  # of flow matching
     interpolation: Literal["straight", "variance-preserving"] = "straight"  # paths of flow matching
     sigma: float = 0.0  # noise of flow matching, in standard deviations of the data
