@@ -27,7 +27,7 @@ def rk4(
         y0: initial components.
         grid: strictly monotone times.
         before_step: called with t, y and the step size before every step; raises where the solve must end.
-        after_step: called after every step with the nodes 0 and 1, the slopes of those stages, and the step size.
+        after_step: called after every step with the nodes 0 and 1, the slopes there, and the step size.
 
     Returns:
         The components at every time.
@@ -47,6 +47,19 @@ def rk4(
             slopes.append(f(t + node * step, plus(y, slopes, weights, step)))
             check_shapes(y, slopes[-1])
         if after_step is not None:
-            after_step([0.0, 1.0], [slopes[0], slopes[-1]], step)
+            after_step([0.0, 1.0], _at_the_ends(slopes), step)
         path.append(plus(y, slopes, SOLUTION, step))
     return path
+
+
+def _at_the_ends(slopes: Sequence[Components]) -> list[Components]:
+    """The slopes at both ends of a step, by the line through the means of the first two stages and of the last two.
+
+    Errors of the stages cancel in the rise of that line, which is of second order; the last stage alone is of first.
+    """
+    early, late = ([(a + b) / 2 for a, b in zip(*pair, strict=True)] for pair in (slopes[:2], slopes[2:]))
+    rises = [(b - a) / 4 for a, b in zip(early, late, strict=True)]  # per sixth of a step: the means are at 1/6 and 5/6
+    return [
+        tuple(a - rise for a, rise in zip(early, rises, strict=True)),
+        tuple(b + rise for b, rise in zip(late, rises, strict=True)),
+    ]

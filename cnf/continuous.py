@@ -30,8 +30,8 @@ class Continuous(Transform):
     - kinetic: integral of |f|^2 / 2
     - frobenius: integral of |df/dx|^2, exactly by D pull-backs, or estimated by the probes of a Hutchinson divergence
     - acceleration: integral of |d^2 x/dt^2|^2 + (d tr(df/dx) / dt)^2, of the state and the log-density, which is what
-      adaptive steps have to resolve. From the slopes at the ends of each step where the solver shows its steps
-      (``dopri5`` and ``rk4`` with direct gradients), which is free; else by a derivative along the path.
+      adaptive steps have to resolve. From the slopes within each step where the solver shows its steps (``dopri5`` and
+      ``rk4`` with direct gradients), which is free; else by a derivative along the path.
 
     Args:
         field: the vector field.
@@ -93,18 +93,20 @@ class Continuous(Transform):
         at_steps = "acceleration" in asked and self.solver.shows_steps
         riding = [name for name in asked if not (at_steps and name == "acceleration")]  # as parts of the state
         rates = self._rates(x, c, "frobenius" in asked)
-        turns: list[Tensor] = []
+        accelerations: list[Tensor] = []
 
         def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             found = rates(t, state[0])
             return *found[:2], *(energies.rate(name, rates, t, state[0], found) for name in riding)
 
         start = (x, *[x.new_zeros(len(x))] * (1 + len(riding)))
-        after_step = (lambda *step: turns.append(energies.turn(*step))) if at_steps else None
+        after_step = (lambda *step: accelerations.append(energies.acceleration_of_step(*step))) if at_steps else None
         # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
         end = self.solver.integrate(f, start, t0, t1, (c,), self.field, len(riding), after_step)
         along = {name: math.copysign(1, t1 - t0) * energy for name, energy in zip(riding, end[2:], strict=True)}
-        return Transport(*end[:2], along | ({"acceleration": torch.stack(turns).sum(0)} if at_steps else {}))
+        if at_steps:
+            along["acceleration"] = torch.stack(accelerations).sum(0)
+        return Transport(*end[:2], along)
 
     def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesOf:
         """What is integrated, with the noise of this solve, so that the solver sees one smooth ODE."""

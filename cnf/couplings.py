@@ -21,7 +21,7 @@ def independent(z: Tensor, x: Tensor) -> Tensor:
 def optimal_transport(z: Tensor, x: Tensor) -> Tensor:
     """The base points in the order that minimises the sum of |x_i - z_i|^2 over the batch, exactly.
 
-    The cost is that of an assignment problem, O(B^3) at worst: milliseconds for B = 512, a second for B = 4096.
+    It is an assignment problem, O(B^3) at worst: a tenth of a second of one core for B = 512, a second for 1024.
 
     Args:
         z: base points (B, *S).
@@ -40,7 +40,7 @@ def entropic(z: Tensor, x: Tensor, regularization: float = 0.05) -> Tensor:
     """For each data point a base point drawn from the plan of entropic transport, for batches too large to assign.
 
     The plan minimises sum_ij P_ij |x_i - z_j|^2 + r sum_ij P_ij log P_ij with uniform margins, by Sinkhorn's iterations
-    of the library POT. A base point may be drawn more than once.
+    of the library POT, up to an error of 1e-3 of its margins. A base point may be drawn more than once.
 
     Args:
         z: base points (B, *S).
@@ -59,7 +59,7 @@ def entropic(z: Tensor, x: Tensor, regularization: float = 0.05) -> Tensor:
         raise InputError('coupling="entropic" needs POT: pip install "augmented-flows[transport]"') from error
     costs = _costs(x, z).double()
     margin = costs.new_full((len(x),), 1 / len(x))
-    plan = ot.sinkhorn(margin, margin, costs / costs.mean(), regularization, method="sinkhorn_log", warn=False)
+    plan = ot.sinkhorn(margin, margin, costs / costs.mean(), regularization, method="sinkhorn_log", stopThr=1e-3)
     return z[torch.multinomial(plan.clamp(min=0), 1)[:, 0]]
 
 

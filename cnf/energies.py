@@ -35,13 +35,13 @@ def rate(name: str, rates: RatesOf, t: Tensor, x: Tensor, found: Rates) -> Tenso
     return _square(along[0]) + along[1].square()
 
 
-def turn(nodes: Sequence[float], slopes: Sequence[Components], step: float) -> Tensor:
+def acceleration_of_step(nodes: Sequence[float], slopes: Sequence[Components], step: float) -> Tensor:
     """The acceleration energy of one step of a solver, (B,), from slopes of state and log-density at nodes c of it.
 
         sum over neighbouring nodes of |v(t + c' h) - v(t + c h)|^2 / ((c' - c) h)
 
-    The mean acceleration between nodes takes the place of the acceleration, which costs no evaluation. The energy is
-    thereby too small by a share of order h^2.
+    The mean acceleration between nodes takes the place of the acceleration, which costs no evaluation and changes the
+    energy by a share of order h^2.
     """
     pieces = []
     for (c, before), (after_c, after) in pairwise(zip(nodes, slopes, strict=True)):

@@ -118,13 +118,13 @@ class Flow(Density):
             InputError: when x has another shape or type, or values that are not finite.
             SolverError: when an ODE cannot be solved.
         """
-        self._check("x", x, c)
+        self.check_data(x, c)
         z, log_det, _ = self.transform(x, c)
         return self.base.log_prob(z) + log_det
 
     def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
         """See :meth:`Density.elbo_on_path`; the bound is tight."""
-        self._check("x", x, c)
+        self.check_data(x, c)
         z, log_det, energies = self.transform(x, c, path)
         return Bound(self.base.log_prob(z) + log_det, energies)
 
@@ -150,7 +150,7 @@ class Flow(Density):
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Data x (B, *S) to base points z, without the log-determinant."""
-        self._check("x", x, c)
+        self.check_data(x, c)
         return self.transform.encode(x, c)
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
@@ -190,6 +190,10 @@ class Flow(Density):
                 "to the base"
             )
         return Compose(static), ode  # ty: ignore[invalid-argument-type]
+
+    def check_data(self, x: Tensor, c: Tensor | None = None) -> None:
+        """Raise an :class:`~anode.InputError` for data or contexts that do not fit the flow or are not finite."""
+        self._check("x", x, c)
 
     def _check(self, name: str, x: Tensor, c: Tensor | None) -> None:
         shape, dtype = self.base.shape, self.base.like.dtype

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from anode import InputError
 from cnf.couplings import coupling as find_coupling
+from cnf.couplings import independent
 from cnf.flow import Density, Flow
 from cnf.lifts import LiftedFlow
 from cnf.objectives import Batch, split
 
 
-class Blend(NamedTuple):
+class Interpolant(NamedTuple):
     """The way from z to x, alpha x + beta z, at a time.
 
     Attributes:
@@ -32,17 +33,17 @@ class Blend(NamedTuple):
     beta_rate: Tensor
 
 
-def _straight(t: Tensor) -> Blend:
-    return Blend(t, 1 - t, torch.ones_like(t), -torch.ones_like(t))
+def _straight(t: Tensor) -> Interpolant:
+    return Interpolant(t, 1 - t, torch.ones_like(t), -torch.ones_like(t))
 
 
-def _variance_preserving(t: Tensor) -> Blend:
+def _variance_preserving(t: Tensor) -> Interpolant:
     angle = math.pi / 2 * t
     alpha, beta = angle.sin(), angle.cos()
-    return Blend(alpha, beta, math.pi / 2 * beta, -math.pi / 2 * alpha)
+    return Interpolant(alpha, beta, math.pi / 2 * beta, -math.pi / 2 * alpha)
 
 
-INTERPOLATIONS: dict[str, Callable[[Tensor], Blend]] = {
+INTERPOLATIONS: dict[str, Callable[[Tensor], Interpolant]] = {
     "straight": _straight,
     "variance-preserving": _variance_preserving,
 }
@@ -56,7 +57,8 @@ class FlowMatching(nn.Module):
 
     Its minimiser carries the base at t = 0 to the data at t = 1, blurred by sigma. The field is that of the flow, so
     ``log_prob`` and ``sample`` work at once. Data go through the lift and the static transforms of the model first.
-    The times of a batch are stratified, one in each of B equal intervals.
+    The times of a batch are stratified, one in each of B equal intervals. Noise blurs both ends: with sigma, paths
+    begin at N(0, (1 + sigma^2) I), and samples at N(0, I) all the same.
 
     Args:
         model: a flow whose transform ends with its one :class:`~cnf.Continuous`, or a lifted one.
@@ -108,16 +110,25 @@ class FlowMatching(nn.Module):
 
         Args:
             batch: samples x (B, *S), or the pair (x, c) of samples and contexts (B, C).
+
+        Raises:
+            InputError: for samples or contexts that do not fit the flow, none, or contexts with a coupling, which would
+                make base points tell of them while those of sampling do not.
         """
         x, c = split(batch)
+        if c is not None and self.couple is not independent:
+            raise InputError('a coupling of x and z ties z to the context: use coupling="independent" with contexts')
         static, ode = self._flow.parts()
         if isinstance(self.model, LiftedFlow):
             x = self.model.lift(x, c)[0].to(self._flow.base.like.dtype)
+        self._flow.check_data(x, c)
+        if len(x) == 0:
+            raise InputError("a batch of no samples has no loss: pass at least one")
         x = static.encode(x, c)
         z = self.couple(self._flow.base.sample(len(x)), x)
         t = (torch.arange(len(x), dtype=x.dtype, device=x.device) + torch.rand_like(x.flatten(1)[:, 0])) / len(x)
-        way = self.interpolate(t.view(-1, *[1] * (x.ndim - 1)))
-        here = way.alpha * x + way.beta * z
+        mixed = self.interpolate(t.view(-1, *[1] * (x.ndim - 1)))
+        here = mixed.alpha * x + mixed.beta * z
         if self.sigma:
             here = here + self.sigma * torch.randn_like(x)
-        return (ode.field(t, here, c) - (way.alpha_rate * x + way.beta_rate * z)).square().mean()
+        return (ode.field(t, here, c) - (mixed.alpha_rate * x + mixed.beta_rate * z)).square().mean()

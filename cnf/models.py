@@ -45,11 +45,11 @@ def density_model(
     solver: Solver | Mapping[str, Any] = Solver(),  # noqa: B008 - a frozen value
     data: Tensor | None = None,
 ) -> Flow | LiftedFlow:
-    """A continuous normalizing flow: standardisation, then one ODE, then a standard normal base.
+    """A continuous normalizing flow: standardisation, then one ODE, then the base.
 
-    The field starts at zero, so that the untrained flow is about the Gaussian of the data, of diagonal covariance or,
-    with ``whiten``, of the full one. Discrete data (``levels``) are dequantised and sent through a logit first, and the
-    likelihood is a bound.
+    The network of the field starts at zero, so that the untrained flow on the normal base is the Gaussian of the data,
+    of diagonal covariance or, with ``whiten``, of the full one; not so with ``residual``. Discrete data (``levels``)
+    are dequantised and sent through a logit first, and the likelihood is a bound.
 
     Args:
         shape: shape S of one sample, such as ``(2,)`` or ``(1, 8, 8)``.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from anode import InputError
+from cnf.continuous import Continuous
 from cnf.flow import Density
 from cnf.transforms import ENERGIES, Path
 
@@ -31,7 +32,8 @@ class MaximumLikelihood(nn.Module):
         steer: how far the time of the base is moved at random; see :class:`~cnf.Path`.
 
     Raises:
-        InputError: for a weight that is negative or not finite, or ``steer`` outside [0, 1).
+        InputError: for a weight that is negative or not finite, ``steer`` outside [0, 1), or either for a model
+            without an ODE.
 
     References:
         Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798; Ghosh, Behl, Dupont, Torr, Namboodiri 2020,
@@ -62,6 +64,8 @@ class MaximumLikelihood(nn.Module):
         self.model = model
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.steer = Path(steer=steer).steer
+        if (self.weights or steer) and not any(isinstance(part, Continuous) for part in model.modules()):
+            raise InputError(f"{', '.join(self.weights) or 'steer'}: the model has no ODE with paths to change")
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss, a scalar.

@@ -28,7 +28,7 @@ class ReverseKL(nn.Module):
         path_gradient: use that estimator of the gradient.
 
     Raises:
-        InputError: for a base whose samples carry no gradient to its own parameters.
+        InputError: for anything but a :class:`Flow`, or a base whose samples carry no gradient to its own parameters.
 
     References:
         Rezende, Mohamed 2015, arXiv 1505.05770; Roeder, Wu, Duvenaud 2017, arXiv 1703.09194; Vaitl, Nicoli, Nakajima,
@@ -42,6 +42,8 @@ class ReverseKL(nn.Module):
 
     def __init__(self, flow: Flow, log_target: LogDensity, path_gradient: bool = False) -> None:
         super().__init__()
+        if not isinstance(flow, Flow):
+            raise InputError(f"flow={type(flow).__name__} is no Flow, whose samples have a log-density: pass one")
         if not isinstance(flow.base, Normal):
             raise InputError(f"base={flow.base} has parameters that samples do not reach: use Normal")
         self.flow = flow
@@ -52,10 +54,18 @@ class ReverseKL(nn.Module):
         """The loss, a scalar.
 
         Args:
-            batch: how many samples to estimate it from.
+            batch: how many samples to estimate it from, at least one.
+
+        Raises:
+            InputError: when ``log_target`` does not return a log-density for each sample.
         """
+        if batch < 1:
+            raise InputError(f"batch={batch} must be at least 1")
         x, log_q = self._along_the_path(batch) if self.path_gradient else self.flow.sample_with_log_prob(batch)
-        return (log_q - self.log_target(x)).mean()
+        log_p = self.log_target(x)
+        if log_p.shape != log_q.shape:
+            raise InputError(f"log_target returned shape {tuple(log_p.shape)} for {batch} points: return ({batch},)")
+        return (log_q - log_p).mean()
 
     def _along_the_path(self, n: int) -> tuple[Tensor, Tensor]:
         """Samples, and their log-densities under the same weights as constants."""

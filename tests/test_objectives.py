@@ -18,6 +18,7 @@ from cnf import (
     MaximumLikelihood,
     Normal,
     Path,
+    Planar,
     ReverseKL,
     density_model,
 )
@@ -193,6 +194,25 @@ def test_bad_weights_are_refused(options):
         MaximumLikelihood(wild(), **options)
 
 
+@pytest.mark.parametrize("rate", [2.0, -2.0])
+@pytest.mark.parametrize(("method", "within"), [("dopri5", 0.05), ("rk4", 0.01)])
+def test_acceleration_of_growth_and_decay_at_coarse_steps(float64, rate, method, within):
+    """Of x' = a x, a^4 times the integral of x^2 along the path; the slope of the last stage alone is 7 to 12% off."""
+    solver = Solver("rk4", step_size=0.125) if method == "rk4" else Solver(rtol=1e-4, atol=1e-4)
+    x = torch.randn(5, 2)
+    energy = Continuous(Linear(rate * torch.eye(2)), solver)(x, path=Path(("acceleration",))).energies["acceleration"]
+    expected = rate**4 * x.square().sum(1) * -math.expm1(-2 * rate) / (2 * rate)
+    torch.testing.assert_close(energy, expected, rtol=within, atol=0)
+
+
+def test_energies_of_a_model_without_an_ode_are_refused():
+    flow = Flow(Planar(2, 3), Normal((2,)))
+    for options in ({"acceleration": 1e-3}, {"steer": 0.1}):
+        with pytest.raises(InputError, match=f"{next(iter(options))}: the model has no ODE"):
+            MaximumLikelihood(flow, **options)
+    assert MaximumLikelihood(flow).steer == 0
+
+
 def test_unknown_energies_are_refused():
     with pytest.raises(InputError, match="kinetic, frobenius, acceleration"):
         Path(("potential",))
@@ -308,7 +328,7 @@ def test_entropic_coupling_comes_near_the_least_cost(float64):
 
     least, none = cost(optimal_transport), cost(independent)
     costs = [cost(lambda z, x, r=r: entropic(z, x, r)) for r in (0.01, 1.0)]
-    assert costs[0] == pytest.approx(least, abs=0.1 * (none - least))
+    assert costs[0] == pytest.approx(least, abs=0.15 * (none - least))
     assert costs[0] < costs[1] < none + 0.2 * (none - least)
 
 
@@ -319,6 +339,32 @@ def test_bad_flow_matching_is_refused():
     for options in ({"coupling": "none"}, {"interpolation": "curved"}, {"sigma": -1.0}):
         with pytest.raises(InputError, match=next(iter(options))):
             FlowMatching(Flow(ode, Normal((2,))), **options)
+
+
+@pytest.mark.parametrize(
+    ("batch", "names"),
+    [
+        (torch.tensor([[1.0, math.nan]]), "x is not finite in 1 of 1"),
+        (torch.randn(5, 1), r"x of shape \(5, 1\)"),
+        (torch.ones(5, 2, dtype=torch.int64), "x has dtype torch.int64"),
+        (torch.randn(0, 2), "no samples"),
+        ((torch.randn(5, 2), torch.randn(5, 3)), "coupling of x and z"),
+    ],
+)
+def test_bad_batches_of_flow_matching_are_refused(batch, names):
+    flow = density_model((2,), hidden=(8,), context=0 if isinstance(batch, torch.Tensor) else 3)
+    with pytest.raises(InputError, match=names):
+        FlowMatching(flow, "optimal_transport")(batch)
+
+
+def test_bad_reverse_kl_is_refused():
+    flow = density_model((2,), hidden=(8,))
+    with pytest.raises(InputError, match="Flow"):
+        ReverseKL(density_model((2,), levels=4), lambda x: x[:, 0])
+    with pytest.raises(InputError, match="batch=0"):
+        ReverseKL(flow, lambda x: x[:, 0])(0)
+    with pytest.raises(InputError, match=r"shape \(\) for 7 points: return \(7,\)"):
+        ReverseKL(flow, lambda x: x.sum())(7)
 
 
 def test_objectives_in_turn():
