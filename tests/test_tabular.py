@@ -263,6 +263,23 @@ class TestNearDiscrete:
         assert note.startswith("b: few distinct values")
         assert "--jitter" in note
 
+    def test_columns_that_follow_from_others_are_reported(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(1000, 4))
+        x[:, 3] = x[:, 0] - 2 * x[:, 1] + 1e-3 * x[:, 3]
+        (note,) = tabular.load(write(tmp_path / "t.csv", x, "abcd")).notes
+        assert note.startswith("a, b, d: almost linear in other columns")
+        x[:, 3] = x[:, 0] - 2 * x[:, 1] + 0.1 * np.random.default_rng(1).normal(size=1000)
+        assert not tabular.load(write(tmp_path / "t.csv", x, "abcd")).notes
+
+    def test_repeated_rows_are_reported(self, tmp_path):
+        x = np.random.default_rng(0).normal(size=(1000, 3))
+        x[:400] = x[400:800]
+        loaded = tabular.load(write(tmp_path / "t.csv", x))
+        seen = {tuple(row) for row in loaded.train.tolist()}
+        count = sum(tuple(row) in seen for row in loaded.test.tolist())
+        assert 0 < count < 100
+        assert loaded.notes == (f"{count} of 100 test rows are training rows too",)
+
     def test_jitter_fills_the_gaps(self, tmp_path):
         plain, jittered = tabular.load(self.table(tmp_path)), tabular.load(self.table(tmp_path), jitter=True)
         assert "jitter" in jittered.notes[0]

@@ -14,6 +14,7 @@ from train_flows.data import published, tables
 from train_flows.data.dataset import Dataset, split
 from train_flows.data.tables import Table
 
+DETERMINED = 1e-5  # of the variance of a column is left open by a linear function of the others, or less
 NEAR_DISCRETE = 0.05  # fewer distinct values than this share of the rows, or one value more often
 
 
@@ -67,6 +68,7 @@ def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) ->
     train, validation, test = (
         torch.from_numpy(arrays[part].astype(np.float32)) for part in ("train", "validation", "test")
     )
+    notes += repeated(train.numpy(), test.numpy())
     return Dataset(name, train, validation, test, columns, table=True, notes=notes)
 
 
@@ -83,6 +85,23 @@ def far_from_zero(train: np.ndarray, columns: tuple[str, ...]) -> tuple[str, ...
     flags = (np.abs(train.mean(axis=0)) > 1e4 * std) & (std > 0)
     what = "far from zero for its spread; subtract an offset to spare the digits of single precision"
     return (f"{_names(columns, flags)}: {what}",) if flags.any() else ()
+
+
+def repeated(train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
+    """A note on test rows that a model has seen."""
+    rows = [row.tobytes() for row in test]
+    seen = set(rows).intersection(row.tobytes() for row in train)
+    count = sum(row in seen for row in rows)
+    return (f"{count} of {len(test)} test rows are training rows too",) if count else ()
+
+
+def left_open(train: np.ndarray) -> np.ndarray:
+    """The share of the variance of every column, (D,), that a linear function of the others leaves open: 1 / (C^-1)_ii.
+
+    C are the correlations, with eigenvalues from 1e-12, which is rounding.
+    """
+    eigenvalues, axes = np.linalg.eigh(np.atleast_2d(np.corrcoef(train.astype(np.float64).T)))
+    return 1 / (axes**2 / np.maximum(eigenvalues, 1e-12)).sum(axis=1)
 
 
 def _repeats(values: np.ndarray) -> tuple[bool, bool]:
@@ -109,6 +128,10 @@ def _notes(
     )
     found = (
         (few, few_what),
+        (
+            left_open(train) < DETERMINED,
+            "almost linear in other columns, so the likelihood can grow without limit",
+        ),
         (spiked, "one value is far too common, so the likelihood can grow without limit; consider dropping the column"),
     )
     notes = tuple(f"{_names(columns, flags)}: {what}" for flags, what in found if flags.any())
