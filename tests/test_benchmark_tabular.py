@@ -257,7 +257,7 @@ def watch(monkeypatch):
 
     monkeypatch.setattr(FlowMatching, "forward", watch.taking(0.01, loss))
     monkeypatch.setattr(MaximumLikelihood, "forward", watch.taking(0.2, loss))
-    monkeypatch.setattr(likelihood, "nll", watch.taking(0.1, lambda *_: ({"value": -watch.now}, 0.0)))
+    monkeypatch.setattr(likelihood, "of_one_draw", watch.taking(0.1, lambda *_: {"nll": -watch.now}))
     return watch
 
 
@@ -315,7 +315,7 @@ def test_training_that_fails_keeps_its_best_weights(monkeypatch, recipe):
     monkeypatch.setattr(contests, "fit_into", lambda *_: settings)
     monkeypatch.setattr(MaximumLikelihood, "forward", failing)
     values = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(likelihood, "nll", lambda *_, **__: ({"value": next(values)}, 0.0))
+    monkeypatch.setattr(likelihood, "of_one_draw", lambda *_: {"nll": next(values)})
     row, log_p = contests.compete("MAF", recipe, dataset, 30.0)
     assert row["status"].startswith("step 4 has loss nan")
     assert row["steps"] == 5

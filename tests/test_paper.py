@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from anode import Solver, classifier
 from train_flows import paper
+from train_flows.errors import TrainingError
 from train_flows.paper import nfe, report, tolerance, trials
 from train_flows.paper.trials import Trial, attempt, attempt_each
 
@@ -128,7 +129,7 @@ def test_experiments_survive_failing_runs(run, tmp_path, monkeypatch, experiment
 
     def train(*args, **kwargs):
         if torch.initial_seed() < failing:
-            raise trials.TrainingError("made up")
+            raise TrainingError("made up")
         return real(*args, **kwargs)
 
     monkeypatch.setattr(trials, "train", train)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cnf import load
-from train_flows import paper
+from train_flows import paper, recipes
 from train_flows.paper import couplings, density_trials, ffjord, path_energies, planar, report, variational_trials
 from train_flows.paper.density_trials import DensityTrial
 from train_flows.paper.outcomes import Outcome, Place
@@ -74,6 +74,14 @@ def test_a_trial_is_a_run_of_the_program(run, tmp_path, place, monkeypatch):
     assert load(tmp_path / "runs/moons").kind == "exact"
 
 
+def test_a_trial_of_another_recipe_is_another_trial(monkeypatch):
+    """So that a file of results never mixes them."""
+    before = DensityTrial("some", "moons").plain()
+    monkeypatch.setitem(recipes.DENSITY["toy"], "steps", 801)
+    assert DensityTrial("some", "moons").plain() != before
+    assert DensityTrial("some", "moons", {"steps": 800}).plain() == before
+
+
 def _words(value):
     return map(str, value) if isinstance(value, tuple) else [str(value)]
 
@@ -118,6 +126,12 @@ def test_the_weight_is_that_of_the_fewest_evaluations_within_what_is_allowed():
     assert path_energies._chosen({**groups, 3e-3: group(3e-3, 35, 1.0, 2.0)}) == 1e-3
     assert path_energies._chosen({0.0: groups[0.0], 3e-3: group(3e-3, 20, 1.05, 2.0)}) is None
     assert path_energies._chosen({1e-3: groups[1e-3]}) is None
+
+
+def test_the_time_to_a_likelihood_is_when_it_is_reached_for_good():
+    records = [{"seconds": float(i), "nll": nll} for i, nll in enumerate((3.0, 1.0, 2.0, 0.9, 0.8))]
+    outcome = Outcome(DensityTrial("some", "moons"), 0, "success", records)
+    assert [ffjord._seconds_to(outcome, nll) for nll in (3.0, 1.0, 0.85, 0.5)] == [0.0, 3.0, 4.0, math.inf]
 
 
 def test_samples_survive_their_file():

@@ -103,13 +103,19 @@ def test_the_best_weights_are_kept_and_reported(run, undrawn, monkeypatch):
 
 
 def test_each_part_of_the_data_serves_its_purpose(run, table, undrawn, monkeypatch):
-    seen = []
-    nll = likelihood.nll
-    monkeypatch.setattr(likelihood, "nll", lambda model, x, *a, **k: (seen.append(x), nll(model, x, *a, **k))[1])
+    seen = {}
+
+    def watch(name):
+        real = getattr(likelihood, name)
+        watched = lambda model, x, *rest: (seen.setdefault(name, []).append(x), real(model, x, *rest))[1]  # noqa: E731
+        monkeypatch.setattr(likelihood, name, watched)
+
+    watch("of_one_draw")
+    watch("nll")
     assert run("density", table, *TINY)[0] == 0
     parts = data.load(str(table))
-    assert all(torch.equal(x, parts.validation) for x in seen[:4])
-    assert all(torch.equal(x, parts.test) for x in seen[4:])
+    assert [torch.equal(x, parts.validation) for x in seen["of_one_draw"]] == [True] * 4
+    assert [torch.equal(x, parts.test) for x in seen["nll"]] == [True] * 2
     standardize = cnf.load("runs/people").transform.transforms[0]
     torch.testing.assert_close(standardize.mean, parts.train.mean(0), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(standardize.scale, parts.train.std(0, correction=0), rtol=1e-6, atol=1e-6)
@@ -556,9 +562,10 @@ def test_every_command_explains_its_options(run, command):
 
 class TestObjectives:
     def test_every_option_is_trained_stored_and_evaluated(self, run, undrawn):
-        options = ("--objective", "flow-matching", "--coupling", "optimal_transport", "--sigma", "0.1", "--ema", "0.9")
+        stages = ("--objective", "flow-matching+likelihood", "--likelihood-steps", "2", "--ema", "0.9")
+        matching = ("--coupling", "optimal_transport", "--interpolation", "variance-preserving", "--sigma", "0.1")
         fields = ("--time", "squash", "--residual", "--base", "mixture", "--components", "3")
-        status, _, err = run("density", "moons", *TINY, *options, *fields, "--interpolation", "variance-preserving")
+        status, _, err = run("density", "moons", *TINY, *stages, *matching, *fields)
         assert (status, err) == (0, "")
         config = Run("runs/moons").config("density")["model"]
         assert (config["base"], config["components"], config["residual"], config["time"]) == (
@@ -582,9 +589,17 @@ class TestObjectives:
         assert costs[:2] == [0, 0]
         assert costs[2] > 0
 
-    def test_flow_matching_has_a_quarter_of_the_steps_unless_told(self, run, undrawn):
+    def test_reporting_energies_changes_nothing(self, run, undrawn):
+        for name, asked in (("without", ()), ("with", ("--energies", "kinetic", "acceleration"))):
+            assert run("density", "digits", *TINY, *asked, "--out", name)[0] == 0
+        without, reported = (Run(name).records() for name in ("without", "with"))
+        assert [record["loss"] for record in without[1:]] == [record["loss"] for record in reported[1:]]
+        assert [record["nll"] for record in without] == [record["nll"] for record in reported]
+        assert all(record["kinetic"] >= 0 for record in reported)
+
+    def test_flow_matching_has_half_of_the_steps_unless_told(self, run, undrawn):
         assert run("density", "moons", *TINY, "--objective", "flow-matching+likelihood", "--steps", "8")[0] == 0
-        assert [record["nfe_forward"] > 0 for record in Run("runs/moons").records()[1:]] == [False, True, True, True]
+        assert [record["nfe_forward"] > 0 for record in Run("runs/moons").records()[1:]] == [False, False, True, True]
 
     def test_a_recipe_has_no_penalties_where_nothing_is_solved(self, table):
         assert density.parse([str(table)]).objective.acceleration > 0
@@ -603,6 +618,10 @@ class TestObjectives:
             (("--objective", "flow-matching", "--acceleration", "1"), "--acceleration 1.0 has no part"),
             (("--objective", "flow-matching", "--sigma", "-1"), "sigma=-1.0 must be"),
             (("--objective", "flow-matching+likelihood", "--likelihood-steps", "6"), "--likelihood-steps 6 must be"),
+            (("--likelihood-steps", "2"), "--likelihood-steps 2 has no part"),
+            (("--restart", "6"), "--restart 6 must be from 1 to 5"),
+            (("--restart", "2", "--schedule", "constant"), "--restart 2 is of --schedule cosine"),
+            (("--objective", "flow-matching", "--base", "mixture"), "--base mixture learns nothing"),
             (("--base", "mixture", "--components", "0"), "components"),
         ],
     )

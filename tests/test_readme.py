@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 import anode
 from cnf import density_model, save
-from train_flows import recipes
+from train_flows import density, recipes
+from train_flows.benchmark import standings
 from train_flows.paper import ON_FUNCTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +45,13 @@ def test_command_lines_are_those_of_the_package():
     assert {script.name for script in entry_points(group="console_scripts")} >= {"train-flows"}
 
 
+def settings_of(command):
+    """What a command trains by today; results of other settings are out of date."""
+    settings = density.parse(shlex.split(command)[2:])
+    sections = {name: vars(section) for name, section in vars(settings).items() if name not in ("data", "run")}
+    return json.loads(json.dumps(sections))
+
+
 def cells(result):
     """A row of the README's table, from the file of its results."""
     nll, gaussian, entropy = result["nll"], result.get("gaussian_nll"), ""
@@ -69,6 +78,7 @@ def test_the_table_of_results_is_that_of_the_files():
         assert shown == cells(result)
         assert (result["nll"]["kind"], result["nll"]["tolerance"]) == ("exact", {"rtol": 1e-5, "atol": 1e-5})
         assert result["seed"] == 0
+        assert result["settings"] == settings_of(result["command"])
 
 
 def rows_of_summary(content):
@@ -233,13 +243,17 @@ ON_DENSITIES = {  # what the README says of each experiment on densities, from i
         "flow matching with optimal transport within a batch, beside independent pairs after as many steps: "
         + "; ".join(
             f"{each} {at(f, f'{each}: NFE of sampling'):.2f} of the evaluations of sampling, test NLL "
-            f"{at(f, f'{each}: test NLL'):+.3f}"
+            f"{at(f, f'{each}: test NLL'):+.3f}, {at(f, f'{each}: seconds'):.0f} times the seconds of training"
             for each in ("8gaussians", "moons")
         )
     ),
     "planar": lambda f: (
-        f"KL to the densities U1 / U2 / U3 / U4: 32 planar layers {kl_of(f, 'NF K=32')}; 32 continuous planar units "
-        f"{kl_of(f, 'CNF M=32')}; a field of 64-64 units {kl_of(f, 'CNF 64-64')}"
+        "KL to the densities U1 / U2 / U3 / U4: "
+        + "; ".join(
+            f"{n} planar layers {kl_of(f, f'NF K={n}')}, {n} continuous planar units {kl_of(f, f'CNF M={n}')}"
+            for n in (2, 8, 32)
+        )
+        + f"; a field of 64-64 units {kl_of(f, 'CNF 64-64')}"
     ),
 }
 
@@ -255,6 +269,22 @@ def said_of_densities(experiment):
 @pytest.mark.parametrize("experiment", ON_DENSITIES)
 def test_what_is_said_of_densities_is_in_the_files(experiment):
     assert said_of_densities(experiment) in README
+
+
+def said_of_contests():
+    contests = json.loads((ROOT / "assets" / "results" / "benchmark-tabular.json").read_text())["contests"]
+    for data in dict.fromkeys(contest["data"] for contest in contests):
+        own = [contest for contest in contests if contest["data"] == data]
+        values = [standings.mean(rows)[0] for rows in zip(*(contest["rows"] for contest in own), strict=True)]
+        apart = [standings.mean(figures) for figures in zip(*(contest["differences"] for contest in own), strict=True)]
+        differences = " | ".join(f"{value:+.3f} +- {error:.3f}" for value, error in apart)
+        figures = " | ".join(f"{value:.3f}" for value in values)
+        yield f"| `{data}`, {own[0]['unit']} | {figures} | {differences} | {len(own)} |"
+
+
+def test_the_contests_are_those_of_the_file():
+    for row in said_of_contests():
+        assert row in README
 
 
 def said_of_classifiers():

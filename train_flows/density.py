@@ -116,10 +116,8 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
     device = next(model.parameters()).device
     validation = dataset.validation.to(device)[:VALIDATION]
 
-    @torch.no_grad()
     def validate() -> dict[str, float]:
-        figure, nfe = likelihood.nll(model, validation, samples=1)
-        return {"nll": figure["value"], "nfe_log_prob": nfe, **objectives.energies(goal, model, validation)}
+        return likelihood.of_one_draw(model, validation, objectives.energies(goal))
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
     batch = shuffled_batches(dataset.train.to(device), training.batch_size, settings.run.seed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
-from cnf import Continuous, Density, Flow, LiftedFlow, Standardize
+from cnf import Continuous, Density, Flow, LiftedFlow, Path, Standardize
 from train_flows.text import lines_of
 
 CHUNK = 2500  # samples solved together
@@ -91,6 +92,25 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
     return figure, nfe.forward / solves
 
 
+@torch.no_grad()
+def of_one_draw(model: Density, x: Tensor, energies: Sequence[str] = ()) -> dict[str, float]:
+    """The mean NLL in nats, of a bound from one draw, and mean path energies, of the same solves.
+
+    Args:
+        model: the density.
+        x: (N, *S).
+        energies: which; see :class:`~cnf.Path`.
+
+    Returns:
+        ``nll``, the mean evaluations of a solve as ``nfe_log_prob``, and the energies by name.
+    """
+    with count_evals(model) as nfe:
+        bounds = [model.elbo_on_path(part, path=Path(tuple(energies))) for part in x.split(CHUNK)]
+    figures = {name: _mean([bound.energies[name] for bound in bounds]) for name in energies}
+    nll = -_mean([bound.value for bound in bounds])
+    return {"nll": nll, "nfe_log_prob": nfe.forward / len(bounds), **figures}
+
+
 def log_scale(model: Density) -> float:
     """The log-determinant of the standardisation in a model, in nats."""
     return sum(float(part.scale.log().sum()) for part in model.modules() if isinstance(part, Standardize))
@@ -128,6 +148,10 @@ def _inverse_error(model: Density, x: Tensor) -> tuple[float, float | None]:
     error = torch.cat([part - flow.decode(flow.encode(part)) for part in y.split(CHUNK)])
     scales = [part.scale for part in model.modules() if isinstance(part, Standardize)]
     return _mean_norm(error), _mean_norm(error / scales[0]) if flow is model and scales else None
+
+
+def _mean(parts: Sequence[Tensor]) -> float:
+    return torch.cat(list(parts)).cpu().double().mean().item()
 
 
 def _mean_norm(x: Tensor) -> float:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from anode import SolverError, count_evals
 from train_flows.average import Average
 from train_flows.errors import TrainingError
+from train_flows.journal import Journal
 from train_flows.signals import stop_signals
 from train_flows.training import Training
 
@@ -32,19 +33,6 @@ class Progress:
     seconds: float = 0.0
     validating: float = 0.0  # of these seconds
     sums: dict[str, float] = field(default_factory=dict)  # since the last record
-
-
-class Journal(Protocol):
-    """Where records and states go: a run folder, or memory."""
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Keep one record."""
-
-    def save_state(self, step: int, state: dict[str, Any]) -> None:
-        """Keep the state of a step."""
-
-    def load_state(self, device: torch.device | str) -> dict[str, Any] | None:
-        """The newest state, or None before the first."""
 
 
 def shuffled_batches(x: Tensor | tuple[Tensor, ...], batch_size: int, seed: int) -> Callable[[int], Any]:

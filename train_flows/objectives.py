@@ -7,18 +7,18 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anode import InputError
-from cnf import Density, FlowMatching, InTurn, MaximumLikelihood
+from cnf import Density, FlowMatching, InTurn, MaximumLikelihood, Mixture
+from cnf.transforms import ENERGIES
 from train_flows.settings import Objective
 from train_flows.training import Training
 
 BOTH = "flow-matching+likelihood"
 OF_LIKELIHOOD = ("kinetic", "frobenius", "acceleration", "steer")
 OF_MATCHING = ("coupling", "interpolation", "sigma")
-LIKELIHOOD = 0.5  # of the steps, where flow matching goes before and nothing else is said
+LIKELIHOOD_SHARE = 0.5  # of the steps, where flow matching goes before and nothing else is said
 
 
 def build(
@@ -37,6 +37,8 @@ def build(
         return likelihood, batch
     matching = FlowMatching(model, goal.coupling, goal.interpolation, goal.sigma)
     if goal.objective == "flow-matching":
+        if any(isinstance(part, Mixture) for part in model.modules()):
+            raise InputError("--base mixture learns nothing by flow matching: use flow-matching+likelihood")
         return matching, batch
     first = matching_steps(goal, steps)
     return InTurn(matching, likelihood), lambda step: (int(step >= first), batch(step))
@@ -45,7 +47,7 @@ def build(
 def matching_steps(goal: Objective, steps: int) -> int:
     """How many of the steps are of flow matching, where likelihood follows it."""
     last = goal.likelihood_steps
-    return max(0, steps - (math.ceil(LIKELIHOOD * steps) if last is None else last))
+    return max(0, steps - (math.ceil(LIKELIHOOD_SHARE * steps) if last is None else last))
 
 
 def staged(goal: Objective, training: Training) -> Training:
@@ -60,17 +62,14 @@ def check(goal: Objective, steps: int) -> None:
     last = goal.likelihood_steps
     if goal.objective == BOTH and last is not None and not 0 < last < steps:
         raise InputError(f"--likelihood-steps {last} must be from 1 to {steps - 1}, below --steps")
+    if goal.objective != BOTH and last is not None:
+        raise InputError(f"--likelihood-steps {last} has no part in --objective {goal.objective}: drop it")
     unused = {"flow-matching": OF_LIKELIHOOD, "likelihood": OF_MATCHING, BOTH: ()}[goal.objective]
     for name in unused:
         if getattr(goal, name) != getattr(Objective(), name):
             raise InputError(f"--{name} {getattr(goal, name)} has no part in --objective {goal.objective}: drop it")
 
 
-@torch.no_grad()
-def energies(goal: Objective, model: Density, x: Tensor) -> dict[str, float]:
-    """The mean path energies of samples that are weighed or asked for, as figures to report."""
-    asked = [name for name in ("kinetic", "frobenius", "acceleration") if getattr(goal, name) or name in goal.energies]
-    if not asked:
-        return {}
-    terms = MaximumLikelihood(model).terms(x, asked)
-    return {name: float(terms[name]) for name in asked}
+def energies(goal: Objective) -> list[str]:
+    """The path energies that are weighed or asked for: what to report with every validation."""
+    return [name for name in ENERGIES if getattr(goal, name) or name in goal.energies]

@@ -8,19 +8,23 @@ from typing import Any
 from train_flows.data import images, paper, toy
 from train_flows.objectives import OF_LIKELIHOOD
 
+MATCHED: dict[str, Any] = {
+    "activation": ("tanh", "silu"),
+    "objective": "flow-matching+likelihood",
+    "loosen": 100.0,
+    "batch_size": 128,
+}
 DENSITY: dict[str, dict[str, Any]] = {
     "toy": {"hidden": (64, 64), "steps": 800},
-    "table": {
-        "activation": ("tanh", "silu"),
-        "whiten": True,
-        "objective": "flow-matching+likelihood",
-        "acceleration": 1e-2,
-        "loosen": 100.0,
-        "steps": 10000,
-        "batch_size": 128,
-        "validate_every": 500,
+    "table": {**MATCHED, "whiten": True, "acceleration": 1e-2, "steps": 10000, "validate_every": 500},
+    "digits": {
+        **MATCHED,
+        "acceleration": 0.1,
+        "steps": 4000,
+        "validate_every": 200,
+        "weight_decay": 0.03,
+        "ema": 0.99,
     },
-    "digits": {"hidden": (256, 256), "batch_size": 128, "lr": 3e-3},
 }
 FFJORD: dict[str, Any] = {  # of its published code for two dimensions, to compare with
     "hidden": (64, 64, 64),

@@ -112,8 +112,10 @@ def load_best(run: Run, model: nn.Module) -> bool:
 
 def write_result(run: Run, kind: str, seed: int, seconds: float, figures: dict[str, Any], notes: Any = ()) -> None:
     """Write ``result.json``: the figures of a finished run, and where they come from."""
-    command = run.config(kind)["command"]
-    result = provenance() | {"command": command, "seed": seed, "seconds": round(seconds, 1), **figures}
+    config = run.config(kind)
+    settings = {name: section for name, section in config["settings"].items() if name not in ("data", "run")}
+    about = {"command": config["command"], "settings": settings, "seed": seed, "seconds": round(seconds, 1)}
+    result = provenance() | about | figures
     if notes:
         result["notes"] = notes  # such as jitter, without which the figures would mislead
     storage.write_atomically(run.folder / RESULT, (json.dumps(result, indent=2) + "\n").encode())

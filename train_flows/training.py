@@ -39,6 +39,8 @@ class Training:
             raise InputError(f"--ema {self.ema} must lie in [0, 1), such as 0.999")
         if self.restart is not None and not 0 < self.restart < self.steps:
             raise InputError(f"--restart {self.restart} must be from 1 to {self.steps - 1}, below --steps")
+        if self.restart is not None and self.schedule != "cosine":
+            raise InputError(f"--restart {self.restart} is of --schedule cosine: drop it, or change the schedule")
 
 
 @dataclass(frozen=True)

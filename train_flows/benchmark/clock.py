@@ -16,9 +16,9 @@ from anode import SolverError
 from train_flows import density
 from train_flows.density import Task
 from train_flows.errors import TrainingError
+from train_flows.journal import Memory
 from train_flows.loop import train
 from train_flows.objectives import BOTH, matching_steps
-from train_flows.paper.trials import Memory
 
 PILOT = 0.1  # of the time, before the clock starts, for a copy to tell its pace
 USED = 0.95  # of the time, by plan
@@ -27,7 +27,7 @@ LEAST, MOST = 10, 200  # validations
 MANY = 10**9  # steps: more than fit into any time
 
 
-class Sitting(NamedTuple):
+class Timed(NamedTuple):
     """What a training by the clock came to.
 
     Attributes:
@@ -41,7 +41,7 @@ class Sitting(NamedTuple):
     failure: TrainingError | None
 
 
-def train_for(seconds: float, task: Task, keep_best: Callable[[], None]) -> Sitting:
+def train_for(seconds: float, task: Task, keep_best: Callable[[], None]) -> Timed:
     """Train until the last step, or until time is up.
 
     Args:
@@ -77,7 +77,7 @@ def train_for(seconds: float, task: Task, keep_best: Callable[[], None]) -> Sitt
             raise KeyboardInterrupt
     except TrainingError as error:
         failure = error
-    return Sitting(begun, time.monotonic() - started, failure)
+    return Timed(begun, time.monotonic() - started, failure)
 
 
 def fit_into(

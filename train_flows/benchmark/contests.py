@@ -131,7 +131,7 @@ def compete(name: str, recipe: density.Settings, dataset: Dataset, seconds: floa
     def keep_best() -> None:
         best.update({key: tensor.clone() for key, tensor in model.state_dict().items()})
 
-    sitting = train_for(seconds, contender.task(settings, dataset), keep_best)
+    timed = train_for(seconds, contender.task(settings, dataset), keep_best)
     if best:
         model.load_state_dict(best)
     log_p, nfe = _log_prob(model, dataset.test)
@@ -140,13 +140,13 @@ def compete(name: str, recipe: density.Settings, dataset: Dataset, seconds: floa
         "contender": name,
         "nfe_log_prob": nfe,
         "nfe_sample": nfe_sample,
-        "seconds_training": sitting.seconds,
+        "seconds_training": timed.seconds,
         "seconds_sampling": took,
-        "steps": len(sitting.begun),
+        "steps": len(timed.begun),
         "steps_planned": None if settings.training.steps == MANY else settings.training.steps,
         "validate_every": settings.training.validate_every,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "status": "success" if sitting.failure is None else str(sitting.failure),
+        "status": "success" if timed.failure is None else str(timed.failure),
     }
     return row, log_p
 

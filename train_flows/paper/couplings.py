@@ -36,6 +36,7 @@ def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any
             findings |= {
                 f"{each}: NFE of sampling, coupled / independent": ratio(coupled, without, "nfe_sample"),
                 f"{each}: NFE of log_prob, coupled / independent": ratio(coupled, without, "nfe_log_prob"),
+                f"{each}: seconds of training, coupled / independent": ratio(coupled, without, "seconds"),
                 f"{each}: test NLL, coupled - independent": mean(coupled, "test_nll") - mean(without, "test_nll"),
             }
     return findings

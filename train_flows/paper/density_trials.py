@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,18 +11,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from anode import InputError, SolverError, count_evals
+from anode import InputError, count_evals
 from cnf import Density
 from train_flows import data, density, likelihood, recipes
 from train_flows.command_line import cooked
 from train_flows.data import Dataset, toy
-from train_flows.errors import TrainingError
+from train_flows.journal import Memory
 from train_flows.loop import train
-from train_flows.paper.outcomes import Outcome, Place, ended
-from train_flows.paper.trials import Memory
+from train_flows.paper.outcomes import Outcome, Place, status_of
 from train_flows.provenance import device_name
 
 QUICK = {"steps": 4, "validate_every": 2, "likelihood_steps": 2, "batch_size": 32, "hidden": (8, 8)}
+SECTIONS = ("model", "objective", "numerics", "training")
 FEW = 100  # samples of a part
 
 
@@ -41,9 +42,10 @@ class DensityTrial:
         return -(-training.steps // training.validate_every)
 
     def plain(self) -> dict[str, Any]:
-        """All that matters to the figures."""
-        plain = {"name": self.name, "data": self.data, "options": self.options}
-        return plain | ({"quick": True} if self.quick else {})
+        """All that matters to the figures, what comes of the recipe too."""
+        sections = {name: vars(getattr(self.settings(0), name)) for name in SECTIONS}
+        plain = {"name": self.name, "data": self.data, **sections} | ({"quick": True} if self.quick else {})
+        return json.loads(json.dumps(plain))
 
     def settings(self, seed: int) -> density.Settings:
         """Those of the run."""
@@ -79,24 +81,17 @@ def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
     def keep_best() -> None:
         best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
-    failure = None
-    try:
+    def work() -> bool:
         accelerator = Accelerator(cpu=True)
-        finished = train(
+        return train(
             task.objective, task.training, task.batch, task.validate, keep_best, journal, accelerator, quiet=True
         )
-        if not finished:
-            raise KeyboardInterrupt
+
+    def test() -> None:
         model.load_state_dict(best)
         journal.records[-1] |= _tested(model, dataset, seed)
-    except TrainingError as error:
-        failure = error
-    except SolverError as error:
-        failure = TrainingError(f"the test failed: {error}", solving=True)
-        failure.__cause__ = error
-    for record in journal.records:
-        record["seconds"] = record.pop("seconds_training")
-    return Outcome(trial, seed, ended(failure, journal.records), journal.records, device_name(torch.device("cpu")))
+
+    return Outcome(trial, seed, status_of(work, journal, test), journal.records, device_name(torch.device("cpu")))
 
 
 @torch.no_grad()

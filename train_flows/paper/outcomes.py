@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from anode import SolverError
 from train_flows.errors import TrainingError
+from train_flows.journal import Memory
 
 
 class Tried(Protocol):
@@ -95,6 +96,32 @@ def ended(error: TrainingError | None, records: Sequence[Mapping[str, float]]) -
         return error.__cause__.cause if isinstance(error.__cause__, SolverError) else "non-finite loss"
     finite = all(math.isfinite(value) for value in records[-1].values())
     return "success" if finite else "non-finite loss"
+
+
+def status_of(work: Callable[[], bool], journal: Memory, test: Callable[[], None] = lambda: None) -> str:
+    """Train and test, and say how that ended; its records then hold ``seconds``, those of the steps alone.
+
+    Args:
+        work: trains, and returns whether it came to its end.
+        journal: of the training.
+        test: measures what was trained.
+
+    Raises:
+        KeyboardInterrupt: when a signal asked to stop.
+    """
+    failure = None
+    try:
+        if not work():
+            raise KeyboardInterrupt
+        test()
+    except TrainingError as error:
+        failure = error
+    except SolverError as error:
+        failure = TrainingError(f"the test failed: {error}", solving=True)
+        failure.__cause__ = error
+    for record in journal.records:
+        record["seconds"] = record.pop("seconds_training")
+    return ended(failure, journal.records)
 
 
 def describe(outcome: Outcome) -> str:

@@ -21,7 +21,7 @@ from train_flows.paper.report import AttemptInSittings, Report, mean, of, ratio,
 __all__ = ["DATA", "attempt", "run"]
 
 DATA = ("separated-8gaussians", "checkerboard", "annulus")
-WEIGHTS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+WEIGHTS = (0.0, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 ALLOWED = 0.02  # nats of validation NLL
 STEPS = 2000
 OPTIONS: dict[str, Any] = {"steps": STEPS, "validate_every": STEPS // 20}

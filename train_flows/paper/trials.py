@@ -16,9 +16,9 @@ from tqdm import tqdm
 from anode import Classifier, classifier
 from train_flows.data import paper
 from train_flows.data.labelled import Pairs
-from train_flows.errors import TrainingError
+from train_flows.journal import Memory
 from train_flows.loop import shuffled_batches, train
-from train_flows.paper.outcomes import Outcome, describe, ended
+from train_flows.paper.outcomes import Outcome, describe, status_of
 from train_flows.paper.workers import each
 from train_flows.supervised import Supervised, measure
 from train_flows.training import Training
@@ -63,23 +63,6 @@ class Trained(Outcome):
     features: dict[int, Tensor]
 
 
-class Memory:
-    """A journal that keeps records in memory, and no state."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, float]] = []
-
-    def log(self, record: dict[str, Any]) -> None:
-        """Keep one record."""
-        self.records.append(record)
-
-    def save_state(self, step: int, state: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def load_state(self, device: torch.device | str) -> None:
-        """Start anew."""
-
-
 def points(trial: Trial, seed: int) -> tuple[Pairs, Pairs | None]:
     """The training points of a trial, and those in the removed slices."""
     pairs = paper.sample(trial.data, trial.points, seed + STREAMS)
@@ -119,9 +102,8 @@ def attempt(trial: Trial, seed: int) -> Trained:
             found |= {"validation_loss": at_gaps["loss"], "validation_accuracy": at_gaps["accuracy"]}
         return found
 
-    failure = None
-    try:
-        finished = train(
+    def work() -> bool:
+        return train(
             objective,
             training,
             shuffled_batches(tuple(pairs), batch_size, seed),
@@ -132,13 +114,8 @@ def attempt(trial: Trial, seed: int) -> Trained:
             criterion="train_loss",
             quiet=True,
         )
-        if not finished:
-            raise KeyboardInterrupt
-    except TrainingError as error:
-        failure = error
-    for record in journal.records:
-        record["seconds"] = record.pop("seconds_training")
-    status = ended(failure, journal.records)
+
+    status = status_of(work, journal)
     return Trained(
         trial, seed, status, journal.records, model=model, train=pairs, validation=validation, features=features
     )

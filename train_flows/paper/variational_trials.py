@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -13,14 +12,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from anode import MLPField, PlanarField, Solver, SolverError, count_evals
+from anode import MLPField, PlanarField, Solver, count_evals
 from cnf import Continuous, Flow, Normal, Planar, ReverseKL, Transform
 from train_flows.data import targets
 from train_flows.data.targets import Target
-from train_flows.errors import TrainingError
+from train_flows.journal import Memory
 from train_flows.loop import train
-from train_flows.paper.outcomes import Outcome, Place, ended
-from train_flows.paper.trials import Memory
+from train_flows.paper.outcomes import Outcome, Place, status_of
 from train_flows.provenance import device_name
 from train_flows.training import Training
 
@@ -54,7 +52,7 @@ class VariationalTrial:
 
     def plain(self) -> dict[str, Any]:
         """All settings."""
-        return asdict(self)
+        return {**asdict(self), "solvers": {"training": asdict(TRAINING), "figures": asdict(FIGURES)}}
 
 
 def attempt(trial: VariationalTrial, seed: int, place: Place) -> Outcome | None:
@@ -76,13 +74,13 @@ def attempt(trial: VariationalTrial, seed: int, place: Place) -> Outcome | None:
     measured = flow.with_solver(FIGURES)
     every = max(1, trial.steps // trial.records)
     training = Training(every * trial.records, trial.batch_size, trial.lr, validate_every=every)
-    journal, samples, failure = Memory(), None, None
+    journal, samples = Memory(), None
 
     def validate() -> dict[str, float]:
         return {"kl": divergences(measured, target, VALIDATED)[0].mean().item()}
 
-    try:
-        finished = train(
+    def work() -> bool:
+        return train(
             ReverseKL(flow, target.log_density),
             training,
             lambda step: trial.batch_size,
@@ -93,21 +91,17 @@ def attempt(trial: VariationalTrial, seed: int, place: Place) -> Outcome | None:
             criterion="kl",
             quiet=True,
         )
-        if not finished:
-            raise KeyboardInterrupt
+
+    def test() -> None:
+        nonlocal samples
         with count_evals(measured) as counted:
             each, samples = divergences(measured, target, TESTED)
         error = each.std().item() / math.sqrt(TESTED)
         journal.records[-1] |= {"kl": each.mean().item(), "standard_error": error, "nfe_sample": counted.forward}
-    except TrainingError as error:
-        failure = error
-    except SolverError as error:
-        failure = TrainingError(f"the test failed: {error}", solving=True)
-        failure.__cause__ = error
-    for record in journal.records:
-        record["seconds"] = record.pop("seconds_training")
-    outcome = Outcome(trial, seed, ended(failure, journal.records), journal.records, device_name(torch.device("cpu")))
-    return outcome if samples is None or seed else dataclasses.replace(outcome, samples=samples[:SHOWN].tolist())
+
+    status = status_of(work, journal, test)
+    shown = None if samples is None or seed else samples[:SHOWN].tolist()
+    return Outcome(trial, seed, status, journal.records, device_name(torch.device("cpu")), shown)
 
 
 @torch.no_grad()
