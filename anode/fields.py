@@ -56,8 +56,8 @@ class MLPField(Field):
         dim: number of dimensions of one sample; samples of any shape with that many elements are flattened.
         hidden: widths of the hidden layers.
         activation: ``"tanh"``, ``"softplus"``, ``"relu"`` or ``"silu"`` of all hidden layers, or a name for each, the
-            last for all that follow. ``("tanh", "silu")`` bounds the field far from the data, where ``"silu"`` alone
-            grows without limit and throws outliers away.
+            last for all that follow; names beyond the layers have no part. ``("tanh", "silu")`` bounds the field far
+            from the data, where ``"silu"`` alone grows without limit and throws outliers away.
         time: how each layer depends on time:
 
             - ``"none"``: W h + b.

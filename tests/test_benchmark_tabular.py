@@ -210,7 +210,7 @@ def test_discrete_data_count_in_bits_and_share_their_noise(recipe):
     dataset = numbers()
     model = contests.enter("CNF", recipe, dataset).model
     unit = contests.unit_of(dataset, model)
-    assert (unit.name, unit.offset, unit.nats) == ("bits/dim", 0.0, 2 * math.log(2))
+    assert (unit.name, unit.offset, unit.nats) == ("bits/dim, upper bound", 0.0, 2 * math.log(2))
     first = contests._log_prob(model, dataset.test)[0]
     torch.rand(7)
     assert torch.equal(first, contests._log_prob(model, dataset.test)[0])
@@ -275,20 +275,26 @@ def test_steps_fit_into_the_time(watch, recipe, objective):
     recipe = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, objective=objective))
     settings, task_of = planned(recipe, 20.0)
     assert watch.now < 0.15 * 20
-    sitting = clock.train_for(20.0, task_of(settings), lambda: None)
-    assert len(sitting.begun) == settings.training.steps
-    assert 0.9 * 20 < sitting.seconds <= 0.951 * 20
+    timed = clock.train_for(20.0, task_of(settings), lambda: None)
+    assert len(timed.begun) == settings.training.steps
+    assert 0.9 * 20 < timed.seconds <= 0.951 * 20
     if objective == "flow-matching+likelihood":
         assert settings.objective.likelihood_steps / settings.training.steps == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_pilot_too_short_for_a_step_plans_few(watch, recipe, monkeypatch):
+    monkeypatch.setattr(clock, "train_for", lambda *_: clock.Timed([], 3.0, None))
+    settings, _ = planned(recipe, 20.0)
+    assert 1 <= settings.training.steps <= 20 / (clock.PILOT * 20)
 
 
 def test_a_constant_schedule_goes_on_until_time_is_up(watch, recipe):
     recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, schedule="constant"))
     settings, task_of = planned(recipe, 20.0)
     kept = []
-    sitting = clock.train_for(20.0, task_of(settings), lambda: kept.append(watch.now))
-    assert 20 < sitting.seconds < 20.5
-    assert len(sitting.begun) == pytest.approx((20 - 0.1 * len(kept)) / 0.2, abs=2)
+    timed = clock.train_for(20.0, task_of(settings), lambda: kept.append(watch.now))
+    assert 20 < timed.seconds < 20.5
+    assert len(timed.begun) == pytest.approx((20 - 0.1 * len(kept)) / 0.2, abs=2)
     assert 10 <= len(kept) <= 25
 
 

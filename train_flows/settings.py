@@ -25,6 +25,8 @@ Labelled = Annotated[
 ]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone: of what no recipe turns on
 
+Activation = Literal["tanh", "softplus", "relu", "silu"]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -58,7 +60,7 @@ class Network:
     field: Literal["mlp", "conv", "norm-conv"] = "mlp"  # of NODE and ResNet; convolutions are for images
     hidden: tuple[int, ...] = (32, 32)  # widths of the hidden layers
     filters: int = 64  # of convolutions
-    activation: Literal["relu", "softplus", "tanh", "silu"] = "relu"  # of the hidden layers
+    activation: Activation = "relu"  # of the hidden layers
     time: Literal["none", "concat", "bias"] = "concat"  # how the field of an ODE depends on time
     blocks: int = 5  # of a ResNet
     stem: Literal["none", "conv", "residual"] = "none"  # what makes a small map of an image, first of all
@@ -70,9 +72,7 @@ class Model:
     """The field and its divergence."""
 
     hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
-    activation: tuple[Literal["tanh", "softplus", "relu", "silu"], ...] = (
-        "tanh",
-    )  # of hidden layers, last of the rest
+    activation: tuple[Activation, ...] = ("tanh",)  # of the hidden layers in turn, the last name of all that are left
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
     whiten: bool = False  # take the correlations of the data out before the ODE

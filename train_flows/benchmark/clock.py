@@ -125,9 +125,9 @@ def _with(settings: density.Settings, steps: int, likelihood_steps: int, validat
 
 
 def _pace(seconds: float, task: Task) -> float:
-    """Seconds a step, of the later half of those that fit into some time."""
+    """Seconds a step, of the later half of those that fit into some time; all of it where none does."""
     training = dataclasses.replace(task.training, steps=MANY, schedule="constant", validate_every=MANY)
     alone = dataclasses.replace(task, training=training, validate=lambda: {"nll": 0.0})
     begun = train_for(seconds, alone, lambda: None).begun
     took = np.diff([*begun, time.monotonic()])
-    return float(took[len(took) // 2 :].mean())
+    return float(took[len(took) // 2 :].mean()) if begun else seconds

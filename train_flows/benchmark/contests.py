@@ -179,7 +179,7 @@ def _of_a_solve(evaluations: int, solves: int) -> float | None:
 def unit_of(dataset: Dataset, model: Density) -> Unit:
     """Bits per dimension of discrete data; else nats of the data divided by their standard deviations."""
     if dataset.levels is not None:
-        return Unit("bits/dim", 0.0, math.prod(dataset.shape) * math.log(2))
+        return Unit("bits/dim, upper bound", 0.0, math.prod(dataset.shape) * math.log(2))
     return Unit("nats, standardized", likelihood.log_scale(model), 1.0)
 
 

@@ -1,10 +1,10 @@
 """``train-flows benchmark tabular DATA ...``: CNF, and MAF and NSF of zuko, trained for the same time on every table.
 
 For each seed and data set the contenders train one after the other in one process, by the same clock, on the same split
-with the same standardisation (and dequantisation, and whitening where the recipe has it, which MAF and NSF gain from as
-well), and their best weights by the same validation are measured on all of the test part. The CNF is trained as by
-``train-flows density DATA``, with as many steps as fit into the time; MAF and NSF have five transforms of 128 + 128
-hidden features and Adam at 1e-3 with batches of 512.
+with the same standardisation (and dequantisation, and whitening where the recipe of the CNF has it), and their
+best weights by the same validation are measured on all of the test part. The CNF is trained as by ``train-flows density
+DATA``, with as many steps as fit into the time; MAF and NSF have five transforms of 128 + 128 hidden features and Adam
+at 1e-3 with batches of 512.
 """
 
 from __future__ import annotations
