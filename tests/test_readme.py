@@ -239,6 +239,14 @@ ON_DENSITIES = {  # what the README says of each experiment on densities, from i
         )
         + f"; on average {f['NFE of log_prob, with / without, mean']:.2f}"
     ),
+    "ffjord": lambda f: (
+        "seconds to the validation NLL that FFJORD's recipe has after 2,500 iterations, over its own: "
+        + "; ".join(
+            f"{each} {at(f, f'{each}: time to'):.3f} (of {at(f, f'{each}: seconds, FFJORD'):.0f}), test NLL at the end "
+            f"{at(f, f'{each}: final test NLL, default'):.3f}, FFJORD's {at(f, f'{each}: final test NLL, FFJORD'):.3f}"
+            for each in ("8gaussians", "checkerboard", "2spirals")
+        )
+    ),
     "couplings": lambda f: (
         "flow matching with optimal transport within a batch, beside independent pairs after as many steps: "
         + "; ".join(
