@@ -152,8 +152,13 @@ def _trace(weights: list[Tensor], slopes: list[Tensor], batch: int) -> Tensor:
         return weights[0].trace().expand(batch)
     if len(slopes) == 1:
         return slopes[0] @ (weights[0] * weights[1].T).sum(1)
-    mixing = weights[1] * (weights[0] @ weights[2]).T  # (H2, H1)
-    return (F.linear(slopes[0], mixing) * slopes[1]).sum(1)
+    return (F.linear(slopes[0], mixing_of(weights)) * slopes[1]).sum(1)
+
+
+def mixing_of(weights: Sequence[Tensor]) -> Tensor:
+    """W2 * (W1 W3)', (H2, H1), with which two hidden layers have the divergence d2' [...] d1."""
+    first, second, last = weights
+    return second * (first @ last).T
 
 
 def flattened(x: Tensor, dim: int) -> Tensor:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fields import wild
 from torch import nn
 from torch.nn import functional as F
 
 from anode import Augment, ConvField, InputError, NormConvField, ODEBlock, Pixels, Solver, classifier
 from anode.odenet import Downsample, pooled_head, stem
+from cnf.divergence import exact_by_pullbacks
 from train_flows import classify, recipes
 from train_flows.paper.scale import Scale, matched_filters, parameters
 
@@ -59,6 +61,31 @@ class TestConvField:
         alone = torch.cat([field(t[i], x[i : i + 1]) for i in range(4)])
         torch.testing.assert_close(field(t, x), alone)
 
+    @pytest.mark.parametrize("time", ["none", "concat", "bias"])
+    @pytest.mark.parametrize("activation", ["tanh", "softplus", "relu", "silu"])
+    @pytest.mark.parametrize("context", [0, 2])
+    def test_closed_form_divergence_is_the_trace_of_the_jacobian(self, float64, time, activation, context):
+        field = wild(ConvField(2, 5, activation, time, context))
+        x, c = torch.randn(4, 2, 3, 5), torch.randn(4, context) if context else None
+        for t in (torch.tensor(0.3), torch.rand(4)):
+            velocity, divergence = field.velocity_and_divergence(t, x, c)
+            expected = exact_by_pullbacks(field, t, x, c)
+            torch.testing.assert_close(velocity, expected.velocity)
+            torch.testing.assert_close(divergence, expected.divergence)
+
+    def test_context_is_added_to_every_pixel(self, float64):
+        field = wild(ConvField(1, 4, "tanh", "none", context=3))
+        x, c = torch.randn(5, 1, 3, 3), torch.randn(5, 3)
+        h = x
+        for i, layer in enumerate(field.layers):
+            h = F.conv2d(h, layer.weight, layer.bias, padding=layer.padding) + (c @ layer.context.T)[..., None, None]
+            h = torch.tanh(h) if i < 2 else h
+        torch.testing.assert_close(field(torch.tensor(0.0), x, c), h)
+
+    def test_zero_start(self):
+        field = ConvField(2, 4, context=1, zero_init=True)
+        assert not field(torch.tensor(0.5), torch.randn(3, 2, 4, 4), torch.randn(3, 1)).any()
+
     @pytest.mark.parametrize("gradient", ["direct", "adjoint"])
     def test_gradients_of_a_solve(self, float64, gradient):
         """Against finite differences, in a direction of the weights and of the input."""
@@ -103,6 +130,8 @@ class TestConvField:
         ("make", "words"),
         [
             (lambda: ConvField(0), "channels=0"),
+            (lambda: ConvField(1, context=-1), "context=-1"),
+            (lambda: ConvField(1, context=2)(torch.tensor(0.0), torch.randn(4, 1, 8, 8)), "c of shape None"),
             (lambda: ConvField(2, filters=0), "filters=0"),
             (lambda: ConvField(2, time="never"), "time='never' is unknown; choose one of none, concat, bias"),
             (lambda: ConvField(2, activation="sign"), "activation='sign'"),
