@@ -11,6 +11,7 @@ from anode.duration import Duration
 from anode.errors import InputError, SolverError
 from anode.evaluations import Evaluations, count_evals
 from anode.fields import Field, MLPField
+from anode.frozen import FrozenField
 from anode.odenet import NormConvField
 from anode.planar_field import PlanarField
 from anode.resolving import with_solver
@@ -27,6 +28,7 @@ __all__ = [
     "Duration",
     "Evaluations",
     "Field",
+    "FrozenField",
     "InputError",
     "MLPField",
     "NormConvField",

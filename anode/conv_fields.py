@@ -32,7 +32,8 @@ class ConvField(Field):
         time: how the field depends on time: ``"none"``, ``"concat"`` (a further channel of the constant t in every
             convolution, zero beyond the border as the others are) or ``"bias"`` (a learned multiple of t is added
             after every convolution, which costs nothing).
-        context: number of context features c; a learned multiple U c is added to all pixels after every convolution.
+        context: number of context features c; a learned multiple U c is added to all pixels after every convolution, or
+            to each pixel its own where c is an image of as many channels.
         zero_init: start from the zero field.
 
     Raises:
@@ -97,7 +98,8 @@ class ConvField(Field):
 
     def _check(self, x: Tensor, c: Tensor | None) -> None:
         check_images(x, self.channels)
-        check_context(c, self.context, len(x))
+        of_images = c is not None and c.ndim == 4 and c.shape[2:] == x.shape[2:]
+        check_context(c[..., 0, 0] if of_images and c is not None else c, self.context, len(x))
 
 
 class TimedConv(nn.Module):
@@ -138,19 +140,21 @@ class TimedConv(nn.Module):
         return self.weight[:, :, self.padding, self.padding]
 
     def forward(self, t: Tensor, h: Tensor, c: Tensor | None = None) -> Tensor:
-        """The convolution of h (B, n_in, H, W) at times t, () or (B,), with context (B, C)."""
+        """The convolution of h (B, n_in, H, W) at times t, () or (B,), with context (B, C) or (B, C, H, W)."""
         shift, of_time = self.bias, None
         if self.time is not None and self.time.ndim == 1:
             t = t.unsqueeze(-1) if t.ndim else t  # (B, 1) with a time per sample
             shift = torch.addcmul(shift, t, self.time)
         elif self.time is not None:  # the channel of t is t times a channel of ones, convolved once for all samples
             of_time = F.conv2d(h.new_ones(1, 1, *h.shape[2:]), self.time, padding=self.padding)
-        if self.context is not None and c is not None:
+        if self.context is not None and c is not None and c.ndim == 2:
             shift = shift + F.linear(c, self.context)
         plain = shift.ndim == 1
         y = F.conv2d(h, self.weight, shift if plain else None, padding=self.padding)
         if not plain:
             y = y + shift[..., None, None]
+        if self.context is not None and c is not None and c.ndim == 4:
+            y = y + F.conv2d(c, self.context[..., None, None])
         return y if of_time is None else y + t.view(-1, 1, 1, 1) * of_time
 
 

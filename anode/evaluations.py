@@ -17,10 +17,17 @@ class Evaluations:
     Attributes:
         forward: those made while solving.
         backward: those made inside a backward pass (by the adjoint).
+        solves: how many solves made those of ``forward``.
     """
 
     forward: int = 0
     backward: int = 0
+    solves: int = 0
+
+    @property
+    def each(self) -> float:
+        """Evaluations a solve; none where nothing was solved."""
+        return self.forward / max(1, self.solves)
 
 
 _listeners: ContextVar[tuple[tuple[nn.Module | None, Evaluations], ...]] = ContextVar("_listeners", default=())

@@ -41,6 +41,13 @@ class Field(nn.Module):
         """The velocity ``(B, *S)`` and its divergence tr(df/dx) ``(B,)`` in closed form, or None if there is none."""
         return None
 
+    def diagonal(self, width: int) -> slice:
+        """The part of dimension 1, of that width, that acts on its own rates.
+
+        Elsewhere the diagonal of df/dx is zero, and a divergence by automatic differentiation need not look there.
+        """
+        return slice(width)
+
 
 class MLPField(Field):
     r"""A multilayer perceptron as a vector field, with its divergence in closed form up to two hidden layers.

@@ -30,6 +30,8 @@ class RightHandSide:
         self.f = f
         self.solver = solver
         self.listeners = listeners
+        for listener in listeners:
+            listener.solves += 1
         self.phase = "forward"
         self.steps = 0
         self.evaluations = 0

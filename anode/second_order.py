@@ -50,6 +50,10 @@ class SecondOrderField(Field):
         known = self.acceleration.velocity_and_divergence(t, velocity, position.flatten(1))
         return None if known is None else (torch.cat([velocity, known[0]], dim=1), known[1])
 
+    def diagonal(self, width: int) -> slice:
+        """See :meth:`Field.diagonal`; the velocity."""
+        return slice(width // 2, width)
+
 
 def _halves(y: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
     if y.shape[1] % 2:

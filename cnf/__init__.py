@@ -4,14 +4,19 @@ flow = load("runs/moons")
 flow.sample(1000), flow.log_prob(x)
 """
 
-from cnf.bases import Base, Mixture, Normal
+from cnf.augment import VariationalAugment
+from cnf.bases import Base, Conditional, Normal
+from cnf.categorical import CategoricalFlow
 from cnf.continuous import Continuous
+from cnf.density import Bound, Density, Ends
 from cnf.divergence import Rates, exact, hutchinson, probe_noise
-from cnf.flow import Bound, Density, Flow
+from cnf.flow import Flow
 from cnf.flow_matching import FlowMatching
-from cnf.lifts import Dequantize, Lift, LiftedFlow
+from cnf.lifted_flow import LiftedFlow, Weighted
+from cnf.lifts import Dequantize, Lift, Lifted, Lifts, Through
+from cnf.mixture import Mixture
 from cnf.models import density_model, load, save
-from cnf.objectives import InTurn, MaximumLikelihood
+from cnf.objectives import InTurn, MaximumLikelihood, WarmedUp
 from cnf.planar import Planar
 from cnf.reverse_kl import ReverseKL
 from cnf.transforms import Compose, Logit, Path, Standardize, Transform, Transport
@@ -20,15 +25,20 @@ from cnf.whiten import Whiten
 __all__ = [
     "Base",
     "Bound",
+    "CategoricalFlow",
     "Compose",
+    "Conditional",
     "Continuous",
     "Density",
     "Dequantize",
+    "Ends",
     "Flow",
     "FlowMatching",
     "InTurn",
     "Lift",
+    "Lifted",
     "LiftedFlow",
+    "Lifts",
     "Logit",
     "MaximumLikelihood",
     "Mixture",
@@ -38,8 +48,12 @@ __all__ = [
     "Rates",
     "ReverseKL",
     "Standardize",
+    "Through",
     "Transform",
     "Transport",
+    "VariationalAugment",
+    "WarmedUp",
+    "Weighted",
     "Whiten",
     "density_model",
     "exact",

@@ -33,10 +33,17 @@ class Base(nn.Module):
         """Draw n samples, (n, *S), without a graph."""
         raise NotImplementedError
 
+    def sample_beside(self, a: Tensor) -> Tensor:
+        """Draw points (B, *S) that end with a (B, p, ...) along dimension 1, given it; gradients flow to a.
+
+        Raises:
+            InputError: for a base that cannot.
+        """
+        raise InputError(f"{type(self).__name__} cannot be drawn given a part of it: take another base")
+
     def _noise(self, n: int) -> Tensor:
         """Standard normal numbers (n, *S)."""
-        if n < 0:
-            raise InputError(f"n={n} samples: pass 0 or more")
+        check_count(n)
         return torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
 
 
@@ -55,53 +62,70 @@ class Normal(Base):
         """See :meth:`Base.sample`."""
         return self._noise(n)
 
+    def sample_beside(self, a: Tensor) -> Tensor:
+        """See :meth:`Base.sample_beside`."""
+        return torch.cat([self._noise(len(a))[:, : -a.shape[1]], a], 1)
 
-class Mixture(Base):
-    """A mixture of K Gaussians with diagonal covariance, whose means, scales and weights are learned.
 
-        p(z) = sum_k weights_k N(z; means_k, diag(scales_k^2))
+class Conditional(Base):
+    """A base of (z, a), joined along dimension 1, whose part z is a Gaussian that depends on a.
 
-    A base of several pieces spares the flow from tearing one Gaussian apart. It starts near the standard normal, all
-    weights equal: means are drawn from N(0, 0.1^2) and every scale is sqrt(1 - 0.1^2), so that the mean of p over that
-    draw is N(0, I), and components differ enough to part. With one component it starts at N(0, I) itself.
+        p(z, a) = N(a; 0, I) N(z; m(a), diag(s(a)^2))
+
+    Mean and scale come of a perceptron; it starts as N(0, I). Beside a field with a at rest, mode and scale of each of
+    its flows need not be the work of the ODE.
 
     Args:
-        shape: shape S of one sample.
-        components: K.
+        shape: shape S of one sample of (z, a).
+        extra: dimensions of a, or channels.
+        hidden: width of the perceptron.
 
     Raises:
-        InputError: when ``components`` is less than 1.
-
-    Example:
-        >>> base = Mixture((2,), components=3)
-        >>> base.log_prob(base.sample(5)).shape, base.weights.shape
-        (torch.Size([5]), torch.Size([3]))
+        InputError: unless ``extra`` is from 1 and leaves something of S.
     """
 
-    def __init__(self, shape: Sequence[int], components: int = 8) -> None:
+    def __init__(self, shape: Sequence[int], extra: int, hidden: int = 64) -> None:
         super().__init__(shape)
-        if components < 1:
-            raise InputError(f"components={components} must be at least 1")
-        spread = 0.1 if components > 1 else 0.0
-        self.means = nn.Parameter(spread * torch.randn(components, *self.shape))
-        self.log_scales = nn.Parameter(torch.full_like(self.means, math.log1p(-(spread**2)) / 2))
-        self.logits = nn.Parameter(torch.zeros(components))
-
-    @property
-    def weights(self) -> Tensor:
-        """The probabilities of the components, (K,)."""
-        return self.logits.softmax(0)
+        if not 1 <= extra < shape[0]:
+            raise InputError(f"extra={extra} must be from 1 to {shape[0] - 1}, below dimension 1 of {tuple(shape)}")
+        self.extra = extra
+        own = (shape[0] - extra) * math.prod(shape[1:])
+        self.moments = nn.Sequential(
+            nn.Linear(extra * math.prod(shape[1:]), hidden), nn.Tanh(), nn.Linear(hidden, 2 * own)
+        )
+        zero_last(self.moments)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """See :meth:`Base.log_prob`; by logsumexp over the components."""
-        eps = (z.unsqueeze(1) - self.means) * torch.exp(-self.log_scales)  # (B, K, *S)
-        log_normal = -(0.5 * (eps.square() + math.log(2 * math.pi)) + self.log_scales).flatten(2).sum(2)
-        return torch.logsumexp(self.logits.log_softmax(0) + log_normal, 1)
+        """See :meth:`Base.log_prob`."""
+        z, a = z[:, : -self.extra].flatten(1), z[:, -self.extra :]
+        mean, log_scale = self._moments(a)
+        eps = torch.cat([(z - mean) * torch.exp(-log_scale), a.flatten(1)], 1)
+        return -0.5 * (eps.square() + math.log(2 * math.pi)).sum(1) - log_scale.sum(1)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """See :meth:`Base.sample`."""
-        eps = self._noise(n)
-        # The first of K clocks of rates weights_k to ring is k with that probability, also for n = 0.
-        k = (self.logits - self.logits.new_empty(n, len(self.logits)).exponential_().log()).argmax(1)
-        return self.means[k] + self.log_scales.exp()[k] * eps
+        return self.sample_beside(self._noise(n)[:, -self.extra :])
+
+    def sample_beside(self, a: Tensor) -> Tensor:
+        """See :meth:`Base.sample_beside`."""
+        mean, log_scale = self._moments(a)
+        eps = self._noise(len(a))[:, : -self.extra]
+        z = mean + log_scale.exp() * eps.flatten(1)
+        return torch.cat([z.view(eps.shape), a], 1)
+
+    def _moments(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_scale = self.moments(a.flatten(1)).chunk(2, 1)
+        return mean, log_scale
+
+
+def check_count(n: int) -> None:
+    """Raise an :class:`~anode.InputError` for a negative number of samples."""
+    if n < 0:
+        raise InputError(f"n={n} samples: pass 0 or more")
+
+
+def zero_last(network: nn.Sequential) -> None:
+    """Let the last layer of a network return zeros, to begin with."""
+    for parameter in network[-1].parameters():
+        nn.init.zeros_(parameter)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +38,8 @@ class Continuous(Transform):
         divergence: ``"exact"``, or ``"hutchinson"`` for an unbiased estimate whose noise is drawn once a solve.
         probes: number of Hutchinson probes that are averaged.
         noise: ``"rademacher"`` or ``"gaussian"`` probes.
+        extra: the last so many dimensions, or channels, are augmented: the solver measures their error on its own, so
+            that none dilutes that of the data.
 
     Raises:
         InputError: for an unknown divergence or noise, or fewer than one probe.
@@ -57,6 +58,7 @@ class Continuous(Transform):
         divergence: str = "exact",
         probes: int = 1,
         noise: str = "rademacher",
+        extra: int = 0,
     ) -> None:
         super().__init__()
         if divergence not in DIVERGENCES:
@@ -67,6 +69,7 @@ class Continuous(Transform):
         self.divergence = divergence
         self.probes = probes
         self.noise = noise
+        self.extra = extra
 
     def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
         """See :meth:`Transform.forward`."""
@@ -78,15 +81,26 @@ class Continuous(Transform):
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Transform.encode`; spares the divergence."""
-        return self.solver.integrate(partial(self.field, c=c), x, DATA, BASE, (c,), self.field)
+        return self._joined(self.solver.integrate(self._velocity(c), self._apart(x), DATA, BASE, (c,), self.field))
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Transform.decode`; spares the divergence."""
-        return self.solver.integrate(partial(self.field, c=c), z, BASE, DATA, (c,), self.field)
+        return self._joined(self.solver.integrate(self._velocity(c), self._apart(z), BASE, DATA, (c,), self.field))
 
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """The states (T, B, *S) at the given T times, of which the first belongs to ``z``."""
-        return self.solver.trajectory(partial(self.field, c=c), z, times, (c,), self.field)
+        paths = self.solver.trajectory(self._velocity(c), self._apart(z), times, (c,), self.field)
+        return torch.cat(paths, 2)
+
+    def _apart(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The components of points (B, *S): data, and what is augmented."""
+        return x.split([x.shape[1] - self.extra, self.extra], 1) if self.extra else (x,)
+
+    def _joined(self, components: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(components), 1) if self.extra else components[0]
+
+    def _velocity(self, c: Tensor | None) -> Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        return lambda t, state: self._apart(self.field(t, self._joined(state), c))
 
     def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, path: Path | None) -> Transport:
         asked = () if path is None else path.energies
@@ -96,23 +110,36 @@ class Continuous(Transform):
         accelerations: list[Tensor] = []
 
         def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            found = rates(t, state[0])
-            return *found[:2], *(energies.rate(name, rates, t, state[0], found) for name in riding)
+            here = self._joined(state[:width])
+            found = rates(t, here)
+            ridden = [energies.rate(name, rates, t, here, found) for name in riding]
+            return *self._apart(found.velocity), found.divergence, *ridden
 
-        start = (x, *[x.new_zeros(len(x))] * (1 + len(riding)))
-        after_step = (lambda *step: accelerations.append(energies.acceleration_of_step(*step))) if at_steps else None
+        def after_step(nodes: Sequence[float], slopes: Sequence[tuple[Tensor, ...]], step: float) -> None:
+            moved = [slope[: width + 1] for slope in slopes]  # state and log-density
+            accelerations.append(energies.acceleration_of_step(nodes, moved, step))
+
+        parts = self._apart(x)
+        width = len(parts)
+        start = (*parts, *[x.new_zeros(len(x))] * (1 + len(riding)))
         # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
-        end = self.solver.integrate(f, start, t0, t1, (c,), self.field, len(riding), after_step)
-        along = {name: math.copysign(1, t1 - t0) * energy for name, energy in zip(riding, end[2:], strict=True)}
+        watch = after_step if at_steps else None
+        end = self.solver.integrate(f, start, t0, t1, (c,), self.field, len(riding), watch)
+        sign = math.copysign(1, t1 - t0)
+        along = {name: sign * energy for name, energy in zip(riding, end[width + 1 :], strict=True)}
         if at_steps:
             along["acceleration"] = torch.stack(accelerations).sum(0)
-        return Transport(*end[:2], along)
+        return Transport(self._joined(end[:width]), end[width], along)
 
     def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesOf:
         """What is integrated, with the noise of this solve, so that the solver sees one smooth ODE."""
         if self.divergence == "exact":
             return lambda t, x: exact(self.field, t, x, c, frobenius)
         eps = probe_noise(x, self.probes, self.noise)
+        if not frobenius:  # elsewhere the diagonal is zero: noise there would add to the variance alone
+            inside = torch.zeros_like(x)
+            inside[:, self.field.diagonal(x.shape[1])] = 1
+            eps = eps * inside
         return lambda t, x: hutchinson(self.field, t, x, eps, c, frobenius)
 
     def extra_repr(self) -> str:

@@ -31,14 +31,15 @@ def exact(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius
     """The velocity f(t, x, c) and the exact divergence tr(df/dx).
 
     By the closed form of the field where it has one; else by one forward pass and D pull-backs e_i' df/dx, where D is
-    the number of dimensions of a sample. Samples must not influence each other within a batch.
+    the number of dimensions of a sample that act on their own rates (:meth:`anode.Field.diagonal`). Samples must not
+    influence each other within a batch.
 
     Args:
         field: the vector field.
         t: time, ``()`` or ``(B,)``.
         x: state, (B, *S).
         c: context, (B, C), or None.
-        frobenius: also the squared Frobenius norm of df/dx, which takes the D pull-backs in any case.
+        frobenius: also the squared Frobenius norm of df/dx, which takes a pull-back for every dimension in any case.
 
     Returns:
         The :class:`Rates`.
@@ -52,10 +53,10 @@ def exact(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius
 def exact_by_pullbacks(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
     """The generic rule of :func:`exact`, for any field: D pull-backs."""
     velocity, pull = vjp(lambda x: field(t, x, c), x)[:2]
-    basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device)
+    places = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
     divergence = norm = x.new_zeros(len(x))
-    for i, direction in enumerate(basis):
-        row = pull(direction.view(x.shape[1:]).expand_as(x))[0].flatten(1)  # e_i' df/dx
+    for i in (places if frobenius else places[field.diagonal(x.shape[1])]).flatten().tolist():
+        row = pull((places == i).to(x.dtype).expand_as(x))[0].flatten(1)  # e_i' df/dx
         divergence = divergence + row[:, i]
         norm = norm + row.square().sum(1) if frobenius else norm
     return Rates(velocity, divergence, norm if frobenius else None)

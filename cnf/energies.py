@@ -38,6 +38,8 @@ def rate(name: str, rates: RatesOf, t: Tensor, x: Tensor, found: Rates) -> Tenso
 def acceleration_of_step(nodes: Sequence[float], slopes: Sequence[Components], step: float) -> Tensor:
     """The acceleration energy of one step of a solver, (B,), from slopes of state and log-density at nodes c of it.
 
+    Only the components that were asked for are in the slopes, whatever their shapes (B, ...).
+
         sum over neighbouring nodes of |v(t + c' h) - v(t + c h)|^2 / ((c' - c) h)
 
     The mean acceleration between nodes takes the place of the acceleration, which costs no evaluation and changes the
@@ -45,10 +47,10 @@ def acceleration_of_step(nodes: Sequence[float], slopes: Sequence[Components], s
     """
     pieces = []
     for (c, before), (after_c, after) in pairwise(zip(nodes, slopes, strict=True)):
-        velocity, divergence = (new - old for old, new in zip(before[:2], after[:2], strict=True))
-        pieces.append((_square(velocity) + divergence.square()) / math.fabs((after_c - c) * step))
+        changes = [_square(new - old) for old, new in zip(before, after, strict=True)]
+        pieces.append(torch.stack(changes).sum(0) / math.fabs((after_c - c) * step))
     return torch.stack(pieces).sum(0)
 
 
 def _square(x: Tensor) -> Tensor:
-    return x.square().flatten(1).sum(1)
+    return x.square().reshape(len(x), -1).sum(1)

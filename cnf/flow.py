@@ -1,76 +1,17 @@
-"""Densities as modules with the verbs of a distribution; the flow, an exact density from a transform and a base."""
+"""The flow: an exact density from a transform and a base."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anode import InputError, Solver, with_solver
-from anode.resolving import config_of
+from anode import FrozenField
 from cnf.bases import Base
 from cnf.continuous import Continuous
+from cnf.density import Bound, Density, Ends, check_samples, for_each, parts_of
 from cnf.transforms import Compose, Path, Transform
-
-
-class Bound(NamedTuple):
-    """A lower bound of a log-density, and what it took.
-
-    Attributes:
-        value: in nats, (B,).
-        energies: those of the paths that were asked for, by name, each (B,).
-    """
-
-    value: Tensor
-    energies: Mapping[str, Tensor]
-
-
-class Density(nn.Module):
-    """A probability density p(x given c) to evaluate, to sample, and to train.
-
-    Attributes:
-        arguments: of :func:`cnf.density_model`, where it made the model; else None.
-    """
-
-    arguments: dict[str, Any] | None = None
-
-    @property
-    def config(self) -> dict[str, Any] | None:
-        """The plain values that rebuild the model as it is solved now; None for a model composed by hand."""
-        return config_of(self, self.arguments)
-
-    @property
-    def kind(self) -> str:
-        """What :meth:`log_prob` returns: ``"exact"``, ``"estimate"`` (unbiased) or ``"bound"`` (a lower bound)."""
-        raise NotImplementedError
-
-    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Log p(x given c) in nats, (B,), of the :attr:`kind` named there."""
-        raise NotImplementedError
-
-    def elbo(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """A lower bound of log p(x given c) from one draw of every auxiliary variable, (B,); what training raises."""
-        return self.elbo_on_path(x, c).value
-
-    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
-        """The same, with what is asked of the paths of ODEs on the way."""
-        raise NotImplementedError
-
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """Draw n samples (n, *S), without a graph.
-
-        Args:
-            n: how many.
-            c: one context (C,) for all, or one for each (n, C), or None.
-        """
-        raise NotImplementedError
-
-    def with_solver(self, solver: Solver) -> Self:
-        """The model with another solver for its ODEs; parameters and buffers are shared, so cast or move it first."""
-        return with_solver(self, solver)
 
 
 class Flow(Density):
@@ -104,6 +45,11 @@ class Flow(Density):
         odes = (part for part in self.modules() if isinstance(part, Continuous))
         return "exact" if all(ode.divergence == "exact" for ode in odes) else "estimate"
 
+    @property
+    def like(self) -> Tensor:
+        """See :attr:`Density.like`."""
+        return self.base.like
+
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Log p(x given c) in nats.
 
@@ -128,10 +74,19 @@ class Flow(Density):
         z, log_det, energies = self.transform(x, c, path)
         return Bound(self.base.log_prob(z) + log_det, energies)
 
+    def ends(self, x: Tensor, c: Tensor | None = None) -> Ends:
+        """See :meth:`Density.ends`; where augmented dimensions stand still, base points have those of the data."""
+        self.check_data(x, c)
+        static, ode = self.parts()
+        x = static.encode(x, c)
+        if isinstance(ode.field, FrozenField):
+            return Ends(ode, x, self.base.sample_beside(x[:, -ode.field.extra :]), c, paired=True)
+        return Ends(ode, x, self.base.sample(len(x)), c)
+
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.sample`."""
-        return self.decode(self.base.sample(n), _each(c, n))
+        return self.decode(self.base.sample(n), for_each(c, n))
 
     def sample_with_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw n samples and their log-densities in one solve; gradients flow through both.
@@ -143,7 +98,7 @@ class Flow(Density):
         Returns:
             Samples (n, *S) and log p(x given c) (n,).
         """
-        z, c = self.base.sample(n), _each(c, n)
+        z, c = self.base.sample(n), for_each(c, n)
         self._check("z", z, c)
         x, log_det, _ = self.transform.inverse(z, c)
         return x, self.base.log_prob(z) - log_det
@@ -177,43 +132,21 @@ class Flow(Density):
         static, ode = self.parts()
         return torch.stack([static.decode(x, c) for x in ode.trajectory(z, times, c)])
 
-    def parts(self) -> tuple[Compose, Continuous]:
-        """The static transforms next to the data, and the ODE next to the base.
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
+        """See :meth:`Density.sample_paths`."""
+        return self.trajectory(self.base.sample(n), times)
 
-        Raises:
-            InputError: when the flow is not some static transforms followed by one :class:`Continuous`.
-        """
-        *static, ode = self.transform.transforms if isinstance(self.transform, Compose) else [self.transform]
-        if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static):
-            raise InputError(
-                "the flow has no single path from base to data: it needs one Continuous, the last transform on the way "
-                "to the base"
-            )
-        return Compose(static), ode  # ty: ignore[invalid-argument-type]
+    def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """See :meth:`Density.returned`."""
+        return self.decode(self.encode(x, c), c)
+
+    def parts(self) -> tuple[Compose, Continuous]:
+        """See :meth:`Density.parts`."""
+        return parts_of(self.transform)
 
     def check_data(self, x: Tensor, c: Tensor | None = None) -> None:
         """Raise an :class:`~anode.InputError` for data or contexts that do not fit the flow or are not finite."""
         self._check("x", x, c)
 
     def _check(self, name: str, x: Tensor, c: Tensor | None) -> None:
-        shape, dtype = self.base.shape, self.base.like.dtype
-        if x.shape[1:] != shape or x.ndim == 0:
-            size = ", ".join(map(str, ("B", *shape)))
-            raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
-        _check_values(name, x, dtype)
-        if c is not None:
-            if c.ndim != 2:
-                raise InputError(f"c of shape {tuple(c.shape)} does not fit the flow: pass (B, C)")
-            _check_values("c", c, dtype)
-
-
-def _check_values(name: str, x: Tensor, dtype: torch.dtype) -> None:
-    if x.dtype != dtype:
-        raise InputError(f"{name} has dtype {x.dtype}, the flow {dtype}: pass {name}.to({dtype})")
-    finite = torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(1)
-    if not finite.all():
-        raise InputError(f"{name} is not finite in {int((~finite).sum())} of {len(x)} samples: remove those")
-
-
-def _each(c: Tensor | None, n: int) -> Tensor | None:
-    return c.expand(n, -1) if c is not None and c.ndim == 1 else c
+        check_samples(name, x, c, self.base.shape, self.like.dtype)

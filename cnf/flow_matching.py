@@ -9,11 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anode import InputError
+from anode import InputError, SecondOrderField
 from cnf.couplings import coupling as find_coupling
 from cnf.couplings import independent
-from cnf.flow import Density, Flow
-from cnf.lifts import LiftedFlow
+from cnf.density import Density
 from cnf.objectives import Batch, split
 
 
@@ -52,13 +51,14 @@ INTERPOLATIONS: dict[str, Callable[[Tensor], Interpolant]] = {
 class FlowMatching(nn.Module):
     r"""Conditional flow matching: the field learns the mean velocity of paths from base points to data points.
 
-        loss = mean over x, z and t of |f(t, x_t) - (alpha'_t x + beta'_t z)|^2 / D
+        loss = mean over x, z and t of |f(t, x_t) - (alpha'_t x + beta'_t z)|^2 / D + weight KL(q(a given x), N(0, I))
         x_t = alpha_t x + beta_t z + sigma eps,        z from the base, eps ~ N(0, I), t ~ U[0, 1]
 
     Its minimiser carries the base at t = 0 to the data at t = 1, blurred by sigma. The field is that of the flow, so
     ``log_prob`` and ``sample`` work at once. Data go through the lift and the static transforms of the model first.
     The times of a batch are stratified, one in each of B equal intervals. Noise blurs both ends: with sigma, paths
-    begin at N(0, (1 + sigma^2) I), and samples at N(0, I) all the same.
+    begin at N(0, (1 + sigma^2) I), and samples at N(0, I) all the same. Of augmented data (x, a), the last term keeps a
+    learned q near the base; it is zero where nothing is augmented, or q is N(0, I).
 
     Args:
         model: a flow whose transform ends with its one :class:`~cnf.Continuous`, or a lifted one.
@@ -67,9 +67,11 @@ class FlowMatching(nn.Module):
         interpolation: ``"straight"``, alpha = t and beta = 1 - t, or ``"variance-preserving"``, alpha = sin(pi t / 2)
             and beta = cos(pi t / 2).
         sigma: standard deviation of the noise, in units of the standardised data.
+        kl: weight of the divergence of q from N(0, I).
 
     Raises:
-        InputError: for an unknown coupling or interpolation, a negative sigma, or a flow of several ODEs.
+        InputError: for an unknown coupling or interpolation, a negative sigma or weight, a flow of several ODEs, or one
+            whose velocities are given, as of momentum.
 
     References:
         Lipman, Chen, Ben-Hamu, Nickel, Le 2023, arXiv 2210.02747; Tong et al. 2023, arXiv 2302.00482; Albergo,
@@ -87,23 +89,21 @@ class FlowMatching(nn.Module):
         coupling: str = "independent",
         interpolation: str = "straight",
         sigma: float = 0.0,
+        kl: float = 1.0,
     ) -> None:
         super().__init__()
         if interpolation not in INTERPOLATIONS:
             raise InputError(f"interpolation={interpolation!r} is unknown; choose one of {', '.join(INTERPOLATIONS)}")
-        if not (sigma >= 0 and math.isfinite(sigma)):
-            raise InputError(f"sigma={sigma} must be a number from 0, such as 0.01")
+        for name, value in (("sigma", sigma), ("kl", kl)):
+            if not (value >= 0 and math.isfinite(value)):
+                raise InputError(f"{name}={value} must be a number from 0, such as 0.01")
+        if isinstance(model.parts()[1].field, SecondOrderField):
+            raise InputError("positions move by their momentum, not by a field that could be matched: use likelihood")
         self.model = model
         self.couple = find_coupling(coupling)
         self.interpolate = INTERPOLATIONS[interpolation]
         self.sigma = sigma
-        self._flow.parts()
-
-    @property
-    def _flow(self) -> Flow:
-        flow = self.model.flow if isinstance(self.model, LiftedFlow) else self.model
-        assert isinstance(flow, Flow)
-        return flow
+        self.kl = kl
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss, a scalar.
@@ -116,19 +116,19 @@ class FlowMatching(nn.Module):
                 make base points tell of them while those of sampling do not.
         """
         x, c = split(batch)
-        if c is not None and self.couple is not independent:
-            raise InputError('a coupling of x and z ties z to the context: use coupling="independent" with contexts')
-        static, ode = self._flow.parts()
-        if isinstance(self.model, LiftedFlow):
-            x = self.model.lift(x, c)[0].to(self._flow.base.like.dtype)
-        self._flow.check_data(x, c)
         if len(x) == 0:
             raise InputError("a batch of no samples has no loss: pass at least one")
-        x = static.encode(x, c)
-        z = self.couple(self._flow.base.sample(len(x)), x)
+        ode, x, z, c, kl, paired = self.model.ends(x, c)
+        if self.couple is not independent:
+            if c is not None or paired:
+                raise InputError(
+                    'a coupling of x and z ties z to contexts and components: use coupling="independent" with them'
+                )
+            z = self.couple(z, x)
         t = (torch.arange(len(x), dtype=x.dtype, device=x.device) + torch.rand_like(x.flatten(1)[:, 0])) / len(x)
         mixed = self.interpolate(t.view(-1, *[1] * (x.ndim - 1)))
         here = mixed.alpha * x + mixed.beta * z
         if self.sigma:
             here = here + self.sigma * torch.randn_like(x)
-        return (ode.field(t, here, c) - (mixed.alpha_rate * x + mixed.beta_rate * z)).square().mean()
+        loss = (ode.field(t, here, c) - (mixed.alpha_rate * x + mixed.beta_rate * z)).square().mean()
+        return loss if kl is None else loss + self.kl * kl.mean()

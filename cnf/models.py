@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from anode import InputError, MLPField, Solver, storage
-from cnf.bases import Base, Mixture, Normal
+from anode import ConvField, Field, InputError, MLPField, Solver, storage
+from cnf.augment import VariationalAugment
+from cnf.augmented_fields import check, field_of
+from cnf.bases import Base, Conditional, Normal
+from cnf.categorical import CategoricalFlow
 from cnf.continuous import Continuous
-from cnf.flow import Density, Flow
-from cnf.lifts import Dequantize, LiftedFlow
+from cnf.density import Density
+from cnf.flow import Flow
+from cnf.lifted_flow import LiftedFlow
+from cnf.lifts import Dequantize, Lift, Lifts, Through
+from cnf.mixture import Mixture
 from cnf.transforms import Compose, Logit, Standardize
 from cnf.whiten import Whiten
 
 KIND = "density"
-BASES: dict[str, Callable[[Sequence[int], int], Base]] = {
-    "normal": lambda shape, components: Normal(shape),
-    "mixture": Mixture,
-}
 
 
 def density_model(
     shape: Sequence[int],
     *,
+    field: str = "mlp",
     hidden: Sequence[int] = (128, 128),
+    filters: int = 32,
     activation: str | Sequence[str] = "tanh",
     time: str = "bias",
     residual: bool = False,
@@ -37,6 +42,9 @@ def density_model(
     whiten: bool = False,
     base: str = "normal",
     components: int = 8,
+    extra: int = 0,
+    augmentation: str = "joint",
+    posterior: str = "normal",
     divergence: str = "exact",
     probes: int = 1,
     noise: str = "rademacher",
@@ -44,7 +52,7 @@ def density_model(
     alpha: float = 0.05,
     solver: Solver | Mapping[str, Any] = Solver(),  # noqa: B008 - a frozen value
     data: Tensor | None = None,
-) -> Flow | LiftedFlow:
+) -> Flow | CategoricalFlow | LiftedFlow:
     """A continuous normalizing flow: standardisation, then one ODE, then the base.
 
     The network of the field starts at zero, so that the untrained flow on the normal base is the Gaussian of the data,
@@ -53,14 +61,25 @@ def density_model(
 
     Args:
         shape: shape S of one sample, such as ``(2,)`` or ``(1, 8, 8)``.
-        hidden: widths of the hidden layers of the field; up to two have their divergence in closed form.
-        activation: see :class:`~anode.MLPField`.
-        time: see :class:`~anode.MLPField`.
+        field: ``"mlp"``, which flattens images, or ``"conv"`` for images; both know their divergence in closed form, of
+            up to two hidden layers.
+        hidden: widths of the hidden layers of a perceptron.
+        filters: of convolutions.
+        activation: see :class:`~anode.MLPField`; the first one, for convolutions.
+        time: see :class:`~anode.MLPField` and :class:`~anode.ConvField`.
         residual: see :class:`~anode.MLPField`.
         context: number of context features c of a conditional density p(x given c).
         whiten: take the correlations of the data out before the ODE; see :class:`~cnf.Whiten`.
-        base: ``"normal"``, or ``"mixture"`` for a learned mixture of Gaussians.
+        base: ``"normal"``; ``"mixture"``, a learned mixture of Gaussians, fitted to ``data`` to begin with; or
+            ``"conditional"``, of p(z given a), for a flow with augmented dimensions a.
         components: of the mixture.
+        extra: number of augmented dimensions a, or channels; of components, for ``"categorical"``.
+        augmentation: what the field makes of them: ``"joint"``: of a flow of (x, a), like any other; ``"frozen"``:
+            da/dt = 0, so that there is a flow of x for every a; ``"momentum"``: dx/dt = a, as many as x has;
+            ``"categorical"``: a mixture of ``extra`` flows, whose density is exact.
+        posterior: a ~ q(a given x): ``"normal"`` or ``"learned"``; see :class:`~cnf.VariationalAugment`. For
+            ``"categorical"``: ``"fitted"`` draws one component in training, by the mixture fitted to ``data``, which
+            spares the sum over all.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: number of Hutchinson probes.
         noise: ``"rademacher"`` or ``"gaussian"`` probes.
@@ -70,50 +89,76 @@ def density_model(
         data: samples (N, *S) to take moments from; without them the data should be standardised, and white.
 
     Returns:
-        A :class:`~cnf.Flow`, or a :class:`~cnf.LiftedFlow` with ``levels``.
+        A :class:`~cnf.Flow`; a :class:`~cnf.CategoricalFlow`; or a :class:`~cnf.LiftedFlow`, with ``levels`` or
+        augmented dimensions.
 
     Raises:
-        InputError: for a value out of range, or data of another shape.
+        InputError: for a value out of range, choices that exclude each other, or data of another shape.
 
     Example:
         >>> flow = density_model((3,), hidden=(64, 64), context=2)
         >>> flow.log_prob(torch.randn(5, 3), torch.randn(5, 2)).shape
         torch.Size([5])
+        >>> density_model((3,), extra=2).log_prob(torch.randn(5, 3), samples=8).shape  # a bound
+        torch.Size([5])
     """
-    if base not in BASES:
-        raise InputError(f"base={base!r} is unknown; choose one of {', '.join(BASES)}")
+    arguments = {name: value for name, value in locals().items() if name != "data"}
+    check(shape, field, base, extra, augmentation, posterior, residual, context)
     solver = solver if isinstance(solver, Solver) else Solver(**solver)
-    field = MLPField(math.prod(shape), hidden, activation, time, context, zero_init=True, residual=residual)
-    start = BASES[base](shape, components)
-    ode = Continuous(field, solver, divergence, probes, noise)
+    categorical = extra > 0 and augmentation == "categorical"
+    augmented = extra if not categorical else 0
+    state = (shape[0] + augmented, *shape[1:])
     scaling = [Standardize(shape), *([Whiten(shape)] if whiten else [])]
-    model: Flow | LiftedFlow
-    if levels is None:
-        model = Flow(Compose([*scaling, ode]), start)
-    else:
-        model = LiftedFlow(Dequantize(levels), Flow(Compose([Logit(alpha), *scaling, ode]), start))
+    static = [*([] if levels is None else [Logit(alpha)]), *scaling]
+    start = _base("mixture" if categorical else base, state, extra if categorical else components, extra)
+    augment = VariationalAugment(augmented, posterior, shape) if augmented else None
     if data is not None:
-        data = _real(data, shape, levels, alpha)
-        for part in scaling:
-            data = part.fit(data).encode(data)
+        _fit(scaling, augment, start, _real(data, shape, levels, alpha))
+
+    def network(width: int, features: int, maps: int = 0) -> Field:
+        if field == "conv":
+            first = activation if isinstance(activation, str) else activation[0]
+            return ConvField(width, filters, first, time, features + maps, zero_init=True)
+        pixels = math.prod(shape[1:])
+        return MLPField(width * pixels, hidden, activation, time, features + maps * pixels, True, residual)
+
+    ode = Continuous(
+        field_of(augmentation, network, shape, context, extra), solver, divergence, probes, noise, augmented
+    )
+    lifts: list[Lift] = [] if levels is None else [Dequantize(levels)]
+    if augment is not None:
+        lifts += [Through(Compose(static), shape), augment]
+    transform = ode if augmented else Compose([*static, ode])
+    model: Flow | CategoricalFlow | LiftedFlow
+    if categorical:
+        drawing = copy.deepcopy(start) if posterior == "fitted" else None
+        model = CategoricalFlow(transform, cast(Mixture, start), cast("Mixture | None", drawing))
+    else:
+        model = Flow(transform, start)
+    if lifts:
+        model = LiftedFlow(lifts[0] if len(lifts) == 1 else Lifts(lifts), model)
     model.arguments = {
+        **arguments,
         "shape": list(shape),
         "hidden": list(hidden),
         "activation": activation if isinstance(activation, str) else list(activation),
-        "time": time,
-        "residual": residual,
-        "context": context,
-        "whiten": whiten,
-        "base": base,
-        "components": components,
-        "divergence": divergence,
-        "probes": probes,
-        "noise": noise,
-        "levels": levels,
-        "alpha": alpha,
         "solver": asdict(solver),
     }
     return model
+
+
+def _base(name: str, state: Sequence[int], components: int, extra: int) -> Base:
+    if name == "conditional":
+        return Conditional(state, extra)
+    return Mixture(state, components) if name == "mixture" else Normal(state)
+
+
+def _fit(scaling: Sequence[Standardize | Whiten], augment: VariationalAugment | None, base: Base, data: Tensor) -> None:
+    """Take moments from the data, and the components of a mixture from what is left of them."""
+    for part in scaling:
+        data = part.fit(data).encode(data)
+    if isinstance(base, Mixture):
+        base.fit(data if augment is None else augment(data).point)
 
 
 def _real(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
@@ -124,8 +169,7 @@ def _real(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) 
         raise InputError(f"data of shape {tuple(data.shape)} must be finite and not empty to be standardised by")
     if levels is None:
         return data
-    y, _ = Dequantize(levels)(data)
-    return Logit(alpha).encode(y)
+    return Logit(alpha).encode(Dequantize(levels)(data).point)
 
 
 def save(model: Density, folder: str | Path, **notes: Any) -> None:
@@ -142,7 +186,7 @@ def save(model: Density, folder: str | Path, **notes: Any) -> None:
     storage.save_model(folder, KIND, model, model.config, **notes)
 
 
-def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | LiftedFlow:
+def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | CategoricalFlow | LiftedFlow:
     """Rebuild a stored model; no code from the files is executed.
 
     Args:

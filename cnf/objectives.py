@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anode import InputError
 from cnf.continuous import Continuous
-from cnf.flow import Density
+from cnf.density import Bound, Density, repeated
 from cnf.transforms import ENERGIES, Path
 
 Batch = Tensor | tuple[Tensor, Tensor]
@@ -24,20 +24,23 @@ class MaximumLikelihood(nn.Module):
     Energies are sums over the dimensions of a sample; see :class:`~cnf.Continuous`. A weight of 0.01 on means over
     dimensions beside a loss in bits/dim, as published, is 0.01 log 2 = 0.0069 here.
 
+    Where a model draws auxiliary variables y, log p(x) is bounded by K draws (IWAE), log (1/K) sum_k p(y_k) / q(y_k).
+
     Args:
-        model: a :class:`~cnf.Flow` or :class:`~cnf.LiftedFlow`.
+        model: any density.
         kinetic: weight of the kinetic energy.
         frobenius: weight of the squared norm of the Jacobian.
         acceleration: weight of the squared acceleration of state and log-density.
         steer: how far the time of the base is moved at random; see :class:`~cnf.Path`.
+        samples: K, for a bound.
 
     Raises:
         InputError: for a weight that is negative or not finite, ``steer`` outside [0, 1), or either for a model
-            without an ODE.
+            without an ODE; for K > 1 where there is no bound to tighten, or where the log-density is estimated.
 
     References:
         Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798; Ghosh, Behl, Dupont, Torr, Namboodiri 2020,
-        arXiv 2006.10711.
+        arXiv 2006.10711; Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519 (IWAE).
 
     Example:
         >>> import torch
@@ -55,6 +58,7 @@ class MaximumLikelihood(nn.Module):
         frobenius: float = 0.0,
         acceleration: float = 0.0,
         steer: float = 0.0,
+        samples: int = 1,
     ) -> None:
         super().__init__()
         weights = dict(zip(ENERGIES, (kinetic, frobenius, acceleration), strict=True))
@@ -66,25 +70,61 @@ class MaximumLikelihood(nn.Module):
         self.steer = Path(steer=steer).steer
         if (self.weights or steer) and not any(isinstance(part, Continuous) for part in model.modules()):
             raise InputError(f"{', '.join(self.weights) or 'steer'}: the model has no ODE with paths to change")
+        model.check_draws(samples)
+        self.samples = samples
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, kl: float = 1.0) -> Tensor:
         """The loss, a scalar.
 
         Args:
             batch: samples x (B, *S), or the pair (x, c) of samples and contexts (B, C).
+            kl: share of log q(a given x) - log N(a; 0, I) that counts, of augmented variables a; below 1, the loss is
+                of no bound.
         """
-        terms = self.terms(batch)
+        terms = self.terms(batch, kl=kl)
         loss = terms["nll"]
         for name, weight in self.weights.items():
             loss = loss + weight * terms[name]
         return loss
 
-    def terms(self, batch: Batch, energies: Sequence[str] = ()) -> dict[str, Tensor]:
+    def terms(self, batch: Batch, energies: Sequence[str] = (), kl: float = 1.0) -> dict[str, Tensor]:
         """What the loss is made of, unweighted: ``"nll"``, the energies of positive weight, and those asked for."""
         x, c = split(batch)
         asked = tuple(dict.fromkeys((*self.weights, *energies)))
-        bound = self.model.elbo_on_path(x, c, Path(asked, self.steer))
-        return {"nll": -bound.value.mean(), **{name: energy.mean() for name, energy in bound.energies.items()}}
+        bound = self.model.elbo_on_path(*repeated(self.samples, x, c), Path(asked, self.steer))
+        nll = -self._over_draws(_warmed(bound, kl)).mean()
+        return {"nll": nll, **{name: energy.mean() for name, energy in bound.energies.items()}}
+
+    def _over_draws(self, log_weights: Tensor) -> Tensor:
+        """The bound (B,) of K draws (K B,)."""
+        if self.samples == 1:
+            return log_weights
+        return log_weights.view(self.samples, -1).logsumexp(0) - math.log(self.samples)
+
+
+def _warmed(bound: Bound, kl: float) -> Tensor:
+    """The bound, with a share of what it loses by the divergence of q from N(0, I)."""
+    return bound.value if kl == 1 or bound.kl is None else bound.value + (1 - kl) * bound.kl
+
+
+class WarmedUp(nn.Module):
+    """Likelihood with the divergence of q from N(0, I) weighed by a share of the step, which keeps q from collapsing.
+
+    Args:
+        objective: of the likelihood.
+
+    References:
+        Sonderby, Raiko, Maaloe, Sonderby, Winther 2016, arXiv 1602.02282 (warm-up).
+    """
+
+    def __init__(self, objective: MaximumLikelihood) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: tuple[float, Batch]) -> Tensor:
+        """The loss of a share, from 0 to 1, and a batch."""
+        kl, inner = batch
+        return self.objective(inner, kl)
 
 
 class InTurn(nn.Module):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from anode import InputError
-from cnf.bases import Mixture, Normal
+from cnf.bases import Normal
+from cnf.mixture import Mixture
 
 
 def far_mixture(shape=(2,), components=5):

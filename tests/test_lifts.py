@@ -10,13 +10,9 @@ from anode import Augment, InputError
 from cnf import (
     Dequantize,
     Flow,
-    Lift,
     LiftedFlow,
     MaximumLikelihood,
-    Normal,
     Standardize,
-    Transform,
-    Transport,
     density_model,
 )
 
@@ -34,28 +30,12 @@ class Uniform(nn.Module):
         return torch.rand(n, 2)
 
 
-class Double(Lift):
-    """y = (x, a), a ~ N(0, 1): a linear-Gaussian lift along dimension 1 for one-dimensional x."""
-
-    def __init__(self, slope, std):
-        super().__init__()
-        self.slope, self.std = slope, std
-
-    def forward(self, x, c=None):
-        a = self.slope * x + self.std * torch.randn_like(x)
-        log_q = torch.distributions.Normal(self.slope * x, self.std).log_prob(a).sum(1)
-        return torch.cat([x, a], 1), log_q
-
-    def project(self, y):
-        return y[:, :1]
-
-
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float64])
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_dequantised_data_project_back(dtype, levels):
     x = torch.randint(levels, (500, 1, 4, 4)).to(dtype)
     lift = Dequantize(levels)
-    y, log_q = lift(x)
+    y, log_q, _ = lift(x)
     assert ((y >= 0) & (y < 1)).all()
     assert torch.equal(lift.project(y), x.to(y.dtype))
     torch.testing.assert_close(log_q, torch.full((500,), 16 * math.log(levels), dtype=y.dtype))
@@ -67,36 +47,6 @@ def test_bound_of_a_uniform_density_is_the_exact_mass():
     torch.testing.assert_close(model.elbo(x), torch.full((50,), -2 * math.log(4)))
     torch.testing.assert_close(model.log_prob(x, samples=3), torch.full((50,), -2 * math.log(4)))
     assert model.kind == "bound"
-
-
-def test_true_posterior_makes_the_bound_tight(float64):
-    """y ~ N(0, C): with q(a given x) the conditional of that Gaussian, log p(y) - log q(a given x) = log p(x)."""
-    correlation = 0.8
-    standardize = _Whiten(torch.tensor([[1.0, correlation], [correlation, 1.0]]))
-    flow = Flow(standardize, Normal((2,)))
-    model = LiftedFlow(Double(correlation, math.sqrt(1 - correlation**2)), flow)
-    x = torch.randn(100, 1)
-    torch.testing.assert_close(model.elbo(x), Normal((1,)).log_prob(x))
-
-
-def test_bound_rises_with_samples_to_the_truth(float64):
-    standardize = _Whiten(torch.tensor([[1.0, 0.8], [0.8, 1.0]]))
-    model = LiftedFlow(Double(0.0, 1.0), Flow(standardize, Normal((2,))))  # q ignores x
-    x = torch.randn(1, 1).expand(4000, 1)
-    truth = Normal((1,)).log_prob(x[:1]).item()
-    means = [model.log_prob(x, samples=k).mean().item() for k in (1, 4, 64)]
-    assert means[0] < means[1] < means[2] < truth + 0.02
-    assert means[2] > truth - 0.1
-
-
-class _Whiten(Transform):
-    def __init__(self, covariance):
-        super().__init__()
-        self.factor = torch.linalg.cholesky(covariance)
-
-    def forward(self, x, c=None, path=None):
-        z = torch.linalg.solve_triangular(self.factor, x.T, upper=False).T
-        return Transport(z, -self.factor.diagonal().log().sum().expand(len(x)))
 
 
 def test_masses_of_discrete_data_sum_to_at_most_one():

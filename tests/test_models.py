@@ -16,6 +16,20 @@ VARIANTS = {
     "hutchinson": ({"shape": (2,), "divergence": "hutchinson", "probes": 2}, lambda: torch.randn(5, 2)),
     "white": ({"shape": (2,), "whiten": True}, lambda: torch.randn(5, 2)),
     "images": ({"shape": (1, 4, 4), "levels": 17}, lambda: torch.randint(17, (5, 1, 4, 4))),
+    "convolutions": (
+        {"shape": (1, 4, 4), "levels": 17, "field": "conv", "filters": 4, "time": "concat"},
+        lambda: torch.randint(17, (5, 1, 4, 4)),
+    ),
+    "joint": ({"shape": (2,), "extra": 1, "posterior": "learned"}, lambda: torch.randn(5, 2)),
+    "frozen": (
+        {"shape": (2,), "extra": 2, "augmentation": "frozen", "base": "conditional"},
+        lambda: torch.randn(5, 2),
+    ),
+    "momentum": ({"shape": (2,), "extra": 2, "augmentation": "momentum"}, lambda: torch.randn(5, 2)),
+    "categorical": (
+        {"shape": (2,), "extra": 3, "augmentation": "categorical", "posterior": "fitted"},
+        lambda: torch.randn(5, 2),
+    ),
     "solver": ({"shape": (2,), "solver": Solver("rk4", step_size=0.25)}, lambda: torch.randn(5, 2)),
 }
 

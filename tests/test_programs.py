@@ -577,6 +577,27 @@ class TestObjectives:
         assert run("sample", "runs/moons", "-n", "20", "--out", "new.csv")[0] == 0
         assert run("evaluate", "runs/moons")[0] == 0
 
+    @pytest.mark.parametrize(
+        "typed",
+        [
+            ("--extra", "2", "--posterior", "learned", "--samples", "3", "--warm-up", "4"),
+            ("--extra", "1", "--augmentation", "frozen", "--base", "conditional", "--posterior", "learned"),
+            ("--extra", "2", "--augmentation", "momentum"),
+            ("--extra", "3", "--augmentation", "categorical", "--acceleration", "0.01"),
+        ],
+    )
+    def test_augmented_densities_are_trained_sampled_and_evaluated(self, run, undrawn, tmp_path, typed):
+        stages = () if "momentum" in typed else ("--objective", "flow-matching+likelihood", "--likelihood-steps", "3")
+        status, _, err = run("density", "moons", *TINY, *typed, *stages)
+        assert (status, err) == (0, "")
+        assert Run("runs/moons").config("density")["model"]["extra"] == int(typed[1])
+        exact = "categorical" in typed
+        status, out, _ = run("evaluate", "runs/moons", "--samples", "2")
+        assert status == 0
+        assert ("nats (exact" if exact else "upper bound, 2 importance sample(s)") in out
+        assert run("sample", "runs/moons", "-n", "20", "--out", "new.csv", "--log-prob", "--samples", "2")[0] == 0
+        assert ("log_prob_bound" in (tmp_path / "new.csv").read_text()) != exact
+
     def test_energies_are_in_the_records(self, run, undrawn):
         weights = ("--kinetic", "0.01", "--frobenius", "0.01", "--steer", "0.1", "--energies", "acceleration")
         assert run("density", "moons", *TINY, *weights)[0] == 0
@@ -621,7 +642,11 @@ class TestObjectives:
             (("--likelihood-steps", "2"), "--likelihood-steps 2 has no part"),
             (("--restart", "6"), "--restart 6 must be from 1 to 5"),
             (("--restart", "2", "--schedule", "constant"), "--restart 2 is of --schedule cosine"),
-            (("--objective", "flow-matching", "--base", "mixture"), "--base mixture learns nothing"),
+            (("--objective", "flow-matching", "--base", "conditional", "--extra", "1"), "--base conditional learns"),
+            (("--base", "conditional"), "base='conditional' depends on augmented dimensions"),
+            (("--extra", "3", "--augmentation", "momentum"), "extra=3: momentum needs"),
+            (("--samples", "4"), "samples=4: the model has no bound"),
+            (("--warm-up", "10"), "--warm-up 10 must be steps from 0, of --posterior learned"),
             (("--base", "mixture", "--components", "0"), "components"),
         ],
     )

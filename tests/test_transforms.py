@@ -39,6 +39,7 @@ def cases():
         "continuous, generic divergence": (odd, real, None),
         "continuous, conditional": (conditional, real, c),
         "continuous, images": (image, unit, None),
+        "continuous, augmented": (Continuous(MLPField(3, (8, 8)), SOLVER, extra=1), real, None),
         "continuous, adjoint": (
             Continuous(MLPField(3), Solver(rtol=1e-10, atol=1e-10, gradient="adjoint")),
             real,

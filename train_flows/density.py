@@ -20,7 +20,16 @@ from train_flows import command_line, data, likelihood, objectives, pictures, re
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.loop import shuffled_batches
-from train_flows.settings import DensityNumerics, Model, Objective, RunSettings, Source, check_seed, find_device
+from train_flows.settings import (
+    Augmentation,
+    DensityNumerics,
+    Model,
+    Objective,
+    RunSettings,
+    Source,
+    check_seed,
+    find_device,
+)
 from train_flows.text import lines_of
 from train_flows.training import Training
 
@@ -36,6 +45,7 @@ class Settings:
 
     data: Source = field(default_factory=Source)
     model: Model = field(default_factory=Model)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     objective: Objective = field(default_factory=Objective)
     numerics: DensityNumerics = field(default_factory=DensityNumerics)
     training: Training = field(default_factory=Training)
@@ -47,7 +57,7 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings = parse(args)
     settings.training.check()
-    objectives.check(settings.objective, settings.training.steps)
+    objectives.check(settings.objective, settings.augmentation, settings.training.steps)
     check_seed(settings.run.seed)
     figures, device = settings.numerics.figures(), find_device(settings.run.device)
     dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
@@ -78,9 +88,13 @@ def parse(args: list[str]) -> Settings:
 
 def build(settings: Settings, dataset: Dataset) -> Density:
     """The untrained model, with the solver of training and the standardisation of the training part."""
+    augmented = settings.augmentation
     return density_model(
         dataset.shape,
         **dataclasses.asdict(settings.model),
+        extra=augmented.extra,
+        augmentation=augmented.augmentation,
+        posterior=augmented.posterior,
         levels=dataset.levels,
         solver=settings.numerics.training(),
         data=dataset.train,
@@ -121,7 +135,8 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
     batch = shuffled_batches(dataset.train.to(device), training.batch_size, settings.run.seed)
-    return Task(*objectives.build(goal, trained, batch, training.steps), validate, training)
+    built = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
+    return Task(*built, validate, training)
 
 
 def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:
@@ -145,7 +160,7 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
 def _validated_as(model: Density) -> str:
     """What the validation figures are."""
     solver = likelihood.odes(model)[0].solver
-    kind = "upper bound, one sample" if model.kind == "bound" else model.kind
+    kind = "upper bound, one sample" if model.draws else model.kind
     return f"validation NLL in nats ({kind}, rtol {solver.rtol:g}, atol {solver.atol:g})"
 
 

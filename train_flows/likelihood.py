@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
-from cnf import Continuous, Density, Flow, LiftedFlow, Path, Standardize
+from cnf import Continuous, Density, Dequantize, LiftedFlow, Path, Standardize
 from train_flows.text import lines_of
 
 CHUNK = 2500  # samples solved together
@@ -68,17 +68,13 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
     Returns:
         ``value``, ``standard_error`` (over x), ``kind``, ``tolerance``, ``probes``, ``samples``, and
         ``value_standardized``, the NLL of the data divided by their standard deviations, the unit of published tables
-        (None for a bound); and the mean number of evaluations a solve.
+        (None for discrete data); and the mean number of evaluations a solve.
     """
     lifted = isinstance(model, LiftedFlow)
     samples = samples if lifted and model.flow.kind == "exact" else 1
     with count_evals(model) as nfe:
-        parts = [
-            model.log_prob(part, samples=samples) if isinstance(model, LiftedFlow) else model.log_prob(part)
-            for part in x.split(CHUNK)
-        ]
-    log_p = torch.cat(parts).cpu().double()
-    solves = len(parts) * samples
+        log_p = torch.cat([log_prob(model, part, samples) for part in x.split(CHUNK)]).cpu().double()
+    discrete = any(isinstance(part, Dequantize) for part in model.modules())
     ode = next(iter(odes(model)), None)
     figure = {
         "value": -log_p.mean().item(),
@@ -87,9 +83,16 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
         "samples": samples if lifted else None,
-        "value_standardized": None if lifted else -log_p.mean().item() - log_scale(model),
+        "value_standardized": None if discrete else -log_p.mean().item() - log_scale(model),
     }
-    return figure, nfe.forward / solves
+    return figure, nfe.each
+
+
+def log_prob(model: Density, x: Tensor, samples: int) -> Tensor:
+    """Log-densities (B,) in nats, of a bound by so many draws; by one, where the log-density is estimated."""
+    if not isinstance(model, LiftedFlow):
+        return model.log_prob(x)
+    return model.log_prob(x, samples=samples if model.flow.kind == "exact" else 1)
 
 
 @torch.no_grad()
@@ -108,7 +111,7 @@ def of_one_draw(model: Density, x: Tensor, energies: Sequence[str] = ()) -> dict
         bounds = [model.elbo_on_path(part, path=Path(tuple(energies))) for part in x.split(CHUNK)]
     figures = {name: _mean([bound.energies[name] for bound in bounds]) for name in energies}
     nll = -_mean([bound.value for bound in bounds])
-    return {"nll": nll, "nfe_log_prob": nfe.forward / len(bounds), **figures}
+    return {"nll": nll, "nfe_log_prob": nfe.each, **figures}
 
 
 def log_scale(model: Density) -> float:
@@ -142,12 +145,11 @@ def describe(figure: dict[str, Any]) -> str:
 
 
 def _inverse_error(model: Density, x: Tensor) -> tuple[float, float | None]:
-    flow = model.flow if isinstance(model, LiftedFlow) else model
-    assert isinstance(flow, Flow)
-    y = model.lift(x)[0] if isinstance(model, LiftedFlow) else x
-    error = torch.cat([part - flow.decode(flow.encode(part)) for part in y.split(CHUNK)])
+    lifted = isinstance(model, LiftedFlow)
+    y = model.lift(x).point if isinstance(model, LiftedFlow) else x
+    error = torch.cat([part - model.returned(part) for part in y.split(CHUNK)])
     scales = [part.scale for part in model.modules() if isinstance(part, Standardize)]
-    return _mean_norm(error), _mean_norm(error / scales[0]) if flow is model and scales else None
+    return _mean_norm(error), _mean_norm(error / scales[0]) if scales and not lifted else None
 
 
 def _mean(parts: Sequence[Tensor]) -> float:

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from anode import InputError
-from cnf import Density, FlowMatching, InTurn, MaximumLikelihood, Mixture
+from cnf import Conditional, Density, FlowMatching, InTurn, MaximumLikelihood, WarmedUp
 from cnf.transforms import ENERGIES
-from train_flows.settings import Objective
+from train_flows.settings import Augmentation, Objective
 from train_flows.training import Training
 
 BOTH = "flow-matching+likelihood"
@@ -22,26 +22,39 @@ LIKELIHOOD_SHARE = 0.5  # of the steps, where flow matching goes before and noth
 
 
 def build(
-    goal: Objective, model: Density, batch: Callable[[int], Any], steps: int
+    goal: Objective, augmented: Augmentation, model: Density, batch: Callable[[int], Any], steps: int
 ) -> tuple[nn.Module, Callable[[int], Any]]:
     """The objective, and the batch it takes at a step.
 
     Args:
         goal: what to minimise.
+        augmented: how augmented dimensions take part.
         model: what to train.
         batch: samples of a step.
         steps: of the whole training.
     """
-    likelihood = MaximumLikelihood(model, **{name: getattr(goal, name) for name in OF_LIKELIHOOD})
+    first = 0 if goal.objective == "likelihood" else matching_steps(goal, steps)
+    likelihood, weighed = _likelihood(goal, augmented, model, batch, first)
     if goal.objective == "likelihood":
-        return likelihood, batch
-    matching = FlowMatching(model, goal.coupling, goal.interpolation, goal.sigma)
+        return likelihood, weighed
+    matching = FlowMatching(model, goal.coupling, goal.interpolation, goal.sigma, augmented.matching_kl)
     if goal.objective == "flow-matching":
-        if any(isinstance(part, Mixture) for part in model.modules()):
-            raise InputError("--base mixture learns nothing by flow matching: use flow-matching+likelihood")
+        if any(isinstance(part, Conditional) for part in model.modules()):
+            raise InputError("--base conditional learns nothing by flow matching: use flow-matching+likelihood")
         return matching, batch
-    first = matching_steps(goal, steps)
-    return InTurn(matching, likelihood), lambda step: (int(step >= first), batch(step))
+    return InTurn(matching, likelihood), lambda step: (1, weighed(step)) if step >= first else (0, batch(step))
+
+
+def _likelihood(
+    goal: Objective, augmented: Augmentation, model: Density, batch: Callable[[int], Any], first: int
+) -> tuple[nn.Module, Callable[[int], Any]]:
+    """That of likelihood from a first step on, and its batches."""
+    objective = MaximumLikelihood(
+        model, **{name: getattr(goal, name) for name in OF_LIKELIHOOD}, samples=augmented.samples
+    )
+    if not augmented.warm_up:
+        return objective, batch
+    return WarmedUp(objective), lambda step: (min(1.0, (step - first + 1) / augmented.warm_up), batch(step))
 
 
 def matching_steps(goal: Objective, steps: int) -> int:
@@ -57,8 +70,10 @@ def staged(goal: Objective, training: Training) -> Training:
     return dataclasses.replace(training, restart=matching_steps(goal, training.steps) or None)
 
 
-def check(goal: Objective, steps: int) -> None:
+def check(goal: Objective, augmented: Augmentation, steps: int) -> None:
     """Raise an :class:`~anode.InputError` for settings that contradict each other or the number of steps."""
+    if augmented.warm_up < 0 or (augmented.warm_up and augmented.posterior != "learned"):
+        raise InputError(f"--warm-up {augmented.warm_up} must be steps from 0, of --posterior learned")
     last = goal.likelihood_steps
     if goal.objective == BOTH and last is not None and not 0 < last < steps:
         raise InputError(f"--likelihood-steps {last} must be from 1 to {steps - 1}, below --steps")

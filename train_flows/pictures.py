@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from anode import Classifier
-from cnf import Density, Flow
-from train_flows import plots, supervised
+from cnf import Density
+from train_flows import likelihood, plots, supervised
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.data.labelled import Labelled
@@ -16,6 +16,7 @@ from train_flows.data.labelled import Labelled
 POINTS = 20_000  # of data and samples
 SHOWN, SHOWN_IMAGES = 2000, 1000  # test samples
 FRAMES = 45
+DRAWS = 16  # of a bound, for a picture
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
     shown = dataset.train[:POINTS]
     if dataset.levels is not None:
         figure = plots.image_grids({"data": shown.numpy(), "samples": model.sample(64).cpu().numpy()})
-    elif isinstance(model, Flow) and dataset.shape == (2,):
+    elif dataset.shape == (2,):
         figure = plots.density_2d(*_density(model, shown), dataset.columns)
         _flow(run, model, shown)
     else:
@@ -56,17 +57,17 @@ def draw_classifier(run: Run, dataset: Labelled, model: Classifier) -> None:
     plots.curves(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
 
 
-def _density(model: Flow, data: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _density(model: Density, data: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     points = torch.from_numpy(plots.grid(plots.extent(data.numpy()))).to(next(model.parameters()))
-    log_density = torch.cat([model.log_prob(part) for part in points.split(5000)])
+    log_density = torch.cat([likelihood.log_prob(model, part, DRAWS) for part in points.split(5000)])
     samples = torch.cat([model.sample(5000) for _ in range(POINTS // 5000)])
     return data.numpy(), log_density.cpu().numpy(), samples.cpu().numpy()
 
 
-def _flow(run: Run, model: Flow, data: Tensor) -> None:
-    """The GIF of base samples flowing to data; the last frame stays a while."""
+def _flow(run: Run, model: Density, data: Tensor) -> None:
+    """The GIF of base samples flowing to data, augmented ones projected; the last frame stays a while."""
     times = np.linspace(0, 1, FRAMES)
-    frames = model.trajectory(model.base.sample(POINTS), times.tolist()).cpu().numpy()
+    frames = model.sample_paths(POINTS, times.tolist()).cpu().numpy()
     held = [*range(FRAMES), *[FRAMES - 1] * 15]
     animation = plots.flow_animation(frames[held], times[held].tolist(), plots.extent(data.numpy()))
     plots.save_gif(animation, run.folder / "flow.gif")

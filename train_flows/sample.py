@@ -16,9 +16,9 @@ import tyro
 
 import cnf
 from anode import InputError, storage
-from cnf import Density, Flow, LiftedFlow
+from cnf import Density, Flow
 from cnf.models import KIND
-from train_flows import plots
+from train_flows import likelihood, plots
 from train_flows.settings import Device, Flag, check_seed, find_device
 
 CHUNK = 10_000  # samples solved together
@@ -67,9 +67,8 @@ def draw(model: Density, n: int, log_prob: bool, samples: int = 64) -> tuple[np.
     if isinstance(model, Flow):
         x, log_p = model.sample_with_log_prob(n)
     else:
-        assert isinstance(model, LiftedFlow)
         x = model.sample(n)
-        log_p = model.log_prob(x, samples=samples if model.flow.kind == "exact" else 1)
+        log_p = likelihood.log_prob(model, x, samples)
     return x.cpu().numpy(), log_p.cpu().numpy()[:, None]
 
 

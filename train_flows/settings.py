@@ -71,16 +71,30 @@ class Network:
 class Model:
     """The field and its divergence."""
 
+    field: Literal["mlp", "conv"] = "mlp"  # a perceptron, or convolutions for images
     hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
+    filters: int = 32  # of convolutions
     activation: tuple[Activation, ...] = ("tanh",)  # of the hidden layers in turn, the last name of all that are left
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
     whiten: bool = False  # take the correlations of the data out before the ODE
-    base: Literal["normal", "mixture"] = "normal"  # the standard normal, or a learned mixture of Gaussians
+    base: Literal["normal", "mixture", "conditional"] = "normal"  # N(0, I), a learned mixture, or one given --extra
     components: int = 8  # of the mixture
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
     probes: int = 1  # Hutchinson probes averaged
     noise: Literal["rademacher", "gaussian"] = "rademacher"  # of the probes
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Further dimensions for the flow to use."""
+
+    extra: int = 0  # augmented dimensions, channels of images; or how many components
+    augmentation: Literal["joint", "frozen", "momentum", "categorical"] = "joint"  # what the field makes of them
+    posterior: Literal["normal", "learned", "fitted"] = "normal"  # how they are drawn, given the data
+    samples: int = 1  # draws of them in training, for a tighter bound
+    warm_up: int = 0  # steps over which what a learned posterior costs comes to count in full
+    matching_kl: float = 1.0  # what it costs in flow matching
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,188 @@
+"""Densities as modules with the verbs of a distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from anode import InputError, Solver, with_solver
+from anode.resolving import config_of
+from cnf.continuous import Continuous
+from cnf.transforms import Compose, Path, Transform
+
+TOGETHER = 2**14  # points in one solve, where a density needs many for each sample: bounds the memory
+
+
+class Bound(NamedTuple):
+    """A lower bound of a log-density, and what it took.
+
+    Attributes:
+        value: in nats, (B,).
+        energies: those of the paths that were asked for, by name, each (B,).
+        kl: log q(a given x) - log N(a; 0, I) of the augmented variables that were drawn, (B,), part of the value; None
+            where none were.
+    """
+
+    value: Tensor
+    energies: Mapping[str, Tensor]
+    kl: Tensor | None = None
+
+
+class Ends(NamedTuple):
+    """Both ends of the paths that flow matching learns.
+
+    Attributes:
+        ode: whose field learns them.
+        x: at the data, (B, *S) of the state.
+        z: at the base, a draw.
+        c: the context of the field, or None.
+        kl: see :class:`Bound`.
+        paired: whether z was drawn for its x, so that it is no other's.
+    """
+
+    ode: Continuous
+    x: Tensor
+    z: Tensor
+    c: Tensor | None
+    kl: Tensor | None = None
+    paired: bool = False
+
+
+class Density(nn.Module):
+    """A probability density p(x given c) to evaluate, to sample, and to train.
+
+    Attributes:
+        arguments: of :func:`cnf.density_model`, where it made the model; else None.
+    """
+
+    arguments: dict[str, Any] | None = None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The plain values that rebuild the model as it is solved now; None for a model composed by hand."""
+        return config_of(self, self.arguments)
+
+    @property
+    def kind(self) -> str:
+        """What :meth:`log_prob` returns: ``"exact"``, ``"estimate"`` (unbiased) or ``"bound"`` (a lower bound)."""
+        raise NotImplementedError
+
+    @property
+    def draws(self) -> bool:
+        """Whether :meth:`elbo` draws auxiliary variables, and is a bound then that more draws tighten."""
+        return False
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the device and floating-point type of the model."""
+        raise NotImplementedError
+
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Log p(x given c) in nats, (B,), of the :attr:`kind` named there."""
+        raise NotImplementedError
+
+    def elbo(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """A lower bound of log p(x given c) from one draw of every auxiliary variable, (B,); what training raises."""
+        return self.elbo_on_path(x, c).value
+
+    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
+        """The same, with what is asked of the paths of ODEs on the way."""
+        raise NotImplementedError
+
+    def check_draws(self, samples: int) -> None:
+        """Raise an :class:`~anode.InputError` for a number of draws that does not tighten a bound."""
+        if samples != 1 and not self.draws:
+            raise InputError(f"samples={samples}: the model has no bound that more draws would tighten")
+        if samples < 1:
+            raise InputError(f"samples={samples} must be at least 1")
+
+    def ends(self, x: Tensor, c: Tensor | None = None) -> Ends:
+        """Where data begin and where they could end, for flow matching."""
+        raise NotImplementedError
+
+    def parts(self) -> tuple[Compose, Continuous]:
+        """The static transforms next to the data, and the ODE next to the base.
+
+        Raises:
+            InputError: when the density is not made of some static transforms followed by one :class:`Continuous`.
+        """
+        raise NotImplementedError
+
+    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+        """Draw n samples (n, *S), without a graph.
+
+        Args:
+            n: how many.
+            c: one context (C,) for all, or one for each (n, C), or None.
+        """
+        raise NotImplementedError
+
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
+        """Draw n samples with their paths from the base, without a graph.
+
+        Args:
+            n: how many.
+            times: T times from 0 (base) to 1 (data), strictly increasing.
+
+        Returns:
+            (T, n, *S), in the units of the data.
+
+        Raises:
+            InputError: see :meth:`parts`.
+        """
+        raise NotImplementedError
+
+    def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Points of the space the ODE is in, carried to the base and back: where they were, but for its errors."""
+        raise NotImplementedError
+
+    def with_solver(self, solver: Solver) -> Self:
+        """The model with another solver for its ODEs; parameters and buffers are shared, so cast or move it first."""
+        return with_solver(self, solver)
+
+
+def parts_of(transform: Transform) -> tuple[Compose, Continuous]:
+    """See :meth:`Density.parts`."""
+    *static, ode = transform.transforms if isinstance(transform, Compose) else [transform]
+    if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static):
+        raise InputError(
+            "the flow has no single path from base to data: it needs one Continuous, the last transform on the way "
+            "to the base"
+        )
+    return Compose(static), ode  # ty: ignore[invalid-argument-type]
+
+
+def check_samples(name: str, x: Tensor, c: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> None:
+    """Raise an :class:`~anode.InputError` for samples or contexts of another shape or type, or not finite."""
+    if x.shape[1:] != shape or x.ndim == 0:
+        size = ", ".join(map(str, ("B", *shape)))
+        raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
+    _check_values(name, x, dtype)
+    if c is not None:
+        if c.ndim != 2:
+            raise InputError(f"c of shape {tuple(c.shape)} does not fit the flow: pass (B, C)")
+        _check_values("c", c, dtype)
+
+
+def _check_values(name: str, x: Tensor, dtype: torch.dtype) -> None:
+    if x.dtype != dtype:
+        raise InputError(f"{name} has dtype {x.dtype}, the flow {dtype}: pass {name}.to({dtype})")
+    finite = torch.isfinite(x).reshape(len(x), math.prod(x.shape[1:])).all(1)
+    if not finite.all():
+        raise InputError(f"{name} is not finite in {int((~finite).sum())} of {len(x)} samples: remove those")
+
+
+def for_each(c: Tensor | None, n: int) -> Tensor | None:
+    """One context (C,) or (n, C) for n samples."""
+    return c.expand(n, -1) if c is not None and c.ndim == 1 else c
+
+
+def repeated(k: int, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Samples (B, *S) and their contexts k times over, (k B, ...)."""
+    if k == 1:
+        return x, c
+    return x.repeat(k, *[1] * (x.ndim - 1)), None if c is None else c.repeat(k, 1)
