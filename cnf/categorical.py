@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from anode import InputError
+from cnf.bases import Normal
 from cnf.continuous import Continuous
-from cnf.density import TOGETHER, Bound, Density, Ends, check_samples, for_each, parts_of, repeated
+from cnf.density import TOGETHER, Bound, Density, Ends, check_samples, for_each, repeated
 from cnf.mixture import Mixture, drawn
 from cnf.transforms import Compose, Path, Transform
 
 
 class CategoricalFlow(Density):
-    """A mixture of K flows, each of its own base, that share one transform with the component as context.
+    """A mixture of K flows that share one field, each in the coordinates of its own component.
 
-        p(x) = sum_k weights_k N(g(x, k); means_k, diag(scales_k^2)) |det dg/dx|
+        p(x) = sum_k weights_k N(z_k; 0, I) |det dz_k/dx|,    z_k = g((s(x) - means_k) / scales_k, k)
 
-    The likelihood is an exact sum, of K times the work of one flow; a sample takes the work of one. Modes, scales and
-    weights are no work of the ODE. With a posterior q(k given x), training takes the work of one flow as well: of
-    E_q [log p(x, k) - log q(k given x)], a lower bound of log p(x).
+    with static transforms s and the flow g of an ODE whose context is k. Modes, scales and weights are no work of the
+    ODE, and what it has to bend looks alike in every component. The likelihood is an exact sum, of K times the work of
+    one flow; a sample takes the work of one. Training can take that, too: it draws k by the mixture as it was at first,
+    q(k given x), and raises E_q [log p(x, k) - log q(k given x)], a lower bound.
 
     Args:
-        transform: g, whose context is the component as K indicators, beside those of a conditional density.
-        base: the components.
-        posterior: q(k given x) is that of another mixture of as many components, where the data are before the ODE;
-            it is not trained. None for no draws: training sums over the components, too.
+        static: s, next to the data.
+        mixture: the components; :meth:`cnf.Mixture.fit` starts them as those of s(x).
+        ode: g, whose context is the component as K indicators, beside those of a conditional density.
+        draw: whether :meth:`elbo` draws one component, instead of the sum over all.
 
     Raises:
         InputError: for an estimated divergence: a sum of exponentials of estimates would be biased.
@@ -38,17 +41,20 @@ class CategoricalFlow(Density):
 
     Example:
         >>> from anode import MLPField
-        >>> from cnf import Continuous
-        >>> flow = CategoricalFlow(Continuous(MLPField(2, context=3)), Mixture((2,), components=3))
+        >>> from cnf import Compose, Continuous
+        >>> ode = Continuous(MLPField(2, context=3))
+        >>> flow = CategoricalFlow(Compose([]), Mixture((2,), components=3), ode)
         >>> flow.log_prob(torch.randn(5, 2)).shape, flow.sample(7).shape
         (torch.Size([5]), torch.Size([7, 2]))
     """
 
-    def __init__(self, transform: Transform, base: Mixture, posterior: Mixture | None = None) -> None:
+    def __init__(self, static: Transform, mixture: Mixture, ode: Continuous, draw: bool = False) -> None:
         super().__init__()
-        self.transform = transform
-        self.base = base
-        self.posterior = None if posterior is None else posterior.requires_grad_(False)
+        self.static = static
+        self.mixture = mixture
+        self.ode = ode
+        self.base = Normal(mixture.shape)
+        self.posterior = copy.deepcopy(mixture).requires_grad_(False) if draw else None
         self._check_divergence()
 
     @property
@@ -58,7 +64,7 @@ class CategoricalFlow(Density):
 
     @property
     def draws(self) -> bool:
-        """See :attr:`Density.draws`: with a posterior."""
+        """See :attr:`Density.draws`."""
         return self.posterior is not None
 
     @property
@@ -70,82 +76,89 @@ class CategoricalFlow(Density):
         """See :meth:`Density.log_prob`."""
         return self.log_joint(x, c).logsumexp(0)
 
+    def log_joint(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Log p(x, k given c) in nats for every component, (K, B); their softmax is p(k given x)."""
+        return self._of_all(x, c, None)[0]
+
     def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
-        """See :meth:`Density.elbo_on_path`; tight without a posterior, and energies means over p(k given x) then."""
+        """See :meth:`Density.elbo_on_path`; where no component is drawn it is tight, with mean energies over k."""
         if self.posterior is not None:
-            return self._of_one_component(self.posterior, x, c, path)
-        log_joint, energies = self._pulled_back(x, c, path)
+            k, log_q = self._drawn(self.posterior, self._static_point(x, c))
+            log_joint, energies = self._of_one(x, k, c, path)
+            return Bound(log_joint - log_q, energies)
+        log_joint, energies = self._of_all(x, c, path)
         shares = log_joint.detach().softmax(0)
         return Bound(log_joint.logsumexp(0), {name: (shares * energy).sum(0) for name, energy in energies.items()})
 
-    def log_joint(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Log p(x, k given c) in nats for every component, (K, B); their softmax is p(k given x)."""
-        return self._pulled_back(x, c, None)[0]
-
     def ends(self, x: Tensor, c: Tensor | None = None) -> Ends:
-        """See :meth:`Density.ends`: components are drawn by posterior or base, and base points by their components.
-
-        A base fitted to the data (:meth:`cnf.Mixture.fit`) makes these the data's own clusters.
-        """
-        check_samples("x", x, c, self.base.shape, self.like.dtype)
-        static, ode = self.parts()
-        x = static.encode(x, c)
-        k, _ = self._drawn(self.posterior or self.base, x)
-        return Ends(ode, x, self.base.sample_of(k), self._context(k, c), paired=True)
+        """See :meth:`Density.ends`; the component of each sample is drawn by the mixture."""
+        x = self._static_point(x, c)
+        k, _ = self._drawn(self.posterior or self.mixture, x)
+        x = self.mixture.standardized(x, k)[0]
+        return Ends(self.ode, x, self.base.sample(len(x)), self._context(k, c), paired=True)
 
     def parts(self) -> tuple[Compose, Continuous]:
-        """See :meth:`Density.parts`."""
-        return parts_of(self.transform)
+        """See :meth:`Density.parts`; without the coordinates of the components."""
+        return Compose([self.static]), self.ode
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.sample`."""
-        k = self.base.sample_components(n)
-        return self.transform.decode(self.base.sample_of(k), self._context(k, for_each(c, n)))
+        k = self.mixture.sample_components(n)
+        return self._decoded(self.base.sample(n), k, for_each(c, n))
 
     @torch.no_grad()
     def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
-        """See :meth:`Density.sample_paths`."""
-        static, ode = self.parts()
-        k = self.base.sample_components(n)
-        paths = ode.trajectory(self.base.sample_of(k), times, self._context(k, None))
-        return torch.stack([static.decode(x) for x in paths])
+        """See :meth:`Density.sample_paths`; from the mixture."""
+        k = self.mixture.sample_components(n)
+        paths = self.ode.trajectory(self.base.sample(n), times, self._context(k, None))
+        return torch.stack([self.static.decode(self.mixture.placed(x, k)) for x in paths])
 
     def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.returned`; by the most probable component of each."""
-        context = self._context(self.log_joint(x, c).argmax(0), c)
-        return self.transform.decode(self.transform.encode(x, context), context)
+        k = self.log_joint(x, c).argmax(0)
+        local = self.mixture.standardized(self._static_point(x, c), k)[0]
+        return self._decoded(self.ode.encode(local, self._context(k, c)), k, c)
+
+    def _decoded(self, z: Tensor, k: Tensor, c: Tensor | None) -> Tensor:
+        return self.static.decode(self.mixture.placed(self.ode.decode(z, self._context(k, c)), k))
+
+    def _static_point(self, x: Tensor, c: Tensor | None) -> Tensor:
+        check_samples("x", x, c, self.base.shape, self.like.dtype)
+        return self.static.encode(x)
 
     def _check_divergence(self) -> None:
-        if any(isinstance(part, Continuous) and part.divergence != "exact" for part in self.transform.modules()):
+        if self.ode.divergence != "exact":
             raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
 
     def _context(self, k: Tensor, c: Tensor | None) -> Tensor:
         """The components (B,) as indicators, beside the context of a conditional density."""
-        indicators = F.one_hot(k, len(self.base.logits)).to(self.like.dtype)
+        indicators = F.one_hot(k, len(self.mixture.logits)).to(self.like.dtype)
         return indicators if c is None else torch.cat([indicators, c], 1)
 
-    def _of_one_component(self, posterior: Mixture, x: Tensor, c: Tensor | None, path: Path | None) -> Bound:
-        k, log_q = self._drawn(posterior, self.parts()[0].encode(x))
-        z, log_det, energies = self.transform(x, self._context(k, c), path)
-        return Bound(self.base.log_joint(z, k) + log_det - log_q, energies)
-
+    @torch.no_grad()
     def _drawn(self, posterior: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
         """Components (B,) given points next to the ODE, and the logarithms of their probabilities."""
-        with torch.no_grad():
-            log_q = posterior.log_joint(x.unsqueeze(1), slice(None)).log_softmax(1)
-            k = drawn(log_q)
-            return k, log_q.gather(1, k.unsqueeze(1)).squeeze(1)
+        log_q = posterior.log_joint(x.unsqueeze(1), slice(None)).log_softmax(1)
+        k = drawn(log_q)
+        return k, log_q.gather(1, k.unsqueeze(1)).squeeze(1)
 
-    def _pulled_back(self, x: Tensor, c: Tensor | None, path: Path | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Log p(x, k) and the energies of the paths, (K, B); as many components at once as make 16,384 points."""
+    def _of_one(self, x: Tensor, k: Tensor, c: Tensor | None, path: Path | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Log p(x, k) and the energies of the path, (B,), of a component for each sample."""
+        y, log_det, _ = self.static(x)
+        local, log_det_local = self.mixture.standardized(y, k)
+        z, log_det_ode, energies = self.ode(local, self._context(k, c), path)
+        log_weight = self.mixture.logits.log_softmax(0)[k]
+        return log_weight + self.base.log_prob(z) + log_det + log_det_local + log_det_ode, energies
+
+    def _of_all(self, x: Tensor, c: Tensor | None, path: Path | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same of all components, (K, B); as many at once as make 16,384 points."""
         self._check_divergence()
         check_samples("x", x, c, self.base.shape, self.like.dtype)
-        log_joint, energies = [], []
-        for ks in torch.arange(len(self.base.logits), device=x.device).split(max(1, TOGETHER // max(1, len(x)))):
+        found = []
+        for ks in torch.arange(len(self.mixture.logits), device=x.device).split(max(1, TOGETHER // max(1, len(x)))):
             points, contexts = repeated(len(ks), x, c)
-            k = ks.repeat_interleave(len(x))
-            z, log_det, along = self.transform(points, self._context(k, contexts), path)
-            log_joint.append((self.base.log_joint(z, k) + log_det).view(len(ks), -1))
-            energies.append({name: energy.view(len(ks), -1) for name, energy in along.items()})
-        return torch.cat(log_joint), {name: torch.cat([part[name] for part in energies]) for name in energies[0]}
+            found.append(self._of_one(points, ks.repeat_interleave(len(x)), contexts, path))
+        log_joint = torch.cat([part.view(-1, len(x)) for part, _ in found])
+        names = found[0][1]
+        return log_joint, {name: torch.cat([along[name].view(-1, len(x)) for _, along in found]) for name in names}

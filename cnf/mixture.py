@@ -74,17 +74,21 @@ class Mixture(Base):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """See :meth:`Base.sample`."""
-        return self.sample_of(self.sample_components(n))
+        return self.placed(self._noise(n), self.sample_components(n))
 
     def sample_components(self, n: int) -> Tensor:
         """Draw n components, (n,)."""
         check_count(n)
         return drawn(self.logits.detach().expand(n, -1))
 
-    def sample_of(self, k: Tensor) -> Tensor:
-        """Draw points (B, *S) of given components (B,), without a graph."""
-        with torch.no_grad():
-            return self.means[k] + self.log_scales.exp()[k] * self._noise(len(k))
+    def standardized(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (B, *S) in coordinates of components (B,), (x - means_k) / scales_k, and log |det| of the map."""
+        log_scales = self.log_scales[k]
+        return (x - self.means[k]) * torch.exp(-log_scales), -log_scales.flatten(1).sum(1)
+
+    def placed(self, x: Tensor, k: Tensor) -> Tensor:
+        """Points in the coordinates of components back where they belong, means_k + scales_k x."""
+        return self.means[k] + self.log_scales[k].exp() * x
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> Self:
@@ -92,7 +96,7 @@ class Mixture(Base):
         chosen = z[torch.randperm(len(z))[:FITTED]].flatten(1).double().cpu().numpy()
         seed = int(torch.randint(2**31 - 1, ()))
         found = GaussianMixture(
-            min(len(self.logits), len(chosen)), covariance_type="diag", reg_covar=1e-3, random_state=seed
+            min(len(self.logits), len(chosen)), covariance_type="diag", reg_covar=1e-4, random_state=seed
         ).fit(chosen)
         self.means[: found.n_components] = torch.from_numpy(found.means_).to(self.means).view(-1, *self.shape)
         scales = torch.from_numpy(found.covariances_).log().to(self.means) / 2

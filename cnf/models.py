@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,27 +114,17 @@ def density_model(
     augment = VariationalAugment(augmented, posterior, shape) if augmented else None
     if data is not None:
         _fit(scaling, augment, start, _real(data, shape, levels, alpha))
-
-    def network(width: int, features: int, maps: int = 0) -> Field:
-        if field == "conv":
-            first = activation if isinstance(activation, str) else activation[0]
-            return ConvField(width, filters, first, time, features + maps, zero_init=True)
-        pixels = math.prod(shape[1:])
-        return MLPField(width * pixels, hidden, activation, time, features + maps * pixels, True, residual)
-
-    ode = Continuous(
-        field_of(augmentation, network, shape, context, extra), solver, divergence, probes, noise, augmented
-    )
+    network = partial(_network, field, hidden, filters, activation, time, residual, math.prod(shape[1:]))
+    dynamics = field_of(augmentation, network, shape, context, extra)
+    ode = Continuous(dynamics, solver, divergence, probes, noise, augmented)
     lifts: list[Lift] = [] if levels is None else [Dequantize(levels)]
     if augment is not None:
         lifts += [Through(Compose(static), shape), augment]
-    transform = ode if augmented else Compose([*static, ode])
     model: Flow | CategoricalFlow | LiftedFlow
     if categorical:
-        drawing = copy.deepcopy(start) if posterior == "fitted" else None
-        model = CategoricalFlow(transform, cast(Mixture, start), cast("Mixture | None", drawing))
+        model = CategoricalFlow(Compose(static), cast(Mixture, start), ode, draw=posterior == "fitted")
     else:
-        model = Flow(transform, start)
+        model = Flow(ode if augmented else Compose([*static, ode]), start)
     if lifts:
         model = LiftedFlow(lifts[0] if len(lifts) == 1 else Lifts(lifts), model)
     model.arguments = {
@@ -145,6 +135,25 @@ def density_model(
         "solver": asdict(solver),
     }
     return model
+
+
+def _network(
+    kind: str,
+    hidden: Sequence[int],
+    filters: int,
+    activation: str | Sequence[str],
+    time: str,
+    residual: bool,
+    pixels: int,
+    width: int,
+    features: int,
+    maps: int = 0,
+) -> Field:
+    """A perceptron or convolutions of so many dimensions or channels, context features and context maps."""
+    if kind == "conv":
+        first = activation if isinstance(activation, str) else activation[0]
+        return ConvField(width, filters, first, time, features + maps, zero_init=True)
+    return MLPField(width * pixels, hidden, activation, time, features + maps * pixels, True, residual)
 
 
 def _base(name: str, state: Sequence[int], components: int, extra: int) -> Base:

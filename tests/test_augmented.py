@@ -247,10 +247,10 @@ class TestCategorical:
         x, c = torch.randn(7, 2), torch.randn(7, 1)
         total = torch.zeros(7)
         for k in range(3):
-            z, log_det, _ = model.transform(x, torch.cat([torch.eye(3)[k].expand(7, 3), c], 1))
-            scales = model.base.log_scales[k].exp()
-            normal = torch.distributions.Normal(model.base.means[k], scales).log_prob(z).sum(1)
-            total = total + model.base.weights[k] * (normal + log_det).exp()
+            mean, scale = model.mixture.means[k], model.mixture.log_scales[k].exp()
+            z, log_det, _ = model.ode((x - mean) / scale, torch.cat([torch.eye(3)[k].expand(7, 3), c], 1))
+            log_normal = Normal((2,)).log_prob(z) + log_det - scale.log().sum()
+            total = total + model.mixture.weights[k] * log_normal.exp()
         torch.testing.assert_close(model.log_prob(x, c), total.log(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.elbo(x, c), model.log_prob(x, c))
 
@@ -271,7 +271,8 @@ class TestCategorical:
         alone = []
         for k in range(3):
             context = torch.cat([torch.eye(3)[k].expand(5, 3), c], 1)
-            alone.append(model.transform(x, context, path).energies["kinetic"])
+            local = (x - model.mixture.means[k]) / model.mixture.log_scales[k].exp()
+            alone.append(model.ode(local, context, path).energies["kinetic"])
         torch.testing.assert_close(found, (shares * torch.stack(alone)).sum(0), rtol=1e-4, atol=1e-5)
 
     def test_points_return(self, model):
@@ -288,9 +289,10 @@ class TestCategorical:
     def test_flow_matching_starts_from_the_component_of_the_data(self, float64):
         x = torch.cat([torch.randn(300, 2) * 0.3 + place for place in (-4.0, 4.0)])
         model = density_model((2,), extra=2, augmentation="categorical", data=x)
-        ode, far, z, c, _, paired = model.ends(x)
+        ode, local, _, c, _, paired = model.ends(x)
         assert paired
-        assert ((far - z).norm(dim=1) < 1.5).all()  # both in the same of two far pieces, in units of all data
+        torch.testing.assert_close(local.mean(0), torch.zeros(2), rtol=0, atol=0.05)  # each piece by its own measure
+        torch.testing.assert_close(local.std(0), torch.ones(2), rtol=0, atol=0.05)
         assert torch.equal(c.argmax(1), model.log_joint(x).argmax(0))
         FlowMatching(model)(x).backward()
         assert ode.field.layers[-1].weight.grad.any()
@@ -298,8 +300,8 @@ class TestCategorical:
     def test_one_component_a_sample_is_a_bound_whose_mean_is_known(self, float64):
         x = torch.cat([torch.randn(300, 2) + place for place in (-1.0, 1.0)])
         model = density_model((2,), hidden=(6, 6), extra=2, augmentation="categorical", posterior="fitted", data=x)
-        wild(model.parts()[1].field)
-        nn.init.normal_(model.base.means, std=0.4)
+        wild(model.ode.field)
+        nn.init.normal_(model.mixture.means, std=0.4)
         points = torch.tensor([[0.0, 0.0], [0.5, -0.2], [-0.3, 0.1]])
         shares = model.posterior.log_joint(model.parts()[0].encode(points)[:, None], slice(None)).softmax(1).T
         mean = (shares * (model.log_joint(points) - shares.log())).sum(0)
@@ -315,7 +317,7 @@ class TestCategorical:
         with pytest.raises(InputError, match="biased"):
             density_model((2,), extra=2, augmentation="categorical", divergence="hutchinson")
         model = density_model((2,), extra=2, augmentation="categorical")
-        model.parts()[1].divergence = "hutchinson"
+        model.ode.divergence = "hutchinson"
         with pytest.raises(InputError, match="biased"):
             model.log_prob(torch.randn(3, 2))
 
