@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,19 +53,11 @@ class DensityTrial:
         return cooked(density.Settings(), values)
 
 
-def attempt(
-    trial: DensityTrial, seed: int, place: Place, measure: Callable[[Density, Dataset], dict[str, float]] | None = None
-) -> Outcome | None:
+def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
     """Train the density of a trial, and measure it with the weights of the best validation on the test part.
 
     Records are those of the run folder; the last also holds ``test_nll`` with its ``standard_error``,
     ``nfe_log_prob`` and ``nfe_sample``, and the best ``validation_nll`` with its evaluations ``nfe_validation``.
-
-    Args:
-        trial: what to train.
-        seed: of data, weights and batches.
-        place: where and until when.
-        measure: further figures for every record.
 
     Returns:
         The outcome; None when the deadline has passed.
@@ -90,12 +81,11 @@ def attempt(
     def keep_best() -> None:
         best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
-    def validate() -> dict[str, float]:
-        return task.validate() | (measure(model, dataset) if measure else {})
-
     def work() -> bool:
         accelerator = Accelerator(cpu=True)
-        return train(task.objective, task.training, task.batch, validate, keep_best, journal, accelerator, quiet=True)
+        return train(
+            task.objective, task.training, task.batch, task.validate, keep_best, journal, accelerator, quiet=True
+        )
 
     def test() -> None:
         model.load_state_dict(best)
