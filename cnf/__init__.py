@@ -19,7 +19,7 @@ from cnf.models import density_model, load, save
 from cnf.objectives import InTurn, MaximumLikelihood, WarmedUp
 from cnf.planar import Planar
 from cnf.reverse_kl import ReverseKL
-from cnf.transforms import Compose, Logit, Path, Standardize, Transform, Transport
+from cnf.transforms import Compose, Logit, PathOptions, Standardize, Transform, Transport
 from cnf.whiten import Whiten
 
 __all__ = [
@@ -43,7 +43,7 @@ __all__ = [
     "MaximumLikelihood",
     "Mixture",
     "Normal",
-    "Path",
+    "PathOptions",
     "Planar",
     "Rates",
     "ReverseKL",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anode import InputError
-from cnf.bases import zero_last
+from cnf.bases import moments
 from cnf.lifts import Lift, Lifted
 
 POSTERIORS = ("normal", "learned")
@@ -23,10 +23,10 @@ class VariationalAugment(Lift):
 
     Args:
         extra: dimensions of a, or channels of the size of the image.
-        posterior: ``"normal"``: q = N(0, I), whatever x. ``"learned"``: a Gaussian whose mean and scale a small network
-            makes of x, which should be standardised; it starts at N(0, I).
+        posterior: ``"normal"``: q = N(0, I), whatever x. ``"learned"``: a Gaussian whose mean and scale
+            :func:`cnf.bases.moments` makes of x, which should be standardised; it starts at N(0, I).
         shape: shape S of one sample, for ``"learned"``.
-        hidden: width of that network: one hidden layer of a perceptron, or of 3x3 convolutions for images.
+        hidden: width of that network.
 
     Raises:
         InputError: for less than one dimension, an unknown posterior, or a learned one without a shape.
@@ -53,8 +53,7 @@ class VariationalAugment(Lift):
         if posterior == "learned":
             if shape is None:
                 raise InputError("posterior='learned' is a network of x: pass the shape of one sample")
-            self.moments = _network(shape[0], 2 * extra, hidden, len(shape) == 3)
-            zero_last(self.moments)
+            self.moments = moments(shape[0], extra, hidden, images=len(shape) == 3)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Lifted:
         """See :meth:`Lift.forward`; the context has no part in q."""
@@ -70,12 +69,6 @@ class VariationalAugment(Lift):
     def project(self, y: Tensor) -> Tensor:
         """See :meth:`Lift.project`."""
         return y[:, : -self.extra]
-
-
-def _network(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequential:
-    if images:
-        return nn.Sequential(nn.Conv2d(n_in, hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, n_out, 3, padding=1))
-    return nn.Sequential(nn.Linear(n_in, hidden), nn.SiLU(), nn.Linear(hidden, n_out))
 
 
 def _log_normal(a: Tensor) -> Tensor:

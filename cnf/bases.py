@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -72,13 +73,13 @@ class Conditional(Base):
 
         p(z, a) = N(a; 0, I) N(z; m(a), diag(s(a)^2))
 
-    Mean and scale come of a perceptron; it starts as N(0, I). Beside a field with a at rest, mode and scale of each of
-    its flows need not be the work of the ODE.
+    Mean and scale come of :func:`moments`; it starts as N(0, I). Beside a field with a at rest, mode and scale of each
+    of its flows need not be the work of the ODE.
 
     Args:
         shape: shape S of one sample of (z, a).
         extra: dimensions of a, or channels.
-        hidden: width of the perceptron.
+        hidden: width of the network.
 
     Raises:
         InputError: unless ``extra`` is from 1 and leaves something of S.
@@ -89,18 +90,14 @@ class Conditional(Base):
         if not 1 <= extra < shape[0]:
             raise InputError(f"extra={extra} must be from 1 to {shape[0] - 1}, below dimension 1 of {tuple(shape)}")
         self.extra = extra
-        own = (shape[0] - extra) * math.prod(shape[1:])
-        self.moments = nn.Sequential(
-            nn.Linear(extra * math.prod(shape[1:]), hidden), nn.Tanh(), nn.Linear(hidden, 2 * own)
-        )
-        zero_last(self.moments)
+        self.moments = moments(extra, shape[0] - extra, hidden, images=len(shape) == 3)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """See :meth:`Base.log_prob`."""
-        z, a = z[:, : -self.extra].flatten(1), z[:, -self.extra :]
-        mean, log_scale = self._moments(a)
-        eps = torch.cat([(z - mean) * torch.exp(-log_scale), a.flatten(1)], 1)
-        return -0.5 * (eps.square() + math.log(2 * math.pi)).sum(1) - log_scale.sum(1)
+        z, a = z[:, : -self.extra], z[:, -self.extra :]
+        mean, log_scale = self.moments(a).chunk(2, 1)
+        eps = torch.cat([(z - mean) * torch.exp(-log_scale), a], 1)
+        return -0.5 * (eps.square() + math.log(2 * math.pi)).flatten(1).sum(1) - log_scale.flatten(1).sum(1)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
@@ -109,14 +106,9 @@ class Conditional(Base):
 
     def sample_beside(self, a: Tensor) -> Tensor:
         """See :meth:`Base.sample_beside`."""
-        mean, log_scale = self._moments(a)
+        mean, log_scale = self.moments(a).chunk(2, 1)
         eps = self._noise(len(a))[:, : -self.extra]
-        z = mean + log_scale.exp() * eps.flatten(1)
-        return torch.cat([z.view(eps.shape), a], 1)
-
-    def _moments(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_scale = self.moments(a.flatten(1)).chunk(2, 1)
-        return mean, log_scale
+        return torch.cat([mean + log_scale.exp() * eps, a], 1)
 
 
 def check_count(n: int) -> None:
@@ -125,7 +117,13 @@ def check_count(n: int) -> None:
         raise InputError(f"n={n} samples: pass 0 or more")
 
 
-def zero_last(network: nn.Sequential) -> None:
-    """Let the last layer of a network return zeros, to begin with."""
+def moments(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequential:
+    """A network for mean and log-scale of ``n_out`` dimensions or channels, given ``n_in``; both start at zero.
+
+    It has one hidden layer: of a perceptron, or of 3x3 convolutions for images.
+    """
+    layer = partial(nn.Conv2d, kernel_size=3, padding=1) if images else nn.Linear
+    network = nn.Sequential(layer(n_in, hidden), nn.SiLU(), layer(hidden, 2 * n_out))
     for parameter in network[-1].parameters():
         nn.init.zeros_(parameter)
+    return network

@@ -14,7 +14,7 @@ from cnf.bases import Normal
 from cnf.continuous import Continuous
 from cnf.density import TOGETHER, Bound, Density, Ends, check_samples, for_each, repeated
 from cnf.mixture import Mixture, drawn
-from cnf.transforms import Compose, Path, Transform
+from cnf.transforms import Compose, PathOptions, Transform
 
 
 class CategoricalFlow(Density):
@@ -68,6 +68,11 @@ class CategoricalFlow(Density):
         return self.posterior is not None
 
     @property
+    def paired(self) -> bool:
+        """See :attr:`Density.paired`: they are of one component."""
+        return True
+
+    @property
     def like(self) -> Tensor:
         """See :attr:`Density.like`."""
         return self.base.like
@@ -80,7 +85,7 @@ class CategoricalFlow(Density):
         """Log p(x, k given c) in nats for every component, (K, B); their softmax is p(k given x)."""
         return self._of_all(x, c, None)[0]
 
-    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
+    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Bound:
         """See :meth:`Density.elbo_on_path`; where no component is drawn it is tight, with mean energies over k."""
         if self.posterior is not None:
             k, log_q = self._drawn(self.posterior, self._static_point(x, c))
@@ -95,7 +100,7 @@ class CategoricalFlow(Density):
         x = self._static_point(x, c)
         k, _ = self._drawn(self.posterior or self.mixture, x)
         x = self.mixture.standardized(x, k)[0]
-        return Ends(self.ode, x, self.base.sample(len(x)), self._context(k, c), paired=True)
+        return Ends(self.ode, x, self.base.sample(len(x)), self._context(k, c))
 
     def parts(self) -> tuple[Compose, Continuous]:
         """See :meth:`Density.parts`; without the coordinates of the components."""
@@ -143,7 +148,9 @@ class CategoricalFlow(Density):
         k = drawn(log_q)
         return k, log_q.gather(1, k.unsqueeze(1)).squeeze(1)
 
-    def _of_one(self, x: Tensor, k: Tensor, c: Tensor | None, path: Path | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def _of_one(
+        self, x: Tensor, k: Tensor, c: Tensor | None, path: PathOptions | None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Log p(x, k) and the energies of the path, (B,), of a component for each sample."""
         y, log_det, _ = self.static(x)
         local, log_det_local = self.mixture.standardized(y, k)
@@ -151,7 +158,7 @@ class CategoricalFlow(Density):
         log_weight = self.mixture.logits.log_softmax(0)[k]
         return log_weight + self.base.log_prob(z) + log_det + log_det_local + log_det_ode, energies
 
-    def _of_all(self, x: Tensor, c: Tensor | None, path: Path | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def _of_all(self, x: Tensor, c: Tensor | None, path: PathOptions | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The same of all components, (K, B); as many at once as make 16,384 points."""
         self._check_divergence()
         check_samples("x", x, c, self.base.shape, self.like.dtype)

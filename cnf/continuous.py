@@ -12,7 +12,7 @@ from anode import Field, InputError, Solver
 from cnf import energies
 from cnf.divergence import check_probes, exact, hutchinson, probe_noise
 from cnf.energies import RatesOf
-from cnf.transforms import Path, Transform, Transport
+from cnf.transforms import PathOptions, Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
 DATA, BASE = 1.0, 0.0  # times
@@ -27,9 +27,11 @@ class Continuous(Transform):
     Along the paths, energies can be integrated that training keeps small; they have no part in the choice of steps:
 
     - kinetic: integral of |f|^2 / 2
-    - frobenius: integral of |df/dx|^2, exactly by D pull-backs, or estimated by the probes of a Hutchinson divergence
+    - frobenius: integral of |df/dx|^2, exactly by D pull-backs, or estimated by the probes of a Hutchinson divergence,
+      which then reach the whole Jacobian, where those of the divergence alone leave out what is zero on its diagonal
     - acceleration: integral of |d^2 x/dt^2|^2 + (d tr(df/dx) / dt)^2, of the state and the log-density, which is what
-      adaptive steps have to resolve. From the slopes within each step where the solver shows its steps (``dopri5`` and
+      adaptive steps have to resolve; of the estimated log-density, with a Hutchinson divergence, so that the variance
+      of the estimate adds to it. From the slopes within each step where the solver shows its steps (``dopri5`` and
       ``rk4`` with direct gradients), which is free; else by a derivative along the path.
 
     Args:
@@ -71,11 +73,11 @@ class Continuous(Transform):
         self.noise = noise
         self.extra = extra
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.forward`."""
         return self._transport(x, DATA, _base_time(path), c, path)
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
         return self._transport(z, _base_time(path), DATA, c, path)
 
@@ -102,34 +104,33 @@ class Continuous(Transform):
     def _velocity(self, c: Tensor | None) -> Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         return lambda t, state: self._apart(self.field(t, self._joined(state), c))
 
-    def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, path: Path | None) -> Transport:
+    def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, path: PathOptions | None) -> Transport:
         asked = () if path is None else path.energies
         at_steps = "acceleration" in asked and self.solver.shows_steps
-        riding = [name for name in asked if not (at_steps and name == "acceleration")]  # as parts of the state
+        riding = [name for name in asked if not (at_steps and name == "acceleration")]  # as components of the solve
         rates = self._rates(x, c, "frobenius" in asked)
-        accelerations: list[Tensor] = []
+        parts = self._apart(x)
+        n, accelerations = len(parts), []
 
         def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            here = self._joined(state[:width])
+            here = self._joined(state[:n])
             found = rates(t, here)
             ridden = [energies.rate(name, rates, t, here, found) for name in riding]
             return *self._apart(found.velocity), found.divergence, *ridden
 
         def after_step(nodes: Sequence[float], slopes: Sequence[tuple[Tensor, ...]], step: float) -> None:
-            moved = [slope[: width + 1] for slope in slopes]  # state and log-density
-            accelerations.append(energies.acceleration_of_step(nodes, moved, step))
+            of_state_and_log_density = [slope[: n + 1] for slope in slopes]
+            accelerations.append(energies.acceleration_of_step(nodes, of_state_and_log_density, step))
 
-        parts = self._apart(x)
-        width = len(parts)
         start = (*parts, *[x.new_zeros(len(x))] * (1 + len(riding)))
-        # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
         watch = after_step if at_steps else None
-        end = self.solver.integrate(f, start, t0, t1, (c,), self.field, len(riding), watch)
+        end = self.solver.integrate(f, start, t0, t1, (c,), self.field, passive=len(riding), after_step=watch)
+        # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
         sign = math.copysign(1, t1 - t0)
-        along = {name: sign * energy for name, energy in zip(riding, end[width + 1 :], strict=True)}
+        along = {name: sign * energy for name, energy in zip(riding, end[n + 1 :], strict=True)}
         if at_steps:
             along["acceleration"] = torch.stack(accelerations).sum(0)
-        return Transport(self._joined(end[:width]), end[width], along)
+        return Transport(self._joined(end[:n]), end[n], along)
 
     def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesOf:
         """What is integrated, with the noise of this solve, so that the solver sees one smooth ODE."""
@@ -147,7 +148,7 @@ class Continuous(Transform):
         return f"solver={self.solver}, divergence={self.divergence}"
 
 
-def _base_time(path: Path | None) -> float:
+def _base_time(path: PathOptions | None) -> float:
     """The time of the base, drawn anew for every solve where it is steered."""
     if path is None or path.steer == 0:
         return BASE

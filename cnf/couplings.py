@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -37,10 +38,11 @@ def optimal_transport(z: Tensor, x: Tensor) -> Tensor:
 
 
 def entropic(z: Tensor, x: Tensor, regularization: float = 0.05) -> Tensor:
-    """For each data point a base point drawn from the plan of entropic transport, for batches too large to assign.
+    """For each data point a base point drawn from the plan of entropic transport, for batches of thousands.
 
     The plan minimises sum_ij P_ij |x_i - z_j|^2 + r sum_ij P_ij log P_ij with uniform margins, by Sinkhorn's iterations
-    of the library POT, up to an error of 1e-3 of its margins. A base point may be drawn more than once.
+    of the library POT, up to an error of 1e-3 of its margins. A base point may be drawn more than once. On one core it
+    begins to be faster than the assignment between 1,000 and 4,000 points, as the data are.
 
     Args:
         z: base points (B, *S).
@@ -53,13 +55,10 @@ def entropic(z: Tensor, x: Tensor, regularization: float = 0.05) -> Tensor:
     References:
         Cuturi 2013, arXiv 1306.0895.
     """
-    try:
-        import ot
-    except ImportError as error:
-        raise InputError('coupling="entropic" needs POT: pip install "augmented-flows[transport]"') from error
     costs = _costs(x, z).double()
     margin = costs.new_full((len(x),), 1 / len(x))
-    plan = ot.sinkhorn(margin, margin, costs / costs.mean(), regularization, method="sinkhorn_log", stopThr=1e-3)
+    relative = costs / costs.mean().clamp(min=torch.finfo(costs.dtype).tiny)
+    plan = _pot().sinkhorn(margin, margin, relative, regularization, method="sinkhorn_log", stopThr=1e-3)
     return z[torch.multinomial(plan.clamp(min=0), 1)[:, 0]]
 
 
@@ -74,11 +73,21 @@ def coupling(name: str) -> Coupling:
     """Look a coupling up by name: ``independent``, ``optimal_transport`` or ``entropic``.
 
     Raises:
-        InputError: for another name.
+        InputError: for another name, or one whose library is not installed.
     """
     if name not in COUPLINGS:
         raise InputError(f"coupling={name!r} is unknown; choose one of {', '.join(COUPLINGS)}")
+    if name == "entropic":
+        _pot()
     return COUPLINGS[name]
+
+
+def _pot() -> ModuleType:
+    try:
+        import ot
+    except ImportError as error:
+        raise InputError('coupling="entropic" needs POT: pip install "augmented-flows[transport]"') from error
+    return ot
 
 
 @torch.no_grad()

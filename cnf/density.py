@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from anode import InputError, Solver, with_solver
 from anode.resolving import config_of
 from cnf.continuous import Continuous
-from cnf.transforms import Compose, Path, Transform
+from cnf.transforms import Compose, PathOptions, Transform
 
 TOGETHER = 2**14  # points in one solve, where a density needs many for each sample: bounds the memory
 
@@ -41,7 +41,6 @@ class Ends(NamedTuple):
         z: at the base, a draw.
         c: the context of the field, or None.
         kl: see :class:`Bound`.
-        paired: whether z was drawn for its x, so that it is no other's.
     """
 
     ode: Continuous
@@ -49,7 +48,6 @@ class Ends(NamedTuple):
     z: Tensor
     c: Tensor | None
     kl: Tensor | None = None
-    paired: bool = False
 
 
 class Density(nn.Module):
@@ -77,6 +75,11 @@ class Density(nn.Module):
         return False
 
     @property
+    def paired(self) -> bool:
+        """Whether :meth:`ends` draws base points for their own data, so that they are no others'."""
+        return False
+
+    @property
     def like(self) -> Tensor:
         """An empty tensor of the device and floating-point type of the model."""
         raise NotImplementedError
@@ -89,7 +92,7 @@ class Density(nn.Module):
         """A lower bound of log p(x given c) from one draw of every auxiliary variable, (B,); what training raises."""
         return self.elbo_on_path(x, c).value
 
-    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
+    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Bound:
         """The same, with what is asked of the paths of ODEs on the way."""
         raise NotImplementedError
 

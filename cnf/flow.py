@@ -11,7 +11,7 @@ from anode import FrozenField
 from cnf.bases import Base
 from cnf.continuous import Continuous
 from cnf.density import Bound, Density, Ends, check_samples, for_each, parts_of
-from cnf.transforms import Compose, Path, Transform
+from cnf.transforms import Compose, PathOptions, Transform
 
 
 class Flow(Density):
@@ -68,19 +68,24 @@ class Flow(Density):
         z, log_det, _ = self.transform(x, c)
         return self.base.log_prob(z) + log_det
 
-    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
+    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Bound:
         """See :meth:`Density.elbo_on_path`; the bound is tight."""
         self.check_data(x, c)
         z, log_det, energies = self.transform(x, c, path)
         return Bound(self.base.log_prob(z) + log_det, energies)
 
+    @property
+    def paired(self) -> bool:
+        """See :attr:`Density.paired`: where augmented dimensions stand still, base points have those of the data."""
+        return isinstance(self.parts()[1].field, FrozenField)
+
     def ends(self, x: Tensor, c: Tensor | None = None) -> Ends:
-        """See :meth:`Density.ends`; where augmented dimensions stand still, base points have those of the data."""
+        """See :meth:`Density.ends`."""
         self.check_data(x, c)
         static, ode = self.parts()
         x = static.encode(x, c)
         if isinstance(ode.field, FrozenField):
-            return Ends(ode, x, self.base.sample_beside(x[:, -ode.field.extra :]), c, paired=True)
+            return Ends(ode, x, self.base.sample_beside(x[:, -ode.field.extra :]), c)
         return Ends(ode, x, self.base.sample(len(x)), c)
 
     @torch.no_grad()

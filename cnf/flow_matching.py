@@ -56,9 +56,10 @@ class FlowMatching(nn.Module):
 
     Its minimiser carries the base at t = 0 to the data at t = 1, blurred by sigma. The field is that of the flow, so
     ``log_prob`` and ``sample`` work at once. Data go through the lift and the static transforms of the model first.
-    The times of a batch are stratified, one in each of B equal intervals. Noise blurs both ends: with sigma, paths
-    begin at N(0, (1 + sigma^2) I), and samples at N(0, I) all the same. Of augmented data (x, a), the last term keeps a
-    learned q near the base; it is zero where nothing is augmented, or q is N(0, I).
+    The times of a batch are stratified, one in each of B equal intervals, in random order. Noise blurs both ends: with
+    sigma, paths begin at N(0, (1 + sigma^2) I), and samples at N(0, I) all the same. Of augmented data (x, a), the last
+    term keeps a learned q near the base; it is zero where nothing is augmented, or q is N(0, I). A base with parameters
+    stays as it is.
 
     Args:
         model: a flow whose transform ends with its one :class:`~cnf.Continuous`, or a lifted one.
@@ -70,8 +71,8 @@ class FlowMatching(nn.Module):
         kl: weight of the divergence of q from N(0, I).
 
     Raises:
-        InputError: for an unknown coupling or interpolation, a negative sigma or weight, a flow of several ODEs, or one
-            whose velocities are given, as of momentum.
+        InputError: for an unknown coupling or interpolation, or a coupling where base points belong to their data; a
+            negative sigma or weight; a flow of several ODEs, or one whose velocities are given, as of momentum.
 
     References:
         Lipman, Chen, Ben-Hamu, Nickel, Le 2023, arXiv 2210.02747; Tong et al. 2023, arXiv 2302.00482; Albergo,
@@ -97,6 +98,11 @@ class FlowMatching(nn.Module):
         for name, value in (("sigma", sigma), ("kl", kl)):
             if not (value >= 0 and math.isfinite(value)):
                 raise InputError(f"{name}={value} must be a number from 0, such as 0.01")
+        if coupling != "independent" and model.paired:
+            raise InputError(
+                f"coupling={coupling!r} would tie base points to others than theirs, of components or of augmented "
+                'variables at rest: use coupling="independent"'
+            )
         if isinstance(model.parts()[1].field, SecondOrderField):
             raise InputError("positions move by their momentum, not by a field that could be matched: use likelihood")
         self.model = model
@@ -116,19 +122,21 @@ class FlowMatching(nn.Module):
                 make base points tell of them while those of sampling do not.
         """
         x, c = split(batch)
-        if len(x) == 0:
-            raise InputError("a batch of no samples has no loss: pass at least one")
-        ode, x, z, c, kl, paired = self.model.ends(x, c)
+        ode, x, z, c, kl = self.model.ends(x, c)
         if self.couple is not independent:
-            if c is not None or paired:
-                raise InputError(
-                    'a coupling of x and z ties z to contexts and components: use coupling="independent" with them'
-                )
+            if c is not None:
+                raise InputError('a coupling of x and z ties z to contexts: use coupling="independent" with them')
             z = self.couple(z, x)
-        t = (torch.arange(len(x), dtype=x.dtype, device=x.device) + torch.rand_like(x.flatten(1)[:, 0])) / len(x)
+        t = _stratified(x)
         mixed = self.interpolate(t.view(-1, *[1] * (x.ndim - 1)))
         here = mixed.alpha * x + mixed.beta * z
         if self.sigma:
             here = here + self.sigma * torch.randn_like(x)
         loss = (ode.field(t, here, c) - (mixed.alpha_rate * x + mixed.beta_rate * z)).square().mean()
         return loss if kl is None else loss + self.kl * kl.mean()
+
+
+def _stratified(x: Tensor) -> Tensor:
+    """A time for each sample, uniform in [0, 1] whatever its place in the batch, and one in each of B equal parts."""
+    part = torch.randperm(len(x), device=x.device)
+    return (part + torch.rand(len(x), dtype=x.dtype, device=x.device)) / len(x)

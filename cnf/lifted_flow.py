@@ -13,7 +13,7 @@ from anode import InputError
 from cnf.continuous import Continuous
 from cnf.density import TOGETHER, Bound, Density, Ends, repeated
 from cnf.lifts import Lift
-from cnf.transforms import Compose, Path
+from cnf.transforms import Compose, PathOptions
 
 
 class Weighted(NamedTuple):
@@ -62,11 +62,16 @@ class LiftedFlow(Density):
         return True
 
     @property
+    def paired(self) -> bool:
+        """See :attr:`Density.paired`; those of the density of y."""
+        return self.flow.paired
+
+    @property
     def like(self) -> Tensor:
         """See :attr:`Density.like`."""
         return self.flow.like
 
-    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Bound:
+    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Bound:
         """Log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c)."""
         y, log_q, kl = self.lift(x, c)
         bound = self.flow.elbo_on_path(y, c, path)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anode import InputError
 from cnf.bases import Base, check_count
+from cnf.density import check_samples
 
 FITTED = 20_000  # points that a mixture is fitted to
 
@@ -76,6 +77,14 @@ class Mixture(Base):
         """See :meth:`Base.sample`."""
         return self.placed(self._noise(n), self.sample_components(n))
 
+    def sample_beside(self, a: Tensor) -> Tensor:
+        """See :meth:`Base.sample_beside`; from the components as likely as a makes them."""
+        own = self.shape[0] - a.shape[1]
+        eps = (a.unsqueeze(1) - self.means[:, own:]) * torch.exp(-self.log_scales[:, own:])
+        log_normal = -(0.5 * eps.square() + self.log_scales[:, own:]).flatten(2).sum(2)
+        k = drawn((self.logits + log_normal).detach())
+        return torch.cat([self.placed(self._noise(len(a)), k)[:, :own], a], 1)
+
     def sample_components(self, n: int) -> Tensor:
         """Draw n components, (n,)."""
         check_count(n)
@@ -92,16 +101,21 @@ class Mixture(Base):
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> Self:
-        """Start as the mixture of the points ``z`` (N, *S), by expectation maximisation on 20,000 at most."""
+        """Start as the mixture of the points ``z`` (N, *S), by expectation maximisation on 20,000 at most.
+
+        Raises:
+            InputError: for points of another shape, not finite, or fewer than components, or than two.
+        """
+        check_samples("z", z, None, self.shape, z.dtype)
+        k = len(self.logits)
+        if len(z) < max(2, k):
+            raise InputError(f"{len(z)} points are too few to fit components={k} to: pass at least {max(2, k)}")
         chosen = z[torch.randperm(len(z))[:FITTED]].flatten(1).double().cpu().numpy()
         seed = int(torch.randint(2**31 - 1, ()))
-        found = GaussianMixture(
-            min(len(self.logits), len(chosen)), covariance_type="diag", reg_covar=1e-4, random_state=seed
-        ).fit(chosen)
-        self.means[: found.n_components] = torch.from_numpy(found.means_).to(self.means).view(-1, *self.shape)
-        scales = torch.from_numpy(found.covariances_).log().to(self.means) / 2
-        self.log_scales[: found.n_components] = scales.view(-1, *self.shape)
-        self.logits[: found.n_components] = torch.from_numpy(found.weights_).log().to(self.logits)
+        found = GaussianMixture(k, covariance_type="diag", reg_covar=1e-4, random_state=seed).fit(chosen)
+        self.means.copy_(torch.from_numpy(found.means_).view_as(self.means))
+        self.log_scales.copy_(torch.from_numpy(found.covariances_).log().view_as(self.means) / 2)
+        self.logits.copy_(torch.from_numpy(found.weights_).log())
         return self
 
 

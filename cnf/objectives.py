@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from anode import InputError
 from cnf.continuous import Continuous
 from cnf.density import Bound, Density, repeated
-from cnf.transforms import ENERGIES, Path
+from cnf.transforms import ENERGIES, PathOptions
 
 Batch = Tensor | tuple[Tensor, Tensor]
 
@@ -31,7 +31,7 @@ class MaximumLikelihood(nn.Module):
         kinetic: weight of the kinetic energy.
         frobenius: weight of the squared norm of the Jacobian.
         acceleration: weight of the squared acceleration of state and log-density.
-        steer: how far the time of the base is moved at random; see :class:`~cnf.Path`.
+        steer: how far the time of the base is moved at random; see :class:`~cnf.PathOptions`.
         samples: K, for a bound.
 
     Raises:
@@ -67,9 +67,8 @@ class MaximumLikelihood(nn.Module):
                 raise InputError(f"{name}={weight} must be a weight from 0, such as 1e-3")
         self.model = model
         self.weights = {name: weight for name, weight in weights.items() if weight}
-        self.steer = Path(steer=steer).steer
-        if (self.weights or steer) and not any(isinstance(part, Continuous) for part in model.modules()):
-            raise InputError(f"{', '.join(self.weights) or 'steer'}: the model has no ODE with paths to change")
+        self.steer = PathOptions(steer=steer).steer
+        self._check_paths((*self.weights, *(["steer"] if steer else [])))
         model.check_draws(samples)
         self.samples = samples
 
@@ -91,9 +90,14 @@ class MaximumLikelihood(nn.Module):
         """What the loss is made of, unweighted: ``"nll"``, the energies of positive weight, and those asked for."""
         x, c = split(batch)
         asked = tuple(dict.fromkeys((*self.weights, *energies)))
-        bound = self.model.elbo_on_path(*repeated(self.samples, x, c), Path(asked, self.steer))
+        self._check_paths(asked)
+        bound = self.model.elbo_on_path(*repeated(self.samples, x, c), PathOptions(asked, self.steer))
         nll = -self._over_draws(_warmed(bound, kl)).mean()
         return {"nll": nll, **{name: energy.mean() for name, energy in bound.energies.items()}}
+
+    def _check_paths(self, asked: Sequence[str]) -> None:
+        if asked and not any(isinstance(part, Continuous) for part in self.model.modules()):
+            raise InputError(f"{', '.join(asked)}: the model has no ODE, whose paths it could be of")
 
     def _over_draws(self, log_weights: Tensor) -> Tensor:
         """The bound (B,) of K draws (K B,)."""
@@ -149,5 +153,12 @@ class InTurn(nn.Module):
 
 
 def split(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Samples and contexts of a batch, the contexts None where it has none."""
-    return (batch, None) if isinstance(batch, Tensor) else batch
+    """Samples and contexts of a batch, the contexts None where it has none.
+
+    Raises:
+        InputError: for no samples.
+    """
+    x, c = (batch, None) if isinstance(batch, Tensor) else batch
+    if len(x) == 0:
+        raise InputError("a batch of no samples has no loss: pass at least one")
+    return x, c

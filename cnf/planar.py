@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anode import InputError
-from cnf.transforms import Path, Transform, Transport
+from cnf.transforms import PathOptions, Transform, Transport
 
 NEWTON_STEPS = 100
 
@@ -57,7 +57,7 @@ class Planar(Transform):
         self.u = nn.Parameter(no_move + 0.1 * torch.randn(layers, dim) / math.sqrt(dim))
         self.b = nn.Parameter(torch.randn(layers))
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.forward`; x (B, D), no context.
 
         Raises:
@@ -71,7 +71,7 @@ class Planar(Transform):
             log_det = log_det - _slope(h, slack).log()
         return Transport(x, log_det)
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`; z (B, D), no context.
 
         Raises:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from anode import InputError
 from cnf.bases import Normal
@@ -28,7 +29,8 @@ class ReverseKL(nn.Module):
         path_gradient: use that estimator of the gradient.
 
     Raises:
-        InputError: for anything but a :class:`Flow`, or a base whose samples carry no gradient to its own parameters.
+        InputError: for anything but a :class:`Flow`, a base whose samples carry no gradient to its own parameters, or a
+            target that is no function.
 
     References:
         Rezende, Mohamed 2015, arXiv 1505.05770; Roeder, Wu, Duvenaud 2017, arXiv 1703.09194; Vaitl, Nicoli, Nakajima,
@@ -44,6 +46,8 @@ class ReverseKL(nn.Module):
         super().__init__()
         if not isinstance(flow, Flow):
             raise InputError(f"flow={type(flow).__name__} is no Flow, whose samples have a log-density: pass one")
+        if not callable(log_target):
+            raise InputError(f"log_target={log_target} cannot be called: pass a function of points")
         if not isinstance(flow.base, Normal):
             raise InputError(f"base={flow.base} has parameters that samples do not reach: use Normal")
         self.flow = flow
@@ -57,18 +61,39 @@ class ReverseKL(nn.Module):
             batch: how many samples to estimate it from, at least one.
 
         Raises:
-            InputError: when ``log_target`` does not return a log-density for each sample.
+            InputError: when ``log_target`` does not return a finite log-density for each sample, or one without a
+                gradient.
         """
-        if batch < 1:
-            raise InputError(f"batch={batch} must be at least 1")
+        if not isinstance(batch, int) or batch < 1:
+            raise InputError(f"batch={batch} must be a number of samples, at least 1: they are drawn from the flow")
         x, log_q = self._along_the_path(batch) if self.path_gradient else self.flow.sample_with_log_prob(batch)
         log_p = self.log_target(x)
         if log_p.shape != log_q.shape:
             raise InputError(f"log_target returned shape {tuple(log_p.shape)} for {batch} points: return ({batch},)")
+        finite = torch.isfinite(log_p)
+        if not finite.all():
+            raise InputError(
+                f"log_target is not finite at {int((~finite).sum())} of {batch} points: samples fall anywhere, so it "
+                "needs a support without bounds"
+            )
+        if x.requires_grad and not log_p.requires_grad:
+            raise InputError("log_target returned no graph: compute it from x by differentiable operations, undetached")
         return (log_q - log_p).mean()
 
     def _along_the_path(self, n: int) -> tuple[Tensor, Tensor]:
         """Samples, and their log-densities under the same weights as constants."""
         x = self.flow.decode(self.flow.base.sample(n))
-        constants = {id(parameter): parameter.detach() for parameter in self.flow.parameters()}
-        return x, copy.deepcopy(self.flow, memo=constants).log_prob(x)
+        log_prob = _LogProb(self.flow)
+        constants = {name: parameter.detach() for name, parameter in log_prob.named_parameters()}
+        return x, functional_call(log_prob, constants, (x,))
+
+
+class _LogProb(nn.Module):
+    """The log-density as a function of weights and points."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.log_prob(x)

@@ -19,7 +19,7 @@ ENERGIES = ("kinetic", "frobenius", "acceleration")
 
 
 @dataclass(frozen=True)
-class Path:
+class PathOptions:
     """What training asks of the paths of ODEs, besides where they end.
 
     Attributes:
@@ -67,7 +67,7 @@ class Transform(nn.Module):
     :meth:`encode` and :meth:`decode` where points alone are cheaper.
     """
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """Data to base: z = g(x, c) and log |det dg/dx|.
 
         Args:
@@ -77,7 +77,7 @@ class Transform(nn.Module):
         """
         raise NotImplementedError
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """Base to data: x with g(x, c) = z, and log |det dx/dz|; see :meth:`forward`."""
         raise NotImplementedError
 
@@ -104,14 +104,14 @@ class Compose(Transform):
     def _inward(self) -> list[Transform]:
         return cast("list[Transform]", list(self.transforms))
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.forward`; energies of several ODEs add up."""
         total = Transport(x, x.new_zeros(len(x)))
         for transform in self._inward():
             total = _joined(total, transform(total.point, c, path))
         return total
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
         total = Transport(z, z.new_zeros(len(z)))
         for transform in reversed(self._inward()):
@@ -152,11 +152,11 @@ class Standardize(Moments, Transform):
         tensor([[0., 0.]])
     """
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.forward`."""
         return Transport((x - self.mean) / self.scale, -self.scale.log().sum().expand(len(x)))
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
         return Transport(z * self.scale + self.mean, self.scale.log().sum().expand(len(z)))
 
@@ -180,14 +180,14 @@ class Logit(Transform):
             raise InputError(f"alpha={alpha} must lie in [0, 0.5), such as 0.05")
         self.alpha = alpha
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.forward`; x in [0, 1], which is checked."""
         z = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
         if not torch.isfinite(z).all():
             raise InputError(f"x must lie in [0, 1], and between them with alpha=0 (alpha={self.alpha}); it does not")
         return Transport(z, -self._log_slope(z))
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
         x = (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
         return Transport(x, self._log_slope(z))

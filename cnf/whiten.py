@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cnf.transforms import Path, Transform, Transport
+from cnf.transforms import PathOptions, Transform, Transport
 
 
 class Whiten(Transform):
@@ -60,12 +60,12 @@ class Whiten(Transform):
         self.log_det.copy_(torch.linalg.slogdet(self.unroot.double()).logabsdet)  # of the matrix as it was rounded
         return self
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.forward`."""
         z = (x.flatten(1) - self.mean) @ self.unroot
         return Transport(z.view(x.shape), self.log_det.expand(len(x)))
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
         x = z.flatten(1) @ self.root + self.mean
         return Transport(x.view(z.shape), -self.log_det.expand(len(z)))

@@ -1,5 +1,7 @@
 """Bases against torch's own distributions, quadrature and their own samplers."""
 
+import math
+
 import pytest
 import torch
 
@@ -167,6 +169,36 @@ def test_it_moves_and_is_stored():
 def test_bad_components_are_named(components):
     with pytest.raises(InputError, match=f"components={components} "):
         Mixture((2,), components)
+
+
+@pytest.mark.parametrize(
+    ("z", "names"),
+    [
+        (torch.randn(4, 2), "4 points are too few to fit components=5 to: pass at least 5"),
+        (torch.randn(50, 3), r"z of shape \(50, 3\)"),
+        (torch.full((50, 2), math.nan), "z is not finite in 50 of 50"),
+    ],
+)
+def test_points_that_no_mixture_fits_are_named(z, names):
+    with pytest.raises(InputError, match=names):
+        Mixture((2,), 5).fit(z)
+    with pytest.raises(InputError, match="1 points are too few"):
+        Mixture((2,), 1).fit(torch.zeros(1, 2))
+
+
+def test_a_mixture_is_drawn_given_a_part_of_it(float64):
+    """The rest has the mean of p(z given a), by its closed form."""
+    base = far_mixture()
+    a = torch.tensor([[0.7]]).expand(200_000, 1)
+    z = base.sample_beside(a)
+    assert torch.equal(z[:, 1:], a)
+    means, scales = base.means[:, 1], base.log_scales[:, 1].exp()
+    shares = base.weights * torch.distributions.Normal(means, scales).log_prob(a[0]).exp()
+    shares = shares / shares.sum()
+    expected = (shares * base.means[:, 0]).sum()
+    second = (shares * (base.means[:, 0].square() + base.log_scales[:, 0].exp().square())).sum()
+    for got, wanted in ((z[:, 0], expected), (z[:, 0].square(), second)):
+        assert (got.mean() - wanted).abs() < 5 * got.std() / len(a) ** 0.5
 
 
 @pytest.mark.parametrize("base", [Normal((2,)), Mixture((2,), 3)])

@@ -18,6 +18,7 @@ from train_flows import data, density, likelihood, loop, recipes
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 
+COUPLED = ("--objective", "flow-matching", "--coupling", "optimal_transport")
 TINY = ["--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64"]
 
 
@@ -451,7 +452,7 @@ class TestRefused:
             (["density", "moons", "--batch-size", "-3"], ["--batch-size -3"]),
             (["density", "moons", "--lr", "nan"], ["--lr nan"]),
             (["density", "moons", "--hidden", "8", "0"], ["hidden=(8, 0)"]),
-            (["density", "moons", "--probes", "0"], ["probes=0"]),
+            (["density", "moons", "--divergence", "hutchinson", "--probes", "0"], ["probes=0"]),
             (["density", "power"], ["data.npy", "--data-root"]),
             (["density", "--resume", "nothing"], ["nothing", "config.json"]),
             (["evaluate", "nothing"], ["nothing", "config.json"]),
@@ -635,11 +636,14 @@ class TestObjectives:
             (("--kinetic", "-1"), "kinetic=-1.0 must be"),
             (("--steer", "1"), "steer=1.0 must lie"),
             (("--ema", "1"), "--ema 1.0 must lie"),
-            (("--sigma", "0.1"), "--sigma 0.1 has no part"),
-            (("--objective", "flow-matching", "--acceleration", "1"), "--acceleration 1.0 has no part"),
+            (("--sigma", "0.1"), "--sigma 0.1 is for --objective flow-matching or flow-matching+likelihood"),
+            (
+                ("--objective", "flow-matching", "--acceleration", "1"),
+                "--acceleration 1.0 is for --objective likelihood",
+            ),
             (("--objective", "flow-matching", "--sigma", "-1"), "sigma=-1.0 must be"),
             (("--objective", "flow-matching+likelihood", "--likelihood-steps", "6"), "--likelihood-steps 6 must be"),
-            (("--likelihood-steps", "2"), "--likelihood-steps 2 has no part"),
+            (("--likelihood-steps", "2"), "--likelihood-steps 2 is for --objective flow-matching+likelihood"),
             (("--restart", "6"), "--restart 6 must be from 1 to 5"),
             (("--restart", "2", "--schedule", "constant"), "--restart 2 is of --schedule cosine"),
             (("--objective", "flow-matching", "--base", "conditional", "--extra", "1"), "--base conditional learns"),
@@ -648,6 +652,13 @@ class TestObjectives:
             (("--samples", "4"), "samples=4: the model has no bound"),
             (("--warm-up", "10"), "--warm-up 10 must be steps from 0, of --posterior learned"),
             (("--base", "mixture", "--components", "0"), "components"),
+            (("--components", "5"), "--components 5 is for --base mixture"),
+            (("--filters", "7"), "--filters 7 is for --field conv"),
+            (("--probes", "3"), "--probes 3 is for --divergence hutchinson"),
+            (("--matching-kl", "2"), "--matching-kl 2.0 is for --objective flow-matching"),
+            (("--objective", "flow-matching", "--samples", "4"), "--samples 4 is for --objective likelihood"),
+            ((*COUPLED, "--extra", "1", "--augmentation", "frozen"), "would tie base points"),
+            ((*COUPLED, "--extra", "2", "--augmentation", "categorical"), "would tie base points"),
         ],
     )
     def test_what_cannot_be_meant_is_refused(self, run, tmp_path, typed, message):

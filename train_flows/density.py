@@ -16,7 +16,7 @@ from torch import nn
 from anode import SolverError
 from cnf import Density, density_model
 from cnf.models import KIND
-from train_flows import command_line, data, likelihood, objectives, pictures, recipes, session
+from train_flows import command_line, data, likelihood, objectives, pictures, recipes, session, unused
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.loop import shuffled_batches
@@ -34,6 +34,7 @@ from train_flows.text import lines_of
 from train_flows.training import Training
 
 VALIDATION = 5000  # samples at most
+SECTIONS = ("model", "augmentation", "objective", "numerics", "training")  # of the settings: what is learnt, and how
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings = parse(args)
     settings.training.check()
+    unused.check(settings.model, settings.augmentation, settings.objective)
     objectives.check(settings.objective, settings.augmentation, settings.training.steps)
     check_seed(settings.run.seed)
     figures, device = settings.numerics.figures(), find_device(settings.run.device)
@@ -88,6 +90,11 @@ def parse(args: list[str]) -> Settings:
 
 def build(settings: Settings, dataset: Dataset) -> Density:
     """The untrained model, with the solver of training and the standardisation of the training part."""
+    return blank(settings, dataset, data=dataset.train)
+
+
+def blank(settings: Settings, dataset: Dataset, **more: Any) -> Density:
+    """The untrained model for the data, which it has not seen, with further arguments."""
     augmented = settings.augmentation
     return density_model(
         dataset.shape,
@@ -97,7 +104,7 @@ def build(settings: Settings, dataset: Dataset) -> Density:
         posterior=augmented.posterior,
         levels=dataset.levels,
         solver=settings.numerics.training(),
-        data=dataset.train,
+        **more,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
-from cnf import Continuous, Density, Dequantize, LiftedFlow, Path, Standardize
+from cnf import Continuous, Density, Dequantize, LiftedFlow, PathOptions, Standardize
 from train_flows.text import lines_of
 
 CHUNK = 2500  # samples solved together
@@ -102,13 +102,13 @@ def of_one_draw(model: Density, x: Tensor, energies: Sequence[str] = ()) -> dict
     Args:
         model: the density.
         x: (N, *S).
-        energies: which; see :class:`~cnf.Path`.
+        energies: which; see :class:`~cnf.PathOptions`.
 
     Returns:
         ``nll``, the mean evaluations of a solve as ``nfe_log_prob``, and the energies by name.
     """
     with count_evals(model) as nfe:
-        bounds = [model.elbo_on_path(part, path=Path(tuple(energies))) for part in x.split(CHUNK)]
+        bounds = [model.elbo_on_path(part, path=PathOptions(tuple(energies))) for part in x.split(CHUNK)]
     figures = {name: _mean([bound.energies[name] for bound in bounds]) for name in energies}
     nll = -_mean([bound.value for bound in bounds])
     return {"nll": nll, "nfe_log_prob": nfe.each, **figures}

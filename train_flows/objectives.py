@@ -14,10 +14,8 @@ from cnf import Conditional, Density, FlowMatching, InTurn, MaximumLikelihood, W
 from cnf.transforms import ENERGIES
 from train_flows.settings import Augmentation, Objective
 from train_flows.training import Training
+from train_flows.unused import BOTH, OF_LIKELIHOOD
 
-BOTH = "flow-matching+likelihood"
-OF_LIKELIHOOD = ("kinetic", "frobenius", "acceleration", "steer")
-OF_MATCHING = ("coupling", "interpolation", "sigma")
 LIKELIHOOD_SHARE = 0.5  # of the steps, where flow matching goes before and nothing else is said
 
 
@@ -77,12 +75,6 @@ def check(goal: Objective, augmented: Augmentation, steps: int) -> None:
     last = goal.likelihood_steps
     if goal.objective == BOTH and last is not None and not 0 < last < steps:
         raise InputError(f"--likelihood-steps {last} must be from 1 to {steps - 1}, below --steps")
-    if goal.objective != BOTH and last is not None:
-        raise InputError(f"--likelihood-steps {last} has no part in --objective {goal.objective}: drop it")
-    unused = {"flow-matching": OF_LIKELIHOOD, "likelihood": OF_MATCHING, BOTH: ()}[goal.objective]
-    for name in unused:
-        if getattr(goal, name) != getattr(Objective(), name):
-            raise InputError(f"--{name} {getattr(goal, name)} has no part in --objective {goal.objective}: drop it")
 
 
 def energies(goal: Objective) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train_flows.data import images, paper, toy
-from train_flows.objectives import OF_LIKELIHOOD
+from train_flows.unused import OF_LIKELIHOOD
 
 MATCHED: dict[str, Any] = {  # flow matching, then likelihood; tanh first, for outliers
     "activation": ("tanh", "silu"),

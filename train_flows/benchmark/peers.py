@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from anode import InputError
-from cnf import Compose, Density, Flow, LiftedFlow, Normal, Path, Transform, Transport
+from cnf import Compose, Density, Flow, LiftedFlow, Normal, PathOptions, Transform, Transport
 
 NAMES = ("MAF", "NSF")
 SIZE: dict[str, Any] = {"transforms": 5, "hidden_features": (128, 128)}
@@ -37,12 +37,12 @@ class Peer(Transform):
         super().__init__()
         self.lazy = lazy
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.forward`."""
         z, log_det = self.lazy(c).call_and_ladj(x.flatten(1))
         return Transport(z.reshape(x.shape), log_det)
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: Path | None = None) -> Transport:
+    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`; an autoregressive one takes a pass for every dimension."""
         x, log_det = self.lazy(c).inv.call_and_ladj(z.flatten(1))
         return Transport(x.reshape(z.shape), log_det)

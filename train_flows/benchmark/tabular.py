@@ -113,7 +113,7 @@ def load(settings: Settings, source: str, seed: int) -> tuple[density.Settings, 
 
 def describe(settings: Settings, recipe: density.Settings, dataset: Dataset) -> dict[str, Any]:
     """Everything that the outcome of a contest depends on, as plain values."""
-    sections = {name: vars(getattr(recipe, name)) for name in ("model", "objective", "numerics", "training")}
+    sections = {name: vars(getattr(recipe, name)) for name in density.SECTIONS}
     about = {
         "data": dataset.name,
         "seed": recipe.run.seed,

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anode import InputError
+from cnf.reverse_kl import LogDensity
 
-LogDensity = Callable[[Tensor], Tensor]
 WALL = 4.0  # where the published pictures of u2, u3 and u4 end, along z1
 LOG_2PI = math.log(2 * math.pi)
 

@@ -1,0 +1,60 @@
+"""Options that take part only where others ask for them: refused elsewhere, rather than ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from anode import InputError
+from train_flows.settings import Augmentation, Model, Objective
+
+OF_LIKELIHOOD = ("kinetic", "frobenius", "acceleration", "steer")
+OF_MATCHING = ("coupling", "interpolation", "sigma")
+MATCHING, LIKELIHOOD, BOTH = "flow-matching", "likelihood", "flow-matching+likelihood"
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """When some options are of use.
+
+    Attributes:
+        options: their names.
+        where: in words.
+        here: whether that is so.
+    """
+
+    options: tuple[str, ...]
+    where: str
+    here: Callable[[Model, Objective], bool]
+
+
+USES = (
+    Use(("filters",), "--field conv", lambda model, goal: model.field == "conv"),
+    Use(("components",), "--base mixture", lambda model, goal: model.base == "mixture"),
+    Use(("probes", "noise"), "--divergence hutchinson", lambda model, goal: model.divergence == "hutchinson"),
+    Use(
+        (*OF_LIKELIHOOD, "samples", "warm_up"),
+        f"--objective {LIKELIHOOD} or {BOTH}",
+        lambda model, goal: goal.objective != MATCHING,
+    ),
+    Use(
+        (*OF_MATCHING, "matching_kl"),
+        f"--objective {MATCHING} or {BOTH}",
+        lambda model, goal: goal.objective != LIKELIHOOD,
+    ),
+    Use(("likelihood_steps",), f"--objective {BOTH}", lambda model, goal: goal.objective == BOTH),
+)
+
+
+def check(model: Model, augmented: Augmentation, goal: Objective) -> None:
+    """Raise an :class:`~anode.InputError` for an option that was chosen in vain."""
+    chosen = {
+        field.name: value
+        for section in (model, augmented, goal)
+        for field in dataclasses.fields(section)
+        if (value := getattr(section, field.name)) != field.default
+    }
+    for use in USES:
+        for name in use.options:
+            if name in chosen and not use.here(model, goal):
+                raise InputError(f"--{name.replace('_', '-')} {chosen[name]} is for {use.where}: drop it")
