@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
-from anode import Field, FrozenField, InputError, SecondOrderField
+from anode import ConvField, Field, FrozenField, InputError, MLPField, SecondOrderField
 
 FIELDS = ("mlp", "conv")
 BASES = ("normal", "mixture", "conditional")
 
-Network = Callable[..., Field]  # of a number of dimensions or channels, of context features, and of context maps
+
+class Network(Protocol):
+    """Makes the part of a field that learns."""
+
+    def __call__(self, width: int, features: int, maps: int = 0) -> Field:
+        """A field of so many dimensions or channels, with context features and context maps, which starts at zero."""
+        ...
+
+
+def perceptrons(
+    hidden: Sequence[int], activation: str | Sequence[str], time: str, residual: bool, pixels: int
+) -> Network:
+    """Fields of perceptrons, of images with so many pixels, or of 1; see :class:`~anode.MLPField`."""
+
+    def network(width: int, features: int, maps: int = 0) -> Field:
+        return MLPField(width * pixels, hidden, activation, time, features + maps * pixels, True, residual)
+
+    return network
+
+
+def convolutions(filters: int, activation: str | Sequence[str], time: str) -> Network:
+    """Fields of convolutions, with the first of several activations; see :class:`~anode.ConvField`."""
+    first = activation if isinstance(activation, str) else activation[0]
+
+    def network(width: int, features: int, maps: int = 0) -> Field:
+        return ConvField(width, filters, first, time, features + maps, zero_init=True)
+
+    return network
 
 
 def _joint(network: Network, shape: Sequence[int], context: int, extra: int) -> Field:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from anode import ConvField, Field, InputError, MLPField, Solver, storage
+from anode import InputError, Solver, storage
 from cnf.augment import VariationalAugment
-from cnf.augmented_fields import check, field_of
+from cnf.augmented_fields import check, convolutions, field_of, perceptrons
 from cnf.bases import Base, Conditional, Normal
 from cnf.categorical import CategoricalFlow
 from cnf.continuous import Continuous
@@ -114,7 +113,10 @@ def density_model(
     augment = VariationalAugment(augmented, posterior, shape) if augmented else None
     if data is not None:
         _fit(scaling, augment, start, _real(data, shape, levels, alpha))
-    network = partial(_network, field, hidden, filters, activation, time, residual, math.prod(shape[1:]))
+    if field == "conv":
+        network = convolutions(filters, activation, time)
+    else:
+        network = perceptrons(hidden, activation, time, residual, math.prod(shape[1:]))
     dynamics = field_of(augmentation, network, shape, context, extra)
     ode = Continuous(dynamics, solver, divergence, probes, noise, augmented)
     lifts: list[Lift] = [] if levels is None else [Dequantize(levels)]
@@ -135,25 +137,6 @@ def density_model(
         "solver": asdict(solver),
     }
     return model
-
-
-def _network(
-    kind: str,
-    hidden: Sequence[int],
-    filters: int,
-    activation: str | Sequence[str],
-    time: str,
-    residual: bool,
-    pixels: int,
-    width: int,
-    features: int,
-    maps: int = 0,
-) -> Field:
-    """A perceptron or convolutions of so many dimensions or channels, context features and context maps."""
-    if kind == "conv":
-        first = activation if isinstance(activation, str) else activation[0]
-        return ConvField(width, filters, first, time, features + maps, zero_init=True)
-    return MLPField(width * pixels, hidden, activation, time, features + maps * pixels, True, residual)
 
 
 def _base(name: str, state: Sequence[int], components: int, extra: int) -> Base:

@@ -47,7 +47,7 @@ def main(args: list[str]) -> None:
     experiment = command.module
     trained: Attempts | Sittings
     if settings.experiment in ON_IMAGES:
-        of_images = partial(look, seed=0, data_root=command.images.data_root, download=command.images.download)
+        of_images = partial(look, seed=0, data_root=command.sets.data_root, download=command.images.download)
         how = How(attempt, of_images, partial(_fitting, device))
         trained = _sittings(command, into, write, str(device), workers, how)
         report = experiment.run(trained, command.scale, command.data)
@@ -67,7 +67,7 @@ def _sittings(
     settings, sets = command.settings, command.sets
     earlier = sittings.read(into.results, settings.experiment or "") if sets.resume else None
     minutes = math.inf if sets.budget_minutes is None else sets.budget_minutes
-    place = Place(command.images.data_root, device, into.states, time.time() + 60 * minutes)
+    place = Place(command.sets.data_root, device, into.states, time.time() + 60 * minutes)
     return Sittings(range(settings.seeds), workers, place, write, how, earlier)
 
 

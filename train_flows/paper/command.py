@@ -38,6 +38,7 @@ ON_DENSITIES = {
     "path-energies": "evaluations and likelihood of densities trained with and without a penalty on acceleration",
     "couplings": "evaluations of flow matching by the coupling of base and data points",
     "ffjord": "time to the likelihood that FFJORD's recipe reaches",
+    "augmented-density": "evaluations of plain and augmented densities of as many parameters, at equal likelihood",
     "planar": "depth of planar flows against width of continuous ones, by reverse KL (Neural ODEs, fig. 4)",
 }
 EXPERIMENTS = ON_FUNCTIONS | ON_IMAGES | ON_DENSITIES
@@ -59,7 +60,8 @@ class Settings:
 class Sets:
     """For the experiments on images and densities."""
 
-    data: tuple[str, ...] = ()  # sets of images (mnist, ..., folders under the data root) or densities, in any order
+    data: tuple[str, ...] = ()  # images (mnist, ..., folders under the data root) or densities (moons, ..., tables)
+    data_root: str = "data"  # where they are
     budget_minutes: float | None = None  # stop after so long; --resume goes on
     resume: Flag = False  # keep the runs there are, and train what is missing
 
@@ -68,7 +70,6 @@ class Sets:
 class Images:
     """For the experiments on images alone."""
 
-    data_root: str = "data"  # where they are
     download: Flag = False  # fetch those of the four that are not there
     small: Flag = False  # for CPUs: 2,000 images at most, of 16 pixels a side at most, half the filters and epochs
     device: Device = "auto"

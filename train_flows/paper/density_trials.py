@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +24,10 @@ from train_flows.paper.outcomes import Outcome, Place, status_of
 from train_flows.provenance import device_name
 
 QUICK = {"steps": 4, "validate_every": 2, "likelihood_steps": 2, "batch_size": 32, "hidden": (8, 8)}
-SECTIONS = ("model", "augmentation", "objective", "numerics", "training")
 FEW = 100  # samples of a part
+
+
+Measure = Callable[[Density, Dataset], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class DensityTrial:
 
     def plain(self) -> dict[str, Any]:
         """All that matters to the figures, what comes of the recipe too."""
-        sections = {name: vars(getattr(self.settings(0), name)) for name in SECTIONS}
+        sections = {name: vars(getattr(self.settings(0), name)) for name in density.SECTIONS}
         plain = {"name": self.name, "data": self.data, **sections} | ({"quick": True} if self.quick else {})
         return json.loads(json.dumps(plain))
 
@@ -53,11 +57,30 @@ class DensityTrial:
         return cooked(density.Settings(), values)
 
 
-def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
+def load(trial: DensityTrial, seed: int, data_root: str) -> Dataset:
+    """The data of a trial: by name, or a table that lies in ``data_root``.
+
+    Raises:
+        InputError: when there is no such data set, or it cannot be used.
+    """
+    source = trial.data if trial.data in data.NAMES else str(Path(data_root, trial.data))
+    dataset = data.load(source, seed, data_root=data_root)
+    if not trial.quick:
+        return dataset
+    few = {part: getattr(dataset, part)[:FEW] for part in ("train", "validation", "test")}
+    return dataclasses.replace(dataset, **few)
+
+
+def _nothing(model: Density, dataset: Dataset) -> dict[str, float]:
+    return {}
+
+
+def attempt(trial: DensityTrial, seed: int, place: Place, measure: Measure = _nothing) -> Outcome | None:
     """Train the density of a trial, and measure it with the weights of the best validation on the test part.
 
-    Records are those of the run folder; the last also holds ``test_nll`` with its ``standard_error``,
-    ``nfe_log_prob`` and ``nfe_sample``, and the best ``validation_nll`` with its evaluations ``nfe_validation``.
+    Records are those of the run folder, with what ``measure`` makes of model and data; the last also holds ``test_nll``
+    with its ``standard_error``, ``nfe_log_prob`` and ``nfe_sample``, and the best ``validation_nll`` with its
+    evaluations ``nfe_validation``.
 
     Returns:
         The outcome; None when the deadline has passed.
@@ -67,11 +90,7 @@ def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
     """
     if time.time() > place.deadline:
         return None
-    settings = trial.settings(seed)
-    dataset = data.load(trial.data, seed)
-    if trial.quick:
-        few = {part: getattr(dataset, part)[:FEW] for part in ("train", "validation", "test")}
-        dataset = dataclasses.replace(dataset, **few)
+    settings, dataset = trial.settings(seed), load(trial, seed, place.data_root)
     torch.manual_seed(seed)
     trained = density.build(settings, dataset)
     model = trained.with_solver(settings.numerics.figures())
@@ -81,11 +100,12 @@ def attempt(trial: DensityTrial, seed: int, place: Place) -> Outcome | None:
     def keep_best() -> None:
         best.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
 
+    def validate() -> dict[str, float]:
+        return task.validate() | measure(model, dataset)
+
     def work() -> bool:
         accelerator = Accelerator(cpu=True)
-        return train(
-            task.objective, task.training, task.batch, task.validate, keep_best, journal, accelerator, quiet=True
-        )
+        return train(task.objective, task.training, task.batch, validate, keep_best, journal, accelerator, quiet=True)
 
     def test() -> None:
         model.load_state_dict(best)

@@ -41,7 +41,7 @@ class Place:
     """Where and until when a trial runs.
 
     Attributes:
-        data_root: folder of images.
+        data_root: folder of images and tables.
         device: of model and data.
         states: folder of what unfinished trials continue from.
         deadline: of ``time.time()``, after which they stop.

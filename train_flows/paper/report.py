@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from train_flows.paper.outcomes import Outcome, Tried
+from train_flows.paper.outcomes import Outcome, Place, Tried
 from train_flows.paper.trials import Trained, Trial
 
 Some = TypeVar("Some", bound=Outcome)
@@ -44,6 +44,11 @@ class AttemptAll(Protocol):
 
 class AttemptInSittings(Protocol):
     """What an experiment on images or densities is handed to train with."""
+
+    @property
+    def place(self) -> Place:
+        """Where it trains."""
+        ...
 
     def __call__(self, wanted: Sequence[Tried]) -> list[Outcome]:
         """Every trial with every seed, as far as there is time."""
@@ -165,4 +170,6 @@ def _spread(value: Mapping[str, float | None]) -> str:
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_number(each)}" for name, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,109 @@
+"""Comparisons at equal likelihood: where the curves meet, what is measured, and that variants are of equal size."""
+
+import math
+
+import pytest
+import torch
+
+from anode import InputError, count_evals
+from cnf import density_model
+from train_flows import density
+from train_flows.data import Dataset
+from train_flows.paper import augmented_density
+from train_flows.paper.costs import MOST_NUMBERS, costs
+from train_flows.paper.density_trials import DensityTrial, load
+from train_flows.paper.equal_nll import compared, cost_at
+from train_flows.paper.outcomes import Outcome
+
+
+def outcome(nll, nfe):
+    records = [{"nll_test": a, "nfe": b} for a, b in zip(nll, nfe, strict=True)]
+    return Outcome(DensityTrial("some", "moons"), 0, "success", records)
+
+
+def test_a_cost_is_interpolated_to_where_a_level_is_first_reached():
+    records = outcome([3.0, 2.0, 2.5, 1.0], [10.0, 20.0, 30.0, 60.0]).records
+    assert cost_at(records, 3.5, "nfe") == 10
+    assert cost_at(records, 2.25, "nfe") == pytest.approx(17.5)
+    assert cost_at(records, 2.0, "nfe") == 20
+    assert cost_at(records, 1.5, "nfe") == pytest.approx(30 + 30 / 1.5)
+    with pytest.raises(ValueError, match=r"0\.5"):
+        cost_at(records, 0.5, "nfe")
+
+
+def test_trainings_compare_at_the_lowest_nll_that_both_reach():
+    plain = outcome([3.0, 1.0], [20.0, 40.0])
+    better = outcome([3.0, 2.0, 0.0], [10.0, 10.0, 30.0])  # at 1: 20
+    worse = outcome([3.0, 2.0], [60.0, 60.0])  # there: 30
+    found = compared([(better, plain), (worse, plain), (plain, plain)], "nfe")
+    ratios = torch.tensor([0.5, 2.0, 1.0])
+    assert found["ratio"] == pytest.approx(ratios.mean().item())
+    assert found["interval"] == pytest.approx(4.302653 * ratios.std().item() / math.sqrt(3))
+    assert found["nll"] == pytest.approx((1 + 2 + 1) / 3)
+    assert (found["cost"], found["cost_below"]) == pytest.approx(((20 + 60 + 40) / 3, (40 + 30 + 40) / 3))
+    assert math.isnan(compared([(better, plain)], "nfe")["interval"])
+
+
+@pytest.mark.parametrize(
+    ("options", "points"),
+    [
+        ({}, 1),
+        ({"extra": 3, "augmentation": "categorical"}, 3),
+        ({"extra": 1}, 16),  # the bound of a Gaussian is tight from the first draw
+    ],
+)
+def test_costs_are_those_of_the_verbs_in_double_precision(options, points):
+    x = torch.randn(300, 2) * torch.tensor([2.0, 0.5])
+    dataset = Dataset("some", x, x, x[:50], ("x", "y"))
+    torch.manual_seed(1)
+    model = density_model((2,), hidden=(8,), data=x, **options)
+    before = [weight.clone() for weight in model.state_dict().values()]
+    found = costs(model, dataset)
+    assert found["points_log_prob"] == points
+    assert found["nll_test"] == pytest.approx(-model.log_prob(x[:50]).mean().item(), abs=1e-4)
+    with count_evals() as nfe:
+        density_model((2,), hidden=(8,)).double().sample(50)
+    assert found["nfe_sample_1e-05"] == nfe.forward  # the fields are zero, and so no harder for one model than another
+    assert costs(model, dataset)["nll_test"] == found["nll_test"]
+    assert all(torch.equal(*pair) for pair in zip(before, model.state_dict().values(), strict=True))
+
+
+def test_a_loose_bound_takes_more_draws():
+    x = torch.randn(300, 2)
+    model = density_model((2,), hidden=(8,), extra=2, data=x)
+    for weight in model.flow.parameters():  # p(a given x) is far from the normal q, then
+        torch.nn.init.normal_(weight)
+    found = costs(model, Dataset("some", x, x, x, ("x", "y")))
+    assert 16 < found["points_log_prob"] <= MOST_NUMBERS / x.numel()
+    assert found["nll_test"] < -model.elbo(x).mean().item()
+
+
+@pytest.mark.parametrize("data", ["checkerboard", "digits"])
+def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(data):
+    plain, *trials = augmented_density._trials(data, quick=False, data_root="nowhere")
+    dataset = load(plain, 0, "nowhere")
+    allowed = augmented_density._parameters(plain, {}, dataset)
+    built = density.build(plain.settings(0), dataset)
+    assert allowed == sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert len({trial.name for trial in trials}) == len(trials) == 11
+    for trial in trials:
+        model = trial.settings(0).model
+        wider = {"filters": model.filters + 1, "hidden": tuple(n + 1 for n in model.hidden)}
+        assert augmented_density._parameters(trial, {}, dataset) <= allowed
+        if not trial.name.startswith(augmented_density.PLAIN):
+            assert augmented_density._parameters(trial, wider, dataset) > allowed
+
+
+def test_both_sides_are_penalised_alike():
+    trials = augmented_density._trials("annulus", quick=False, data_root="nowhere")
+    weights = {trial.name: trial.settings(0).objective.acceleration for trial in trials}
+    assert {weights[name] for name in weights if name.endswith("free")} == {0.0}
+    assert {weights[name] for name in weights if name.endswith("penalised")} == {augmented_density.PENALTY}
+
+
+def test_tables_are_found_in_their_folder(tmp_path):
+    with pytest.raises(InputError, match=r"some\.csv"):
+        load(DensityTrial("p=0", "some.csv"), 0, str(tmp_path))
+    rows = "\n".join(f"{a},{b}" for a, b in torch.randn(100, 2).tolist())
+    (tmp_path / "some.csv").write_text(f"a,b\n{rows}\n")
+    assert load(DensityTrial("p=0", "some.csv"), 0, str(tmp_path)).shape == (2,)

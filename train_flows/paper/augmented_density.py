@@ -1,0 +1,132 @@
+"""Whether augmentation saves evaluations of a continuous flow: at equal likelihood, with as many parameters.
+
+Every variant trains like the plain flow, by the same recipe, without and with a penalty on acceleration, and is
+measured on the way in double precision (:func:`train_flows.paper.costs.costs`). With every seed, a variant and the
+plain flow are compared at the lowest test NLL that both reach. Where a variant knows only a bound of its likelihood,
+that speaks against it; the likelihood of discrete data is a bound for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from cnf import LiftedFlow
+from train_flows import density
+from train_flows.data import Dataset, toy
+from train_flows.paper import density_trials
+from train_flows.paper.costs import TOLERANCES, costs
+from train_flows.paper.density_trials import DensityTrial, load
+from train_flows.paper.equal_nll import compared
+from train_flows.paper.outcomes import Outcome
+from train_flows.paper.report import AttemptInSittings, Report, of, report, shared
+
+__all__ = ["DATA", "attempt", "run"]
+
+DATA = ("separated-8gaussians", "checkerboard", "annulus", "nested-annuli", "2spirals", "digits")
+PLAIN = "p=0"
+RECORDS = 12  # along the training
+REGULARISATIONS = ("free", "penalised")
+PENALTY = 1e-3  # on acceleration, where the recipe has none
+METRICS = tuple(f"nfe_{what}_{tolerance:.0e}" for what in ("log_prob", "sample") for tolerance in TOLERANCES)
+attempt = partial(density_trials.attempt, measure=costs)
+
+
+def variants(data: str) -> dict[str, dict[str, Any]]:
+    """What is compared, by name: options of ``train-flows density``."""
+    k = 8 if data in toy.DENSITIES else 16  # components, chosen by validation with other seeds
+    return {
+        PLAIN: {},
+        "mixture base": {"base": "mixture", "components": k},
+        "categorical": {"augmentation": "categorical", "extra": k, "posterior": "fitted"},
+        "joint": {"extra": 1},
+        "joint, learned q": {"extra": 1, "posterior": "learned"},
+        "frozen": {"augmentation": "frozen", "extra": 2, "base": "conditional", "posterior": "learned"},
+    }
+
+
+def run(attempt_all: AttemptInSittings, quick: bool, data: Sequence[str]) -> Report:
+    """Train every variant on every density."""
+    trials = [trial for each in data for trial in _trials(each, quick, attempt_all.place.data_root)]
+    outcomes = attempt_all(trials)
+    return report(outcomes, partial(_figure, outcomes, data), _findings(outcomes, data))
+
+
+def _trials(data: str, quick: bool, data_root: str) -> list[DensityTrial]:
+    plain = DensityTrial(PLAIN, data, _of_all(data), quick)
+    dataset = load(plain, 0, data_root)
+    penalty = plain.settings(0).objective.acceleration or PENALTY
+    trials = []
+    for name, options in variants(data).items():
+        matched = plain.options | _matched(plain, options, dataset)
+        for regularisation, weight in zip(REGULARISATIONS, (0.0, penalty), strict=True):
+            settings = matched | {"acceleration": weight}
+            trials.append(dataclasses.replace(plain, name=_name(name, regularisation), options=settings))
+    return trials
+
+
+def _name(variant: str, regularisation: str) -> str:
+    return f"{variant}, {regularisation}"
+
+
+def _of_all(data: str) -> dict[str, Any]:
+    """Options that all variants share, beside the recipe of the data."""
+    steps = 2000 if data in toy.DENSITIES else 4000
+    images = {"field": "conv", "activation": ("tanh",)} if data == "digits" else {}
+    return {"steps": steps, "validate_every": math.ceil(steps / RECORDS), **images}
+
+
+def _matched(plain: DensityTrial, options: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """The options with the widest field that takes no more parameters than that of the plain flow."""
+    model = plain.settings(0).model
+    images = model.field == "conv"
+
+    def of_width(n: int) -> dict[str, Any]:
+        return {**options, **({"filters": n} if images else {"hidden": (n,) * len(model.hidden)})}
+
+    widest, allowed = model.filters if images else model.hidden[0], _parameters(plain, {}, dataset)
+    narrower = (of_width(n) for n in range(widest, 1, -1) if _parameters(plain, of_width(n), dataset) <= allowed)
+    return next(narrower, of_width(1))
+
+
+def _parameters(plain: DensityTrial, options: dict[str, Any], dataset: Dataset) -> int:
+    """How many a variant trains, but for those of q(a given x), which are of no use any more once it is trained."""
+    trial = dataclasses.replace(plain, options=plain.options | options)
+    with torch.device("meta"):
+        model = density.blank(trial.settings(0), dataset)
+    flow = model.flow if isinstance(model, LiftedFlow) else model
+    return sum(weight.numel() for weight in flow.parameters() if weight.requires_grad)
+
+
+def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any]:
+    findings: dict[str, Any] = {}
+    for each in data:
+        for regularisation in REGULARISATIONS:
+            plain, *others = (of(outcomes, _name(name, regularisation), each) for name in variants(each))
+            for name, found in zip(list(variants(each))[1:], others, strict=True):
+                pairs = list(zip(*shared(found, plain), strict=True))
+                if pairs:
+                    where = f"{each}, {regularisation}: {name} / {PLAIN}"
+                    findings |= {f"{where}, {metric}": compared(pairs, metric) for metric in METRICS}
+    return findings
+
+
+def _figure(outcomes: Sequence[Outcome], data: Sequence[str]) -> Figure:
+    figure = Figure(figsize=(4.2 * len(data), 3.4 * len(REGULARISATIONS)), layout="constrained")
+    panels = figure.subplots(len(REGULARISATIONS), len(data), squeeze=False)
+    for row, regularisation in zip(panels, REGULARISATIONS, strict=True):
+        for axes, each in zip(row, data, strict=True):
+            for i, name in enumerate(variants(each)):
+                good = (o for o in of(outcomes, _name(name, regularisation), each) if o.status == "success")
+                for j, outcome in enumerate(good):
+                    nll, nfe = ([record[x] for record in outcome.records[1:]] for x in ("nll_test", METRICS[-1]))
+                    axes.plot(nll, nfe, "o-", ms=3, color=f"C{i}", alpha=0.7, label=None if j else name)
+            axes.set(title=f"{each}, {regularisation}", xlabel="test NLL", ylabel="evaluations of sampling, 1e-7")
+    panels[0, 0].legend(fontsize=7)
+    return figure
