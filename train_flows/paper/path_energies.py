@@ -99,5 +99,5 @@ def _figure(outcomes: Sequence[Outcome], data: Sequence[str]) -> Figure:
                 axes[1, column].plot(steps, costs, color=f"C{i}", alpha=0.7, label=label)
         axes[0, column].set(title=each, xlabel="evaluations of log_prob", ylabel="test NLL")
         axes[1, column].set(xlabel="step", ylabel="evaluations of log_prob, validation")
-        axes[0, column].legend(title="weight")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title="weight", loc="outside right upper")
     return figure
