@@ -57,6 +57,8 @@ class VariationalAugment(Lift):
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Lifted:
         """See :meth:`Lift.forward`; the context has no part in q."""
+        if x.ndim < 2:
+            raise InputError(f"x of shape {tuple(x.shape)} has no dimension to augment: pass (B, D) or (B, C, H, W)")
         eps = torch.randn(len(x), self.extra, *x.shape[2:], dtype=x.dtype, device=x.device)
         a, log_normal = eps, _log_normal(eps)
         log_q = log_normal

@@ -57,7 +57,18 @@ def _categorical(network: Network, shape: Sequence[int], context: int, extra: in
     return network(shape[0], context + extra)
 
 
-AUGMENTATIONS = {"joint": _joint, "frozen": _frozen, "momentum": _momentum, "categorical": _categorical}
+def _copies(network: Network, shape: Sequence[int], context: int, extra: int) -> Field:
+    return network(shape[0], context)
+
+
+MIXTURES = ("categorical", "copies")  # of as many flows as are extra
+AUGMENTATIONS = {
+    "joint": _joint,
+    "frozen": _frozen,
+    "momentum": _momentum,
+    "categorical": _categorical,
+    "copies": _copies,
+}
 
 
 def field_of(augmentation: str, network: Network, shape: Sequence[int], context: int, extra: int) -> Field:
@@ -88,26 +99,28 @@ def check(
     for name, (value, known) in names.items():
         if value not in known:
             raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+    if len(shape) not in (1, 3):
+        raise InputError(f"shape={tuple(shape)} must be (D,) or, of images, (C, H, W)")
     if extra < 0 or (extra == 0 and augmentation != "joint"):
         raise InputError(
             f"extra={extra} must be from {int(augmentation != 'joint')} with augmentation={augmentation!r}"
         )
     if field == "conv" and (len(shape) != 3 or residual):
         raise InputError(f"field='conv' is for images (C, H, W), without residual; shape is {tuple(shape)}")
-    if base == "conditional" and (not extra or augmentation == "categorical"):
+    if base == "conditional" and (not extra or augmentation in MIXTURES):
         raise InputError("base='conditional' depends on augmented dimensions: pass extra, and another augmentation")
-    if posterior != "normal" and (not extra or (augmentation == "categorical") != (posterior == "fitted")):
+    if posterior != "normal" and (not extra or (augmentation in MIXTURES) != (posterior == "fitted")):
         raise InputError(
             f"posterior={posterior!r} is of no use here: 'learned' is for augmented dimensions, 'fitted' for "
-            "augmentation='categorical'"
+            "augmentation='categorical' or 'copies'"
         )
     if extra:
         _check_augmented(shape, field, base, extra, augmentation, context)
 
 
 def _check_augmented(shape: Sequence[int], field: str, base: str, extra: int, augmentation: str, context: int) -> None:
-    if augmentation == "categorical" and base == "mixture":
-        raise InputError("augmentation='categorical' has a mixture of its own for base, of extra components: drop base")
+    if augmentation in MIXTURES and base == "mixture":
+        raise InputError(f"augmentation={augmentation!r} has a mixture of its own, of extra components: drop base")
     if augmentation == "frozen" and field == "conv" and context:
         raise InputError("augmentation='frozen' takes the context of convolutions: drop context, or field='conv'")
     if augmentation == "momentum" and extra != shape[0]:

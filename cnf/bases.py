@@ -35,7 +35,7 @@ class Base(nn.Module):
         raise NotImplementedError
 
     def sample_beside(self, a: Tensor) -> Tensor:
-        """Draw points (B, *S) that end with a (B, p, ...) along dimension 1, given it; gradients flow to a.
+        """Draw points (B, *S) that end with a (B, p, ...) along dimension 1, given it, without a graph but that of a.
 
         Raises:
             InputError: for a base that cannot.
@@ -106,7 +106,8 @@ class Conditional(Base):
 
     def sample_beside(self, a: Tensor) -> Tensor:
         """See :meth:`Base.sample_beside`."""
-        mean, log_scale = self.moments(a).chunk(2, 1)
+        with torch.no_grad():
+            mean, log_scale = self.moments(a).chunk(2, 1)
         eps = self._noise(len(a))[:, : -self.extra]
         return torch.cat([mean + log_scale.exp() * eps, a], 1)
 

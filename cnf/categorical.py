@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from anode import InputError
 from cnf.bases import Normal
 from cnf.continuous import Continuous
-from cnf.density import TOGETHER, Bound, Density, Ends, check_samples, for_each, repeated
+from cnf.density import Bound, Density, Ends, check_samples, copies_together, for_each, repeated
 from cnf.mixture import Mixture, drawn
 from cnf.transforms import Compose, PathOptions, Transform
 
@@ -32,6 +32,8 @@ class CategoricalFlow(Density):
         mixture: the components; :meth:`cnf.Mixture.fit` starts them as those of s(x).
         ode: g, whose context is the component as K indicators, beside those of a conditional density.
         draw: whether :meth:`elbo` draws one component, instead of the sum over all.
+        told: whether the field is told the component; otherwise all flows are one, at different places and scales, and
+            the context of the ODE is that of a conditional density alone.
 
     Raises:
         InputError: for an estimated divergence: a sum of exponentials of estimates would be biased.
@@ -48,11 +50,14 @@ class CategoricalFlow(Density):
         (torch.Size([5]), torch.Size([7, 2]))
     """
 
-    def __init__(self, static: Transform, mixture: Mixture, ode: Continuous, draw: bool = False) -> None:
+    def __init__(
+        self, static: Transform, mixture: Mixture, ode: Continuous, draw: bool = False, told: bool = True
+    ) -> None:
         super().__init__()
         self.static = static
         self.mixture = mixture
         self.ode = ode
+        self.told = told
         self.base = Normal(mixture.shape)
         self.posterior = copy.deepcopy(mixture).requires_grad_(False) if draw else None
         self._check_divergence()
@@ -99,7 +104,8 @@ class CategoricalFlow(Density):
         """See :meth:`Density.ends`; the component of each sample is drawn by the mixture."""
         x = self._static_point(x, c)
         k, _ = self._drawn(self.posterior or self.mixture, x)
-        x = self.mixture.standardized(x, k)[0]
+        with torch.no_grad():  # or scales would grow, which leaves nothing to be learnt
+            x = self.mixture.standardized(x, k)[0]
         return Ends(self.ode, x, self.base.sample(len(x)), self._context(k, c))
 
     def parts(self) -> tuple[Compose, Continuous]:
@@ -136,8 +142,10 @@ class CategoricalFlow(Density):
         if self.ode.divergence != "exact":
             raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
 
-    def _context(self, k: Tensor, c: Tensor | None) -> Tensor:
-        """The components (B,) as indicators, beside the context of a conditional density."""
+    def _context(self, k: Tensor, c: Tensor | None) -> Tensor | None:
+        """The components (B,) as indicators, where the field is told, beside the context of a conditional density."""
+        if not self.told:
+            return c
         indicators = F.one_hot(k, len(self.mixture.logits)).to(self.like.dtype)
         return indicators if c is None else torch.cat([indicators, c], 1)
 
@@ -159,13 +167,13 @@ class CategoricalFlow(Density):
         return log_weight + self.base.log_prob(z) + log_det + log_det_local + log_det_ode, energies
 
     def _of_all(self, x: Tensor, c: Tensor | None, path: PathOptions | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same of all components, (K, B); as many at once as make 16,384 points."""
+        """The same of all components, (K, B); see :func:`cnf.density.copies_together`."""
         self._check_divergence()
         check_samples("x", x, c, self.base.shape, self.like.dtype)
-        found = []
-        for ks in torch.arange(len(self.mixture.logits), device=x.device).split(max(1, TOGETHER // max(1, len(x)))):
+        log_joint, energies = [], []
+        for ks in torch.arange(len(self.mixture.logits), device=x.device).split(copies_together(x)):
             points, contexts = repeated(len(ks), x, c)
-            found.append(self._of_one(points, ks.repeat_interleave(len(x)), contexts, path))
-        log_joint = torch.cat([part.view(-1, len(x)) for part, _ in found])
-        names = found[0][1]
-        return log_joint, {name: torch.cat([along[name].view(-1, len(x)) for _, along in found]) for name in names}
+            found, along = self._of_one(points, ks.repeat_interleave(len(x)), contexts, path)
+            log_joint.append(found.view(len(ks), len(x)))
+            energies.append({name: energy.view(len(ks), len(x)) for name, energy in along.items()})
+        return torch.cat(log_joint), {name: torch.cat([part[name] for part in energies]) for name in energies[0]}

@@ -14,7 +14,7 @@ from anode.resolving import config_of
 from cnf.continuous import Continuous
 from cnf.transforms import Compose, PathOptions, Transform
 
-TOGETHER = 2**14  # points in one solve, where a density needs many for each sample: bounds the memory
+POINTS, NUMBERS = 2**14, 2**20  # in one solve, where a density needs many points for each sample
 
 
 class Bound(NamedTuple):
@@ -182,6 +182,14 @@ def _check_values(name: str, x: Tensor, dtype: torch.dtype) -> None:
 def for_each(c: Tensor | None, n: int) -> Tensor | None:
     """One context (C,) or (n, C) for n samples."""
     return c.expand(n, -1) if c is not None and c.ndim == 1 else c
+
+
+def copies_together(x: Tensor) -> int:
+    """How many copies of samples are solved at once: 16,384 points of a million numbers at most, which bounds memory.
+
+    Only without gradients, whose graphs all stay.
+    """
+    return max(1, min(POINTS // max(1, len(x)), NUMBERS // max(1, x.numel())))
 
 
 def repeated(k: int, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:

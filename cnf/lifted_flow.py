@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anode import InputError
 from cnf.continuous import Continuous
-from cnf.density import TOGETHER, Bound, Density, Ends, repeated
+from cnf.density import Bound, Density, Ends, copies_together, repeated
 from cnf.lifts import Lift
 from cnf.transforms import Compose, PathOptions
 
@@ -97,10 +97,10 @@ class LiftedFlow(Density):
     def log_prob_with_error(self, x: Tensor, c: Tensor | None = None, samples: int = 64) -> Weighted:
         """The same bound with its standard error over the draws; see :meth:`log_prob`.
 
-        Draws are solved together, as many as make 16,384 points, which bounds the memory.
+        As many draws are solved together as :func:`cnf.density.copies_together` says.
         """
         self.check_draws(samples)
-        each = max(1, min(samples, TOGETHER // max(1, len(x))))
+        each = min(samples, copies_together(x))
         counts = [min(each, samples - done) for done in range(0, samples, each)]
         log_weights = torch.cat([self._log_weight(*repeated(k, x, c)).view(k, len(x)) for k in counts])
         value = log_weights.logsumexp(0) - math.log(samples)

@@ -80,10 +80,11 @@ class Mixture(Base):
     def sample_beside(self, a: Tensor) -> Tensor:
         """See :meth:`Base.sample_beside`; from the components as likely as a makes them."""
         own = self.shape[0] - a.shape[1]
-        eps = (a.unsqueeze(1) - self.means[:, own:]) * torch.exp(-self.log_scales[:, own:])
-        log_normal = -(0.5 * eps.square() + self.log_scales[:, own:]).flatten(2).sum(2)
-        k = drawn((self.logits + log_normal).detach())
-        return torch.cat([self.placed(self._noise(len(a)), k)[:, :own], a], 1)
+        with torch.no_grad():
+            eps = (a.unsqueeze(1) - self.means[:, own:]) * torch.exp(-self.log_scales[:, own:])
+            log_normal = -(0.5 * eps.square() + self.log_scales[:, own:]).flatten(2).sum(2)
+            z = self.placed(self._noise(len(a)), drawn(self.logits + log_normal))[:, :own]
+        return torch.cat([z, a], 1)
 
     def sample_components(self, n: int) -> Tensor:
         """Draw n components, (n,)."""

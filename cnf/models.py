@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anode import InputError, Solver, storage
 from cnf.augment import VariationalAugment
-from cnf.augmented_fields import check, convolutions, field_of, perceptrons
+from cnf.augmented_fields import MIXTURES, check, convolutions, field_of, perceptrons
 from cnf.bases import Base, Conditional, Normal
 from cnf.categorical import CategoricalFlow
 from cnf.continuous import Continuous
@@ -72,12 +72,13 @@ def density_model(
         base: ``"normal"``; ``"mixture"``, a learned mixture of Gaussians, fitted to ``data`` to begin with; or
             ``"conditional"``, of p(z given a), for a flow with augmented dimensions a.
         components: of the mixture.
-        extra: number of augmented dimensions a, or channels; of components, for ``"categorical"``.
+        extra: number of augmented dimensions a, or channels; of flows, for mixtures.
         augmentation: what the field makes of them: ``"joint"``: of a flow of (x, a), like any other; ``"frozen"``:
             da/dt = 0, so that there is a flow of x for every a; ``"momentum"``: dx/dt = a, as many as x has;
-            ``"categorical"``: a mixture of ``extra`` flows, whose density is exact.
+            ``"categorical"``: a mixture of ``extra`` flows, whose density is exact; ``"copies"``: the same of copies of
+            one flow, at different places and scales.
         posterior: a ~ q(a given x): ``"normal"`` or ``"learned"``; see :class:`~cnf.VariationalAugment`. For
-            ``"categorical"``: ``"fitted"`` draws one component in training, by the mixture fitted to ``data``, which
+            mixtures: ``"fitted"`` draws one component in training, by the mixture fitted to ``data``, which
             spares the sum over all.
         divergence: ``"exact"`` or ``"hutchinson"``.
         probes: number of Hutchinson probes.
@@ -104,12 +105,12 @@ def density_model(
     arguments = {name: value for name, value in locals().items() if name != "data"}
     check(shape, field, base, extra, augmentation, posterior, residual, context)
     solver = solver if isinstance(solver, Solver) else Solver(**solver)
-    categorical = extra > 0 and augmentation == "categorical"
-    augmented = extra if not categorical else 0
+    mixed = extra > 0 and augmentation in MIXTURES
+    augmented = 0 if mixed else extra
     state = (shape[0] + augmented, *shape[1:])
     scaling = [Standardize(shape), *([Whiten(shape)] if whiten else [])]
     static = [*([] if levels is None else [Logit(alpha)]), *scaling]
-    start = _base("mixture" if categorical else base, state, extra if categorical else components, extra)
+    start = _base("mixture" if mixed else base, state, extra if mixed else components, extra)
     augment = VariationalAugment(augmented, posterior, shape) if augmented else None
     if data is not None:
         _fit(scaling, augment, start, _real(data, shape, levels, alpha))
@@ -123,8 +124,9 @@ def density_model(
     if augment is not None:
         lifts += [Through(Compose(static), shape), augment]
     model: Flow | CategoricalFlow | LiftedFlow
-    if categorical:
-        model = CategoricalFlow(Compose(static), cast(Mixture, start), ode, draw=posterior == "fitted")
+    if mixed:
+        draw, told = posterior == "fitted", augmentation == "categorical"
+        model = CategoricalFlow(Compose(static), cast(Mixture, start), ode, draw, told)
     else:
         model = Flow(ode if augmented else Compose([*static, ode]), start)
     if lifts:

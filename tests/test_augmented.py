@@ -40,6 +40,7 @@ VARIANTS = {
     "frozen, conditional base": {"extra": 1, "augmentation": "frozen", "base": "conditional", "posterior": "learned"},
     "momentum": {"extra": 1, "augmentation": "momentum"},
     "categorical": {"extra": 3, "augmentation": "categorical"},
+    "copies": {"extra": 3, "augmentation": "copies"},
     "categorical, fitted": {"extra": 3, "augmentation": "categorical", "posterior": "fitted"},
 }
 
@@ -76,6 +77,17 @@ def test_densities_integrate_to_one_and_agree_with_their_samplers(variant):
     below = torch.cumsum(density, 0) * 0.06  # up to the end of a cell, half a step on
     shares = torch.searchsorted(x, axis + 0.03) / len(x)
     assert (shares - below).abs().max() < 0.013  # Kolmogorov and Smirnov: one sample in 500 is further off
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_log_densities_are_in_the_units_of_the_data(float64, name):
+    """Importance weighting is unbiased for the density, whose integral over x is 1 wherever the data are."""
+    model = line_model(VARIANTS[name], data=10 + 5 * torch.randn(400, 1))
+    axis = torch.arange(-40, 60, 0.4)[:, None]
+    density = model.log_prob(axis, samples=200) if model.kind == "bound" else model.log_prob(axis)
+    assert density.exp().sum().item() * 0.4 == pytest.approx(1, abs=0.02)
+    assert abs((density.exp() * axis[:, 0]).sum().item() * 0.4 - model.sample(20_000).mean().item()) < 0.4
 
 
 @torch.no_grad()
@@ -254,10 +266,24 @@ class TestCategorical:
         torch.testing.assert_close(model.log_prob(x, c), total.log(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.elbo(x, c), model.log_prob(x, c))
 
+    def test_no_samples_have_no_log_density(self, model):
+        assert model.log_prob(torch.randn(0, 2), torch.randn(0, 1)).shape == (0,)
+
+    def test_copies_are_one_flow_at_places_and_scales(self, float64):
+        model = density_model((2,), hidden=(8,), extra=3, augmentation="copies")
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.4)
+        x, total = torch.randn(7, 2), torch.zeros(7)
+        for k in range(3):
+            mean, scale = model.mixture.means[k], model.mixture.log_scales[k].exp()
+            z, log_det, _ = model.ode((x - mean) / scale)
+            total = total + model.mixture.weights[k] * (Normal((2,)).log_prob(z) + log_det - scale.log().sum()).exp()
+        torch.testing.assert_close(model.log_prob(x), total.log(), rtol=1e-5, atol=1e-5)
+
     def test_components_solved_apart_are_the_same(self, model, monkeypatch):
         x, c = torch.randn(7, 2), torch.randn(7, 1)
         together = model.log_prob(x, c)
-        monkeypatch.setattr("cnf.categorical.TOGETHER", 8)
+        monkeypatch.setattr("cnf.density.POINTS", 8)
         with count_evals() as nfe:
             apart = model.log_prob(x, c)
         assert nfe.solves == 3
@@ -377,6 +403,39 @@ class TestTraining:
         torch.manual_seed(1)
         torch.testing.assert_close(weighed - without, 2 * model.ends(x).kl.mean())
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"augmentation": "categorical"},
+            {"augmentation": "copies", "posterior": "fitted"},
+            {"augmentation": "frozen", "base": "conditional"},
+            {"augmentation": "frozen", "base": "mixture", "posterior": "learned"},
+        ],
+    )
+    def test_matching_leaves_the_base_as_it_is(self, options):
+        """It would make base and data alike, which leaves nothing to learn."""
+        x = torch.randn(50, 2)
+        model = density_model((2,), hidden=(8,), extra=2, data=x, **options)
+        FlowMatching(model)(x).backward()
+        flow = model.flow if isinstance(model, LiftedFlow) else model
+        based = flow.mixture if isinstance(flow, CategoricalFlow) else flow.base
+        assert all(parameter.grad is None for parameter in based.parameters())
+        assert any(parameter.grad is not None for parameter in flow.parameters())
+
+    @pytest.mark.parametrize("options", [{"interpolation": "variance-preserving"}, {"sigma": 0.5}, {}])
+    def test_what_is_at_rest_is_matched_at_rest(self, options):
+        model = density_model((2,), hidden=(8,), extra=1, augmentation="frozen")
+        field, seen = model.flow.parts()[1].field, []
+        before = field.forward
+        field.forward = lambda t, y, c=None: seen.append(y) or before(t, y, c)
+        torch.manual_seed(0)
+        loss = FlowMatching(model, **options)(torch.zeros(4000, 2))
+        torch.manual_seed(0)
+        a = model.lift(torch.zeros(4000, 2)).point[:, 2:]
+        assert torch.equal(seen[0][:, 2:], a)
+        rate = math.pi**2 / 8 if "interpolation" in options else 1  # mean square of beta' z, all that there is to learn
+        assert loss.item() == pytest.approx(rate, rel=0.1)
+
     def test_what_cannot_be_matched_is_refused(self):
         with pytest.raises(InputError, match="momentum"):
             FlowMatching(density_model((2,), extra=2, augmentation="momentum"))
@@ -421,11 +480,12 @@ def test_no_more_points_than_fit_are_solved_together(float64, monkeypatch):
     with count_evals() as nfe:
         model.log_prob(x, samples=64)
     assert nfe.solves == 1
-    monkeypatch.setattr("cnf.lifted_flow.TOGETHER", 100)
-    with count_evals() as nfe:
-        model.log_prob(x, samples=64)
-    assert nfe.solves == 7  # ten draws at once, and four
-    assert nfe.each == nfe.forward / 7
+    for bound, most in (("POINTS", 100), ("NUMBERS", 105)):
+        with monkeypatch.context() as patched, count_evals() as nfe:
+            patched.setattr(f"cnf.density.{bound}", most)
+            model.log_prob(x, samples=64)
+        assert nfe.solves == 7  # ten draws at once, and four
+        assert nfe.each == nfe.forward / 7
 
 
 def test_paths_of_augmented_samples_are_projected():

@@ -1,18 +1,20 @@
 """Comparisons at equal likelihood: where the curves meet, what is measured, and that variants are of equal size."""
 
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from anode import InputError, count_evals
-from cnf import density_model
+from anode import InputError, Solver, count_evals
+from cnf import LiftedFlow, density_model
 from train_flows import density
 from train_flows.data import Dataset
 from train_flows.paper import augmented_density
 from train_flows.paper.costs import MOST_NUMBERS, costs
 from train_flows.paper.density_trials import DensityTrial, load
-from train_flows.paper.equal_nll import compared, cost_at
+from train_flows.paper.equal_nll import LEVELS, compared, cost_at
 from train_flows.paper.outcomes import Outcome
 
 
@@ -31,17 +33,35 @@ def test_a_cost_is_interpolated_to_where_a_level_is_first_reached():
         cost_at(records, 0.5, "nfe")
 
 
-def test_trainings_compare_at_the_lowest_nll_that_both_reach():
-    plain = outcome([3.0, 1.0], [20.0, 40.0])
-    better = outcome([3.0, 2.0, 0.0], [10.0, 10.0, 30.0])  # at 1: 20
-    worse = outcome([3.0, 2.0], [60.0, 60.0])  # there: 30
-    found = compared([(better, plain), (worse, plain), (plain, plain)], "nfe")
-    ratios = torch.tensor([0.5, 2.0, 1.0])
-    assert found["ratio"] == pytest.approx(ratios.mean().item())
-    assert found["interval"] == pytest.approx(4.302653 * ratios.std().item() / math.sqrt(3))
+def test_trainings_compare_where_both_have_been():
+    untrained = (9.0, 1e6)
+
+    def trained(nll, nfe):
+        return outcome([untrained[0], *nll], [untrained[1], *nfe])
+
+    plain = trained([3.0, 1.0], [20.0, 40.0])
+    half = trained([3.0, 1.0, 0.0], [10.0, 20.0, 300.0])
+    worse = trained([3.0, 2.0], [60.0, 60.0])  # levels 2 to 2.5, where the plain one has 30 to 25
+    found = compared([(half, plain), (worse, plain), (plain, plain)], "nfe")
+    plain_costs = 20 + 10 * (3 - np.linspace(2, 2.5, LEVELS))
+    logs = np.array([math.log(0.5), np.log(60 / plain_costs).mean(), 0.0])
+    assert math.log(found["ratio"]) == pytest.approx(logs.mean())
+    half_width = 4.302653 * logs.std(ddof=1) / math.sqrt(3)
+    assert (math.log(found["low"]), math.log(found["high"])) == pytest.approx(
+        (logs.mean() - half_width, logs.mean() + half_width)
+    )
     assert found["nll"] == pytest.approx((1 + 2 + 1) / 3)
     assert (found["cost"], found["cost_below"]) == pytest.approx(((20 + 60 + 40) / 3, (40 + 30 + 40) / 3))
-    assert math.isnan(compared([(better, plain)], "nfe")["interval"])
+    assert (found["pairs"], found["apart"]) == (3, 0)
+    alone = compared([(half, plain)], "nfe")
+    assert alone["ratio"] == pytest.approx(0.5)
+    assert math.isnan(alone["low"])
+
+
+def test_a_training_that_is_always_better_compares_at_its_first_record():
+    plain, better = outcome([9.0, 3.0, 2.0], [0.0, 20.0, 40.0]), outcome([1.9, 1.5, 1.0], [0.0, 10.0, 99.0])
+    found = compared([(better, plain)], "nfe")
+    assert (found["ratio"], found["apart"], found["nll"]) == (pytest.approx(0.25), 1, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +69,7 @@ def test_trainings_compare_at_the_lowest_nll_that_both_reach():
     [
         ({}, 1),
         ({"extra": 3, "augmentation": "categorical"}, 3),
-        ({"extra": 1}, 16),  # the bound of a Gaussian is tight from the first draw
+        ({"extra": 1}, None),
     ],
 )
 def test_costs_are_those_of_the_verbs_in_double_precision(options, points):
@@ -57,13 +77,21 @@ def test_costs_are_those_of_the_verbs_in_double_precision(options, points):
     dataset = Dataset("some", x, x, x[:50], ("x", "y"))
     torch.manual_seed(1)
     model = density_model((2,), hidden=(8,), data=x, **options)
+    flow = model.flow if isinstance(model, LiftedFlow) else model
+    torch.nn.init.normal_(flow.parts()[1].field.layers[-1].weight, std=0.7)
     before = [weight.clone() for weight in model.state_dict().values()]
     found = costs(model, dataset)
-    assert found["points_log_prob"] == points
-    assert found["nll_test"] == pytest.approx(-model.log_prob(x[:50]).mean().item(), abs=1e-4)
-    with count_evals() as nfe:
-        density_model((2,), hidden=(8,)).double().sample(50)
-    assert found["nfe_sample_1e-05"] == nfe.forward  # the fields are zero, and so no harder for one model than another
+    if points:
+        assert found["points_log_prob"] == points
+        assert found["nll_test"] == pytest.approx(-model.log_prob(x[:50]).mean().item(), abs=5e-3)
+    double = copy.deepcopy(model).double()
+    for tolerance in (1e-5, 1e-7):
+        torch.manual_seed(0)
+        with count_evals() as nfe:
+            double.with_solver(Solver(rtol=tolerance, atol=tolerance)).sample(50)
+        assert found[f"nfe_sample_{tolerance:.0e}"] == nfe.forward
+    assert found["nfe_sample_1e-07"] > found["nfe_sample_1e-05"] + 6
+    assert found["nfe_log_prob_1e-07"] > found["nfe_log_prob_1e-05"] + 6
     assert costs(model, dataset)["nll_test"] == found["nll_test"]
     assert all(torch.equal(*pair) for pair in zip(before, model.state_dict().values(), strict=True))
 
@@ -75,6 +103,7 @@ def test_a_loose_bound_takes_more_draws():
         torch.nn.init.normal_(weight)
     found = costs(model, Dataset("some", x, x, x, ("x", "y")))
     assert 16 < found["points_log_prob"] <= MOST_NUMBERS / x.numel()
+    assert found["raised"] > 0
     assert found["nll_test"] < -model.elbo(x).mean().item()
 
 
@@ -85,7 +114,7 @@ def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(da
     allowed = augmented_density._parameters(plain, {}, dataset)
     built = density.build(plain.settings(0), dataset)
     assert allowed == sum(p.numel() for p in built.parameters() if p.requires_grad)
-    assert len({trial.name for trial in trials}) == len(trials) == 11
+    assert len({trial.name for trial in trials}) == len(trials) == 13
     for trial in trials:
         model = trial.settings(0).model
         wider = {"filters": model.filters + 1, "hidden": tuple(n + 1 for n in model.hidden)}

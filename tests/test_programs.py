@@ -585,6 +585,7 @@ class TestObjectives:
             ("--extra", "1", "--augmentation", "frozen", "--base", "conditional", "--posterior", "learned"),
             ("--extra", "2", "--augmentation", "momentum"),
             ("--extra", "3", "--augmentation", "categorical", "--acceleration", "0.01"),
+            ("--extra", "3", "--augmentation", "copies", "--posterior", "fitted"),
         ],
     )
     def test_augmented_densities_are_trained_sampled_and_evaluated(self, run, undrawn, tmp_path, typed):
@@ -592,12 +593,16 @@ class TestObjectives:
         status, _, err = run("density", "moons", *TINY, *typed, *stages)
         assert (status, err) == (0, "")
         assert Run("runs/moons").config("density")["model"]["extra"] == int(typed[1])
-        exact = "categorical" in typed
-        status, out, _ = run("evaluate", "runs/moons", "--samples", "2")
+        exact = "categorical" in typed or "copies" in typed
+        drawn = () if exact else ("--samples", "2")
+        status, out, _ = run("evaluate", "runs/moons", *drawn)
         assert status == 0
         assert ("nats (exact" if exact else "upper bound, 2 importance sample(s)") in out
-        assert run("sample", "runs/moons", "-n", "20", "--out", "new.csv", "--log-prob", "--samples", "2")[0] == 0
+        assert run("sample", "runs/moons", "-n", "20", "--out", "new.csv", "--log-prob", *drawn)[0] == 0
         assert ("log_prob_bound" in (tmp_path / "new.csv").read_text()) != exact
+        if exact:
+            assert "--samples 2 is for bounds" in run("evaluate", "runs/moons", "--samples", "2")[2]
+        assert "--samples 2 is of --log-prob" in run("sample", "runs/moons", "--out", "other.csv", "--samples", "2")[2]
 
     def test_energies_are_in_the_records(self, run, undrawn):
         weights = ("--kinetic", "0.01", "--frobenius", "0.01", "--steer", "0.1", "--energies", "acceleration")
@@ -650,10 +655,11 @@ class TestObjectives:
             (("--base", "conditional"), "base='conditional' depends on augmented dimensions"),
             (("--extra", "3", "--augmentation", "momentum"), "extra=3: momentum needs"),
             (("--samples", "4"), "samples=4: the model has no bound"),
-            (("--warm-up", "10"), "--warm-up 10 must be steps from 0, of --posterior learned"),
+            (("--warm-up", "10"), "--warm-up 10 is for --posterior learned"),
             (("--base", "mixture", "--components", "0"), "components"),
             (("--components", "5"), "--components 5 is for --base mixture"),
             (("--filters", "7"), "--filters 7 is for --field conv"),
+            (("--matching-kl", "2", "--objective", "flow-matching"), "--matching-kl 2.0 is for --posterior learned"),
             (("--probes", "3"), "--probes 3 is for --divergence hutchinson"),
             (("--matching-kl", "2"), "--matching-kl 2.0 is for --objective flow-matching"),
             (("--objective", "flow-matching", "--samples", "4"), "--samples 4 is for --objective likelihood"),

@@ -88,6 +88,17 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
     return figure, nfe.each
 
 
+def importance_samples(model: Density, asked: int | None) -> int:
+    """How many to take: those asked for, or 64.
+
+    Raises:
+        InputError: when some are asked for, and the model knows no bound that they would tighten.
+    """
+    if asked is not None and model.kind != "bound":
+        raise InputError(f"--samples {asked} is for bounds, this log-density is of kind {model.kind!r}: drop it")
+    return 64 if asked is None else asked
+
+
 def log_prob(model: Density, x: Tensor, samples: int) -> Tensor:
     """Log-densities (B,) in nats, of a bound by so many draws; by one, where the log-density is estimated."""
     if not isinstance(model, LiftedFlow):

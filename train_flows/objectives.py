@@ -70,8 +70,8 @@ def staged(goal: Objective, training: Training) -> Training:
 
 def check(goal: Objective, augmented: Augmentation, steps: int) -> None:
     """Raise an :class:`~anode.InputError` for settings that contradict each other or the number of steps."""
-    if augmented.warm_up < 0 or (augmented.warm_up and augmented.posterior != "learned"):
-        raise InputError(f"--warm-up {augmented.warm_up} must be steps from 0, of --posterior learned")
+    if augmented.warm_up < 0:
+        raise InputError(f"--warm-up {augmented.warm_up} must be a number of steps from 0")
     last = goal.likelihood_steps
     if goal.objective == BOTH and last is not None and not 0 < last < steps:
         raise InputError(f"--likelihood-steps {last} must be from 1 to {steps - 1}, below --steps")

@@ -33,7 +33,7 @@ class Settings:
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 1000  # how many samples
     out: Path = Path("samples.csv")  # .csv, .npy (samples x columns) or .png
     log_prob: Flag = False  # add the log-density, in nats, as last column
-    samples: int = 64  # importance samples of the log-density, for a model that knows only a bound
+    samples: int | None = None  # importance samples of the log-density, where it is a bound; 64 when omitted
     seed: int = 0  # of the samples
     device: Device = "auto"
     overwrite: Flag = False  # replace an existing file
@@ -44,13 +44,14 @@ def main(args: list[str]) -> None:
     settings = tyro.cli(Settings, args=args, prog="train-flows sample")
     _check(settings)
     model = cnf.load(settings.run, find_device(settings.device))
+    samples = likelihood.importance_samples(model, settings.samples)
     config = storage.read_config(settings.run, KIND)
     shape = config["model"]["shape"]
     columns = list(config.get("columns", [f"x{i}" for i in range(math.prod(shape))]))
     torch.manual_seed(settings.seed)
     parts = []
     for start in range(0, settings.n, CHUNK):
-        x, log_p = draw(model, min(CHUNK, settings.n - start), settings.log_prob, settings.samples)
+        x, log_p = draw(model, min(CHUNK, settings.n - start), settings.log_prob, samples)
         parts.append(np.concatenate([x.reshape(len(x), -1), log_p], axis=1))
     values = np.concatenate(parts)
     if settings.log_prob:
@@ -82,6 +83,8 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--out {settings.out} is a folder: pass the name of a file")
     if settings.out.exists() and not settings.overwrite:
         raise InputError(f"--out {settings.out} exists: pass another name, or --overwrite")
+    if settings.samples is not None and not settings.log_prob:
+        raise InputError(f"--samples {settings.samples} is of --log-prob: pass that, too, or drop it")
     if settings.out.suffix == ".png" and settings.log_prob:
         raise InputError(f"--log-prob has no column in a picture: pass an --out other than {settings.out}")
 

@@ -90,7 +90,7 @@ class Augmentation:
     """Further dimensions for the flow to use."""
 
     extra: int = 0  # augmented dimensions, channels of images; or how many components
-    augmentation: Literal["joint", "frozen", "momentum", "categorical"] = "joint"  # what the field makes of them
+    augmentation: Literal["joint", "frozen", "momentum", "categorical", "copies"] = "joint"  # what to make of them
     posterior: Literal["normal", "learned", "fitted"] = "normal"  # how they are drawn, given the data
     samples: int = 1  # draws of them in training, for a tighter bound
     warm_up: int = 0  # steps over which what a learned posterior costs comes to count in full

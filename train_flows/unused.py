@@ -25,24 +25,32 @@ class Use:
 
     options: tuple[str, ...]
     where: str
-    here: Callable[[Model, Objective], bool]
+    here: Callable[[Model, Augmentation, Objective], bool]
 
 
 USES = (
-    Use(("filters",), "--field conv", lambda model, goal: model.field == "conv"),
-    Use(("components",), "--base mixture", lambda model, goal: model.base == "mixture"),
-    Use(("probes", "noise"), "--divergence hutchinson", lambda model, goal: model.divergence == "hutchinson"),
+    Use(("hidden",), "--field mlp", lambda model, augmented, goal: model.field == "mlp"),
+    Use(("filters",), "--field conv", lambda model, augmented, goal: model.field == "conv"),
+    Use(("components",), "--base mixture", lambda model, augmented, goal: model.base == "mixture"),
+    Use(
+        ("probes", "noise"), "--divergence hutchinson", lambda model, augmented, goal: model.divergence == "hutchinson"
+    ),
     Use(
         (*OF_LIKELIHOOD, "samples", "warm_up"),
         f"--objective {LIKELIHOOD} or {BOTH}",
-        lambda model, goal: goal.objective != MATCHING,
+        lambda model, augmented, goal: goal.objective != MATCHING,
     ),
     Use(
         (*OF_MATCHING, "matching_kl"),
         f"--objective {MATCHING} or {BOTH}",
-        lambda model, goal: goal.objective != LIKELIHOOD,
+        lambda model, augmented, goal: goal.objective != LIKELIHOOD,
     ),
-    Use(("likelihood_steps",), f"--objective {BOTH}", lambda model, goal: goal.objective == BOTH),
+    Use(
+        ("warm_up", "matching_kl"),
+        "--posterior learned",
+        lambda model, augmented, goal: augmented.posterior == "learned",
+    ),
+    Use(("likelihood_steps",), f"--objective {BOTH}", lambda model, augmented, goal: goal.objective == BOTH),
 )
 
 
@@ -56,5 +64,5 @@ def check(model: Model, augmented: Augmentation, goal: Objective) -> None:
     }
     for use in USES:
         for name in use.options:
-            if name in chosen and not use.here(model, goal):
+            if name in chosen and not use.here(model, augmented, goal):
                 raise InputError(f"--{name.replace('_', '-')} {chosen[name]} is for {use.where}: drop it")

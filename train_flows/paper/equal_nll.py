@@ -10,29 +10,47 @@ from scipy import stats
 
 from train_flows.paper.outcomes import Outcome
 
+LEVELS = 9  # at which two trainings are compared
+
 
 def compared(pairs: Sequence[tuple[Outcome, Outcome]], metric: str) -> dict[str, float]:
-    """A cost of some trainings over that of others, for each pair at the lowest test NLL that both reach.
+    """A cost of some trainings over that of others at equal test NLL, mean over levels of it and over pairs.
+
+    The first record, of models that have learnt nothing, takes no part. A pair is compared at levels from the lowest
+    that both reach half the way up to the highest that both come down to; at the lowest alone, where one is better from
+    its first record on than the other ever is. Its ratio is the geometric mean over them.
 
     Args:
         pairs: with ``nll_test`` and the metric in their records.
         metric: such as ``"nfe_sample_1e-07"``.
 
     Returns:
-        ``ratio``, its mean over the pairs, with ``interval``, half the width of its 95% interval by Student's t (NaN
-        for a single pair); and the means ``cost``, ``cost_below`` and ``nll`` behind it.
+        ``ratio``, the geometric mean over the pairs; ``low`` and ``high``, its 95% interval by Student's t of the
+        logarithms (NaN for a single pair); ``pairs``, how many, and ``apart``, how many of them with a single level;
+        ``cost`` and ``cost_below``, mean over pairs at the lowest level, and ``nll``, that level.
     """
-    levels = [max(_lowest(one), _lowest(other)) for one, other in pairs]
-    found = [[cost_at(each.records, level, metric) for each in pair] for pair, level in zip(pairs, levels, strict=True)]
-    costs, costs_below = np.array(found).T
-    ratios, n = costs / costs_below, len(found)
-    half = stats.t.ppf(0.975, n - 1) * ratios.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    means = {"ratio": ratios, "interval": half, "cost": costs, "cost_below": costs_below, "nll": levels}
-    return {name: float(np.mean(values)) for name, values in means.items()}
+    ratios, costs, lowest, apart = [], [], [], 0
+    for pair in pairs:
+        records = [outcome.records[1:] for outcome in pair]
+        levels = _levels(records)
+        found = np.array([[cost_at(each, level, metric) for each in records] for level in levels])
+        ratios.append(np.log(found[:, 0] / found[:, 1]).mean())
+        costs.append(found[0])
+        lowest.append(levels[0])
+        apart += len(levels) == 1
+    n, mean = len(ratios), float(np.mean(ratios))
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(ratios, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+    above, below = np.mean(costs, axis=0)
+    interval = {"ratio": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half)}
+    counts = {"pairs": n, "apart": apart}
+    return interval | counts | {"cost": float(above), "cost_below": float(below), "nll": float(np.mean(lowest))}
 
 
-def _lowest(outcome: Outcome) -> float:
-    return min(record["nll_test"] for record in outcome.records)
+def _levels(both: Sequence[Sequence[Mapping[str, float]]]) -> np.ndarray:
+    """Where two trainings are compared, the lowest first."""
+    lowest = max(min(record["nll_test"] for record in records) for records in both)
+    highest = min(records[0]["nll_test"] for records in both)
+    return np.linspace(lowest, (lowest + highest) / 2, LEVELS) if highest > lowest else np.array([lowest])
 
 
 def cost_at(records: Sequence[Mapping[str, float]], level: float, metric: str) -> float:
