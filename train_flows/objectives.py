@@ -14,7 +14,7 @@ from cnf import Conditional, Density, FlowMatching, InTurn, MaximumLikelihood, W
 from cnf.transforms import ENERGIES
 from train_flows.settings import Augmentation, Objective
 from train_flows.training import Training
-from train_flows.unused import BOTH, OF_LIKELIHOOD
+from train_flows.unused import BOTH, LIKELIHOOD, MATCHING, OF_LIKELIHOOD
 
 LIKELIHOOD_SHARE = 0.5  # of the steps, where flow matching goes before and nothing else is said
 
@@ -31,12 +31,12 @@ def build(
         batch: samples of a step.
         steps: of the whole training.
     """
-    first = 0 if goal.objective == "likelihood" else matching_steps(goal, steps)
+    first = 0 if goal.objective == LIKELIHOOD else matching_steps(goal, steps)
     likelihood, weighed = _likelihood(goal, augmented, model, batch, first)
-    if goal.objective == "likelihood":
+    if goal.objective == LIKELIHOOD:
         return likelihood, weighed
     matching = FlowMatching(model, goal.coupling, goal.interpolation, goal.sigma, augmented.matching_kl)
-    if goal.objective == "flow-matching":
+    if goal.objective == MATCHING:
         if any(isinstance(part, Conditional) for part in model.modules()):
             raise InputError("--base conditional learns nothing by flow matching: use flow-matching+likelihood")
         return matching, batch

@@ -42,7 +42,7 @@ attempt = partial(density_trials.attempt, measure=costs)
 
 def variants(data: str) -> dict[str, dict[str, Any]]:
     """What is compared, by name: options of ``train-flows density``."""
-    k = 8 if data in toy.DENSITIES else 16  # components, chosen by validation with other seeds
+    k = 8 if data in toy.DENSITIES else 16  # components
     return {
         PLAIN: {},
         "mixture base": {"base": "mixture", "components": k},
