@@ -279,7 +279,7 @@ def test_steps_fit_into_the_time(watch, recipe, objective):
     assert len(timed.begun) == settings.training.steps
     assert 0.9 * 20 < timed.seconds <= 0.951 * 20
     if objective == "flow-matching+likelihood":
-        assert settings.objective.likelihood_steps / settings.training.steps == pytest.approx(0.5, rel=0.05)
+        assert settings.objective.likelihood_steps / settings.training.steps == pytest.approx(1 / 6, rel=0.05)
 
 
 def test_a_pilot_too_short_for_a_step_plans_few(watch, recipe, monkeypatch):

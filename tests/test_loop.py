@@ -188,10 +188,11 @@ class TestAverage:
         assert average.state_dict() == {"values": []}
 
 
-def test_a_cosine_can_begin_anew(tmp_path, batches):
-    training = Training(steps=10, lr=0.1, restart=6, validate_every=1)
+@pytest.mark.parametrize("again", [None, 0.03])
+def test_a_cosine_can_begin_anew(tmp_path, batches, again):
+    training = Training(steps=10, lr=0.1, restart=6, restart_lr=again, validate_every=1)
     run = Run.create(tmp_path / "run")
     assert fit(Steep(), training, batches, run)
     rates = torch.tensor([record["lr"] for record in run.records()])
-    first, second = (0.05 * (1 + torch.cos(torch.pi * torch.arange(n) / n)) for n in (6, 4))
+    first, second = (top / 2 * (1 + torch.cos(torch.pi * torch.arange(n) / n)) for n, top in ((6, 0.1), (4, again or 0.1)))
     torch.testing.assert_close(rates, torch.cat([first, second, torch.zeros(1)]))

@@ -189,16 +189,21 @@ def _line(figures: dict[str, float], steps: int) -> str:
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> LRScheduler:
     if training.schedule == "cosine":
-        return LambdaLR(optimizer, partial(_cosine, training.restart or training.steps, training.steps))
+        return LambdaLR(optimizer, partial(_cosine, training))
     if training.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
     return LambdaLR(optimizer, lambda _: 1.0)
 
 
-def _cosine(restart: int, steps: int, step: int) -> float:
+def _cosine(training: Training, step: int) -> float:
     """The share of the learning rate at a step: half a cosine, and another one from the restart on."""
-    share = step / restart if step < restart or restart == steps else (step - restart) / (steps - restart)
-    return (1 + math.cos(math.pi * share)) / 2
+    restart, height = training.restart, 1.0
+    if restart is None or step < restart:
+        share = step / (restart or training.steps)
+    else:
+        share = (step - restart) / (training.steps - restart)
+        height = (training.restart_lr or training.lr) / training.lr
+    return height * (1 + math.cos(math.pi * share)) / 2
 
 
 def _state(progress: Progress, parts: dict[str, Any]) -> dict[str, Any]:

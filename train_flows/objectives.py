@@ -16,7 +16,7 @@ from train_flows.settings import Augmentation, Objective
 from train_flows.training import Training
 from train_flows.unused import BOTH, LIKELIHOOD, MATCHING, OF_LIKELIHOOD
 
-LIKELIHOOD_SHARE = 0.5  # of the steps, where flow matching goes before and nothing else is said
+LIKELIHOOD_SHARE = 1 / 6  # of the steps, where flow matching goes before and nothing else is said: they are slower
 
 
 def build(

@@ -12,17 +12,17 @@ MATCHED: dict[str, Any] = {  # flow matching, then likelihood; tanh first, for o
     "activation": ("tanh", "silu"),
     "objective": "flow-matching+likelihood",
     "loosen": 100.0,
-    "batch_size": 128,
+    "restart_lr": 5e-3,
 }
 DENSITY: dict[str, dict[str, Any]] = {
     "toy": {"hidden": (64, 64), "steps": 1200},
-    "table": {**MATCHED, "whiten": True, "acceleration": 1e-2, "steps": 10000, "validate_every": 500},
+    "table": {**MATCHED, "whiten": True, "acceleration": 1e-2, "steps": 30000, "validate_every": 1000},
     "digits": {
         **MATCHED,
         "acceleration": 0.1,
-        "steps": 4000,
-        "validate_every": 200,
-        "weight_decay": 0.03,
+        "steps": 12000,
+        "validate_every": 500,
+        "weight_decay": 1e-4,
         "ema": 0.99,
     },
 }

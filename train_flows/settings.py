@@ -102,7 +102,7 @@ class Objective:
     """What to minimise."""
 
     objective: Literal["likelihood", "flow-matching", "flow-matching+likelihood"] = "likelihood"
-    likelihood_steps: int | None = None  # the last steps, of flow-matching+likelihood; half, if omitted
+    likelihood_steps: int | None = None  # the last steps, of flow-matching+likelihood; a sixth, if omitted
     coupling: Literal["independent", "optimal_transport", "entropic"] = "independent"  # of flow matching
     interpolation: Literal["straight", "variance-preserving"] = "straight"  # paths of flow matching
     sigma: float = 0.0  # noise of flow matching, in standard deviations of the data

@@ -24,15 +24,17 @@ class Training:
     ema: float = 0.0  # decay of the moving average of the weights, which is what is validated and stored; 0 for none
     validate_every: int = 100  # steps between validations, records and checkpoints
     restart: int | None = None  # step at which a cosine begins anew; where likelihood follows flow matching, if omitted
+    restart_lr: float | None = None  # learning rate from which it does; that of the beginning, if omitted
 
     def check(self) -> None:
         """Raise an :class:`~anode.InputError` for a number out of range."""
         for name in ("steps", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
-        for name in ("lr", "clip"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise InputError(f"--{name} {getattr(self, name)} must be a positive number")
+        for name in ("lr", "clip", "restart_lr"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise InputError(f"--{name.replace('_', '-')} {value} must be a positive number")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise InputError(f"--weight-decay {self.weight_decay} must be a number from 0")
         if not 0 <= self.ema < 1:
