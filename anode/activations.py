@@ -1,4 +1,8 @@
-"""Activations that know their slope, for divergences in closed form."""
+"""Activations that know their slope, for divergences in closed form.
+
+On a CPU, sigmoids are evaluated several times as fast as hyperbolic tangents and logarithms of 1 + x. Hence tanh and
+softplus are made of them; their errors are a unit of rounding of 1, not of their own value.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from torch.nn import functional as F
 
 from anode.errors import InputError
 
+LINEAR = 40.0  # beyond this, softplus(a) is a
+
 
 class Activation(NamedTuple):
     """An elementwise function.
@@ -18,36 +24,63 @@ class Activation(NamedTuple):
     Attributes:
         value: h(a).
         with_slope: h(a) and h'(a) together, sharing what they can.
+        curvature: h''(a), from a, h(a) and h'(a).
     """
 
     value: Callable[[Tensor], Tensor]
     with_slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    curvature: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _tanh(a: Tensor) -> tuple[Tensor, Tensor]:
-    h = torch.tanh(a)
+def _tanh(a: Tensor) -> Tensor:
+    return 2 * torch.sigmoid(2 * a) - 1
+
+
+def _tanh_with_slope(a: Tensor) -> tuple[Tensor, Tensor]:
+    h = _tanh(a)
     return h, 1 - h * h
 
 
-def _softplus(a: Tensor) -> tuple[Tensor, Tensor]:
-    return F.softplus(a), torch.sigmoid(a)
+def _tanh_curvature(a: Tensor, h: Tensor, slope: Tensor) -> Tensor:
+    return -2 * (h * slope)
 
 
-def _relu(a: Tensor) -> tuple[Tensor, Tensor]:
+def _softplus(a: Tensor) -> Tensor:
+    return torch.where(a > LINEAR, a, -torch.log(torch.sigmoid(-a.clamp(max=LINEAR))))
+
+
+def _softplus_with_slope(a: Tensor) -> tuple[Tensor, Tensor]:
+    return _softplus(a), torch.sigmoid(a)
+
+
+def _softplus_curvature(a: Tensor, h: Tensor, slope: Tensor) -> Tensor:
+    return slope - slope * slope
+
+
+def _relu_with_slope(a: Tensor) -> tuple[Tensor, Tensor]:
     return F.relu(a), (a > 0).to(a.dtype)
 
 
-def _silu(a: Tensor) -> tuple[Tensor, Tensor]:
+def _relu_curvature(a: Tensor, h: Tensor, slope: Tensor) -> Tensor:
+    return torch.zeros_like(a)
+
+
+def _silu_with_slope(a: Tensor) -> tuple[Tensor, Tensor]:
     s = torch.sigmoid(a)
     h = a * s
     return h, s + h * (1 - s)
 
 
+def _silu_curvature(a: Tensor, h: Tensor, slope: Tensor) -> Tensor:
+    s = torch.sigmoid(a)
+    return s * (1 - s) * (2 + a * (1 - 2 * s))
+
+
 _ACTIVATIONS = {
-    "tanh": Activation(torch.tanh, _tanh),
-    "softplus": Activation(F.softplus, _softplus),
-    "relu": Activation(F.relu, _relu),
-    "silu": Activation(F.silu, _silu),
+    "tanh": Activation(_tanh, _tanh_with_slope, _tanh_curvature),
+    "softplus": Activation(_softplus, _softplus_with_slope, _softplus_curvature),
+    "relu": Activation(F.relu, _relu_with_slope, _relu_curvature),
+    "silu": Activation(F.silu, _silu_with_slope, _silu_curvature),
 }
 
 

@@ -16,13 +16,22 @@ class Evaluations:
 
     Attributes:
         forward: those made while solving.
-        backward: those made inside a backward pass (by the adjoint).
+        backward: those made inside a backward pass, by the adjoint or once more from checkpoints.
         solves: how many solves made those of ``forward``.
+        steps: how many steps they tried.
+        rejected: how many of these steps were too inaccurate.
+        last_step: length of the last step.
+        first_step: length that would have suited the first step of the last solve, with which the next one may begin;
+            None where the solver does not tell.
     """
 
     forward: int = 0
     backward: int = 0
     solves: int = 0
+    steps: int = 0
+    rejected: int = 0
+    last_step: float = 0.0
+    first_step: float | None = None
 
     @property
     def each(self) -> float:
@@ -38,7 +47,7 @@ def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
     """Count the number of function evaluations (NFE) of every solve begun inside the block.
 
     One evaluation is one call of the right-hand side by the solver, whatever it computes besides the velocity.
-    The backward pass of such a solve is counted whenever it runs, also after the block. Nothing is stored on the
+    Those of its backward pass are counted whenever it runs, also after the block. Nothing is stored on the
     module, and blocks nest.
 
     Args:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anode.activations import activations
+from anode.activations import Activation, activations
 from anode.errors import InputError
-from anode.layers import TIMED_WEIGHTS, Layer, affine
+from anode.layers import TIMED_WEIGHTS, Layer, Map, affine
+from anode.tangents import with_tangents
 
 TIMES = ("none", "concat", "bias")  # of every kind of field; a perceptron has those of TIMED_WEIGHTS besides
 
@@ -41,6 +43,11 @@ class Field(nn.Module):
         """The velocity ``(B, *S)`` and its divergence tr(df/dx) ``(B,)`` in closed form, or None if there is none."""
         return None
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the field in place by :func:`torch.compile`: its velocity, and the rule of its divergence."""
+        super().compile(*args, **kwargs)
+        self.velocity_and_divergence = torch.compile(self.velocity_and_divergence, *args, **kwargs)
+
     def diagonal(self, width: int) -> slice:
         """The part of dimension 1, of that width, that acts on its own rates.
 
@@ -50,14 +57,15 @@ class Field(nn.Module):
 
 
 class MLPField(Field):
-    r"""A multilayer perceptron as a vector field, with its divergence in closed form up to two hidden layers.
+    r"""A multilayer perceptron as a vector field, with its exact divergence beside it.
 
     With weights W1, W2, W3 at time t and activation slopes d1, d2 at the hidden units, the Jacobian of two hidden
     layers is W3 diag(d2) W2 diag(d1) W1, so that
 
         tr(df/dx) = d2' [W2 * (W1 W3)'] d1        (* elementwise),
 
-    one matrix-vector product a sample in any dimension. One hidden layer has tr = d1' diag(W1 W2), none tr W1.
+    one matrix-vector product a sample in any dimension. One hidden layer has tr = d1' diag(W1 W2), none tr W1. Three
+    and more carry D tangents through their layers; see :mod:`anode.tangents`.
 
     Args:
         dim: number of dimensions of one sample; samples of any shape with that many elements are flattened.
@@ -132,25 +140,29 @@ class MLPField(Field):
         return velocity - x if self.residual else velocity
 
     def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`Field.velocity_and_divergence`.
-
-        None for three hidden layers or more, and for a time per sample where the weights depend on time.
-        """
-        if len(self.layers) > 3 or (t.ndim and self.time in TIMED_WEIGHTS):
+        """See :meth:`Field.velocity_and_divergence`; None for a time per sample where the weights depend on time."""
+        if t.ndim and self.time in TIMED_WEIGHTS:
             return None
         h, t = self._flat(x, c), t.to(x.dtype)
-        slopes = []
-        *first, last = maps = [layer.at(t, c) for layer in cast("list[Layer]", self.layers)]
-        for activation, (weight, shift) in zip(self.activations, first, strict=True):
-            h, slope = activation.with_slope(affine(h, weight, shift))
-            slopes.append(slope)
-        velocity = affine(h, *last).view(x.shape)
-        divergence = _trace([weight for weight, _ in maps], slopes, len(x))
+        maps = [layer.at(t, c) for layer in cast("list[Layer]", self.layers)]
+        rule = with_tangents if len(maps) > 3 else _in_closed_form
+        velocity, divergence = rule(h, maps, self.activations)
+        velocity = velocity.view(x.shape)
         return (velocity - x, divergence - self.dim) if self.residual else (velocity, divergence)
 
     def _flat(self, x: Tensor, c: Tensor | None) -> Tensor:
         check_context(c, self.context, len(x))
         return flattened(x, self.dim)
+
+
+def _in_closed_form(h: Tensor, maps: Sequence[Map], activations: Sequence[Activation]) -> tuple[Tensor, Tensor]:
+    """The velocity (B, D) and the divergence (B,) of up to two hidden layers of h (B, D)."""
+    slopes, batch = [], len(h)
+    *first, last = maps
+    for activation, (weight, shift) in zip(activations, first, strict=True):
+        h, slope = activation.with_slope(affine(h, weight, shift))
+        slopes.append(slope)
+    return affine(h, *last), _trace([weight for weight, _ in maps], slopes, batch)
 
 
 def _trace(weights: list[Tensor], slopes: list[Tensor], batch: int) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Map = tuple[Tensor, Tensor]  # weight (n_out, n_in) and shift, (n_out,) or one for each sample (B, n_out)
+
 
 class Layer(nn.Module):
     """W h + b + v t + U c, initialised like one linear layer of the joined input (h, t, c).

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from anode.errors import SolverError
+from anode.errors import InputError, SolverError
 from anode.evaluations import Evaluations
 
 State = Tensor | tuple[Tensor, ...]
@@ -24,30 +24,44 @@ class RightHandSide:
         f: the right-hand side.
         solver: what solves, for messages; gives ``max_steps`` and ``adaptive``.
         listeners: those who count.
+        field: the module that f evaluates, if it is known.
     """
 
-    def __init__(self, f: Callable[[Tensor, Any], Any], solver: Any, listeners: list[Evaluations]) -> None:
+    def __init__(
+        self, f: Callable[[Tensor, Any], Any], solver: Any, listeners: list[Evaluations], field: nn.Module | None
+    ) -> None:
         self.f = f
         self.solver = solver
+        self.field = field
+        self.parameters = self._parameters()
         self.listeners = listeners
         for listener in listeners:
             listener.solves += 1
         self.phase = "forward"
         self.steps = 0
         self.evaluations = 0
+        if solver.adaptive:
+            self.callback_reject_step = self.reject_step  # torchdiffeq's solvers of fixed steps warn about it
         self.derivative: Any = None  # of the last evaluation: tells a blow-up from plain stiffness
 
     def __call__(self, t: Tensor, y: Any) -> Any:
         """Evaluate f."""
+        self.derivative = self.counted(self.f, t, y)
+        return self.derivative
+
+    def counted(self, f: Callable[[Tensor, Any], Any], t: Tensor, y: Any) -> Any:
+        """Evaluate a part of the right-hand side; that is an evaluation, too."""
         self.evaluations += 1
         for listener in self.listeners:
             setattr(listener, self.phase, getattr(listener, self.phase) + 1)
-        self.derivative = self.f(t, y)
-        return self.derivative
+        return f(t, y)
 
     def callback_step(self, t: Any, y: Any, dt: Any) -> None:
         """Raise where the next step, from t by dt, cannot be taken."""
         self.steps += 1
+        if self.phase == "forward":
+            for listener in self.listeners:
+                listener.steps, listener.last_step = listener.steps + 1, abs(float(dt))
         if self.steps > self.solver.max_steps:
             raise self._error("too many steps", t)
         # Half a step, so that rounding never lets torchdiffeq's own assertion (t + dt > t) fail first.
@@ -56,13 +70,31 @@ class RightHandSide:
 
     callback_step_adjoint = callback_step
 
+    def suit(self, size: float) -> None:
+        """Tell what length would have suited the first step."""
+        for listener in self.listeners:
+            listener.first_step = size
+
+    def reject_step(self, t: Any, y: Any, dt: Any) -> None:
+        """Count a rejected step."""
+        for listener in self.listeners:
+            listener.rejected += 1
+
     def await_backward(self, path: State) -> None:
         """Note the moment the gradient arrives: evaluations from then on belong to the backward pass."""
         for component in (path,) if isinstance(path, Tensor) else path:
             if component.requires_grad:
                 component.register_hook(self._begin_backward)
 
+    def _parameters(self) -> list[int]:
+        return [] if self.field is None else [id(parameter) for parameter in self.field.parameters()]
+
     def _begin_backward(self, _: Tensor) -> None:
+        if self._parameters() != self.parameters:  # evaluated once more, it would depend on these
+            raise InputError(
+                "the field has other parameters than it was solved with, perhaps of torch.func.functional_call: pass "
+                'gradient="direct"'
+            )
         self.phase = "backward"
         self.steps = 0
 

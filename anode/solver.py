@@ -13,15 +13,18 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
+from anode.checkpoint import check_listed, solve_checkpointed
 from anode.errors import InputError
 from anode.evaluations import listening
-from anode.fixed_steps import rk4
 from anode.right_hand_side import RightHandSide, State
-from anode.runge_kutta import AfterStep, dopri5
+from anode.runge_kutta import Control, Meter, Solution, Step, Stepper, adaptive, check_shapes, fixed
+from anode.tableaus import ADAPTIVE, FIXED, Components
 
-ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
-GRADIENTS = ("direct", "adjoint")
+OTHER_ADAPTIVE = ("dopri8", "bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's
+OTHER_FIXED = ("explicit_adams", "implicit_adams")
+ADAPTIVE_METHODS = (*ADAPTIVE, *OTHER_ADAPTIVE)
+FIXED_METHODS = (*FIXED, *OTHER_FIXED)
+GRADIENTS = ("checkpoint", "direct", "adjoint")
 
 
 @dataclass(frozen=True)
@@ -33,24 +36,27 @@ class Solver:
     on the end time instead of interpolating past it.
 
     Attributes:
-        method: adaptive (``dopri5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``) or of fixed step
-            (``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``, ``implicit_adams``). They are
-            torchdiffeq's, except for ``dopri5`` and ``rk4`` with direct gradients, which take the same steps with less
-            overhead.
+        method: adaptive (``dopri5``, ``tsit5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``) or of fixed
+            step (``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``, ``implicit_adams``).
+            ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun`` and ``..._adams`` are torchdiffeq's, and so are all
+            with adjoint gradients; the others take the same steps with less overhead.
         rtol: relative tolerance of an adaptive method, per step.
         atol: absolute tolerance of an adaptive method, per step, in the units of the state.
         step_size: largest step of a fixed-step method; the steps divide each interval evenly.
+        first_step: length of the first step of an adaptive method; found by an evaluation when omitted.
         max_steps: a solve that needs more steps than this, rejected ones included, is a :class:`SolverError`.
         gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
-            that grows with the steps. ``"adjoint"`` solves the continuous adjoint equation backwards: constant
-            memory, gradients up to the tolerance, parameters left out of the error control (seminorm).
+            that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
+            taking each step again in the backward pass. ``"adjoint"`` solves the continuous adjoint equation backwards:
+            gradients up to the tolerance, parameters left out of the error control (seminorm). When omitted, it is
+            ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints.
 
     Raises:
-        InputError: for an unknown method or gradient, or a number out of range.
+        InputError: for an unknown method or gradient, a number out of range, or choices that exclude each other.
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366 (adjoint); Kidger, Chen, Lyons 2021,
-        arXiv 2009.09457 (seminorm).
+        arXiv 2009.09457 (seminorm); Zhuang et al. 2020, arXiv 2006.02493 (checkpoints).
     """
 
     method: str = "dopri5"
@@ -58,17 +64,17 @@ class Solver:
     atol: float = 1e-5
     step_size: float | None = None
     max_steps: int = 1000
-    gradient: str = "direct"
+    gradient: str | None = None
+    first_step: float | None = None
 
     def __post_init__(self) -> None:
         methods = ADAPTIVE_METHODS + FIXED_METHODS
         if self.method not in methods:
             raise InputError(f"method={self.method!r} is unknown; choose one of {', '.join(methods)}")
-        if self.gradient not in GRADIENTS:
-            raise InputError(f"gradient={self.gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
-        for name in ("rtol", "atol", "step_size"):
+        self._check_gradient()
+        for name in ("rtol", "atol", "step_size", "first_step"):
             value = getattr(self, name)
-            if name == "step_size" and value is None:
+            if name in ("step_size", "first_step") and value is None:
                 continue
             if not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
                 raise InputError(f"{name}={value} must be a positive number, such as 1e-5 for a tolerance")
@@ -80,6 +86,19 @@ class Solver:
             )
         if not self.adaptive and self.step_size is None:
             raise InputError(f"method={self.method!r} takes fixed steps; give it a step_size, such as 0.1")
+        if not self.adaptive and self.first_step is not None:
+            raise InputError(f"first_step={self.first_step} has no effect with fixed steps ({self.method!r}); drop it")
+
+    def _check_gradient(self) -> None:
+        own = self.method in ADAPTIVE or self.method in FIXED
+        if self.gradient is None:
+            object.__setattr__(self, "gradient", "checkpoint" if own else "direct")
+        if self.gradient not in GRADIENTS:
+            raise InputError(f"gradient={self.gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
+        if self.gradient == "checkpoint" and not own:
+            raise InputError(f'gradient="checkpoint" is not for method={self.method!r}: pass "direct" or "adjoint"')
+        if self.gradient == "adjoint" and self.method == "tsit5":
+            raise InputError('method="tsit5" has no adjoint: pass gradient="checkpoint", or method="dopri5"')
 
     @property
     def adaptive(self) -> bool:
@@ -87,9 +106,14 @@ class Solver:
         return self.method in ADAPTIVE_METHODS
 
     @property
-    def shows_steps(self) -> bool:
-        """Whether :meth:`integrate` can call ``after_step``."""
-        return self.gradient == "direct" and self.method in ("dopri5", "rk4")
+    def own(self) -> bool:
+        """Whether the steps are those of :mod:`anode.runge_kutta`, not of torchdiffeq."""
+        return self.gradient != "adjoint" and (self.method in ADAPTIVE or self.method in FIXED)
+
+    @property
+    def meters(self) -> bool:
+        """Whether :meth:`integrate` takes a ``meter``."""
+        return self.own and len((ADAPTIVE | FIXED)[self.method].seen_at) > 0
 
     def integrate(
         self,
@@ -99,8 +123,10 @@ class Solver:
         t1: float,
         params: Sequence[Tensor | None] = (),
         field: nn.Module | None = None,
+        quadratures: int = 0,
+        moving: Callable[[Tensor, Any], Any] | None = None,
         passive: int = 0,
-        after_step: AfterStep | None = None,
+        meter: Meter | None = None,
     ) -> Any:
         """Solve dy/dt = f(t, y), y(t0) = y0, for y(t1).
 
@@ -110,25 +136,31 @@ class Solver:
             t0: initial time.
             t1: end time, before or after ``t0``.
             params: tensors besides the parameters of ``field`` that f depends on, such as a context; None entries
-                are skipped. The adjoint gives gradients to these and to nothing else that f closes over.
+                are skipped. Checkpoints and the adjoint give gradients to these; what else f closes over gets none from
+                the adjoint, and is refused with checkpoints.
             field: the module that f evaluates; f itself when f is a module. Its parameters join ``params``, and it
                 is what :func:`count_evals` looks for.
+            quadratures: the last so many components of a tuple are integrals along the way, which f does not depend on;
+                f is passed some earlier value of theirs.
+            moving: f without the quadratures, of the tuple of the other components and to their rates; cheaper than f,
+                it is evaluated where some methods can do with it.
             passive: the last so many components of a tuple are integrated along, with no part in the choice of steps.
-            after_step: called after every accepted step with some nodes of it, from 0 to 1, the slopes there, which are
-                tuples of components, and the step size; for solvers that :attr:`shows_steps`.
+            meter: makes a number a sample (B,) of every accepted step, from some nodes of it, from 0 to 1, the slopes
+                there, which are tuples of components, and the step size; for solvers that :attr:`meters`. Their sum is
+                one more component of the result.
 
         Returns:
             y(t1), shaped like ``y0``.
 
         Raises:
+            InputError: when f depends on a tensor that would get no gradient, with checkpoints.
             SolverError: when the end time cannot be reached.
         """
         if t0 == t1:
-            return y0
-        path = self.trajectory(f, y0, (t0, t1), params, field, passive, after_step)
-        return path[-1] if isinstance(path, Tensor) else tuple(component[-1] for component in path)
+            return y0 if meter is None else (*y0, y0[0].new_zeros(len(y0[0])))
+        (end,), metered = self._solve(f, y0, (t0, t1), params, field, quadratures, moving, passive, meter)
+        return end[0] if isinstance(y0, Tensor) else (*end, *(() if metered is None else (metered,)))
 
-    @torch.compiler.disable  # the steps depend on the data: compile the field, not the loop around it
     def trajectory(
         self,
         f: Callable[[Tensor, Any], Any],
@@ -136,8 +168,6 @@ class Solver:
         times: Sequence[float] | Tensor,
         params: Sequence[Tensor | None] = (),
         field: nn.Module | None = None,
-        passive: int = 0,
-        after_step: AfterStep | None = None,
     ) -> Any:
         """Solve dy/dt = f(t, y), y(times[0]) = y0, for y at every time.
 
@@ -148,68 +178,118 @@ class Solver:
                 them; an adaptive one interpolates all but the last by its own dense output.
             params: see :meth:`integrate`.
             field: see :meth:`integrate`.
-            passive: see :meth:`integrate`.
-            after_step: see :meth:`integrate`.
 
         Returns:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
 
         Raises:
-            InputError: when the times are not strictly monotone.
+            InputError: when the times are not strictly monotone, or as :meth:`integrate` does.
             SolverError: when the last time cannot be reached.
         """
+        states, _ = self._solve(f, y0, times, params, field)
+        if isinstance(y0, Tensor):
+            return torch.stack([y0, *(state[0] for state in states)])
+        return tuple(torch.stack(component) for component in zip(y0, *states, strict=True))
+
+    @torch.compiler.disable  # the steps depend on the data: compile the field, not the loop around it
+    def _solve(
+        self,
+        f: Callable[[Tensor, Any], Any],
+        y0: State,
+        times: Sequence[float] | Tensor,
+        params: Sequence[Tensor | None],
+        field: nn.Module | None,
+        quadratures: int = 0,
+        moving: Callable[[Tensor, Any], Any] | None = None,
+        passive: int = 0,
+        meter: Meter | None = None,
+    ) -> Solution:
+        """The components at every time but the first, and what was metered."""
         if field is None and isinstance(f, nn.Module):
             field = f
         like = y0 if isinstance(y0, Tensor) else y0[0]
         clock = torch.float32 if like.device.type == "mps" else torch.float64
         t = torch.as_tensor(times, dtype=clock, device=like.device)
         _check_times(t)
+        given = [tensor for tensor in params if tensor is not None]
+        given += field.parameters() if field is not None else ()
 
-        rhs = RightHandSide(f, self, listening(field))
-        settings = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
-        assert after_step is None or self.shows_steps
-        if self.shows_steps:
-            path = self._own(rhs, y0, t, passive, after_step)
-        elif self.gradient == "adjoint":
-            given = [tensor for tensor in params if tensor is not None]
-            path = odeint_adjoint(
-                rhs,
-                y0,
-                t,
-                **settings,
-                options=self._options(t[-1:], passive),
-                adjoint_options={**self._options(t[:-1]), "norm": "seminorm"},
-                adjoint_params=(*given, *(field.parameters() if field is not None else ())),
-            )
-            rhs.await_backward(path)
+        rhs = RightHandSide(f, self, listening(field), field)
+        if self.own:
+            found = self._own(rhs, y0, t, given, quadratures, moving, passive, meter)
         else:
-            path = odeint(rhs, y0, t, **settings, options=self._options(t[-1:], passive))
+            assert meter is None
+            found = self._other(rhs, y0, t, given, passive)
         if not self.adaptive:
-            rhs.check_finite(path, t[-1])
-        return path
+            rhs.check_finite(found.states[-1], t[-1])
+        return found
 
-    def _own(self, rhs: RightHandSide, y0: State, times: Tensor, passive: int, after_step: AfterStep | None) -> State:
+    def _own(
+        self,
+        rhs: RightHandSide,
+        y0: State,
+        times: Tensor,
+        params: Sequence[Tensor],
+        quadratures: int,
+        moving: Callable[[Tensor, Any], Any] | None,
+        passive: int,
+        meter: Meter | None,
+    ) -> Solution:
         """Solve by the loops of this package, for which a state is a tuple and a time a number."""
-        bare = isinstance(y0, Tensor)
+        bare, checkpoints = isinstance(y0, Tensor), self.gradient == "checkpoint" and torch.is_grad_enabled()
 
-        def slope(t: float, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def slope(t: float, y: Components) -> Components:
+            if checkpoints and not torch.is_grad_enabled():  # f may differentiate, as that of a Hamiltonian
+                y = tuple(part.detach().requires_grad_() for part in y)
             time = times.new_tensor(t)
             return (rhs(time, y[0]),) if bare else rhs(time, y)
 
+        def slope_moving(t: float, y: Components) -> Components:
+            assert moving is not None
+            return rhs.counted(moving, times.new_tensor(t), y)
+
+        tableau = (ADAPTIVE | FIXED)[self.method]
+        stepper = Stepper(tableau, slope, quadratures, None if moving is None else slope_moving, meter)
         start = (y0,) if isinstance(y0, Tensor) else tuple(y0)
-        if self.adaptive:
-            tolerances = (self.rtol, self.atol)
-            states = dopri5(slope, start, times.tolist(), *tolerances, rhs.callback_step, after_step, passive)
-        else:
+        begin = tuple(part.detach().requires_grad_(part.requires_grad) for part in start) if checkpoints else start
+        first = slope(float(times[0]), begin)
+        check_shapes(start, first)
+        if checkpoints:
+            check_listed(first, begin, params)
+            first = tuple(rate.detach() for rate in first)
+
+        def solve(y: Components, keep: Callable[[Step], None] | None = None) -> Solution:
+            if self.adaptive:
+                control = Control(self.rtol, self.atol, self.first_step, passive)
+                return adaptive(stepper, y, first, times.tolist(), control, rhs, keep)
             grid = self._grid(times)
-            steps = rk4(slope, start, grid.tolist(), rhs.callback_step, after_step)
-            states = [steps[i] for i in torch.isin(grid, times).nonzero().flatten().tolist()]
-        path = tuple(torch.stack(component) for component in zip(*states, strict=True))
-        return path[0] if bare else path
+            return fixed(stepper, y, first, grid.tolist(), torch.isin(grid, times)[1:].tolist(), rhs, keep)
+
+        if not (checkpoints and any(tensor.requires_grad for tensor in (*start, *params))):
+            return solve(start)
+        found = solve_checkpointed(solve, stepper, start, params)
+        for state in found.states:
+            rhs.await_backward(state)
+        return found
+
+    def _other(self, rhs: RightHandSide, y0: State, times: Tensor, params: Sequence[Tensor], passive: int) -> Solution:
+        """Solve by torchdiffeq."""
+        settings: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
+        settings["options"] = self._options(times[-1:], passive)
+        if self.gradient == "direct":
+            path = odeint(rhs, y0, times, **settings)
+        else:
+            backwards = {**self._options(times[:-1]), "norm": "seminorm"}
+            path = odeint_adjoint(rhs, y0, times, **settings, adjoint_options=backwards, adjoint_params=tuple(params))
+            rhs.await_backward(path)
+        components = (path,) if isinstance(path, Tensor) else path
+        return Solution([tuple(state) for state in zip(*(part[1:] for part in components), strict=True)], None)
 
     def _options(self, land_on: Tensor, passive: int = 0) -> dict[str, Any]:
         if self.adaptive:
-            return {"step_t": land_on, "dtype": land_on.dtype, "norm": partial(_error_norm, passive=passive)}
+            first = {} if self.first_step is None else {"first_step": self.first_step}
+            norm = partial(_error_norm, passive=passive)
+            return {"step_t": land_on, "dtype": land_on.dtype, "norm": norm, **first}
         options: dict[str, Any] = {"grid_constructor": lambda f, y0, times: self._grid(times)}
         if self.method.endswith("adams"):
             options["max_order"] = 5  # torchdiffeq's default of 12 amplifies rounding until it dominates

@@ -16,7 +16,7 @@ from cnf.lifted_flow import LiftedFlow, Weighted
 from cnf.lifts import Dequantize, Lift, Lifted, Lifts, Through
 from cnf.mixture import Mixture
 from cnf.models import density_model, load, save
-from cnf.objectives import InTurn, MaximumLikelihood, WarmedUp
+from cnf.objectives import InTurn, MaximumLikelihood, WarmedUp, WarmStarted
 from cnf.planar import Planar
 from cnf.reverse_kl import ReverseKL
 from cnf.transforms import Compose, Logit, PathOptions, Standardize, Transform, Transport
@@ -52,6 +52,7 @@ __all__ = [
     "Transform",
     "Transport",
     "VariationalAugment",
+    "WarmStarted",
     "WarmedUp",
     "Weighted",
     "Whiten",

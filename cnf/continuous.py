@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anode import Field, InputError, Solver
+from anode.tableaus import Slopes
 from cnf import energies
 from cnf.divergence import check_probes, exact, hutchinson, probe_noise
 from cnf.energies import RatesOf
@@ -31,8 +32,8 @@ class Continuous(Transform):
       which then reach the whole Jacobian, where those of the divergence alone leave out what is zero on its diagonal
     - acceleration: integral of |d^2 x/dt^2|^2 + (d tr(df/dx) / dt)^2, of the state and the log-density, which is what
       adaptive steps have to resolve; of the estimated log-density, with a Hutchinson divergence, so that the variance
-      of the estimate adds to it. From the slopes within each step where the solver shows its steps (``dopri5`` and
-      ``rk4`` with direct gradients), which is free; else by a derivative along the path.
+      of the estimate adds to it. From the slopes within each step of ``dopri5``, ``tsit5`` and ``rk4``, unless
+      gradients are those of the adjoint, which is free; else by a derivative along the path.
 
     Args:
         field: the vector field.
@@ -106,11 +107,11 @@ class Continuous(Transform):
 
     def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, path: PathOptions | None) -> Transport:
         asked = () if path is None else path.energies
-        at_steps = "acceleration" in asked and self.solver.shows_steps
+        at_steps = "acceleration" in asked and self.solver.meters
         riding = [name for name in asked if not (at_steps and name == "acceleration")]  # as components of the solve
         rates = self._rates(x, c, "frobenius" in asked)
         parts = self._apart(x)
-        n, accelerations = len(parts), []
+        n = len(parts)
 
         def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             here = self._joined(state[:n])
@@ -118,18 +119,29 @@ class Continuous(Transform):
             ridden = [energies.rate(name, rates, t, here, found) for name in riding]
             return *self._apart(found.velocity), found.divergence, *ridden
 
-        def after_step(nodes: Sequence[float], slopes: Sequence[tuple[Tensor, ...]], step: float) -> None:
+        def meter(nodes: Sequence[float], slopes: Slopes, step: float) -> Tensor:
             of_state_and_log_density = [slope[: n + 1] for slope in slopes]
-            accelerations.append(energies.acceleration_of_step(nodes, of_state_and_log_density, step))
+            return energies.acceleration_of_step(nodes, of_state_and_log_density, step)
 
         start = (*parts, *[x.new_zeros(len(x))] * (1 + len(riding)))
-        watch = after_step if at_steps else None
-        end = self.solver.integrate(f, start, t0, t1, (c,), self.field, passive=len(riding), after_step=watch)
+        riders = len(riding)
+        end = self.solver.integrate(
+            f,
+            start,
+            t0,
+            t1,
+            (c,),
+            self.field,
+            quadratures=riders + 1,
+            moving=self._velocity(c),
+            passive=riders,
+            meter=meter if at_steps else None,
+        )
         # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
         sign = math.copysign(1, t1 - t0)
-        along = {name: sign * energy for name, energy in zip(riding, end[n + 1 :], strict=True)}
+        along = {name: sign * energy for name, energy in zip(riding, end[n + 1 : n + 1 + riders], strict=True)}
         if at_steps:
-            along["acceleration"] = torch.stack(accelerations).sum(0)
+            along["acceleration"] = end[-1]
         return Transport(self._joined(end[:n]), end[n], along)
 
     def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesOf:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from anode.runge_kutta import Components
+from anode.tableaus import Slopes
 from cnf.divergence import Rates
 
 RatesOf = Callable[[Tensor, Tensor], Rates]
@@ -35,7 +35,7 @@ def rate(name: str, rates: RatesOf, t: Tensor, x: Tensor, found: Rates) -> Tenso
     return _square(along[0]) + along[1].square()
 
 
-def acceleration_of_step(nodes: Sequence[float], slopes: Sequence[Components], step: float) -> Tensor:
+def acceleration_of_step(nodes: Sequence[float], slopes: Slopes, step: float) -> Tensor:
     """The acceleration energy of one step of a solver, (B,), from slopes of state and log-density at nodes c of it.
 
     Only the components that were asked for are in the slopes, whatever their shapes (B, ...).

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from anode import InputError
+from anode import InputError, Solver, count_evals
 from cnf.continuous import Continuous
 from cnf.density import Bound, Density, repeated
 from cnf.transforms import ENERGIES, PathOptions
@@ -129,6 +130,56 @@ class WarmedUp(nn.Module):
         """The loss of a share, from 0 to 1, and a batch."""
         kl, inner = batch
         return self.objective(inner, kl)
+
+
+class WarmStarted(nn.Module):
+    """An objective whose solves begin with the step that suited the last one, which spares most of them a step.
+
+    Solutions are as exact as before, by other steps; where the solver is not adaptive, nothing changes. The length is
+    part of the solvers of the model, and of the state of this module, so that training resumes as it would have gone
+    on.
+
+    Args:
+        objective: any, of a model with ODEs.
+
+    Example:
+        >>> import torch
+        >>> from cnf import density_model
+        >>> objective = WarmStarted(MaximumLikelihood(density_model((2,))))
+        >>> x = torch.randn(16, 2)
+        >>> with count_evals() as cold:
+        ...     _ = objective(x)
+        >>> with count_evals() as warm:
+        ...     _ = objective(x)
+        >>> warm.forward < cold.forward
+        True
+    """
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: Any) -> Tensor:
+        """The loss; see the objective."""
+        with count_evals(self.objective) as nfe:
+            loss = self.objective(batch)
+        self._begin_with(nfe.first_step)
+        return loss
+
+    def _begin_with(self, first_step: float | None) -> None:
+        for part in self.objective.modules():
+            solver = getattr(part, "solver", None)
+            if isinstance(solver, Solver) and solver.adaptive:
+                part.solver = replace(solver, first_step=first_step)
+
+    def get_extra_state(self) -> float | None:
+        """The length of the next first step."""
+        solvers = (getattr(part, "solver", None) for part in self.objective.modules())
+        return next((solver.first_step for solver in solvers if isinstance(solver, Solver)), None)
+
+    def set_extra_state(self, state: float | None) -> None:
+        """Begin the next solve with a step of this length."""
+        self._begin_with(state)
 
 
 class InTurn(nn.Module):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from anode import InputError
 from cnf.bases import Normal
@@ -83,17 +83,17 @@ class ReverseKL(nn.Module):
     def _along_the_path(self, n: int) -> tuple[Tensor, Tensor]:
         """Samples, and their log-densities under the same weights as constants."""
         x = self.flow.decode(self.flow.base.sample(n))
-        log_prob = _LogProb(self.flow)
-        constants = {name: parameter.detach() for name, parameter in log_prob.named_parameters()}
-        return x, functional_call(log_prob, constants, (x,))
+        with _constant([parameter for parameter in self.flow.parameters() if parameter.requires_grad]):
+            return x, self.flow.log_prob(x)
 
 
-class _LogProb(nn.Module):
-    """The log-density as a function of weights and points."""
-
-    def __init__(self, flow: Flow) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.flow.log_prob(x)
+@contextmanager
+def _constant(parameters: Sequence[nn.Parameter]) -> Generator[None]:
+    """Take parameters as constants for a while."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

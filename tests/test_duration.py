@@ -16,7 +16,7 @@ SOLVER = Solver(rtol=1e-10, atol=1e-10)
 def test_unit_time_is_the_field_solved_for_its_duration(float64, time):
     field = wild(MLPField(3, (6, 5), time=time, context=2))
     x, c = torch.randn(5, 3), torch.randn(5, 2)
-    expected = SOLVER.integrate(lambda t, x: field(t, x, c), x, 0.0, 1.7)
+    expected = SOLVER.integrate(lambda t, x: field(t, x, c), x, 0.0, 1.7, field=field)
     torch.testing.assert_close(ODEBlock(Duration(field, 1.7), SOLVER)(x, c), expected, rtol=0, atol=1e-8)
 
 

@@ -6,11 +6,14 @@ from fields import mlp_fields, wild
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from anode import ConvField, Duration, InputError, MLPField, Solver
 from anode.activations import activation
+from anode.tangents import plainly
 from cnf import Compose, Continuous, Flow, Normal, exact
+from cnf.divergence import exact_by_pullbacks
 
 TIMES = ("none", "concat", "bias", "squash", "hyper")
 
@@ -23,11 +26,7 @@ def context_of(field, batch):
 def test_closed_form_divergence_is_the_trace_of_the_jacobian(float64, field):
     field = field.double()
     x, c, t = torch.randn(5, 3), context_of(field, 5), torch.tensor(0.3)
-    result = field.velocity_and_divergence(t, x, c)
-    if len(field.layers) > 3:
-        assert result is None
-        return
-    velocity, divergence = result
+    velocity, divergence = field.velocity_and_divergence(t, x, c)
     jacobian = torch.autograd.functional.jacobian(lambda x: field(t, x, c).sum(0), x).transpose(0, 1)
     torch.testing.assert_close(velocity, field(t, x, c))
     torch.testing.assert_close(divergence, jacobian.diagonal(dim1=1, dim2=2).sum(1), rtol=0, atol=1e-12)
@@ -38,7 +37,96 @@ def test_slopes_are_derivatives(float64, name):
     a = torch.linspace(-9, 9, 200, requires_grad=True)
     h, slope = activation(name).with_slope(a)
     torch.testing.assert_close(h, activation(name).value(a))
-    torch.testing.assert_close(slope, torch.autograd.grad(h.sum(), a)[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(slope, torch.autograd.grad(h.sum(), a, create_graph=True)[0], rtol=1e-9, atol=1e-9)
+    curvature = activation(name).curvature(a, h, slope)
+    if name == "relu":
+        assert not curvature.any()
+    else:
+        torch.testing.assert_close(curvature, torch.autograd.grad(slope.sum(), a)[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "reference"), [("tanh", torch.tanh), ("softplus", lambda a: torch.logaddexp(a, torch.zeros_like(a)))]
+)
+def test_activations_made_of_sigmoids_are_what_they_are_called(name, reference, dtype):
+    a = torch.cat([torch.linspace(-60, 60, 1001), torch.tensor([0.0, -1e30, 1e30])]).to(dtype).requires_grad_()
+    found, expected = activation(name).value(a), reference(a)
+    torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+    slopes = [torch.autograd.grad(h.sum(), a)[0] for h in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+class TestTangents:
+    """The rule of three hidden layers and more, which has a backward pass of its own."""
+
+    @pytest.fixture(params=["concat", "bias", "squash"])
+    def case(self, request, float64):
+        """A field, and velocity and divergence as a function of everything they depend on."""
+        context = 0 if request.param == "concat" else 2
+        field = wild(MLPField(2, (4, 5, 3), ("tanh", "softplus", "silu"), request.param, context))
+        names, values = zip(*field.named_parameters(), strict=True)
+
+        def rates(x, c, *values):
+            state = {f"field.{name}": value for name, value in zip(names, values, strict=True)}
+            return functional_call(Rates(field), state, (torch.tensor(0.3), x, c if context else None))
+
+        c = torch.randn(3, 2, requires_grad=context > 0)
+        inputs = (torch.randn(3, 2, requires_grad=True), c)
+        return field, rates, (*inputs, *(value.detach().clone().requires_grad_() for value in values))
+
+    def test_gradients_equal_finite_differences(self, case):
+        _, rates, inputs = case
+        assert torch.autograd.gradcheck(rates, inputs, eps=1e-6, atol=1e-6)
+
+    def test_gradients_of_gradients_do_too(self, case):
+        _, rates, inputs = case
+        assert torch.autograd.gradgradcheck(rates, inputs, eps=1e-6, atol=1e-6)
+
+    def test_gradients_are_those_of_the_plain_rule(self, case, monkeypatch):
+        _, rates, inputs = case
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        weights = torch.randn(3, 2), torch.randn(3)
+
+        def gradients():
+            return torch.autograd.grad(rates(*inputs), wanted, weights)
+
+        fast = gradients()
+        monkeypatch.setattr("anode.fields.with_tangents", plainly)
+        for mine, plain in zip(fast, gradients(), strict=True):
+            torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)
+
+    def test_derivatives_along_a_path_are_known(self, case):
+        """By forward mode, as energies of the acceleration take."""
+        field, _, (x, c, *_) = case
+        dx, c = torch.randn(3, 2), c if field.context else None
+
+        def at(s):
+            return field.velocity_and_divergence(0.3 + s, x + s * dx, c)
+
+        _, along = torch.func.jvp(at, (torch.tensor(0.0),), (torch.tensor(1.0),))
+        step = torch.tensor(1e-5)
+        for found, above, below in zip(along, at(step), at(-step), strict=True):
+            torch.testing.assert_close(found, (above - below) / 2e-5, rtol=1e-6, atol=1e-6)
+
+
+class Rates(nn.Module):
+    def __init__(self, field):
+        super().__init__()
+        self.field = field
+
+    def forward(self, t, x, c):
+        return self.field.velocity_and_divergence(t, x, c)
+
+
+@pytest.mark.parametrize("dim", [1, 9])
+def test_divergence_of_deep_perceptrons_in_one_dimension_and_in_many(float64, dim):
+    field = wild(MLPField(dim, (4, 5, 6, 3)))
+    x, t = torch.randn(5, dim), torch.tensor(0.3)
+    velocity, divergence = field.velocity_and_divergence(t, x)
+    expected = exact_by_pullbacks(field, t, x)
+    torch.testing.assert_close(velocity, expected.velocity)
+    torch.testing.assert_close(divergence, expected.divergence)
 
 
 def test_activations_follow_the_layers_and_the_last_serves_the_rest(float64):

@@ -194,5 +194,6 @@ def test_a_cosine_can_begin_anew(tmp_path, batches, again):
     run = Run.create(tmp_path / "run")
     assert fit(Steep(), training, batches, run)
     rates = torch.tensor([record["lr"] for record in run.records()])
-    first, second = (top / 2 * (1 + torch.cos(torch.pi * torch.arange(n) / n)) for n, top in ((6, 0.1), (4, again or 0.1)))
+    stages = ((6, 0.1), (4, again or 0.1))
+    first, second = (top / 2 * (1 + torch.cos(torch.pi * torch.arange(n) / n)) for n, top in stages)
     torch.testing.assert_close(rates, torch.cat([first, second, torch.zeros(1)]))

@@ -21,6 +21,7 @@ FIGURES = {
     "couplings": {"nll", "loss", "test_nll", "validation_nll", "nfe_log_prob", "nfe_sample"},
     "ffjord": {"nll", "loss", "test_nll", "seconds"},
     "augmented-density": {"nll", "nll_test", "points_log_prob", "nfe_sample_1e-07", "nfe_log_prob_1e-05", "test_nll"},
+    "augmented-tuning": {"nll", "nll_test", "nfe_sample_1e-07", "validation_nll"},
     "planar": {"kl", "loss", "standard_error", "nfe_sample"},
 }
 QUICK = ("--quick", "--workers", 1, "--out", "results")
@@ -29,6 +30,7 @@ DATA = {
     "couplings": "moons",
     "ffjord": "2spirals",
     "augmented-density": "checkerboard",
+    "augmented-tuning": "checkerboard",
     "planar": "u1",
 }
 

@@ -18,7 +18,7 @@ from train_flows.data import images
 from train_flows.loop import shuffled_batches
 from train_flows.paper import image_curves, image_trials, memory, odenet, report, stability
 from train_flows.paper.image_trials import ImageTrial, Place, attempt
-from train_flows.paper.outcomes import Outcome, records_of
+from train_flows.paper.outcomes import SOLVER, Outcome, records_of
 from train_flows.paper.scale import Scale, family
 from train_flows.paper.tolerance import kept_bytes
 from train_flows.provenance import provenance
@@ -378,7 +378,7 @@ class TestMemory:
     @pytest.mark.parametrize("name", ["ODE-Net", "ResNet"])
     def test_it_is_what_a_batch_keeps(self, name):
         shape, options = (1, 14, 14), odenet._model(Scale("small"), "mnist", name)
-        model = classifier(shape, 10, **options)
+        model = classifier(shape, 10, **options, solver=SOLVER)
         with kept_bytes() as total, count_evals(model) as nfe:
             outputs = model(torch.rand(64, *shape))
             kept = total()

@@ -73,7 +73,7 @@ def test_the_largest_component_controls_the_step(float64):
     with count_evals() as alone:
         solver.integrate(field, x, 0, 1)
     with count_evals() as both:
-        solver.integrate(lambda t, y: (torch.ones_like(s), field(t, y[1])), (s, x), 0, 1)
+        solver.integrate(lambda t, y: (torch.ones_like(s), field(t, y[1])), (s, x), 0, 1, field=field)
     assert both.forward >= alone.forward
 
 

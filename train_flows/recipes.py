@@ -8,14 +8,16 @@ from typing import Any
 from train_flows.data import images, paper, toy
 from train_flows.unused import OF_LIKELIHOOD
 
+SMALL: dict[str, Any] = {"gradient": "direct"}  # of data whose solves fit into memory
 MATCHED: dict[str, Any] = {  # flow matching, then likelihood; tanh first, for outliers
+    **SMALL,
     "activation": ("tanh", "silu"),
     "objective": "flow-matching+likelihood",
     "loosen": 100.0,
     "restart_lr": 5e-3,
 }
 DENSITY: dict[str, dict[str, Any]] = {
-    "toy": {"hidden": (64, 64), "steps": 1200},
+    "toy": {**SMALL, "hidden": (64, 64), "steps": 1200},
     "table": {**MATCHED, "whiten": True, "acceleration": 1e-2, "steps": 30000, "validate_every": 1000},
     "digits": {
         **MATCHED,
@@ -44,11 +46,11 @@ PAIRS: dict[str, dict[str, dict[str, int]]] = {  # NODE and ANODE of as many par
     "imagenet64": {"NODE": {"filters": 164}, "ANODE": {"filters": 64, "extra": 5}},
 }
 IMAGES: dict[str, Any] = {"field": "conv", "time": "none", "epochs": 20, "batch_size": 256, **PAIRS["mnist"]["ANODE"]}
-KINDS: dict[str, dict[str, Any]] = {"paper": {}, "table": {"epochs": 100, "extra": 5}, "images": IMAGES}
+KINDS: dict[str, dict[str, Any]] = {"paper": SMALL, "table": {**SMALL, "epochs": 100, "extra": 5}, "images": IMAGES}
 CLASSIFY: dict[str, dict[str, Any]] = {
     "cifar10": {**IMAGES, **PAIRS["cifar10"]["ANODE"]},
     "svhn": {**IMAGES, **PAIRS["svhn"]["ANODE"]},
-    "digits": {**IMAGES, "filters": 48, "epochs": 12, "batch_size": 32, "lr": 5e-3, "schedule": "cosine"},
+    "digits": {**IMAGES, **SMALL, "filters": 48, "epochs": 12, "batch_size": 32, "lr": 5e-3, "schedule": "cosine"},
 }
 OF_NODES = ("extra", "field")  # what recipes say of these is not for other networks
 ODENET = {"field": "norm-conv", "stem": "conv", "readout": "pool"}

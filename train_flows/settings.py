@@ -121,7 +121,7 @@ class Numerics:
     rtol: float = 1e-3  # relative tolerance
     atol: float = 1e-3  # absolute tolerance
     step_size: float | None = None  # of a fixed-step solver
-    gradient: Literal["direct", "adjoint"] = "direct"  # through the steps, or by the adjoint
+    gradient: Literal["checkpoint", "direct", "adjoint"] = "checkpoint"  # in little memory, fastest, or by the adjoint
     max_steps: int = 1000  # a solve that takes more, of six evaluations each with dopri5, ends the training
 
     def value(self) -> Solver:

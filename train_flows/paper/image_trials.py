@@ -21,7 +21,7 @@ from train_flows.data.image_sets import PUBLISHED
 from train_flows.data.labelled import Labelled, Pairs
 from train_flows.errors import TrainingError
 from train_flows.loop import shuffled_batches, train
-from train_flows.paper.outcomes import Outcome, Place, ended
+from train_flows.paper.outcomes import SOLVER, Outcome, Place, ended
 from train_flows.provenance import device_name
 from train_flows.supervised import Supervised, measure
 from train_flows.training import Training
@@ -111,7 +111,8 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
     dataset = load(trial, seed, place.data_root)
     train_part, test = dataset.train.to(device), dataset.test.to(device)
     torch.manual_seed(seed)
-    model = classifier(dataset.shape, dataset.outputs, levels=dataset.levels, **trial.model).to(device)
+    options: dict[str, Any] = {"solver": SOLVER, **trial.model}
+    model = classifier(dataset.shape, dataset.outputs, levels=dataset.levels, **options).to(device)
     objective = Supervised(model, "cross-entropy")
     batch_size = min(trial.batch_size, len(train_part.x))
     per_epoch = len(train_part.x) // batch_size

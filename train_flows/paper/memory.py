@@ -39,7 +39,7 @@ def kept(shape: tuple[int, ...], model: dict[str, Any]) -> tuple[float, float]:
 
 def _tried(shape: tuple[int, ...], model: dict[str, Any], step_size: float) -> tuple[int, int]:
     """The bytes of an image at so many evaluations."""
-    options: dict[str, Any] = {**model, "solver": {"method": "rk4", "step_size": step_size}}
+    options: dict[str, Any] = {**model, "solver": {"method": "rk4", "step_size": step_size, "gradient": "direct"}}
     network, totals = classifier(shape, CLASSES, **options), []
     for images in (1, 2):  # weights are kept once
         with kept_bytes() as total, count_evals(network) as nfe:

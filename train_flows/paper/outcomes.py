@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from anode import SolverError
+from anode import Solver, SolverError
 from train_flows.errors import TrainingError
 from train_flows.journal import Memory
+
+SOLVER = Solver(rtol=1e-3, atol=1e-3, gradient="direct")  # of classifiers, if their trial has no other
 
 
 class Tried(Protocol):

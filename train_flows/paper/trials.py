@@ -18,7 +18,7 @@ from train_flows.data import paper
 from train_flows.data.labelled import Pairs
 from train_flows.journal import Memory
 from train_flows.loop import shuffled_batches, train
-from train_flows.paper.outcomes import Outcome, describe, status_of
+from train_flows.paper.outcomes import SOLVER, Outcome, describe, status_of
 from train_flows.paper.workers import each
 from train_flows.supervised import Supervised, measure
 from train_flows.training import Training
@@ -83,7 +83,8 @@ def attempt(trial: Trial, seed: int) -> Trained:
     """
     pairs, validation = points(trial, seed)
     torch.manual_seed(seed)
-    model = classifier(pairs.x.shape[1:], pairs.y.shape[1], **trial.model)
+    options: dict[str, Any] = {"solver": SOLVER, **trial.model}
+    model = classifier(pairs.x.shape[1:], pairs.y.shape[1], **options)
     objective = Supervised(model, "smooth-l1")
     batch_size = min(trial.batch_size, len(pairs.x))
     per_epoch = len(pairs.x) // batch_size

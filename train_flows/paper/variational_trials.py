@@ -22,7 +22,7 @@ from train_flows.paper.outcomes import Outcome, Place, status_of
 from train_flows.provenance import device_name
 from train_flows.training import Training
 
-TRAINING, FIGURES = Solver(rtol=1e-4, atol=1e-4), Solver()
+TRAINING, FIGURES = Solver(rtol=1e-4, atol=1e-4, gradient="direct"), Solver(gradient="direct")
 VALIDATED, TESTED = 2000, 20_000  # samples
 SHOWN = 400  # of them, for pictures
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
