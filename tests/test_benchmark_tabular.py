@@ -345,9 +345,7 @@ def test_the_works_are_listed(run):
         status, out, err = run("benchmark", *args)
         assert (status, err) == (0, "")
         assert [line.split()[0] for line in out.splitlines()] == list(benchmark.WORKS)
-    assert run("benchmark", "--threads", 2)[2].startswith(
-        "error: work '--threads' is unknown: choose one of image-block"
-    )
+    assert run("benchmark", "--threads", 2)[2].startswith("error: work '--threads' is unknown: choose one of speed")
     assert "--repeats 0 must be at least 1" in run("benchmark", "image-block", "--repeats", 0)[2]
 
 

@@ -8,10 +8,7 @@ Contenders take turns in one process; memory is that of a first step in a proces
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ from torch.nn import functional as F
 from torchdiffeq import odeint, odeint_adjoint
 
 from anode import Augment, ConvField, InputError, ODEBlock, Solver, count_evals, storage
+from train_flows.benchmark.timing import medians, peak_megabytes
 from train_flows.provenance import provenance
 from train_flows.settings import Device, Flag, find_device
 
@@ -107,6 +105,7 @@ CONTENDERS: dict[str, Callable[[], nn.Module]] = {
     "torchdiffeq, direct, time as a channel": lambda: Plain(odeint),
     "anode, direct, time as a channel": lambda: block("concat", "direct"),
     "anode, direct, time as a bias": lambda: block("bias", "direct"),
+    "anode, checkpoint, time as a bias": lambda: block("bias", "checkpoint"),
     "anode, adjoint, time as a bias": lambda: block("bias", "adjoint"),
 }
 
@@ -134,23 +133,16 @@ def main(args: list[str]) -> None:
 def measure(settings: Settings, device: torch.device) -> list[dict[str, Any]]:
     """Seconds, evaluations and memory of a training step of every contender."""
     steps = {name: Step(name, device) for name in CONTENDERS}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(settings.repeats + 1):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    seconds = medians(steps, settings.repeats)
     return [
         {
             "contender": name,
-            "seconds": medians[name],
-            "times_faster": medians[REFERENCE] / medians[name],
-            "images_per_second": BATCH / medians[name],
+            "seconds": seconds[name],
+            "times_faster": seconds[REFERENCE] / seconds[name],
+            "images_per_second": BATCH / seconds[name],
             "outside_convolutions": outside_convolutions(step, device),
             "evaluations": step.evaluations(),
-            "peak_megabytes": _peak(name, settings),
+            "peak_megabytes": peak_megabytes(Step, name, device, device=str(device)),
         }
         for name, step in steps.items()
     ]
@@ -198,36 +190,6 @@ class Step:
         with count_evals(self.block) as nfe:
             self()
         return nfe.forward + nfe.backward
-
-
-def _peak(name: str, settings: Settings) -> float | None:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_here, (name, settings))
-
-
-def _peak_here(name: str, settings: Settings) -> float | None:
-    """Megabytes at most held during the first step beyond those held before; None where the system does not say."""
-    torch.set_num_threads(settings.threads)
-    device = find_device(settings.device)
-    step = Step(name, device)
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    forget = Path("/proc/self/clear_refs")
-    if not forget.exists():
-        return None
-    forget.write_text("5")  # the peak so far
-    before = _status("VmRSS")
-    step()
-    return (_status("VmHWM") - before) / 1e3
-
-
-def _status(name: str) -> int:
-    """Kilobytes of this process, as Linux tells."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
