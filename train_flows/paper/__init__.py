@@ -55,7 +55,7 @@ def main(args: list[str]) -> None:
         trained = _sittings(command, into, write, "cpu", workers, How(experiment.attempt))
         report = experiment.run(trained, settings.quick, command.data)
     else:
-        trained = Attempts(range(settings.seeds), workers or 1, settings.quick, write)
+        trained = Attempts(settings.all_seeds, workers or 1, settings.quick, write)
         report = experiment.run(trained)
     _conclude(report, trained, into, write)
 
@@ -68,7 +68,7 @@ def _sittings(
     earlier = sittings.read(into.results, settings.experiment or "") if sets.resume else None
     minutes = math.inf if sets.budget_minutes is None else sets.budget_minutes
     place = Place(command.sets.data_root, device, into.states, time.time() + 60 * minutes)
-    return Sittings(range(settings.seeds), workers, place, write, how, earlier)
+    return Sittings(settings.all_seeds, workers, place, write, how, earlier)
 
 
 def _fitting(device: torch.device, wanted: Sequence[ImageTrial]) -> int:

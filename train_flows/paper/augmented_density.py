@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train_flows import density
@@ -35,14 +36,29 @@ PLAIN = "p=0"
 CONTROLS = (("copies", "mixture base"), ("categorical", "mixture base"), ("categorical", "copies"))
 RECORDS = 10  # along the training
 REGULARISATIONS = ("free", "penalised")
-PENALTY = 1e-3  # on acceleration, where the recipe has none
 METRICS = tuple(f"nfe_{what}_{tolerance:.0e}" for what in ("log_prob", "sample") for tolerance in TOLERANCES)
 attempt = partial(density_trials.attempt, measure=costs)
 
 
+class Chosen(NamedTuple):
+    """Settings that were chosen on validation data, with other seeds, by ``augmented-tuning``.
+
+    Attributes:
+        components: of mixtures.
+        acceleration: weight of the penalty, of all variants alike.
+    """
+
+    components: int
+    acceleration: float
+
+
+CHOSEN: dict[str, Chosen] = {}
+UNCHOSEN = Chosen(8, 1e-3)  # of other data
+
+
 def variants(data: str) -> dict[str, dict[str, Any]]:
     """What is compared, by name: options of ``train-flows density``."""
-    k = 8 if data in toy.DENSITIES else 16  # components
+    k = CHOSEN.get(data, UNCHOSEN).components
     return {
         PLAIN: {},
         "mixture base": {"base": "mixture", "components": k},
@@ -62,14 +78,14 @@ def run(attempt_all: AttemptInSittings, quick: bool, data: Sequence[str]) -> Rep
 
 
 def _trials(data: str, quick: bool, data_root: str) -> list[DensityTrial]:
-    plain = DensityTrial(PLAIN, data, _of_all(data), quick)
+    plain = plain_trial(data, quick)
     dataset = load(plain, 0, data_root)
-    penalty = plain.settings(0).objective.acceleration or PENALTY
+    penalty = CHOSEN.get(data, UNCHOSEN).acceleration
     trials = []
     for name, options in variants(data).items():
-        matched = plain.options | _matched(plain, options, dataset)
+        of_equal_size = plain.options | matched(plain, options, dataset)
         for regularisation, weight in zip(REGULARISATIONS, (0.0, penalty), strict=True):
-            settings = matched | {"acceleration": weight}
+            settings = of_equal_size | {"acceleration": weight}
             trials.append(dataclasses.replace(plain, name=_name(name, regularisation), options=settings))
     return trials
 
@@ -78,14 +94,16 @@ def _name(variant: str, regularisation: str) -> str:
     return f"{variant}, {regularisation}"
 
 
-def _of_all(data: str) -> dict[str, Any]:
-    """Options that all variants share, beside the recipe of the data."""
+def plain_trial(data: str, quick: bool) -> DensityTrial:
+    """The plain flow, with the options that all variants share: likelihood alone, so that its curve is of one piece."""
     steps = 2000 if data in toy.DENSITIES else 4000
-    images = {"field": "conv", "activation": ("tanh",)} if data == "digits" else {}
-    return {"steps": steps, "validate_every": math.ceil(steps / RECORDS), **images}
+    options: dict[str, Any] = {"steps": steps, "validate_every": math.ceil(steps / RECORDS), "objective": "likelihood"}
+    if data == "digits":
+        options |= {"field": "conv", "activation": ("tanh",)}
+    return DensityTrial(PLAIN, data, options, quick)
 
 
-def _matched(plain: DensityTrial, options: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+def matched(plain: DensityTrial, options: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
     """The options with the widest field that takes no more parameters than that of the plain flow."""
     model = plain.settings(0).model
     images = model.field == "conv"
@@ -129,11 +147,15 @@ def _figure(outcomes: Sequence[Outcome], data: Sequence[str]) -> Figure:
     panels = figure.subplots(len(REGULARISATIONS), len(data), squeeze=False)
     for row, regularisation in zip(panels, REGULARISATIONS, strict=True):
         for axes, each in zip(row, data, strict=True):
-            for i, name in enumerate(variants(each)):
-                good = (o for o in of(outcomes, _name(name, regularisation), each) if o.status == "success")
-                for j, outcome in enumerate(good):
-                    nll, nfe = ([record[x] for record in outcome.records[1:]] for x in ("nll_test", METRICS[-1]))
-                    axes.plot(nll, nfe, "o-", ms=3, color=f"C{i}", alpha=0.7, label=None if j else name)
+            draw_curves(axes, {name: of(outcomes, _name(name, regularisation), each) for name in variants(each)})
             axes.set(title=f"{each}, {regularisation}", xlabel="test NLL", ylabel="evaluations of sampling, 1e-7")
     panels[0, 0].legend(fontsize=7)
     return figure
+
+
+def draw_curves(axes: Axes, groups: Mapping[str, Sequence[Outcome]]) -> None:
+    """Evaluations of sampling against the NLL, along the trainings of every group."""
+    for i, (name, outcomes) in enumerate(groups.items()):
+        for j, outcome in enumerate(o for o in outcomes if o.status == "success"):
+            nll, nfe = ([record[x] for record in outcome.records[1:]] for x in ("nll_test", METRICS[-1]))
+            axes.plot(nll, nfe, "o-", ms=3, color=f"C{i}", alpha=0.7, label=None if j else name)

@@ -14,7 +14,7 @@ import tyro
 from anode import InputError
 from train_flows.data.image_sets import PUBLISHED
 from train_flows.paper.scale import Scale, family
-from train_flows.settings import Device, Flag
+from train_flows.settings import Device, Flag, check_seed
 
 ON_FUNCTIONS = {
     "flow-1d": "ODE solutions on the line keep their order, ResNet steps cross (ANODE, fig. 3)",
@@ -39,6 +39,7 @@ ON_DENSITIES = {
     "couplings": "evaluations of flow matching by the coupling of base and data points",
     "ffjord": "time to the likelihood that FFJORD's recipe reaches",
     "augmented-density": "evaluations of plain and augmented densities of as many parameters, at equal likelihood",
+    "augmented-tuning": "the settings of augmented-density, chosen on validation data: pass --first-seed 100",
     "planar": "depth of planar flows against width of continuous ones, by reverse KL (Neural ODEs, fig. 4)",
 }
 EXPERIMENTS = ON_FUNCTIONS | ON_IMAGES | ON_DENSITIES
@@ -49,11 +50,17 @@ class Settings:
     """What to do, and how often."""
 
     experiment: tyro.conf.Positional[str | None] = None
-    seeds: int = 5  # repetitions, with seeds from 0
+    seeds: int = 5  # repetitions, with seeds from the first
+    first_seed: int = 0
     quick: Flag = False  # a minute at most, to see that it runs; its figures mean nothing
     out: Path = Path("paper")  # folder of EXPERIMENT.json and EXPERIMENT.png
     workers: int | None = None  # runs side by side: when omitted one a core, or up to 4 that fit on a GPU
     overwrite: Flag = False  # replace existing results
+
+    @property
+    def all_seeds(self) -> range:
+        """Those of the repetitions."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ def files(command: Command) -> Files:
     for option in ("seeds", "workers"):
         if (value := getattr(settings, option)) is not None and value < 1:
             raise InputError(f"--{option} {value} must be at least 1")
+    check_seed(settings.first_seed)
     if name not in ON_IMAGES:
         _check_unused(images, name, ON_IMAGES)
     if name in ON_FUNCTIONS:

@@ -116,9 +116,12 @@ def shared(*groups: Sequence[Some]) -> list[list[Some]]:
 
 
 def ratio(above: Sequence[Outcome], below: Sequence[Outcome], metric: str) -> float:
-    """The mean of a metric over that of others in the last epoch, for the seeds that succeeded in both."""
-    above, below = shared(above, below)
-    return mean(above, metric) / mean(below, metric)
+    """The mean of a metric over that of others in the last epoch, for the seeds that succeeded in both.
+
+    NaN where nothing can be compared, such as seconds that round to none.
+    """
+    over, under = (mean(group, metric) for group in shared(above, below))
+    return over / under if under else math.nan
 
 
 def spread(outcomes: Sequence[Outcome], metric: str, unit: float = 1.0) -> str:
