@@ -133,11 +133,14 @@ class WarmedUp(nn.Module):
 
 
 class WarmStarted(nn.Module):
-    """An objective whose solves begin with the step that suited the last one, which spares most of them a step.
+    """An objective whose solves begin with the step that suited the last one, which spares most of them a step or two.
 
-    Solutions are as exact as before, by other steps; where the solver is not adaptive, nothing changes. The length is
-    part of the solvers of the model, and of the state of this module, so that training resumes as it would have gone
-    on.
+    Where the solver is not adaptive, nothing changes. The length is part of the solvers of the model, and of the state
+    of this module, so that training resumes as it would have gone on.
+
+    Steps are then as long as the tolerance lets them be, so choose one that means something: a short first step also
+    hides that a tolerance is loose. At 1e-4, training on a table with 14 evaluations instead of 27 learnt to profit of
+    the errors of the solver, and its validation NLL, at 1e-5, ended 1.3 nats worse.
 
     Args:
         objective: any, of a model with ODEs.

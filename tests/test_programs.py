@@ -100,7 +100,7 @@ def test_the_best_weights_are_kept_and_reported(run, undrawn, monkeypatch):
     assert len(kept) == 2
     for weights in (reported[0], cnf.load("runs/moons").state_dict()):
         assert all(torch.equal(best[name], weights[name]) for name in best)
-    assert not all(torch.equal(best[name], last[f"objective.model.{name}"]) for name in best)
+    assert not all(torch.equal(best[name], last[f"model.{name}"]) for name in best)
 
 
 def test_each_part_of_the_data_serves_its_purpose(run, table, undrawn, monkeypatch):

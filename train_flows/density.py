@@ -161,7 +161,8 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
     """
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{len(dataset.train)} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
-    return session.fit(run, what.objective, model, what.batch, what.training, what.validate, "nll")
+    where = settings.run
+    return session.fit(run, what.objective, model, what.batch, what.training, what.validate, "nll", where.compile)
 
 
 def _validated_as(model: Density) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from anode import InputError
-from cnf import Conditional, Density, FlowMatching, InTurn, MaximumLikelihood, WarmedUp, WarmStarted
+from cnf import Conditional, Density, FlowMatching, InTurn, MaximumLikelihood, WarmedUp
 from cnf.transforms import ENERGIES
 from train_flows.settings import Augmentation, Objective
 from train_flows.training import Training
@@ -51,9 +51,8 @@ def _likelihood(
         model, **{name: getattr(goal, name) for name in OF_LIKELIHOOD}, samples=augmented.samples
     )
     if not augmented.warm_up:
-        return WarmStarted(objective), batch
-    weighed = WarmStarted(WarmedUp(objective))
-    return weighed, lambda step: (min(1.0, (step - first + 1) / augmented.warm_up), batch(step))
+        return objective, batch
+    return WarmedUp(objective), lambda step: (min(1.0, (step - first + 1) / augmented.warm_up), batch(step))
 
 
 def matching_steps(goal: Objective, steps: int) -> int:

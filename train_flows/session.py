@@ -13,6 +13,7 @@ from torch import nn
 
 from anode import InputError, storage
 from train_flows.checkpoint import RESULT, Run
+from train_flows.compiling import compile_fields
 from train_flows.errors import TrainingError
 from train_flows.loop import train
 from train_flows.provenance import provenance
@@ -62,6 +63,7 @@ def fit(
     training: Training,
     validate: Callable[[], dict[str, float]],
     criterion: str,
+    compile: bool = False,
 ) -> bool:
     """Train, keeping the weights of the best validation in the run folder.
 
@@ -73,6 +75,7 @@ def fit(
         training: how to optimise.
         validate: figures of the current weights.
         criterion: the one of them to minimise.
+        compile: the vector fields, before training.
 
     Returns:
         Whether training came to its end; False when it was asked to stop.
@@ -83,6 +86,9 @@ def fit(
     device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if compile:
+        batches = [batch(step) for step in sorted({0, training.restart or 0})]  # of each stage
+        print(f"compiled in {compile_fields(model, objective, batches, validate):.0f} s")
     try:
         finished = train(
             objective,

@@ -228,6 +228,7 @@ class Ours(Contender):
         exact: the trace, or one Rademacher probe of it.
         gradient: see :class:`~anode.Solver`.
         compile: the field.
+        warm: training steps begin their solves with the step that suited the last one.
     """
 
     def __init__(
@@ -238,6 +239,7 @@ class Ours(Contender):
         exact: bool = True,
         gradient: str = "checkpoint",
         compile: bool = False,
+        warm: bool = False,
     ) -> None:
         super().__init__(weights, activation, tolerance, exact)
         dim, hidden = len(weights[-1][1]), [len(bias) for _, bias in weights[:-1]]
@@ -252,7 +254,8 @@ class Ours(Contender):
         solver = Solver(rtol=tolerance, atol=tolerance, gradient=gradient)
         self.flow = Flow(Continuous(self.field, solver, "exact" if exact else "hutchinson"), Normal((dim,)))
         self.flow.base.to(next(self.field.parameters()).dtype)
-        self.objective = WarmStarted(MaximumLikelihood(self.flow))
+        objective = MaximumLikelihood(self.flow)
+        self.objective = WarmStarted(objective) if warm else objective
 
     def log_prob(self, x: Tensor) -> Tensor:
         """See :meth:`Contender.log_prob`."""
@@ -263,7 +266,7 @@ class Ours(Contender):
         return self.flow.decode(z)
 
     def step(self, x: Tensor) -> None:
-        """See :meth:`Contender.step`; it begins with the step that suited the last one, as training does."""
+        """See :meth:`Contender.step`."""
         self.field.zero_grad()
         self.objective(x).backward()
 
@@ -300,6 +303,7 @@ def contenders(compile: bool = True) -> dict[str, Callable[..., Contender]]:
         here[f"ours, {gradient}"] = _with(Ours, gradient=gradient)
         if compile:
             here[f"ours, {gradient}, compiled"] = _with(Ours, gradient=gradient, compile=True)
+            here[f"ours, {gradient}, compiled, warm"] = _with(Ours, gradient=gradient, compile=True, warm=True)
     here["torchdiffeq, adjoint (FFJORD)"] = _with(Plain, solve=odeint_adjoint)
     here["torchdiffeq, direct"] = _with(Plain, solve=odeint)
     for name, made in {"zuko": Zuko, "torchdyn": Torchdyn, "torchode": Torchode}.items():

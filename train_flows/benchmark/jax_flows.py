@@ -16,7 +16,6 @@ from train_flows.benchmark.contenders import BASE, DATA, Contender, Weights
 jax.config.update("jax_enable_x64", True)  # types are those of the weights and points
 ADJOINTS: dict[str, Callable[[], Any]] = {
     "checkpoints": diffrax.RecursiveCheckpointAdjoint,
-    "direct": diffrax.DirectAdjoint,
     "backsolve": diffrax.BacksolveAdjoint,
 }
 ACTIVATIONS = {"tanh": jnp.tanh, "softplus": jax.nn.softplus}
