@@ -90,10 +90,11 @@ class Diffrax(Contender):
             velocity, push = jax.linearize(field, x)
             return velocity, jnp.trace(jax.vmap(push)(jnp.eye(len(x), dtype=x.dtype)))
 
-        def f(t: Any, y: Any, params: Any) -> Any:
+        def f(t: Any, y: Any, args: Any) -> Any:
+            params, eps = args  # that BacksolveAdjoint may have no others
             return jax.vmap(of_one, in_axes=(None, None, 0, None if eps is None else 0))(params, t, y[0], eps)
 
-        (z, change), steps = self._solved(f, params, (x, jnp.zeros(len(x), x.dtype)), DATA, BASE)
+        (z, change), steps = self._solved(f, (params, eps), (x, jnp.zeros(len(x), x.dtype)), DATA, BASE)
         return -0.5 * (z**2 + math.log(2 * math.pi)).sum(1) + change, steps
 
     def _decoded(self, params: Any, z: Any) -> Any:
@@ -102,16 +103,17 @@ class Diffrax(Contender):
 
         return self._solved(f, params, z, BASE, DATA)
 
-    def _solved(self, f: Callable[..., Any], params: Any, y: Any, t0: float, t1: float) -> Any:
+    def _solved(self, f: Callable[..., Any], args: Any, y: Any, t0: float, t1: float) -> Any:
+        dtype = jax.tree.leaves(y)[0].dtype  # of times too, or states would be promoted to theirs
         control = diffrax.PIDController(rtol=self.tolerance, atol=self.tolerance, norm=_largest)
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(f),
             diffrax.Dopri5(),
-            t0,
-            t1,
+            jnp.asarray(t0, dtype),
+            jnp.asarray(t1, dtype),
             None,
             y,
-            params,
+            args,
             stepsize_controller=control,
             adjoint=ADJOINTS[self.adjoint](),
             max_steps=MOST_STEPS,
