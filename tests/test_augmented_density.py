@@ -1,7 +1,9 @@
 """Comparisons at equal likelihood: where the curves meet, what is measured, and that variants are of equal size."""
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from anode import InputError, Solver, count_evals
 from cnf import LiftedFlow, density_model
 from train_flows import density
 from train_flows.data import Dataset
-from train_flows.paper import augmented_density
+from train_flows.paper import augmented_density, augmented_tuning
+from train_flows.paper.augmented_tuning import METRIC
 from train_flows.paper.costs import MOST_NUMBERS, costs
 from train_flows.paper.density_trials import DensityTrial, load
 from train_flows.paper.equal_nll import LEVELS, compared, cost_at
@@ -129,6 +132,34 @@ def test_both_sides_are_penalised_alike():
     assert {weights[name] for name in weights if name.endswith("free")} == {0.0}
     penalised = {weights[name] for name in weights if name.endswith("penalised")}
     assert penalised == {augmented_density.UNCHOSEN.acceleration}
+
+
+def test_settings_are_chosen_where_they_cost_least_at_no_loss():
+    def tried(name, nfe_end, validation_nll=2.0, nfe_validation=50.0):
+        records = [{"nll_test": 3.0, METRIC: 40.0}, {"nll_test": 2.5, METRIC: 40.0}, {"nll_test": 2.0, METRIC: nfe_end}]
+        records[-1] |= {"validation_nll": validation_nll, "nfe_validation": nfe_validation}
+        return Outcome(DensityTrial(name, "moons"), 100, "success", records)
+
+    plain = {0.0: (2.0, 60.0), 1e-4: (1.99, 50.0), 1e-3: (2.02, 40.0), 1e-2: (2.03, 20.0), 1e-1: (2.5, 10.0)}
+    outcomes = [tried(augmented_tuning._penalised(weight), 40.0, *found) for weight, found in plain.items()]
+    outcomes += [tried(augmented_tuning._mixed(k), nfe) for k, nfe in {4: 40, 8: 20, 16: 10, 32: 30}.items()]
+    findings = augmented_tuning._findings(outcomes, ["moons"])
+    assert findings["moons: acceleration"] == 1e-3
+    assert findings["moons: components"] == 16
+
+
+def test_tuning_looks_at_validation_data_alone():
+    x, test = torch.randn(300, 2), torch.full((300, 2), math.nan)
+    found = augmented_tuning.measure(density_model((2,), hidden=(8,)), Dataset("some", x, x, test, ("x", "y")))
+    assert math.isfinite(found["nll_test"])
+
+
+def test_tuning_has_seeds_of_its_own(run):
+    options = ("--quick", "--workers", 1, "--data", "moons", "--out", "results")
+    status, out, _ = run("paper", "augmented-tuning", *options, "--seeds", 1, "--first-seed", 100)
+    assert status == 0
+    assert "moons: components" in out
+    assert json.loads(Path("results/augmented-tuning-moons.json").read_text())["seeds"] == [100]
 
 
 def test_tables_are_found_in_their_folder(tmp_path):

@@ -21,6 +21,7 @@ from cnf import (
     PathOptions,
     Planar,
     ReverseKL,
+    WarmStarted,
     density_model,
 )
 from cnf.couplings import entropic, independent, optimal_transport
@@ -506,3 +507,25 @@ def test_both_gradients_agree_in_the_mean(float64):
     (plain, plain_error), (path, path_error) = gradients(False), gradients(True)
     assert ((plain - path).abs() < 5 * (plain_error**2 + path_error**2).sqrt() + 1e-6).all()
     assert plain.abs().max() > 10 * path_error.max()
+
+
+def test_a_warm_start_spares_evaluations_and_resumes_as_it_would_have_gone_on():
+    def made():
+        torch.manual_seed(0)
+        return WarmStarted(MaximumLikelihood(density_model((2,), hidden=(8, 8), solver=Solver(rtol=1e-6, atol=1e-6))))
+
+    def step(objective, x):
+        with count_evals(objective) as nfe:
+            loss = objective(x)
+        return loss.item(), nfe.forward
+
+    x = 3 * torch.randn(64, 2)
+    objective, resumed = made(), made()
+    cold, warm = step(objective, x), step(objective, x)
+    assert cold == step(made(), x)
+    assert warm[1] < cold[1]
+    assert warm[0] == pytest.approx(cold[0], abs=1e-5)
+    resumed.load_state_dict(objective.state_dict())
+    assert step(resumed, x) == step(objective, x)
+    objective.set_extra_state(None)
+    assert step(objective, x) == cold

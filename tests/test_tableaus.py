@@ -140,3 +140,29 @@ def test_quadratures_are_integrated_like_other_components(float64):
             found = solver.integrate(f, (y, zero), 0, 1, quadratures=1)
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
         assert plain == counted
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+def test_stages_that_lead_to_others_only_need_no_quadratures(gradient, float64):
+    """The second stage of dopri5: with the velocity alone there, all steps, ends and gradients are the same."""
+    y, zero = torch.randn(5, 2), torch.zeros(5)
+    alone = []
+
+    def rate(t, x):
+        return -x * (1 + t)
+
+    def f(t, state):
+        return rate(t, state[0]), state[0].square().sum(1)
+
+    def moving(t, state):
+        alone.append(float(t))
+        return (rate(t, state[0]),)
+
+    found = []
+    for more in ({}, {"moving": moving}):
+        x = y.clone().requires_grad_()
+        end = Solver(gradient=gradient).integrate(f, (x, zero), 0, 1, quadratures=1, **more)
+        (end[0].sum() + end[1].square().sum()).backward()
+        found.append((*end, x.grad))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert alone
