@@ -13,7 +13,7 @@ import torch
 import anode
 from cnf import density_model, save
 from train_flows import density, recipes
-from train_flows.benchmark import standings
+from train_flows.benchmark import speed_report, standings
 from train_flows.paper import ON_FUNCTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -296,6 +296,41 @@ def test_the_contests_are_those_of_the_file():
     contests = json.loads((ROOT / "assets" / "results" / "benchmark-tabular.json").read_text())["contests"]
     apart = ", ".join(f"{each['rows'][0]['value']:.1f}" for each in contests if each["data"].startswith("parkinsons"))
     assert f"with the three seeds the CNF ended at {apart}," in " ".join(README.split())
+
+
+PEERS = (
+    "torchdiffeq, adjoint (FFJORD)",
+    "torchdiffeq, direct",
+    "zuko",
+    "torchdyn",
+    "torchode",
+    "diffrax, checkpoints",
+    "diffrax, backsolve",
+)
+TIMED = {  # what the README calls the tasks of the speed benchmark
+    ("cnf-2d", "step, exact"): "training step",
+    ("cnf-2d", "step, one probe"): "training step, one probe of the trace",
+    ("cnf-2d", "log_prob"): "`log_prob` of 10,000 points",
+    ("cnf-2d", "sample"): "10,000 samples",
+    ("cnf-tab", "step, exact"): "43 dimensions, training step",
+}
+
+
+def said_of_peers():
+    rows = json.loads((ROOT / "assets" / "results" / "benchmark-speed.json").read_text())["rows"]
+    for (work, task), name in TIMED.items():
+        found = speed_report.ratios(rows, work, task, 1e-5)
+        for ours in ("checkpoint", "checkpoint, compiled", "direct", "direct, compiled"):
+            if "step" in task or ours.startswith("direct"):  # without gradients they are one
+                others = found[f"ours, {ours}"]
+                kind = ours if "step" in task else ours.replace("direct", "").strip(", ") or "as it is"
+                ratios = " | ".join(f"{others[peer]:.1f}" if peer in others else "-" for peer in PEERS)
+                yield f"| {name} | {kind} | {ratios} |"
+
+
+def test_the_ratios_are_those_of_the_file():
+    for row in said_of_peers():
+        assert row in README
 
 
 def said_of_classifiers():
