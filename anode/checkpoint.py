@@ -102,6 +102,8 @@ def _gradients(
     """The gradients of inputs from those of outputs; None where nothing depends on an input."""
     pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
     ends, of_ends = zip(*pairs, strict=True)
     found = iter(torch.autograd.grad(ends, wanted, of_ends, create_graph=create_graph, allow_unused=True))
     return [next(found) if tensor.requires_grad else None for tensor in inputs]

@@ -48,6 +48,10 @@ class Field(nn.Module):
         super().compile(*args, **kwargs)
         self.velocity_and_divergence = torch.compile(self.velocity_and_divergence, *args, **kwargs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, which is bound to the weights of this module: copies are not compiled."""
+        return {name: value for name, value in super().__getstate__().items() if name != "velocity_and_divergence"}
+
     def diagonal(self, width: int) -> slice:
         """The part of dimension 1, of that width, that acts on its own rates.
 

@@ -213,6 +213,7 @@ class Solver:
         _check_times(t)
         given = [tensor for tensor in params if tensor is not None]
         given += field.parameters() if field is not None else ()
+        given = list({id(tensor): tensor for tensor in given}.values())  # one listed twice has its gradient once
 
         rhs = RightHandSide(f, self, listening(field), field)
         if self.own:

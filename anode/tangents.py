@@ -26,7 +26,8 @@ def with_tangents(x: Tensor, maps: Sequence[Map], activations: Sequence[Activati
         activations: of all layers but the last.
     """
     flat = [tensor for layer in maps for tensor in layer]
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _transformed(x, *flat):
+    mixed = torch.is_autocast_enabled(x.device.type)  # the backward rule knows one type
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or mixed or _transformed(x, *flat):
         return plainly(x, maps, activations)
     return _Stacked.apply(activations, x, *flat)
 

@@ -166,7 +166,8 @@ class WarmStarted(nn.Module):
         """The loss; see the objective."""
         with count_evals(self.objective) as nfe:
             loss = self.objective(batch)
-        self._begin_with(nfe.first_step)
+        if nfe.first_step is not None:
+            self._begin_with(nfe.first_step)
         return loss
 
     def _begin_with(self, first_step: float | None) -> None:

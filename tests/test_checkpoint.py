@@ -212,3 +212,15 @@ def test_what_torchdiffeq_solves_has_no_checkpoints():
         Solver("dopri8", gradient="checkpoint")
     with pytest.raises(InputError, match="tsit5"):
         Solver("tsit5", gradient="adjoint")
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])
+def test_what_is_listed_twice_has_its_gradient_once(gradient, float64):
+    field = MLPField(2, (4,))
+    y = torch.randn(5, 2)
+    found = []
+    for params in ((), tuple(field.parameters())):
+        field.zero_grad()
+        Solver(gradient=gradient).integrate(field, y, 0.0, 1.0, params=params).square().sum().backward()
+        found.append([p.grad.clone() for p in field.parameters()])
+    torch.testing.assert_close(found[0], found[1])

@@ -1,5 +1,7 @@
 """Fields against torch's own layers and against the Jacobian."""
 
+import copy
+
 import pytest
 import torch
 from fields import mlp_fields, wild
@@ -312,3 +314,21 @@ def test_shape_and_dtype_stay(shape, batch, hidden, double):
 def test_bad_input_is_named(make, names):
     with pytest.raises(InputError, match=names):
         make()
+
+
+def test_copies_of_a_compiled_field_have_weights_of_their_own():
+    field = MLPField(3, (4, 4, 4))
+    field.compile(backend="eager")
+    other = copy.deepcopy(field).double()
+    for weight in other.parameters():
+        torch.nn.init.zeros_(weight)
+    t, x = torch.tensor(0.5, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    assert not any(part.any() for part in other.velocity_and_divergence(t, x))
+
+
+def test_tangents_in_mixed_precision_have_gradients():
+    field = MLPField(3, (4, 4, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity, divergence = field.velocity_and_divergence(torch.tensor(0.5), torch.randn(5, 3))
+    (velocity.sum() + divergence.sum()).float().backward()
+    assert all(torch.isfinite(p.grad).all() for p in field.parameters())
