@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from anode.errors import InputError
 
 LINEAR = 40.0  # beyond this, softplus(a) is a
+LINEAR_HALF = 10.0  # in float16, whose sigmoid(-a) vanishes from 17 on
 
 
 class Activation(NamedTuple):
@@ -46,7 +47,8 @@ def _tanh_curvature(a: Tensor, h: Tensor, slope: Tensor) -> Tensor:
 
 
 def _softplus(a: Tensor) -> Tensor:
-    return torch.where(a > LINEAR, a, -torch.log(torch.sigmoid(-a.clamp(max=LINEAR))))
+    linear = LINEAR_HALF if a.dtype == torch.float16 else LINEAR
+    return torch.where(a > linear, a, -torch.log(torch.sigmoid(-a.clamp(max=linear))))
 
 
 def _softplus_with_slope(a: Tensor) -> tuple[Tensor, Tensor]:

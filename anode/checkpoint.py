@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode.errors import InputError
-from anode.runge_kutta import Solution, Step, Stepper, added
+from anode.graph import gradients
+from anode.runge_kutta import Solution
+from anode.steps import Step, Stepper, added
 from anode.tableaus import Components
 
 Solve = Callable[[Components, Callable[[Step], None]], Solution]
@@ -78,7 +79,7 @@ def _step_by_step(
             taken = stepper.again(step._replace(y=y))
         asked = len(of_asked) - n * len(taken.asked)
         outputs = _flat([taken.after, *taken.asked], taken.metered)
-        found = _gradients(outputs, (*y, *params), (*later, *of_asked[asked:], *of_meter))
+        found = gradients(outputs, (*y, *params), (*later, *of_asked[asked:], *of_meter))
         later = [torch.zeros_like(part) if g is None else g for part, g in zip(y, found, strict=False)]
         total = [added(sums, g) for sums, g in zip(total, found[n:], strict=True)]
         of_asked = of_asked[:asked]
@@ -93,43 +94,8 @@ def _at_once(ctx: Any, y0: Components, params: Sequence[Tensor], grads: Sequence
         taken = ctx.stepper.again(step._replace(y=y))
         states += taken.asked
         y, metered = taken.after, added(metered, taken.metered)
-    return _gradients(_flat(states, metered), (*y0, *params), grads, create_graph=True)
-
-
-def _gradients(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor], create_graph: bool = False
-) -> list[Tensor | None]:
-    """The gradients of inputs from those of outputs; None where nothing depends on an input."""
-    pairs = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if output.requires_grad]
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    if not pairs:
-        return [None] * len(inputs)
-    ends, of_ends = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(ends, wanted, of_ends, create_graph=create_graph, allow_unused=True))
-    return [next(found) if tensor.requires_grad else None for tensor in inputs]
+    return gradients(_flat(states, metered), (*y0, *params), grads, create_graph=True)
 
 
 def _flat(states: Sequence[Components], metered: Tensor | None) -> tuple[Tensor, ...]:
     return *(part for state in states for part in state), *(() if metered is None else (metered,))
-
-
-def check_listed(rates: Components, y0: Components, params: Sequence[Tensor]) -> None:
-    """Raise an :class:`InputError` where rates, with a graph, depend on a leaf tensor that is neither in y0 nor params.
-
-    It would silently get no gradient.
-    """
-    listed = {id(tensor) for tensor in (*y0, *params)}
-    stops = {(tensor.grad_fn, tensor.output_nr) for tensor in (*y0, *params) if tensor.grad_fn is not None}
-    waiting, seen = [(rate.grad_fn, rate.output_nr) for rate in rates], set()
-    while waiting:
-        node, nr = waiting.pop()
-        if node is None or node in seen or (node, nr) in stops:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in listed:
-            raise InputError(
-                f"f depends on a tensor of shape {tuple(leaf.shape)} that is neither in y0 nor in params, so that it "
-                'would get no gradient: list it, name the field, or pass gradient="direct"'
-            )
-        waiting.extend(node.next_functions)

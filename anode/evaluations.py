@@ -21,8 +21,8 @@ class Evaluations:
         steps: how many steps they tried.
         rejected: how many of these steps were too inaccurate.
         last_step: length of the last step.
-        first_step: length that would have suited the first step of the last solve, with which the next one may begin;
-            None where the solver does not tell.
+        first_step: length that would have suited the first step of the last solve that told, with which the next one
+            may begin; torchdiffeq's do not tell.
     """
 
     forward: int = 0

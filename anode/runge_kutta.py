@@ -16,44 +16,10 @@ import torch
 from torch import Tensor
 
 from anode.errors import InputError
+from anode.steps import Slope, Step, Stepper, Taken, added, plus
 from anode.tableaus import Components, Slopes, Tableau
 
-Slope = Callable[[float, Components], Components]
-Meter = Callable[[Sequence[float], Slopes, float], Tensor]
-
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
-
-
-class Step(NamedTuple):
-    """An accepted step: all it takes to take it again.
-
-    Attributes:
-        t: where it begins.
-        y: the components there.
-        size: of the step.
-        shares: of its size, where the solution is asked for within the step.
-        shown: whether it is asked for at its end.
-    """
-
-    t: float
-    y: Components
-    size: float
-    shares: tuple[float, ...] = ()
-    shown: bool = False
-
-
-class Taken(NamedTuple):
-    """What a step leads to.
-
-    Attributes:
-        asked: the components where they are asked for, in the order of time.
-        after: the components at its end.
-        metered: see :class:`Stepper`; None without a meter.
-    """
-
-    asked: list[Components]
-    after: Components
-    metered: Tensor | None
 
 
 class Watch(Protocol):
@@ -91,59 +57,6 @@ class Control:
     passive: int = 0
 
 
-@dataclass(frozen=True)
-class Stepper:
-    """Steps of a method along dy/dt = f(t, y).
-
-    Attributes:
-        tableau: of the method.
-        f: the right-hand side.
-        quadratures: the last so many components are integrals along the way, which f does not depend on; it is passed
-            their values at the beginning of the step.
-        moving: f without the quadratures, of the components and to the rates that are left; evaluated at stages whose
-            slopes lead to others only.
-        meter: makes of every accepted step a number a sample, whose sums over the steps are wanted. Called with nodes
-            of the step, from 0 to 1, the rates there, and its size.
-    """
-
-    tableau: Tableau
-    f: Slope
-    quadratures: int = 0
-    moving: Slope | None = None
-    meter: Meter | None = None
-
-    def stages(self, t: float, y: Components, first: Components, size: float) -> tuple[list[Components], Components]:
-        """The slopes of a step, of which the first is known, and the components after it."""
-        tableau, n = self.tableau, len(y) - self.quadratures
-        slopes = [first]
-        for i in range(1, len(tableau.nodes)):
-            time, state = t + tableau.nodes[i] * size, plus(y[:n], slopes, tableau.stages[i], size)
-            if self.moving is not None and i in tableau.idle:
-                slopes.append(self.moving(time, state))
-            else:
-                slopes.append(self.f(time, state + y[n:]))
-        return slopes, plus(y, slopes, tableau.solution, size)
-
-    def slope_after(self, t: float, after: Components, size: float) -> list[Components]:
-        """The last slope of a step of an adaptive method; of others there is none."""
-        return [self.f(t + size, after)] if self.tableau.adaptive else []
-
-    def outcome(self, step: Step, slopes: Slopes, after: Components) -> Taken:
-        """What a step with such slopes leads to."""
-        asked = [_interpolated(self.tableau, step, slopes, share) for share in step.shares]
-        metered = None
-        if self.meter is not None:
-            metered = self.meter(self.tableau.seen_at, self.tableau.seen(slopes), step.size)
-        return Taken([*asked, after] if step.shown else asked, after, metered)
-
-    def again(self, step: Step) -> Taken:
-        """Take a step once more."""
-        slopes, after = self.stages(step.t, step.y, self.f(step.t, step.y), step.size)
-        if step.shares or self.meter is not None:
-            slopes += self.slope_after(step.t, after, step.size)
-        return self.outcome(step, slopes, after)
-
-
 class Solution(NamedTuple):
     """A solved ODE.
 
@@ -156,34 +69,40 @@ class Solution(NamedTuple):
     metered: Tensor | None
 
 
-def adaptive(
-    stepper: Stepper,
-    y0: Components,
-    first: Components,
-    times: Sequence[float],
-    control: Control,
-    watch: Watch,
-    keep: Callable[[Step], None] | None = None,
-) -> Solution:
-    """Solve from y0 at the first of the times, by steps of which the last ends on the last time.
+class Problem(NamedTuple):
+    """What to solve, and who takes part in it.
 
-    Args:
+    Attributes:
         stepper: takes steps.
         y0: initial components.
-        first: f(times[0], y0).
-        times: strictly monotone; all but the first and last are interpolated.
-        control: of the steps.
+        first: their rates.
         watch: follows the solve.
         keep: takes the accepted steps.
+    """
+
+    stepper: Stepper
+    y0: Components
+    first: Components
+    watch: Watch
+    keep: Callable[[Step], None] | None = None
+
+
+def adaptive(problem: Problem, times: Sequence[float], control: Control) -> Solution:
+    """Solve from the first of the times on, by steps of which the last ends on the last time.
+
+    Args:
+        problem: what to solve.
+        times: strictly monotone; all but the first and last are interpolated.
+        control: of the steps.
 
     References:
         Hairer, Norsett, Wanner 1993, section II.4.
     """
-    t, end, y = times[0], times[-1], y0
-    deciding = slice(len(y0) - control.passive)
+    stepper, y, first, watch, _ = problem
+    t, end = times[0], times[-1]
+    deciding = slice(len(y) - control.passive)
     size = _first_step(stepper.f, t, y, first, math.copysign(1.0, end - t), control, deciding)
-    states: list[Components] = []
-    metered, asked = None, list(times[1:-1])
+    solution, asked = Solution([], None), list(times[1:-1])
     while True:
         watch.callback_step(t, y, size)
         last = abs(size) >= abs(end - t)
@@ -198,68 +117,50 @@ def adaptive(
             while asked and abs(asked[0] - t) <= abs(reached - t):
                 shares.append((asked.pop(0) - t) / size)
             step = Step(t, y, size, tuple(shares), last)
-            taken = stepper.outcome(step, slopes, after)
-            if keep is not None:
-                keep(step)
-            states += taken.asked
-            metered = added(metered, taken.metered)
-            if y is y0:
+            solution = _continued(solution, problem, step, stepper.outcome(step, slopes, after))
+            if y is problem.y0:
                 watch.suit(abs(size) * _growth(ratio, stepper.tableau.order))
             t, y, first = reached, after, slopes[-1]
             if last:
-                return Solution(states, metered)
+                return solution
         else:
             watch.reject_step(t, y, size)
         size *= _growth(ratio, stepper.tableau.order)
 
 
-def fixed(
-    stepper: Stepper,
-    y0: Components,
-    first: Components,
-    grid: Sequence[float],
-    shown: Sequence[bool],
-    watch: Watch,
-    keep: Callable[[Step], None] | None = None,
-) -> Solution:
-    """Solve from y0 at the first time of a strictly monotone grid, by steps from each to the next.
+def fixed(problem: Problem, grid: Sequence[float], shown: Sequence[bool]) -> Solution:
+    """Solve from the first time of a grid on, by steps from each to the next.
 
     Args:
-        stepper: takes steps.
-        y0: initial components.
-        first: f(grid[0], y0).
-        grid: the times.
+        problem: what to solve.
+        grid: the times, strictly monotone.
         shown: at which of them, after the first, the solution is asked for.
-        watch: follows the solve.
-        keep: takes the steps.
     """
-    y, slope, metered = y0, first, None
-    states: list[Components] = []
+    stepper, y, slope, watch, _ = problem
+    solution = Solution([], None)
     for (t, after), asked in zip(pairwise(grid), shown, strict=True):
         step = Step(t, y, after - t, (), asked)
         watch.callback_step(t, y, step.size)
         taken = stepper.outcome(step, *stepper.stages(t, y, slope or stepper.f(t, y), step.size))
-        if keep is not None:
-            keep(step)
-        states += taken.asked
-        metered = added(metered, taken.metered)
+        solution = _continued(solution, problem, step, taken)
         y, slope = taken.after, ()
-    return Solution(states, metered)
+    return solution
 
 
-def plus(y: Components, slopes: Slopes, weights: Sequence[float], size: float) -> Components:
-    """The components y + size * sum_i weights_i slopes_i, of slopes of as many components or more."""
-    parts = list(y)
-    for weight, k in zip(weights, slopes, strict=True):
-        if weight:
-            for i, rate in enumerate(k[: len(parts)]):
-                parts[i] = torch.add(parts[i], rate, alpha=size * weight)
-    return tuple(parts)
+def _continued(solution: Solution, problem: Problem, step: Step, taken: Taken) -> Solution:
+    """The solution with one more step."""
+    if problem.keep is not None:
+        problem.keep(step)
+    return Solution([*solution.states, *taken.asked], added(solution.metered, taken.metered))
 
 
-def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum of what there is."""
-    return b if a is None else a if b is None else a + b
+def even_grid(times: Tensor, step_size: float) -> Tensor:
+    """Even steps of at most ``step_size`` within each interval, so that every output time is a grid point."""
+    pieces = []
+    for start, end in pairwise(times.tolist()):
+        steps = max(1, math.ceil(abs(end - start) / step_size - 1e-6))
+        pieces.append(torch.linspace(start, end, steps + 1, dtype=times.dtype, device=times.device)[:-1])
+    return torch.cat([*pieces, times[-1:]])
 
 
 def check_shapes(y: Components, rates: Components) -> None:
@@ -267,11 +168,6 @@ def check_shapes(y: Components, rates: Components) -> None:
     got, wanted = ([tuple(part.shape) for part in parts] for parts in (rates, y))
     if got != wanted:
         raise InputError(f"f returns components of shapes {got} for a state of shapes {wanted}: make them alike")
-
-
-def _interpolated(tableau: Tableau, step: Step, slopes: Slopes, share: float) -> Components:
-    weights = [sum(factor * share ** (i + 1) for i, factor in enumerate(row)) for row in tableau.dense]
-    return plus(step.y, slopes, weights, step.size)
 
 
 @torch.no_grad()

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint, odeint_adjoint
 
-from anode.checkpoint import check_listed, solve_checkpointed
+from anode import by_torchdiffeq
+from anode.checkpoint import solve_checkpointed
 from anode.errors import InputError
 from anode.evaluations import listening
+from anode.graph import check_independent, check_listed
 from anode.right_hand_side import RightHandSide, State
-from anode.runge_kutta import Control, Meter, Solution, Step, Stepper, adaptive, check_shapes, fixed
+from anode.runge_kutta import Control, Problem, Solution, adaptive, check_shapes, even_grid, fixed
+from anode.steps import Meter, Step, Stepper
 from anode.tableaus import ADAPTIVE, FIXED, Components
 
 OTHER_ADAPTIVE = ("dopri8", "bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's
@@ -25,6 +25,15 @@ OTHER_FIXED = ("explicit_adams", "implicit_adams")
 ADAPTIVE_METHODS = (*ADAPTIVE, *OTHER_ADAPTIVE)
 FIXED_METHODS = (*FIXED, *OTHER_FIXED)
 GRADIENTS = ("checkpoint", "direct", "adjoint")
+
+
+class Along(NamedTuple):
+    """What there is to know of the components of a state; see :meth:`Solver.integrate`."""
+
+    quadratures: int = 0
+    moving: Callable[[Tensor, Any], Any] | None = None
+    passive: int = 0
+    meter: Meter | None = None
 
 
 @dataclass(frozen=True)
@@ -153,12 +162,13 @@ class Solver:
             y(t1), shaped like ``y0``.
 
         Raises:
-            InputError: when f depends on a tensor that would get no gradient, with checkpoints.
+            InputError: when f depends on a tensor that would get no gradient, with checkpoints; when one of ``params``
+                is made of another, whose gradient would be counted twice, with checkpoints and the adjoint.
             SolverError: when the end time cannot be reached.
         """
         if t0 == t1:
             return y0 if meter is None else (*y0, y0[0].new_zeros(len(y0[0])))
-        (end,), metered = self._solve(f, y0, (t0, t1), params, field, quadratures, moving, passive, meter)
+        (end,), metered = self._solve(f, y0, (t0, t1), params, field, Along(quadratures, moving, passive, meter))
         return end[0] if isinstance(y0, Tensor) else (*end, *(() if metered is None else (metered,)))
 
     def trajectory(
@@ -186,7 +196,7 @@ class Solver:
             InputError: when the times are not strictly monotone, or as :meth:`integrate` does.
             SolverError: when the last time cannot be reached.
         """
-        states, _ = self._solve(f, y0, times, params, field)
+        states, _ = self._solve(f, y0, times, params, field, Along())
         if isinstance(y0, Tensor):
             return torch.stack([y0, *(state[0] for state in states)])
         return tuple(torch.stack(component) for component in zip(y0, *states, strict=True))
@@ -199,10 +209,7 @@ class Solver:
         times: Sequence[float] | Tensor,
         params: Sequence[Tensor | None],
         field: nn.Module | None,
-        quadratures: int = 0,
-        moving: Callable[[Tensor, Any], Any] | None = None,
-        passive: int = 0,
-        meter: Meter | None = None,
+        along: Along,
     ) -> Solution:
         """The components at every time but the first, and what was metered."""
         if field is None and isinstance(f, nn.Module):
@@ -214,28 +221,20 @@ class Solver:
         given = [tensor for tensor in params if tensor is not None]
         given += field.parameters() if field is not None else ()
         given = list({id(tensor): tensor for tensor in given}.values())  # one listed twice has its gradient once
+        if self.gradient != "direct" and torch.is_grad_enabled():
+            check_independent(given)
 
         rhs = RightHandSide(f, self, listening(field), field)
         if self.own:
-            found = self._own(rhs, y0, t, given, quadratures, moving, passive, meter)
+            found = self._own(rhs, y0, t, given, along)
         else:
-            assert meter is None
-            found = self._other(rhs, y0, t, given, passive)
+            assert along.meter is None
+            found = by_torchdiffeq.solve(self, rhs, y0, t, given, along.passive)
         if not self.adaptive:
             rhs.check_finite(found.states[-1], t[-1])
         return found
 
-    def _own(
-        self,
-        rhs: RightHandSide,
-        y0: State,
-        times: Tensor,
-        params: Sequence[Tensor],
-        quadratures: int,
-        moving: Callable[[Tensor, Any], Any] | None,
-        passive: int,
-        meter: Meter | None,
-    ) -> Solution:
+    def _own(self, rhs: RightHandSide, y0: State, times: Tensor, params: Sequence[Tensor], along: Along) -> Solution:
         """Solve by the loops of this package, for which a state is a tuple and a time a number."""
         bare, checkpoints = isinstance(y0, Tensor), self.gradient == "checkpoint" and torch.is_grad_enabled()
 
@@ -246,11 +245,12 @@ class Solver:
             return (rhs(time, y[0]),) if bare else rhs(time, y)
 
         def slope_moving(t: float, y: Components) -> Components:
-            assert moving is not None
-            return rhs.counted(moving, times.new_tensor(t), y)
+            assert along.moving is not None
+            return rhs.counted(along.moving, times.new_tensor(t), y)
 
         tableau = (ADAPTIVE | FIXED)[self.method]
-        stepper = Stepper(tableau, slope, quadratures, None if moving is None else slope_moving, meter)
+        moving = None if along.moving is None else slope_moving
+        stepper = Stepper(tableau, slope, along.quadratures, moving, along.meter)
         start = (y0,) if isinstance(y0, Tensor) else tuple(y0)
         begin = tuple(part.detach().requires_grad_(part.requires_grad) for part in start) if checkpoints else start
         first = slope(float(times[0]), begin)
@@ -260,11 +260,12 @@ class Solver:
             first = tuple(rate.detach() for rate in first)
 
         def solve(y: Components, keep: Callable[[Step], None] | None = None) -> Solution:
+            problem = Problem(stepper, y, first, rhs, keep)
             if self.adaptive:
-                control = Control(self.rtol, self.atol, self.first_step, passive)
-                return adaptive(stepper, y, first, times.tolist(), control, rhs, keep)
-            grid = self._grid(times)
-            return fixed(stepper, y, first, grid.tolist(), torch.isin(grid, times)[1:].tolist(), rhs, keep)
+                return adaptive(problem, times.tolist(), Control(self.rtol, self.atol, self.first_step, along.passive))
+            assert self.step_size is not None
+            grid = even_grid(times, self.step_size)
+            return fixed(problem, grid.tolist(), torch.isin(grid, times)[1:].tolist())
 
         if not (checkpoints and any(tensor.requires_grad for tensor in (*start, *params))):
             return solve(start)
@@ -273,51 +274,10 @@ class Solver:
             rhs.await_backward(state)
         return found
 
-    def _other(self, rhs: RightHandSide, y0: State, times: Tensor, params: Sequence[Tensor], passive: int) -> Solution:
-        """Solve by torchdiffeq."""
-        settings: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "method": self.method}
-        settings["options"] = self._options(times[-1:], passive)
-        if self.gradient == "direct":
-            path = odeint(rhs, y0, times, **settings)
-        else:
-            backwards = {**self._options(times[:-1]), "norm": "seminorm"}
-            path = odeint_adjoint(rhs, y0, times, **settings, adjoint_options=backwards, adjoint_params=tuple(params))
-            rhs.await_backward(path)
-        components = (path,) if isinstance(path, Tensor) else path
-        return Solution([tuple(state) for state in zip(*(part[1:] for part in components), strict=True)], None)
-
-    def _options(self, land_on: Tensor, passive: int = 0) -> dict[str, Any]:
-        if self.adaptive:
-            first = {} if self.first_step is None else {"first_step": self.first_step}
-            norm = partial(_error_norm, passive=passive)
-            return {"step_t": land_on, "dtype": land_on.dtype, "norm": norm, **first}
-        options: dict[str, Any] = {"grid_constructor": lambda f, y0, times: self._grid(times)}
-        if self.method.endswith("adams"):
-            options["max_order"] = 5  # torchdiffeq's default of 12 amplifies rounding until it dominates
-        return options
-
-    def _grid(self, times: Tensor) -> Tensor:
-        """Even steps of at most ``step_size`` within each interval, so that every output time is a grid point."""
-        assert self.step_size is not None
-        ends = times.tolist()
-        pieces = []
-        for start, end in pairwise(ends):
-            steps = max(1, math.ceil(abs(end - start) / self.step_size - 1e-6))
-            pieces.append(torch.linspace(start, end, steps + 1, dtype=times.dtype, device=times.device)[:-1])
-        return torch.cat([*pieces, times[-1:]])
-
     def __str__(self) -> str:
         if self.adaptive:
             return f"{self.method} (rtol={self.rtol:g}, atol={self.atol:g}, max_steps={self.max_steps})"
         return f"{self.method} (step_size={self.step_size:g}, max_steps={self.max_steps})"
-
-
-@torch.no_grad()
-def _error_norm(state: State, passive: int = 0) -> Tensor:
-    """The largest root mean square of the components; outside the graph, so that steps are constants to gradients."""
-    components = (state,) if isinstance(state, Tensor) else state[: len(state) - passive]
-    norms = [component.square().mean().sqrt() for component in components if component.numel()]
-    return torch.stack(norms).max() if norms else components[0].new_zeros(())
 
 
 def _check_times(t: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from anode.activations import Activation
+from anode.graph import gradients
 from anode.layers import Map, affine
 
 
@@ -135,6 +136,4 @@ def _again(
 ) -> list[Tensor | None]:
     """The same gradients with a graph of their own."""
     rates = plainly(x, list(zip(flat[::2], flat[1::2], strict=True)), activations)
-    inputs = [tensor for tensor in (x, *flat) if tensor.requires_grad]
-    found = iter(torch.autograd.grad(rates, inputs, (of_velocity, of_divergence), create_graph=True))
-    return [next(found) if tensor.requires_grad else None for tensor in (x, *flat)]
+    return gradients(rates, (x, *flat), (of_velocity, of_divergence), create_graph=True)

@@ -224,3 +224,23 @@ def test_what_is_listed_twice_has_its_gradient_once(gradient, float64):
         Solver(gradient=gradient).integrate(field, y, 0.0, 1.0, params=params).square().sum().backward()
         found.append([p.grad.clone() for p in field.parameters()])
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
+def test_params_made_of_each_other_are_refused(gradient, float64):
+    """Their gradients would be counted twice; one of them alone is as good as a leaf."""
+    y, c = torch.randn(5, 2), torch.randn(2, requires_grad=True)
+    solver, h = Solver(gradient=gradient), c.exp()
+    with pytest.raises(InputError, match="made of another"):
+        solver.integrate(lambda t, y: y * h + c, y, 0.0, 1.0, params=(c, h))
+    found = []
+    for each in (solver, Solver(gradient="direct", rtol=1e-9, atol=1e-9)):
+        end = each.integrate(lambda t, y: y * h, y, 0.0, 1.0, params=(h,))
+        found += torch.autograd.grad(end.square().sum(), c, retain_graph=True)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_depends_on_what_is_listed(float64):
+    c = torch.ones(1, requires_grad=True)
+    end = Solver().integrate(lambda t, y: -y, torch.randn(5, 2), 0.0, 1.0, params=(c,))
+    assert torch.autograd.grad(end.sum(), c, create_graph=True, allow_unused=True) == (None,)

@@ -332,3 +332,17 @@ def test_tangents_in_mixed_precision_have_gradients():
         velocity, divergence = field.velocity_and_divergence(torch.tensor(0.5), torch.randn(5, 3))
     (velocity.sum() + divergence.sum()).float().backward()
     assert all(torch.isfinite(p.grad).all() for p in field.parameters())
+
+
+def test_gradients_of_gradients_where_little_is_trained(float64):
+    field = MLPField(3, (4, 4, 4)).requires_grad_(False)
+    bias = field.layers[-1].bias.requires_grad_()
+    velocity, divergence = field.velocity_and_divergence(torch.tensor(0.5), torch.randn(5, 3))
+    found = torch.autograd.grad(velocity.sum() + divergence.sum(), bias, create_graph=True)
+    torch.testing.assert_close(found[0], torch.full_like(bias, 5.0))
+
+
+def test_softplus_in_half_precision():
+    a = torch.tensor([-8.0, 0.0, 8.0, 12.0, 18.0, 40.0])
+    found = activation("softplus").value(a.half())
+    torch.testing.assert_close(found.float(), torch.nn.functional.softplus(a), rtol=2e-3, atol=2e-3)

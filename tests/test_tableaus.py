@@ -8,7 +8,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from anode import InputError, Solver, count_evals
-from anode.runge_kutta import Step, Stepper
+from anode.steps import Step, Stepper
 from anode.tableaus import ADAPTIVE, FIXED
 
 ALL = ADAPTIVE | FIXED

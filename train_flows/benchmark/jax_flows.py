@@ -1,4 +1,4 @@
-"""The flow of :mod:`train_flows.benchmark.contenders` by diffrax, compiled by JAX."""
+"""The flow of :mod:`train_flows.benchmark.contender` by diffrax, compiled by JAX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train_flows.benchmark.contenders import BASE, DATA, Contender, Weights
+from train_flows.benchmark.contender import BASE, DATA, Contender, Weights
 
 jax.config.update("jax_enable_x64", True)  # types are those of the weights and points
 ADJOINTS: dict[str, Callable[[], Any]] = {

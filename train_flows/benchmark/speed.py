@@ -22,7 +22,8 @@ import tyro
 from anode import InputError, storage
 from train_flows import data
 from train_flows.benchmark import speed_report
-from train_flows.benchmark.contenders import Contender, Ours, Weights, contenders, random_weights
+from train_flows.benchmark.contender import Contender, Weights
+from train_flows.benchmark.contenders import Ours, contenders, random_weights
 from train_flows.benchmark.timing import apart, medians, peak_megabytes
 from train_flows.loop import shuffled_batches
 from train_flows.provenance import provenance
