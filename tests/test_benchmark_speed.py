@@ -1,14 +1,16 @@
 """The speed benchmark: contenders that solve the same flow, and rows that mean what they say."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from train_flows.benchmark import speed, speed_report
-from train_flows.benchmark.contenders import contenders, random_weights
-from train_flows.benchmark.timing import apart
+from train_flows.benchmark.contenders import Ours, contenders, random_weights
+from train_flows.benchmark.overhead import again, calls_of
+from train_flows.benchmark.timing import apart, peak_megabytes, pinned
 
 
 @pytest.fixture
@@ -91,3 +93,59 @@ def test_bad_input(run, option, value, message):
     status, _, err = run("benchmark", "speed", option, value)
     assert status != 0
     assert message in err
+
+
+@pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+def test_the_evaluations_of_a_step_are_made_again(gradient):
+    ours = Ours(random_weights(2, (8, 8, 8), 0), "tanh", 1e-5, gradient=gradient)
+    x = torch.randn(16, 2)
+    counted = ours.evaluations(lambda: ours.step(x))
+    calls = calls_of(Ours(random_weights(2, (8, 8, 8), 0), "tanh", 1e-5, gradient=gradient), x)
+    assert len(calls) == counted
+    assert {call.divergence for call in calls} == {True, False}  # an idle stage needs none
+    assert 0 < sum(call.used for call in calls) < sum(call.graph for call in calls)
+    assert all(call.graph for call in calls) == (gradient == "direct")
+    again(ours.field, calls)
+    assert all(torch.isfinite(weight.grad).all() for weight in ours.field.parameters())
+
+
+def _work(megabytes):
+    def work():
+        return sum(torch.ones(250_000).sum() for _ in range(3)) + torch.ones(250_000 * megabytes).sum()
+
+    work()  # what is freed is used again
+    return lambda: (work(), torch.ones(250_000 * (megabytes + 100)).sum())
+
+
+def test_the_peak_is_what_is_held_beyond_what_was_before():
+    found = peak_megabytes(_work, 50)
+    if found is None:
+        pytest.skip("the system does not tell")
+    assert 95 < found < 200
+
+
+def test_work_is_kept_to_its_cores():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("the system cannot do that")
+    before = os.sched_getaffinity(0)
+    with pinned(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+def test_times_at_equal_errors():
+    def row(contender, tolerance, error, seconds):
+        about = {"work": "cnf-2d", "task": "log_prob", "seed": 0}
+        return {**about, "contender": contender, "tolerance": tolerance, "error": error, "seconds": seconds}
+
+    rows = []
+    for name, factor in {"ours, checkpoint": 1.0, "exact": 1e-3, "loose": 1e3, "alike": 10.0}.items():
+        rows += [row(name, 10.0**-k, factor * 10.0**-k, float(k)) for k in (4, 5, 6)]
+    (block,) = speed_report._at_equal_error(rows)
+    said = {line[:32].strip(): line[32:].strip() for line in block.splitlines()[1:]}
+    assert said == {
+        "ours, checkpoint": "5.0000",
+        "exact": "at most 4.0000",
+        "loose": "never so exact",
+        "alike": "6.0000",
+    }

@@ -33,7 +33,8 @@ class Diffrax(Contender):
         self.adjoint = adjoint
         self._log_prob = jax.jit(self._density)
         self._sample = jax.jit(self._decoded)
-        self._step = jax.jit(jax.grad(lambda params, x, eps: -self._density(params, x, eps)[0].mean()))
+        self._step = jax.jit(jax.grad(lambda params, x, key: -self._density(params, x, key)[0].mean()))
+        self._key = jax.random.key(0)
         self._counted = 0
         self.found: Sequence[Any] = ()
 
@@ -43,7 +44,7 @@ class Diffrax(Contender):
 
     def log_prob(self, x: Any) -> Any:
         """See :meth:`Contender.log_prob`."""
-        value, steps = self._log_prob(self.params, x, self._probe(x))
+        value, steps = self._log_prob(self.params, x, self._next_key())
         self._counted += 6 * int(steps) + 2
         return jax.block_until_ready(value)
 
@@ -55,7 +56,7 @@ class Diffrax(Contender):
 
     def step(self, x: Any) -> None:
         """See :meth:`Contender.step`."""
-        self.found = jax.block_until_ready(self._step(self.params, x, self._probe(x)))
+        self.found = jax.block_until_ready(self._step(self.params, x, self._next_key()))
 
     def gradients(self) -> list[np.ndarray]:
         """See :meth:`Contender.gradients`."""
@@ -67,10 +68,9 @@ class Diffrax(Contender):
         work()
         return self._counted or None
 
-    def _probe(self, x: Any) -> Any:
-        if self.exact:
-            return None
-        return jnp.asarray(np.random.default_rng(0).integers(0, 2, x.shape) * 2 - 1, x.dtype)
+    def _next_key(self) -> Any:
+        self._key, key = jax.random.split(self._key)
+        return key
 
     def _field(self, params: Any, t: Any, x: Any) -> Any:
         *hidden, (last, shift) = params
@@ -79,13 +79,16 @@ class Diffrax(Contender):
             h = ACTIVATIONS[self.activation](weight @ h + bias)
         return last @ h + shift
 
-    def _density(self, params: Any, x: Any, eps: Any) -> Any:
+    def _density(self, params: Any, x: Any, key: Any) -> Any:
+        eps = None if self.exact else jax.random.rademacher(key, x.shape, jnp.int8)  # whole: BacksolveAdjoint leaves it
+
         def of_one(params: Any, t: Any, x: Any, probe: Any) -> Any:
             def field(x: Any) -> Any:
                 return self._field(params, t, x)
 
             if probe is not None:
                 velocity, pulled = jax.vjp(field, x)
+                probe = probe.astype(x.dtype)
                 return velocity, pulled(probe)[0] @ probe
             velocity, push = jax.linearize(field, x)
             return velocity, jnp.trace(jax.vmap(push)(jnp.eye(len(x), dtype=x.dtype)))

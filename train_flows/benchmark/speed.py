@@ -1,9 +1,10 @@
 """``train-flows benchmark speed``: a continuous flow by this package and by others, at equal weights and tolerances.
 
 Fields of three hidden layers of 64 (tanh) in two dimensions after 300 training steps on two moons, and of two of 860
-(softplus) in 43 dimensions. dopri5 at 1e-5, float32. Contenders take turns, the first of which warms up; seconds are
-medians. Errors are those against a solve in double precision at 1e-9: of gradients relative to their norm, of
-log-densities and of points as root mean squares. Evaluations of the field are those forward and backward together.
+(softplus) in 43 dimensions. dopri5 at 1e-5, float32, on as many cores as threads. Contenders take turns, the first of
+which warms up; seconds are medians. Errors are those against a solve in double precision at 1e-9: of gradients
+relative to their norm, of log-densities and of points as root mean squares. Evaluations of the field are those
+forward and backward together.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,8 @@ from train_flows import data
 from train_flows.benchmark import speed_report
 from train_flows.benchmark.contender import Contender, Weights
 from train_flows.benchmark.contenders import Ours, contenders, random_weights
-from train_flows.benchmark.timing import apart, medians, peak_megabytes
+from train_flows.benchmark.overhead import again, calls_of
+from train_flows.benchmark.timing import apart, medians, peak_megabytes, pinned
 from train_flows.loop import shuffled_batches
 from train_flows.provenance import provenance
 from train_flows.settings import Flag
@@ -91,7 +94,8 @@ def main(args: list[str]) -> None:
     torch.set_num_threads(settings.threads)
     rows: list[dict[str, Any]] = []
     for work in settings.works:
-        rows += MEASURES[work](settings)
+        with pinned(settings.threads):
+            rows += MEASURES[work](settings)
         work_text = " ".join((__doc__ or "").split("\n\n")[1].split())
         content = {**provenance(), "packages": speed_report.packages(), "work": work_text, "rows": rows}
         storage.write_atomically(settings.out, (json.dumps(content, indent=1) + "\n").encode())
@@ -199,33 +203,15 @@ def small(settings: Settings) -> list[dict[str, Any]]:
     for compiled in (False, True) if settings.compile else (False,):
         for gradient in ("direct", "checkpoint"):
             ours = Ours(weights, PLANE.activation, TOLERANCE, gradient=gradient, compile=compiled)
-            nfe = ours.evaluations(lambda ours=ours: ours.step(x))
-            works = {"step": lambda ours=ours: ours.step(x), "field": _field_alone(ours, x, gradient)}
+            nfe = ours.evaluations(partial(ours.step, x))
+            calls = calls_of(Ours(weights, PLANE.activation, TOLERANCE, gradient=gradient), x)
+            works = {"step": partial(ours.step, x), "field": partial(again, ours.field, calls)}
             seconds = medians(works, 5 * settings.repeats)
             contender = f"ours, {gradient}{', compiled' if compiled else ''}"
             about = {"work": "small", "contender": contender, "seed": 0, "tolerance": TOLERANCE, "evaluations": nfe}
             overhead = {"overhead": seconds["step"] / seconds["field"] - 1, "seconds_field": seconds["field"]}
             rows.append({**about, "task": "step, exact", "seconds": seconds["step"], "error": None, **overhead})
     return rows
-
-
-def _field_alone(ours: Ours, x: torch.Tensor, gradient: str) -> Callable[[], None]:
-    """As many evaluations as a training step takes, and their backward passes, at one place and time."""
-    forward = ours.evaluations(lambda: ours.log_prob(x).sum())
-    t = torch.tensor(0.5)
-
-    def work() -> None:
-        ours.field.zero_grad()
-        if gradient == "checkpoint":
-            with torch.no_grad():
-                for _ in range(forward):
-                    ours.field.velocity_and_divergence(t, x)
-        rates = [ours.field.velocity_and_divergence(t, x.clone().requires_grad_()) for _ in range(forward)]
-        torch.stack(
-            [velocity.sum() + divergence.sum() for velocity, divergence in filter(None, rates)]
-        ).sum().backward()
-
-    return work
 
 
 def growth(settings: Settings) -> list[dict[str, Any]]:
@@ -238,27 +224,27 @@ def growth(settings: Settings) -> list[dict[str, Any]]:
     rows = []
     for by, cases in sizes.items():
         for work, tolerance in cases:
+            weights = trained_weights(work, 0) if work.dim == PLANE.dim else random_weights(work.dim, work.hidden, 0)
             for name in GROWING:
-                step, contender = _growing(name, work, tolerance)
+                step, contender = _growing(name, work, weights, tolerance)
                 seconds = medians({name: step}, min(settings.repeats, 3))[name]
                 row = {"work": "growth", "task": f"step, by {by}", "contender": name, "seed": 0, "tolerance": tolerance}
                 size = {"batch": work.batch, "dim": work.dim, "evaluations": contender.evaluations(step), "error": None}
-                memory = peak_megabytes(_growing_step, name, work, tolerance)
+                memory = peak_megabytes(_growing_step, name, work, weights, tolerance)
                 rows.append({**row, **size, "seconds": seconds, "peak_megabytes": memory})
     return rows
 
 
-def _growing(name: str, work: Work, tolerance: float) -> tuple[Callable[[], Any], Contender]:
-    weights = trained_weights(work, 0) if work.dim == PLANE.dim else random_weights(work.dim, work.hidden, 0)
+def _growing(name: str, work: Work, weights: Weights, tolerance: float) -> tuple[Callable[[], Any], Contender]:
     contender = contenders(False)[name](weights, work.activation, tolerance)
     x = np.random.default_rng(1).normal(size=(work.batch, work.dim)).astype(np.float32)
     return _doing(contender, "step", x), contender
 
 
-def _growing_step(name: str, work: Work, tolerance: float) -> Callable[[], Any]:
+def _growing_step(name: str, work: Work, weights: Weights, tolerance: float) -> Callable[[], Any]:
     """The step alone, after a small one that loads what is loaded lazily."""
-    _growing(name, work._replace(batch=8), tolerance)[0]()
-    return _growing(name, work, tolerance)[0]
+    _growing(name, work._replace(batch=8), weights, tolerance)[0]()
+    return _growing(name, work, weights, tolerance)[0]
 
 
 def trained_weights(work: Work, seed: int) -> Weights:

@@ -80,11 +80,12 @@ def _at_equal_error(rows: Sequence[dict[str, Any]]) -> list[str]:
         for name in dict.fromkeys(row["contender"] for row in chosen):
             mine = sorted((row["error"], row["seconds"]) for row in chosen if row["contender"] == name)
             errors, seconds = (np.log([pair[i] for pair in mine]) for i in (0, 1))
-            if errors[0] <= math.log(ours[0]["error"]) <= errors[-1]:
-                at = math.exp(np.interp(math.log(ours[0]["error"]), errors, seconds))
-                lines.append(f"{name:<32}  {at:7.4f}")
-            else:
-                lines.append(f"{name:<32}  not within 1e-4 to 1e-6")
+            wanted = math.log(ours[0]["error"])
+            if wanted < errors[0]:
+                lines.append(f"{name:<32}  never so exact")
+            else:  # beyond the largest error: at most what that takes
+                bound = "" if wanted <= errors[-1] else "at most "
+                lines.append(f"{name:<32}  {bound}{math.exp(np.interp(wanted, errors, seconds)):.4f}")
         blocks.append("\n".join(lines))
     return blocks
 

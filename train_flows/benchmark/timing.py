@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +18,25 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
+NO_MEMORY = ("out of memory", "can't allocate memory")  # how packages say so
 SHARE = 0.8  # of the memory that is free, for a process of its own
+
+
+@contextmanager
+def pinned(cores: int) -> Generator[None]:
+    """Keep this process, and those it starts, to so many cores: JAX, for one, takes all that it finds.
+
+    Nothing happens where the system cannot do that.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def medians(works: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -35,7 +55,8 @@ def peak_megabytes(make: Callable[..., Callable[[], Any]], *args: Any, device: s
     """Megabytes at most held during a piece of work beyond those held before; None where the system does not say.
 
     Args:
-        make: a function of a module that makes the work; it is called in a process of its own.
+        make: a function of a module that makes the work; it is called in a process of its own. Memory it frees is used
+            again, and not counted, so let it make little.
         args: of it.
         device: where the work computes; what is held there counts.
     """
@@ -51,7 +72,7 @@ def apart(work: Callable[..., T], *args: Any) -> T | None:
         except (BrokenProcessPool, MemoryError):
             return None
         except RuntimeError as error:
-            if "memory" in str(error):
+            if any(words in str(error).lower() for words in NO_MEMORY):
                 return None
             raise
 
