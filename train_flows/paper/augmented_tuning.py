@@ -78,14 +78,24 @@ def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any
                 findings[f"{each}: {_mixed(k)} / {PLAIN}, {METRIC}"] = ratios[k]
         if ratios:
             findings[f"{each}: components"] = min(ratios, key=lambda k: ratios[k])
-        nll, nfe = {}, {}
-        for weight in (0.0, *WEIGHTS):
-            found = of(outcomes, _penalised(weight), each)
-            nll[weight], nfe[weight] = mean(found, "validation_nll"), mean(found, "nfe_validation")
-            findings[f"{each}: {_penalised(weight)}, validation NLL"] = nll[weight]
-            findings[f"{each}: {_penalised(weight)}, NFE of log_prob"] = nfe[weight]
-        good = [weight for weight in WEIGHTS if nll[weight] <= nll[0.0] + ALLOWED]
-        findings[f"{each}: acceleration"] = min(good, key=lambda weight: nfe[weight], default=math.nan)
+        findings |= _weights(each, outcomes)
+    return findings
+
+
+def _weights(data: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What the weights of the penalty come to, for the seeds that succeeded with all of them, and the one chosen."""
+    weights = (0.0, *WEIGHTS)
+    groups = shared(*(of(outcomes, _penalised(weight), data) for weight in weights))
+    nll, nfe = (
+        {weight: mean(found, metric) for weight, found in zip(weights, groups, strict=True)}
+        for metric in ("validation_nll", "nfe_validation")
+    )
+    findings: dict[str, Any] = {}
+    for weight in weights:
+        findings[f"{data}: {_penalised(weight)}, validation NLL"] = nll[weight]
+        findings[f"{data}: {_penalised(weight)}, NFE of log_prob"] = nfe[weight]
+    good = [weight for weight in WEIGHTS if nll[weight] <= nll[0.0] + ALLOWED]
+    findings[f"{data}: acceleration"] = min(good, key=lambda weight: nfe[weight], default=math.nan)
     return findings
 
 
