@@ -2,15 +2,18 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from anode import Solver, SolverError
 from train_flows.average import Average
 from train_flows.checkpoint import Run
 from train_flows.errors import TrainingError
+from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches, train
 from train_flows.training import Training
+
+CPU = torch.device("cpu")
+UNDERFLOW = SolverError("step underflow", 0.25, 99, Solver())
 
 
 class Steep(nn.Module):
@@ -24,13 +27,29 @@ class Steep(nn.Module):
         return (self.weight * batch).square().sum(1).mean()
 
 
+class Failing(Steep):
+    """Fails at some of its calls: with an exception, or with a loss that is not a number."""
+
+    def __init__(self, calls, failure=None):
+        super().__init__()
+        self.calls, self.failure, self.count = set(calls), failure, 0
+
+    def forward(self, batch):
+        self.count += 1
+        if self.count - 1 not in self.calls:
+            return super().forward(batch)
+        if self.failure is not None:
+            raise self.failure
+        return self.weight.sum() * torch.nan
+
+
 @pytest.fixture
 def batches():
     return shuffled_batches(torch.randn(64, 2) * torch.tensor([100.0, 1.0]), 16, seed=0)
 
 
-def fit(objective, training, batches, run, validate=lambda: {"nll": 1.0}):
-    return train(objective, training, batches, validate, lambda: None, run, Accelerator(cpu=True))
+def fit(objective, training, batches, run, validate=lambda: {"nll": 1.0}, **more):
+    return train(objective, training, batches, validate, lambda: None, run, CPU, **more)
 
 
 def test_is_adam_with_clipping_and_a_cosine(tmp_path, batches):
@@ -84,28 +103,68 @@ def test_batches_are_shuffled_epochs():
 @pytest.mark.parametrize(
     ("failure", "names"),
     [
-        (SolverError("step underflow", 0.25, 99, Solver()), "solve of step 3 failed: step underflow at t = 0.25"),
-        (None, "step 3 has loss nan"),
+        (UNDERFLOW, "^step 3 failed: its solve failed: step underflow at t = 0.25"),
+        (None, "^11 steps in a row came to nothing; step 13 failed: it has loss nan .* lower --lr"),
     ],
 )
 def test_failures_name_the_step_and_keep_the_state(tmp_path, batches, failure, names):
-    class Failing(Steep):
-        calls = 0
-
-        def forward(self, batch):
-            self.calls += 1
-            if self.calls == 4:
-                if failure is not None:
-                    raise failure
-                return self.weight.sum() * torch.nan
-            return super().forward(batch)
-
     run = Run.create(tmp_path / "run")
     with pytest.raises(TrainingError, match=names):
-        fit(Failing(), Training(steps=12, validate_every=2), batches, run)
+        fit(
+            Failing(range(3, 99), failure),
+            Training(steps=20, validate_every=12 if failure is None else 2),
+            batches,
+            run,
+        )
     state = run.load_state()
-    assert state["step"] == 2
+    assert state["step"] == (2 if failure else 12)
     assert torch.isfinite(state["objective"]["weight"]).all()
+
+
+@pytest.mark.parametrize("failure", [UNDERFLOW, None])
+def test_failing_steps_can_be_skipped(tmp_path, batches, failure):
+    """They change nothing, are counted, and are left out of the means."""
+    skipping = Guards(on_stiff="skip", max_skipped=2)
+    training = Training(steps=8, lr=0.1, schedule="constant", validate_every=4)
+    run, failing = Run.create(tmp_path / "run"), Failing({1, 2, 5}, failure)
+    assert fit(failing, training, batches, run, guards=skipping)
+    records = run.records()
+    assert [record["skipped"] for record in records] == [0, 2, 1]
+
+    reference, losses = Steep(), []
+    optimizer = torch.optim.Adam(reference.parameters(), 0.1)
+    for step in {*range(8)} - {1, 2, 5}:
+        optimizer.zero_grad()
+        loss = reference(batches(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), training.clip)
+        optimizer.step()
+        losses.append(loss.item())
+    torch.testing.assert_close(failing.weight, reference.weight)
+    assert records[1]["loss"] == pytest.approx(sum(losses[:2]) / 2, rel=1e-5)
+
+    with pytest.raises(TrainingError, match="3 steps in a row came to nothing"):
+        fit(Failing({1, 2, 3}, failure), training, batches, Run.create(tmp_path / "other"), guards=skipping)
+
+
+def test_solves_that_fail_can_be_loosened(tmp_path):
+    class Stiff(nn.Module):
+        """Solves from a hundred times its tolerance on."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight, self.solver = nn.Parameter(torch.ones(2)), Solver(rtol=1e-6, atol=1e-5)
+
+        def forward(self, batch):
+            if self.solver.rtol < 0.9e-4:
+                raise UNDERFLOW
+            assert self.solver.atol == pytest.approx(1e-3)
+            return self.weight.square().sum()
+
+    run, stiff = Run.create(tmp_path / "run"), Stiff()
+    assert fit(stiff, Training(steps=3), lambda step: None, run, guards=Guards(on_stiff="loosen"))
+    assert [record["loosened"] for record in run.records()] == [0, 3]
+    assert stiff.solver == Solver(rtol=1e-6, atol=1e-5)  # after it as before
 
 
 def test_a_failed_validation_names_the_step(tmp_path, batches):
@@ -157,9 +216,8 @@ class TestAverage:
             seen.append(objective.weight.detach().clone())
             return {"nll": -float(len(seen))}
 
-        accelerator = Accelerator(cpu=True)
         keep = lambda: kept.append(objective.weight.detach().clone())  # noqa: E731
-        assert train(objective, training, batches, validate, keep, Run.create(tmp_path / "run"), accelerator)
+        assert train(objective, training, batches, validate, keep, Run.create(tmp_path / "run"), CPU)
 
         reference = Steep()
         optimizer = torch.optim.Adam(reference.parameters(), 0.1)

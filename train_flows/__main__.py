@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from anode import InputError, SolverError
+from train_flows import processes
 from train_flows.errors import TrainingError
 
 COMMANDS = {
@@ -17,6 +19,7 @@ COMMANDS = {
     "benchmark": "measure image blocks and densities against those of other packages",
     "unpack": "unpack an archive of images",
 }
+SHARED = ("density", "classify", "evaluate")  # commands that several processes can run together
 
 
 def main(args: list[str] | None = None) -> None:
@@ -29,6 +32,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             raise InputError(f"command {command!r} is unknown: choose one of {', '.join(COMMANDS)}")
+        _join(command)
         importlib.import_module(f"train_flows.{command}").main(rest)
     except InputError as error:
         _fail(str(error), status=2)
@@ -38,6 +42,15 @@ def main(args: list[str] | None = None) -> None:
         _fail(str(error), status=1)
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
+
+
+def _join(command: str) -> None:
+    """Take part as one of several processes, of which the first prints."""
+    rank, count = processes.started()
+    if count > 1 and command not in SHARED:
+        raise InputError(f"{command} runs in one process, {count} were started: run it without torchrun or accelerate")
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for good
 
 
 def _fail(message: str, status: int) -> None:

@@ -13,13 +13,14 @@ import torch
 
 from anode import Classifier, InputError, SolverError, classifier
 from anode.classifiers import KIND
-from train_flows import accuracy, command_line, pictures, recipes, session
+from train_flows import accuracy, command_line, pictures, processes, recipes, session
 from train_flows.checkpoint import Run
 from train_flows.data import classes
 from train_flows.data.labelled import Labelled, Pairs
 from train_flows.errors import TrainingError
+from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
-from train_flows.settings import Labels, Network, Numerics, RunSettings, check_seed, find_device
+from train_flows.settings import Labels, Network, Numerics, RunSettings
 from train_flows.supervised import Supervised, measure
 from train_flows.text import lines_of
 from train_flows.training import Epochs
@@ -40,6 +41,7 @@ class Settings:
     network: Network = field(default_factory=Network)
     numerics: Numerics = field(default_factory=Numerics)
     training: Epochs = field(default_factory=Epochs)
+    guards: Guards = field(default_factory=Guards)
     run: RunSettings = field(default_factory=RunSettings)
 
 
@@ -48,14 +50,14 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings = parse(args)
     settings.training.check()
-    check_seed(settings.run.seed)
-    solver, device = settings.numerics.value(), find_device(settings.run.device)
-    dataset = classes.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
+    settings.guards.check()
+    solver, where = settings.numerics.value(), settings.run
+    device = session.start(where)
+    dataset = classes.load(**dataclasses.asdict(settings.data), seed=where.of_data())
     for note in dataset.notes:
         print(f"note: {note}")
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train.x))
     settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
-    torch.manual_seed(settings.run.seed)
     model = classifier(
         dataset.shape,
         dataset.outputs,
@@ -63,7 +65,8 @@ def main(args: list[str]) -> None:
         solver=solver,
         levels=dataset.levels,
         data=dataset.train.x if dataset.classes and not dataset.levels else None,  # others have a scale of their own
-    ).to(device)
+    ).to(device, getattr(torch, where.dtype))
+    session.begin_noise(where)
     run = session.open_run(settings, KIND, dataset, model, classes=dataset.classes)
     before = time.monotonic() - started
     notes = list(dataset.notes)
@@ -95,11 +98,11 @@ def parse(args: list[str]) -> Settings:
 
 def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> bool:
     """Train, keeping the weights of the best validation loss in the run folder; whether training came to its end."""
-    device = next(model.parameters()).device
     objective = Supervised(model, accuracy.loss_of(dataset.classes), settings.training.precision)
-    train, validation, test = (part.to(device) for part in (dataset.train, dataset.validation, dataset.test))
+    train, validation, test, shown = (
+        suited(model, part) for part in (dataset.train, dataset.validation, dataset.test, _shown(dataset))
+    )
     training = settings.training.training(len(train.x))
-    shown = _shown(dataset).to(device)
     sizes = f"{len(train.x)} samples to train on, {len(validation.x)} to validate on, {len(test.x)} to test on"
     print(f"{sizes}; figures of training are of {len(shown.x)}")
     parts = {"train": shown, "validation": validation, "test": test}
@@ -108,8 +111,14 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
         found = {name: measure(objective, part) for name, part in parts.items()}
         return {f"{name}_{figure}": found[name][figure] for name in parts for figure in ("loss", "accuracy")}
 
-    batch = shuffled_batches(tuple(train), training.batch_size, settings.run.seed)
-    return session.fit(run, objective, model, batch, training, validate, "validation_loss", settings.run.compile)
+    batch = shuffled_batches(tuple(train), training.batch_size, settings.run.of_data())
+    of_task = (objective, model, batch, training, validate)
+    return session.fit(run, *of_task, "validation_loss", settings.guards, settings.run.compile)
+
+
+def suited(model: Classifier, pairs: Pairs) -> Pairs:
+    """Pairs where a model is, and in its precision."""
+    return Pairs(*(session.suited(model, part) for part in pairs))
 
 
 def _shown(dataset: Labelled) -> Pairs:
@@ -133,13 +142,15 @@ def report(
         notes: sentences worth keeping with the figures.
     """
     started = time.monotonic()
-    device, records = next(model.parameters()).device, run.records()
-    figures = accuracy.measure(model, dataset.test.to(device), dataset.classes)
-    learnt = measure(Supervised(model, accuracy.loss_of(dataset.classes)), _shown(dataset).to(device))
+    records = run.records()
+    figures = accuracy.measure(model, suited(model, dataset.test), dataset.classes)
+    learnt = measure(Supervised(model, accuracy.loss_of(dataset.classes)), suited(model, _shown(dataset)))
     figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "loss")}
     figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0) if records else 0.0  # mean over the last epoch
     trained = records[-1]["seconds"] if records else 0
     seconds = before + trained + time.monotonic() - started
+    if processes.rank():
+        return
     session.write_result(run, KIND, settings.run.seed, seconds, figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test.x)} samples", accuracy.table(figures), sep="\n")
     print(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))

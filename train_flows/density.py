@@ -16,9 +16,10 @@ from torch import nn
 from anode import SolverError
 from cnf import Density, density_model
 from cnf.models import KIND
-from train_flows import command_line, data, likelihood, objectives, pictures, recipes, session, unused
+from train_flows import command_line, data, likelihood, objectives, pictures, processes, recipes, session, unused
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
+from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
 from train_flows.settings import (
     Augmentation,
@@ -27,8 +28,6 @@ from train_flows.settings import (
     Objective,
     RunSettings,
     Source,
-    check_seed,
-    find_device,
 )
 from train_flows.text import lines_of
 from train_flows.training import Training
@@ -50,6 +49,7 @@ class Settings:
     objective: Objective = field(default_factory=Objective)
     numerics: DensityNumerics = field(default_factory=DensityNumerics)
     training: Training = field(default_factory=Training)
+    guards: Guards = field(default_factory=Guards)
     run: RunSettings = field(default_factory=RunSettings)
 
 
@@ -60,15 +60,16 @@ def main(args: list[str]) -> None:
     settings.training.check()
     unused.check(settings.model, settings.augmentation, settings.objective)
     objectives.check(settings.objective, settings.augmentation, settings.training.steps)
-    check_seed(settings.run.seed)
-    figures, device = settings.numerics.figures(), find_device(settings.run.device)
-    dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
+    settings.guards.check()
+    figures, where = settings.numerics.figures(), settings.run
+    device = session.start(where)
+    dataset = data.load(**dataclasses.asdict(settings.data), seed=where.of_data())
     for note in dataset.notes:
         print(f"note: {note}")
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
     settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
-    torch.manual_seed(settings.run.seed)
-    trained = build(settings, dataset).to(device)
+    trained = build(settings, dataset).to(device, getattr(torch, where.dtype))
+    session.begin_noise(where)
     model = trained.with_solver(figures)  # the same weights: what is validated, stored and reported
     what = task(settings, dataset, trained, model)
     run = session.open_run(settings, KIND, dataset, model)
@@ -134,14 +135,13 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         trained: solves as training does.
         model: shares its weights, and solves as validation does.
     """
-    device = next(model.parameters()).device
-    validation = dataset.validation.to(device)[:VALIDATION]
+    train, validation = (session.suited(model, x) for x in (dataset.train, dataset.validation[:VALIDATION]))
 
     def validate() -> dict[str, float]:
         return likelihood.of_one_draw(model, validation, objectives.energies(goal))
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
-    batch = shuffled_batches(dataset.train.to(device), training.batch_size, settings.run.seed)
+    batch = shuffled_batches(train, training.batch_size, settings.run.of_data())
     built = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
     return Task(*built, validate, training)
 
@@ -161,8 +161,8 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
     """
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{len(dataset.train)} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
-    where = settings.run
-    return session.fit(run, what.objective, model, what.batch, what.training, what.validate, "nll", where.compile)
+    of_task = (what.objective, model, what.batch, what.training, what.validate)
+    return session.fit(run, *of_task, "nll", settings.guards, settings.run.compile)
 
 
 def _validated_as(model: Density) -> str:
@@ -184,12 +184,14 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     """
     started = time.monotonic()
     torch.manual_seed(0)  # as ``train-flows evaluate`` does, for figures with noise
-    test = dataset.test.to(next(model.parameters()).device)
+    test = session.suited(model, dataset.test)
     figures = likelihood.measure(model, test, settings.numerics.figures())
     rows = [likelihood.table(figures)]
     if dataset.table:
         figures["gaussian_nll"] = gaussian_nll(dataset)
         rows.append(_comparison(figures, likelihood.log_scale(model)))
+    if processes.rank():
+        return
     try:
         pictures.draw(run, dataset, model)
     except SolverError as error:

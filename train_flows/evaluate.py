@@ -17,7 +17,8 @@ from anode import InputError, Solver, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.resolving import solver_of
 from cnf.models import KIND as DENSITY
-from train_flows import accuracy, held_out, likelihood
+from train_flows import accuracy, held_out, likelihood, processes, session
+from train_flows.data.labelled import Pairs
 from train_flows.settings import Device, Flag, check_seed, find_device
 
 
@@ -44,7 +45,9 @@ def main(args: list[str]) -> None:
     check_seed(settings.seed)
     kind = storage.read_config(settings.run, DENSITY, CLASSIFIER)["kind"]
     measure, table = MEASURES[kind]
-    report = measure(settings, find_device(settings.device))
+    device = find_device(settings.device)
+    processes.connect(device)
+    report = measure(settings, device)
     print(json.dumps(report) if settings.json else table(report))
 
 
@@ -54,9 +57,7 @@ def _density(settings: Settings, device: torch.device) -> dict[str, Any]:
         ode.divergence = settings.divergence or ode.divergence
     solver = _asked(settings, _adaptive(likelihood.odes(model)[0].solver))
     samples = likelihood.importance_samples(model, settings.samples)
-    x = held_out.samples(settings.run, settings.data).to(device)
-    if x.is_floating_point():
-        x = x.to(next(model.parameters()).dtype)
+    x = session.suited(model, held_out.samples(settings.run, settings.data))
     torch.manual_seed(settings.seed)
     return likelihood.measure(model, x, solver, samples)
 
@@ -76,7 +77,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
             )
         model = anode.with_solver(model, _asked(settings, solver))
     pairs, classes = held_out.pairs(settings.run, settings.data)
-    return accuracy.measure(model, pairs.to(device), classes)
+    return accuracy.measure(model, Pairs(*(session.suited(model, part) for part in pairs)), classes)
 
 
 def _asked(settings: Settings, solver: Solver) -> Solver:

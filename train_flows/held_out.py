@@ -47,7 +47,7 @@ def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | Non
     config = Run(folder).config(CLASSIFIER)
     trained, names = config["settings"]["data"], config["classes"] and tuple(config["classes"])
     if source is None or trained["source"] in (source, os.path.realpath(source)):
-        dataset = classes.load(**trained, seed=config["settings"]["run"]["seed"])
+        dataset = classes.load(**trained, seed=_seed(config["settings"]))
         _check_unchanged(config, folder, dataset.digest())
         return dataset.test, names
     if classes.known(source):
@@ -88,9 +88,14 @@ def _settings(folder: str) -> dict[str, Any]:
     return config.get("settings", {"data": vars(Source()), "run": vars(RunSettings())})
 
 
+def _seed(settings: dict[str, Any]) -> int:
+    """The seed of the data of a run."""
+    return RunSettings(**settings["run"]).of_data()
+
+
 def _own(folder: str) -> Tensor:
     config = Run(folder).config(DENSITY)
-    dataset = data.load(**config["settings"]["data"], seed=config["settings"]["run"]["seed"])
+    dataset = data.load(**config["settings"]["data"], seed=_seed(config["settings"]))
     _check_unchanged(config, folder, dataset.digest())
     return dataset.test
 
@@ -107,7 +112,7 @@ def _other(folder: str, source: str) -> Tensor:
     if source in data.NAMES:  # split as the run's own data were, so that the test part was not trained on
         settings = _settings(folder)
         options = settings["data"] | {"source": source, "jitter": False}
-        dataset = data.load(**options, seed=settings["run"]["seed"])
+        dataset = data.load(**options, seed=_seed(settings))
         x, columns = dataset.test, dataset.columns
     else:
         values, columns = (tables.read_splits(source) or {}).get("test") or tables.read(source, least_rows=2)

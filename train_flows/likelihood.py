@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
+from anode.evaluations import Evaluations
 from cnf import Continuous, Density, Dequantize, LiftedFlow, PathOptions, Standardize
+from train_flows import processes
 from train_flows.text import lines_of
 
 CHUNK = 2500  # samples solved together
@@ -72,8 +74,13 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
     """
     lifted = isinstance(model, LiftedFlow)
     samples = samples if lifted and model.flow.kind == "exact" else 1
-    with count_evals(model) as nfe:
-        log_p = torch.cat([log_prob(model, part, samples) for part in x.split(CHUNK)]).cpu().double()
+
+    def solved(part: Tensor) -> tuple[Tensor, Evaluations]:
+        with count_evals(model) as nfe:
+            return log_prob(model, part, samples).cpu(), nfe
+
+    parts, counts = zip(*processes.shared_out(x.split(CHUNK), solved), strict=True)
+    log_p = torch.cat(parts).double()
     discrete = any(isinstance(part, Dequantize) for part in model.modules())
     ode = next(iter(odes(model)), None)
     figure = {
@@ -85,7 +92,13 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
         "samples": samples if lifted else None,
         "value_standardized": None if discrete else -log_p.mean().item() - log_scale(model),
     }
-    return figure, nfe.each
+    return figure, each(counts)
+
+
+def each(counts: Iterable[Evaluations]) -> float:
+    """The mean evaluations of a solve."""
+    counts = list(counts)
+    return sum(nfe.forward for nfe in counts) / max(1, sum(nfe.solves for nfe in counts))
 
 
 def importance_samples(model: Density, asked: int | None) -> int:
@@ -118,11 +131,15 @@ def of_one_draw(model: Density, x: Tensor, energies: Sequence[str] = ()) -> dict
     Returns:
         ``nll``, the mean evaluations of a solve as ``nfe_log_prob``, and the energies by name.
     """
-    with count_evals(model) as nfe:
-        bounds = [model.elbo_on_path(part, path=PathOptions(tuple(energies))) for part in x.split(CHUNK)]
-    figures = {name: _mean([bound.energies[name] for bound in bounds]) for name in energies}
-    nll = -_mean([bound.value for bound in bounds])
-    return {"nll": nll, "nfe_log_prob": nfe.each, **figures}
+
+    def solved(part: Tensor) -> tuple[dict[str, Tensor], Evaluations]:
+        with count_evals(model) as nfe:
+            bound = model.elbo_on_path(part, path=PathOptions(tuple(energies)))
+        return {"nll": -bound.value.cpu(), **{name: bound.energies[name].cpu() for name in energies}}, nfe
+
+    found, counts = zip(*processes.shared_out(x.split(CHUNK), solved), strict=True)
+    figures = {name: _mean([part[name] for part in found]) for name in found[0]}
+    return {"nll": figures.pop("nll"), "nfe_log_prob": each(counts), **figures}
 
 
 def log_scale(model: Density) -> float:

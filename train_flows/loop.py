@@ -10,14 +10,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from anode import SolverError, count_evals
+from anode import SolverError
+from train_flows import processes
 from train_flows.average import Average
 from train_flows.errors import TrainingError
+from train_flows.guards import Guards, Step, take
 from train_flows.journal import Journal
 from train_flows.signals import stop_signals
 from train_flows.training import Training
@@ -32,7 +33,10 @@ class Progress:
     best: float = math.inf  # of the criterion
     seconds: float = 0.0
     validating: float = 0.0  # of these seconds
-    sums: dict[str, float] = field(default_factory=dict)  # since the last record
+    sums: dict[str, float] = field(default_factory=dict)  # of the steps since the last record that changed the weights
+    skipped: int = 0  # steps since the last record that did not
+    loosened: int = 0  # steps since then for which tolerances were loosened
+    in_a_row: int = 0  # steps that did not, without one between them that did
 
 
 def shuffled_batches(x: Tensor | tuple[Tensor, ...], batch_size: int, seed: int) -> Callable[[int], Any]:
@@ -45,7 +49,8 @@ def shuffled_batches(x: Tensor | tuple[Tensor, ...], batch_size: int, seed: int)
         seed: of the shuffles.
 
     Returns:
-        A function from the step to its batch (B, *S), or to the tuple of theirs.
+        A function from the step to its batch (B, *S), or to the tuple of theirs; of several processes, each has its
+        share of the batch.
     """
     tensors = (x,) if isinstance(x, Tensor) else tuple(x)
     per_epoch = len(tensors[0]) // batch_size
@@ -57,7 +62,7 @@ def shuffled_batches(x: Tensor | tuple[Tensor, ...], batch_size: int, seed: int)
             generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
             order.clear()
             order[epoch] = torch.randperm(len(tensors[0]), generator=generator).to(tensors[0].device)
-        rows = order[epoch][position * batch_size : (position + 1) * batch_size]
+        rows = processes.share_of(order[epoch][position * batch_size : (position + 1) * batch_size])
         parts = tuple(tensor[rows] for tensor in tensors)
         return parts[0] if isinstance(x, Tensor) else parts
 
@@ -71,10 +76,11 @@ def train(
     validate: Callable[[], dict[str, float]],
     keep_best: Callable[[], None],
     journal: Journal,
-    accelerator: Accelerator,
+    device: torch.device,
     criterion: str = "nll",
     quiet: bool = False,
     deadline: float = math.inf,
+    guards: Guards = Guards(),  # noqa: B008 - a value
 ) -> bool:
     """Minimise an objective, from the state in the journal if it has one.
 
@@ -85,29 +91,29 @@ def train(
         validate: figures of the current weights for the record.
         keep_best: called whenever the criterion improves.
         journal: where records and states go.
-        accelerator: carries the device.
+        device: of the objective.
         criterion: the validated figure to minimise.
         quiet: show neither records nor a progress bar.
         deadline: of ``time.monotonic()``, after which to stop.
+        guards: what to do when a step goes wrong.
 
     Returns:
         Whether all steps were taken; False when a signal or the deadline asked to stop, with the state saved.
 
     Raises:
-        TrainingError: when a solve fails or the loss is no longer finite.
+        TrainingError: when a validation or too many steps fail.
     """
-    fused = accelerator.device.type in ("cpu", "cuda")  # a fifth of the time on small models
+    processes.align(objective)
+    fused = device.type in ("cpu", "cuda")  # a fifth of the time on small models
     decay = training.weight_decay
     optimizer = torch.optim.Adam(objective.parameters(), lr=training.lr, weight_decay=decay, fused=fused)
-    objective, optimizer = accelerator.prepare(objective, optimizer)
     schedule = _schedule(optimizer, training)
     average = Average(objective.parameters(), training.ema)
-    parts = {"objective": accelerator.unwrap_model(objective), "optimizer": optimizer, "schedule": schedule}
-    parts["average"] = average
-    progress = _restore(journal, parts, accelerator.device)
+    parts = {"objective": objective, "optimizer": optimizer, "schedule": schedule, "average": average}
+    progress = _restore(journal, parts, device)
 
     started = time.monotonic() - progress.seconds
-    hidden = quiet or None  # None: where there is no terminal
+    hidden = quiet or processes.rank() > 0 or None  # None: where there is no terminal
     bar = tqdm(total=training.steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=hidden)
     with stop_signals() as stop_requested, bar:
         while True:
@@ -127,49 +133,59 @@ def train(
                     tqdm.write(_line(figures, training.steps))
             if progress.step == training.steps:
                 return True
-            if stop_requested() or time.monotonic() > deadline:
+            go_on = not stop_requested() and time.monotonic() <= deadline
+            if not processes.everywhere(go_on, device):
                 progress.seconds = time.monotonic() - started
                 journal.save_state(progress.step, _state(progress, parts))
                 return False
-            taken = _step(objective, optimizer, batch, training.clip, progress.step, accelerator)
+            loosen = guards.on_stiff == "loosen"
+            taken = take(objective, optimizer, batch(progress.step), training.clip, device, loosen)
+            _count(progress, taken, guards)
             if not isinstance(schedule, ReduceLROnPlateau):
                 schedule.step()
-            for name, value in taken.items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value
             progress.step += 1
             average.update(progress.step)
             bar.update()
-            bar.set_postfix(loss=f"{taken['loss']:.3f}", nfe=int(taken["nfe_forward"] + taken["nfe_backward"]))
+            bar.set_postfix(_shown(progress, taken))
 
 
-def _step(
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Callable[[int], Any],
-    clip: float,
-    step: int,
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    try:
-        with count_evals(objective) as nfe:
-            loss = objective(batch(step))
-            accelerator.backward(loss)
-    except SolverError as error:
-        raise TrainingError(f"the solve of step {step} failed: {error}", solving=True) from error
-    norm = accelerator.clip_grad_norm_(objective.parameters(), clip)
-    taken = {"loss": float(loss.detach()), "grad_norm": float(norm)}
-    if not all(math.isfinite(value) for value in taken.values()):
-        raise TrainingError(f"step {step} has loss {taken['loss']} and gradient norm {taken['grad_norm']}: lower --lr")
-    optimizer.step()
-    optimizer.zero_grad()
-    return {**taken, "nfe_forward": nfe.forward, "nfe_backward": nfe.backward}
+def _count(progress: Progress, taken: Step, guards: Guards) -> None:
+    """Add a step to what there is since the last record.
+
+    Raises:
+        TrainingError: when it is one failure too many.
+    """
+    progress.loosened += taken.loosened
+    if taken.failure is None:
+        progress.in_a_row = 0
+        for name, value in taken.figures.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+        return
+    progress.skipped += 1
+    progress.in_a_row += 1
+    stop = taken.solving and guards.on_stiff == "stop"
+    if stop or progress.in_a_row > guards.max_skipped:
+        row = "" if stop else f"{progress.in_a_row} steps in a row came to nothing; "
+        remedy = "" if taken.solving else ": lower --lr"
+        raise TrainingError(f"{row}step {progress.step} failed: {taken.failure}{remedy}", taken.solving)
+
+
+def _shown(progress: Progress, taken: Step) -> dict[str, Any]:
+    """What the bar shows of a step."""
+    if taken.failure is not None:
+        return {"skipped": progress.skipped}
+    figures = taken.figures
+    evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
+    skipped = {"skipped": progress.skipped} if progress.skipped else {}
+    return {"loss": f"{figures['loss']:.3f}", "nfe": evaluations, **skipped}
 
 
 def _validated(progress: Progress, validate: Callable[[], dict[str, float]], lr: float) -> dict[str, float]:
     """The record of this step: means since the last one, and the figures of the current weights."""
-    taken = progress.step - max(progress.recorded, 0)
-    means = {name: total / taken for name, total in progress.sums.items()}
-    progress.sums, progress.recorded = {}, progress.step
+    taken = progress.step - max(progress.recorded, 0) - progress.skipped
+    means = processes.means({name: total / taken for name, total in progress.sums.items()})
+    counts = {"skipped": progress.skipped, "loosened": progress.loosened}
+    progress.sums, progress.skipped, progress.loosened, progress.recorded = {}, 0, 0, progress.step
     training, started = progress.seconds - progress.validating, time.monotonic()
     try:
         figures = validate()
@@ -177,12 +193,12 @@ def _validated(progress: Progress, validate: Callable[[], dict[str, float]], lr:
         raise TrainingError(f"the validation at step {progress.step} failed: {error}", solving=True) from error
     progress.validating += time.monotonic() - started
     seconds = {"seconds": round(progress.seconds, 2), "seconds_training": round(training, 2)}
-    return {"step": progress.step, **means, **figures, "lr": lr, **seconds}
+    return {"step": progress.step, **means, **figures, **counts, "lr": lr, **seconds}
 
 
 def _line(figures: dict[str, float], steps: int) -> str:
     shown = [f"step {figures['step']:>{len(str(steps))}}/{steps}"]
-    hidden = ("step", "seconds", "seconds_training", "lr")
+    hidden = ("step", "seconds", "seconds_training", "lr", *(x for x in ("skipped", "loosened") if not figures[x]))
     shown += [f"{name} {value:.4g}" for name, value in figures.items() if name not in hidden]
     return "  ".join([*shown, f"{figures['seconds']:.0f} s"])
 
@@ -210,9 +226,14 @@ def _state(progress: Progress, parts: dict[str, Any]) -> dict[str, Any]:
     return {
         **vars(progress),
         **{name: part.state_dict() for name, part in parts.items()},
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random": processes.gathered(_random()),
     }
+
+
+def _random() -> dict[str, Any]:
+    """The state of the random generators of this process."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if on_gpu else None}
 
 
 def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> Progress:
@@ -221,8 +242,9 @@ def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> P
         return Progress()
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    torch.set_rng_state(state["random"].cpu())
-    if torch.cuda.is_available():
-        states = state["random_cuda"][: torch.cuda.device_count()]  # perhaps of another machine
-        torch.cuda.set_rng_state_all([random.cpu() for random in states])
+    if processes.rank() < len(state["random"]):  # else one process more than before, with a stream of its own
+        random = state["random"][processes.rank()]
+        torch.set_rng_state(random["cpu"].cpu())
+        if random["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"].cpu())
     return Progress(**{name: state[name] for name in vars(Progress())})

@@ -41,7 +41,7 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
 def draw_classifier(run: Run, dataset: Labelled, model: Classifier) -> None:
     """Draw inputs and features of test samples, images taken for another class, and the curves of training."""
     x, y = (tensor[: SHOWN_IMAGES if dataset.levels else SHOWN] for tensor in dataset.test)
-    inputs = x.to(next(model.parameters()).device)
+    inputs = x.to(next(model.parameters()))
     states = supervised.outputs(model.features, inputs)
     if dataset.levels and dataset.classes:
         scores = model.readout(states).softmax(1).cpu()

@@ -4,29 +4,69 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from anode import InputError, storage
+from train_flows import processes
 from train_flows.checkpoint import RESULT, Run
 from train_flows.compiling import compile_fields
 from train_flows.errors import TrainingError
+from train_flows.guards import Guards
+from train_flows.journal import Journal, ReadOnly
 from train_flows.loop import train
 from train_flows.provenance import provenance
-from train_flows.settings import RunSettings
+from train_flows.settings import RunSettings, find_device
 from train_flows.training import Training
+
+STREAMS = 1_000_003  # between the seeds of noise of several processes
+
+
+def start(where: RunSettings) -> torch.device:
+    """The device of a run, connected with those of other processes, and the random numbers of weights begun."""
+    where.check()
+    device = find_device(where.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if where.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS refuses
+    torch.use_deterministic_algorithms(where.deterministic)
+    processes.connect(device)
+    torch.manual_seed(where.seed)
+    return device
+
+
+def begin_noise(where: RunSettings) -> None:
+    """Begin the random numbers of training, once the weights are drawn: another stream in every process."""
+    if where.noise_seed is not None or processes.rank():
+        first = where.seed if where.noise_seed is None else where.noise_seed
+        torch.manual_seed(first + STREAMS * processes.rank())
+
+
+def suited(model: nn.Module, x: Tensor) -> Tensor:
+    """Samples where a model is, and, unless they are whole numbers, in its precision."""
+    like = next(model.parameters())
+    return x.to(like.device, like.dtype if x.is_floating_point() else None)
 
 
 def fitting_batch(batch_size: int, samples: int) -> int:
-    """The batch size, or the number of training samples where there are fewer."""
+    """The batch size, or the number of training samples where there are fewer.
+
+    Raises:
+        InputError: when several processes cannot share it alike.
+    """
+    n = processes.count()
+    if batch_size % n:
+        raise InputError(f"--batch-size {batch_size} is shared by {n} processes: pass a multiple of {n}")
     if samples >= batch_size:
         return batch_size
-    print(f"note: the batch shrinks from {batch_size} to the {samples} training samples")
-    return samples
+    fitting = samples - samples % n
+    print(f"note: the batch shrinks from {batch_size} to the {fitting} training samples")
+    return fitting
 
 
 def open_run(settings: Any, kind: str, dataset: Any, model: Any, **about: Any) -> Run:
@@ -49,10 +89,13 @@ def open_run(settings: Any, kind: str, dataset: Any, model: Any, **about: Any) -
         if run.config(kind)["data"]["sha256"] != data["sha256"]:
             raise InputError(f"{dataset.name} has changed since {run.folder} began: restore it, or train anew")
         return run
-    run = Run.create(where.out or f"runs/{dataset.name.strip('.').split('.')[0]}", where.overwrite)
-    stored = {"model": model.config, "settings": dataclasses.asdict(settings), "data": data, "columns": dataset.columns}
-    storage.write_config(run.folder, kind, {**stored, **about, **provenance()})
-    return run
+    folder = where.out or f"runs/{dataset.name.strip('.').split('.')[0]}"
+    if processes.rank() == 0:
+        run = Run.create(folder, where.overwrite)
+        stored = {"model": model.config, "settings": dataclasses.asdict(settings), "data": data}
+        storage.write_config(run.folder, kind, {**stored, "columns": dataset.columns, **about, **provenance()})
+    processes.wait()
+    return Run(folder)
 
 
 def fit(
@@ -63,6 +106,7 @@ def fit(
     training: Training,
     validate: Callable[[], dict[str, float]],
     criterion: str,
+    guards: Guards,
     compile: bool = False,
 ) -> bool:
     """Train, keeping the weights of the best validation in the run folder.
@@ -75,6 +119,7 @@ def fit(
         training: how to optimise.
         validate: figures of the current weights.
         criterion: the one of them to minimise.
+        guards: what to do when a step goes wrong.
         compile: the vector fields, before training.
 
     Returns:
@@ -83,9 +128,13 @@ def fit(
     Raises:
         TrainingError: when training cannot go on; the message says what is left in the folder.
     """
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    first = processes.rank() == 0
+    journal: Journal = run if first else ReadOnly(run)
+
+    def keep_best() -> None:
+        if first:
+            storage.write_weights(run.folder, model.state_dict())
+
     if compile:
         batches = [batch(step) for step in sorted({0, training.restart or 0})]  # of each stage
         print(f"compiled in {compile_fields(model, objective, batches, validate):.0f} s")
@@ -95,15 +144,22 @@ def fit(
             training,
             batch,
             validate,
-            lambda: storage.write_weights(run.folder, model.state_dict()),
-            run,
-            Accelerator(cpu=device.type == "cpu"),
+            keep_best,
+            journal,
+            next(model.parameters()).device,
             criterion,
+            guards=guards,
         )
     except TrainingError as error:
         kept = (run.folder / storage.WEIGHTS).exists()
         what = "the last checkpoint and the best weights so far are" if kept else "nothing was learnt yet"
         raise TrainingError(f"{error}; {what} in {run.folder}", error.solving) from error
+    except OSError as error:  # such as a full disk
+        raise TrainingError(
+            f"{error.filename or run.folder} could not be written ({error.strerror or error}); the last checkpoint is "
+            f"whole: make room and continue with --resume {run.folder}"
+        ) from error
+    processes.wait()  # for the first, which writes
     load_best(run, model)
     return finished
 

@@ -11,6 +11,7 @@ import tyro
 
 from anode import InputError, Solver
 from anode.solver import FIXED_METHODS
+from train_flows import processes
 
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps; auto takes a CUDA GPU where there is one")]
 Data = Annotated[
@@ -156,10 +157,24 @@ class RunSettings:
 
     out: str | None = None  # run folder; runs/DATA when omitted
     seed: int = 0  # of data, weights, batches and noise
+    data_seed: int | None = None  # of the data, their split and batches alone; --seed, if omitted
+    noise_seed: int | None = None  # of probes and other noise alone; if omitted, what goes on from the weights
     device: Device = "auto"
+    dtype: Literal["float32", "float64"] = "float32"  # of weights, data and states
+    deterministic: Flag = False  # take algorithms that give the same bits again, also on a GPU, though slower
     compile: Flag = False  # vector fields, by torch.compile: faster steps after a minute or so
     overwrite: Flag = False  # replace an existing run
     resume: str | None = None  # continue this run with all its settings
+
+    def check(self) -> None:
+        """Raise an :class:`~anode.InputError` for a seed that some random generator does not take."""
+        for name in ("seed", "data_seed", "noise_seed"):
+            if getattr(self, name) is not None:
+                check_seed(getattr(self, name), f"--{name.replace('_', '-')}")
+
+    def of_data(self) -> int:
+        """The seed of the data, their split and batches."""
+        return self.seed if self.data_seed is None else self.data_seed
 
 
 def find_device(name: str) -> torch.device:
@@ -180,11 +195,13 @@ def find_device(name: str) -> torch.device:
 
 
 def _numbered(device: torch.device) -> torch.device:
-    """The device with the number of its GPU, which ``torch.cuda.set_device`` wants."""
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+    """The device with the number of its GPU, which ``torch.cuda.set_device`` wants; each process has one of its own."""
+    if device != torch.device("cuda"):
+        return device
+    return torch.device("cuda", processes.local_rank() if processes.started()[1] > 1 else torch.cuda.current_device())
 
 
-def check_seed(seed: int) -> None:
+def check_seed(seed: int, option: str = "--seed") -> None:
     """Raise an :class:`~anode.InputError` for a seed that some random generator does not take."""
     if not 0 <= seed < 2**31:
-        raise InputError(f"--seed {seed} must be from 0 to {2**31 - 1}")
+        raise InputError(f"{option} {seed} must be from 0 to {2**31 - 1}")

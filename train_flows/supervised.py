@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anode import InputError, count_evals
+from train_flows import processes
 from train_flows.data.labelled import Pairs
 from train_flows.training import Precision
 
@@ -53,8 +54,8 @@ class Supervised(nn.Module):
 
 @torch.no_grad()
 def outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What a model makes of x (N, *S), solved for in chunks."""
-    return torch.cat([model(part) for part in x.split(chunk(x))])
+    """What a model makes of x (N, *S), solved for in chunks, which several processes share out."""
+    return torch.cat(processes.shared_out(x.split(chunk(x)), model)).to(x.device)
 
 
 def chunk(x: Tensor) -> int:
@@ -72,11 +73,12 @@ def measure(objective: Supervised, pairs: Pairs) -> dict[str, float]:
     """Loss, accuracy and evaluations of the field a solve (and the mean squared error of values), over all pairs."""
     with count_evals(objective) as nfe:
         found = outputs(objective.model, pairs.x)
+    evaluations = sum(processes.gathered(nfe.forward))
     values = pairs.y.is_floating_point()
     right = predicted(found) == (predicted(pairs.y) if values else pairs.y)
     figures = {"mse": float(F.mse_loss(found, pairs.y))} if values else {}
     return figures | {
         "loss": float(objective.loss(found, pairs.y)),
         "accuracy": float(right.sum()) / len(right),
-        "nfe": nfe.forward / math.ceil(len(pairs.x) / chunk(pairs.x)),
+        "nfe": evaluations / math.ceil(len(pairs.x) / chunk(pairs.x)),
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate import Accelerator
+import torch
 
 from anode import SolverError
 from train_flows import density
@@ -60,7 +60,6 @@ def train_for(seconds: float, task: Task, keep_best: Callable[[], None]) -> Time
 
     started, failure = time.monotonic(), None
     deadline = started + seconds
-    accelerator = Accelerator(cpu=True)
     try:
         finished = train(
             task.objective,
@@ -69,7 +68,7 @@ def train_for(seconds: float, task: Task, keep_best: Callable[[], None]) -> Time
             task.validate,
             keep_best,
             Memory(),
-            accelerator,
+            torch.device("cpu"),
             quiet=True,
             deadline=deadline,
         )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from anode import InputError, count_evals
 from cnf import Density
@@ -104,8 +103,8 @@ def attempt(trial: DensityTrial, seed: int, place: Place, measure: Measure = _no
         return task.validate() | measure(model, dataset)
 
     def work() -> bool:
-        accelerator = Accelerator(cpu=True)
-        return train(task.objective, task.training, task.batch, validate, keep_best, journal, accelerator, quiet=True)
+        cpu = torch.device("cpu")
+        return train(task.objective, task.training, task.batch, validate, keep_best, journal, cpu, quiet=True)
 
     def test() -> None:
         model.load_state_dict(best)

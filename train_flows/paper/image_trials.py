@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 
 from anode import InputError, classifier
 from anode.storage import write_atomically
@@ -139,7 +138,7 @@ def attempt(trial: ImageTrial, seed: int, place: Place) -> Outcome | None:
             figures,
             lambda: None,
             sitting,
-            Accelerator(cpu=device.type == "cpu"),
+            device,
             criterion="test_loss",
             quiet=True,
             deadline=deadline,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -111,7 +110,7 @@ def attempt(trial: Trial, seed: int) -> Trained:
             figures,
             lambda: None,
             journal,
-            Accelerator(cpu=True),
+            torch.device("cpu"),
             criterion="train_loss",
             quiet=True,
         )

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from anode import MLPField, PlanarField, Solver, count_evals
@@ -87,7 +86,7 @@ def attempt(trial: VariationalTrial, seed: int, place: Place) -> Outcome | None:
             validate,
             lambda: None,
             journal,
-            Accelerator(cpu=True),
+            torch.device("cpu"),
             criterion="kl",
             quiet=True,
         )
