@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anode import Classifier, InputError, SolverError, classifier
+from anode import Classifier, SolverError, classifier
 from anode.classifiers import KIND
 from train_flows import accuracy, command_line, pictures, processes, recipes, session
 from train_flows.checkpoint import Run
@@ -91,8 +91,7 @@ def parse(args: list[str]) -> Settings:
         return recipes.classify(typed.data.source or "", typed.network.model)
 
     settings = command_line.parse(Settings(), args, "classify", KIND, recipe, classes.known)
-    if (settings.training.precision, settings.numerics.gradient) == ("bfloat16", "adjoint"):
-        raise InputError("--precision bfloat16 is no precision of the adjoint: take --gradient direct with it")
+    session.check_precision(settings.training.precision, settings.numerics, settings.run)
     return settings
 
 

@@ -21,6 +21,7 @@ from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
+from train_flows.precision import InPrecision
 from train_flows.settings import (
     Augmentation,
     DensityNumerics,
@@ -86,7 +87,9 @@ def parse(args: list[str]) -> Settings:
     def recipe(typed: Settings) -> dict[str, Any]:
         return recipes.density(typed.data.source or "", typed.objective.objective)
 
-    return command_line.parse(Settings(), args, "density", KIND, recipe, data.NAMES.__contains__)
+    settings = command_line.parse(Settings(), args, "density", KIND, recipe, data.NAMES.__contains__)
+    session.check_precision(settings.training.precision, settings.numerics, settings.run)
+    return settings
 
 
 def build(settings: Settings, dataset: Dataset) -> Density:
@@ -142,8 +145,10 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
     batch = shuffled_batches(train, training.batch_size, settings.run.of_data())
-    built = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
-    return Task(*built, validate, training)
+    objective, batch = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
+    if training.precision != "float32":
+        objective = InPrecision(objective, training.precision)
+    return Task(objective, batch, validate, training)
 
 
 def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:

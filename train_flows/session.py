@@ -20,8 +20,8 @@ from train_flows.guards import Guards
 from train_flows.journal import Journal, ReadOnly
 from train_flows.loop import train
 from train_flows.provenance import provenance
-from train_flows.settings import RunSettings, find_device
-from train_flows.training import Training
+from train_flows.settings import Numerics, RunSettings, find_device
+from train_flows.training import Precision, Training
 
 STREAMS = 1_000_003  # between the seeds of noise of several processes
 
@@ -45,6 +45,16 @@ def begin_noise(where: RunSettings) -> None:
     if where.noise_seed is not None or processes.rank():
         first = where.seed if where.noise_seed is None else where.noise_seed
         torch.manual_seed(first + STREAMS * processes.rank())
+
+
+def check_precision(precision: Precision, numerics: Numerics, where: RunSettings) -> None:
+    """Raise an :class:`~anode.InputError` for a precision that excludes other choices."""
+    if precision == "float32":
+        return
+    if numerics.gradient == "adjoint":
+        raise InputError(f"--precision {precision} is no precision of the adjoint: take --gradient direct with it")
+    if where.dtype != "float32":
+        raise InputError(f"--precision {precision} and --dtype {where.dtype} contradict each other: drop one")
 
 
 def suited(model: nn.Module, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from anode import InputError, count_evals
 from train_flows import processes
 from train_flows.data.labelled import Pairs
+from train_flows.precision import layers_in
 from train_flows.training import Precision
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -47,7 +48,7 @@ class Supervised(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The loss, a scalar."""
         x, y = batch
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with layers_in(self.precision, x.device):
             found = self.model(x)
         return self.loss(found.to(torch.promote_types(found.dtype, torch.float32)), y)
 

@@ -25,6 +25,7 @@ class Training:
     validate_every: int = 100  # steps between validations, records and checkpoints
     restart: int | None = None  # step at which a cosine begins anew; where likelihood follows flow matching, if omitted
     restart_lr: float | None = None  # learning rate from which it does; that of the beginning, if omitted
+    precision: Precision = "float32"  # of the fields while training; states, log-densities and figures are in --dtype
 
     def check(self) -> None:
         """Raise an :class:`~anode.InputError` for a number out of range."""
