@@ -2,8 +2,8 @@
 
 The number of components is that of the categorical flow that samples with the fewest evaluations at equal likelihood,
 beside the plain flow, among those that come to be as good as that (of the best, where none does): with many components
-the mixture alone can stop short of it. The weight of the penalty on acceleration, the same for all variants, is that of the plain flow's
-fewest evaluations whose validation NLL is at most 0.02 nats above that without.
+the mixture alone can stop short of it. The weight of the penalty on acceleration, the same for all variants, is that of
+the plain flow's fewest evaluations whose validation NLL is at most 0.02 nats above that without.
 """
 
 from __future__ import annotations
