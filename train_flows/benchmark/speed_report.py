@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import NullFormatter
 
 PACKAGES = ("torch", "torchdiffeq", "zuko", "torchdyn", "torchode", "diffrax", "jax")
 OURS = "ours"
@@ -102,30 +103,43 @@ def _growth(rows: Sequence[dict[str, Any]]) -> str:
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     """Seconds of every task as bars, and the growth of time and memory."""
     timed = [row for row in rows if row["work"] != "growth" and row["tolerance"] == 1e-5]
-    tasks = list(dict.fromkeys((row["work"], row["task"]) for row in timed))
     growing = [row for row in rows if row["work"] == "growth"]
-    kinds = list(dict.fromkeys(row["task"] for row in growing))
-    columns = max(len(tasks), len(kinds), 1)
-    figure = Figure(figsize=(3.6 * columns, 4.2 * (bool(tasks) + 1.4 * bool(kinds))), layout="constrained")
-    grid = figure.subplots(bool(tasks) + 2 * bool(kinds), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_visible(False)
-    for axes, (work, task) in zip(grid[0], tasks, strict=False):
-        axes.set_visible(True)
-        chosen = [row for row in rows if (row["work"], row["task"], row["tolerance"]) == (work, task, 1e-5)]
+    figure = Figure(figsize=(18, 4.2 * bool(timed) + 7 * bool(growing) or 1), layout="constrained")
+    heights = [height for height, there in ((4.2, timed), (7, growing)) if there]
+    parts = iter(figure.subfigures(len(heights) or 1, height_ratios=heights or None, squeeze=False)[:, 0])
+    if timed:
+        _draw_bars(next(parts), timed)
+    if growing:
+        _draw_growth(next(parts), growing)
+    return figure
+
+
+def _draw_bars(figure: SubFigure, rows: Sequence[dict[str, Any]]) -> None:
+    """Seconds of every task; contenders are named at the left, once for all tasks that have the same."""
+    tasks = list(dict.fromkeys((row["work"], row["task"]) for row in rows))
+    named: list[str] = []
+    for axes, (work, task) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        chosen = [row for row in rows if (row["work"], row["task"]) == (work, task)]
         names = list(dict.fromkeys(row["contender"] for row in chosen if row["seconds"]))
         means = [np.mean([row["seconds"] for row in chosen if row["contender"] == name]) for name in names]
         axes.barh(names, means, color=["C1" if name.startswith(OURS) else "C0" for name in names])
         axes.invert_yaxis()
+        axes.tick_params(labelleft=names != named)
         axes.set(title=f"{work}: {task}", xlabel="seconds")
-    for column, kind in enumerate(kinds):
-        x = {"step, by tolerance": "evaluations", "step, by batch": "batch", "step, by dimension": "dim"}[kind]
-        for axes, y in zip(grid[-2:, column], ("seconds", "peak_megabytes"), strict=True):
-            axes.set_visible(True)
-            for name in dict.fromkeys(row["contender"] for row in growing):
-                points = [(row[x], row[y]) for row in growing if (row["task"], row["contender"]) == (kind, name)]
-                axes.loglog(*zip(*((a, b) for a, b in points if b), strict=True), "o-", ms=3, label=name)
+        named = names
+
+
+def _draw_growth(figure: SubFigure, rows: Sequence[dict[str, Any]]) -> None:
+    """Seconds above, memory below, against what grows."""
+    kinds = {"step, by tolerance": "evaluations", "step, by batch": "batch", "step, by dimension": "dim"}
+    for column, (kind, x) in zip(figure.subplots(2, len(kinds)).T, kinds.items(), strict=True):
+        chosen = [row for row in rows if row["task"] == kind]
+        for axes, y in zip(column, ("seconds", "peak_megabytes"), strict=True):
+            for name in dict.fromkeys(row["contender"] for row in chosen):
+                points = [(row[x], row[y]) for row in chosen if row["contender"] == name and row[y]]
+                axes.loglog(*zip(*points, strict=True), "o-", ms=3, label=name)
             axes.set(xlabel=x, ylabel=y.replace("_", " "), title=kind)
-        if column == 0:
-            axes.legend(fontsize=7)
-    return figure
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            ticks = [20, 40, 80, 160] if x == "evaluations" else sorted({row[x] for row in chosen})
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        column[1].legend(fontsize=7)
