@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal
-from torch import nn
+from torch import Tensor, nn
 
 from anode import SolverError
 from cnf import Density, density_model
@@ -65,7 +65,7 @@ def main(args: list[str]) -> None:
     dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
     for note in dataset.notes:
         print(f"note: {note}")
-    batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
+    batch_size = session.fitting_batch(settings.training.batch_size, dataset.size)
     settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
     torch.manual_seed(settings.run.seed)
     trained = build(settings, dataset).to(device)
@@ -141,9 +141,17 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         return likelihood.of_one_draw(model, validation, objectives.energies(goal))
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
-    batch = shuffled_batches(dataset.train.to(device), training.batch_size, settings.run.seed)
+    batch = _batches(dataset, training.batch_size, settings.run.seed, device)
     built = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
     return Task(*built, validate, training)
+
+
+def _batches(dataset: Dataset, batch_size: int, seed: int, device: torch.device) -> Callable[[int], Tensor]:
+    """Shuffled training samples as a function of the step, from memory or from the disk."""
+    if dataset.disk is None:
+        return shuffled_batches(dataset.train.to(device), batch_size, seed)
+    read = dataset.disk.batches(batch_size, seed)
+    return lambda step: read(step).to(device)
 
 
 def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:
@@ -160,7 +168,7 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
         Whether training came to its end; False when it was asked to stop.
     """
     validated = min(VALIDATION, len(dataset.validation))
-    print(f"{len(dataset.train)} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
+    print(f"{dataset.size} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
     where = settings.run
     return session.fit(run, what.objective, model, what.batch, what.training, what.validate, "nll", where.compile)
 

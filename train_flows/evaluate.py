@@ -54,9 +54,7 @@ def _density(settings: Settings, device: torch.device) -> dict[str, Any]:
         ode.divergence = settings.divergence or ode.divergence
     solver = _asked(settings, _adaptive(likelihood.odes(model)[0].solver))
     samples = likelihood.importance_samples(model, settings.samples)
-    x = held_out.samples(settings.run, settings.data).to(device)
-    if x.is_floating_point():
-        x = x.to(next(model.parameters()).dtype)
+    x = held_out.samples(settings.run, settings.data)
     torch.manual_seed(settings.seed)
     return likelihood.measure(model, x, solver, samples)
 

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
 from cnf import Continuous, Density, Dequantize, LiftedFlow, PathOptions, Standardize
+from train_flows.moments import Moments
 from train_flows.text import lines_of
 
 CHUNK = 2500  # samples solved together
 
 
-def measure(model: Density, x: Tensor, solver: Solver, samples: int = 64) -> dict[str, Any]:
+class Portions(Protocol):
+    """Samples too many for memory: tensors (n, *S), one after the other, as often as they are asked for."""
+
+    def __len__(self) -> int:
+        """Number of all samples."""
+        ...
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """From the beginning."""
+        ...
+
+
+Samples = Tensor | Portions
+
+
+def measure(model: Density, x: Samples, solver: Solver, samples: int = 64) -> dict[str, Any]:
     """Measure a density on samples.
 
     Args:
         model: the density.
-        x: (N, *S), at least two.
+        x: (N, *S), at least two, or portions of them.
         solver: an adaptive solver; the NLL is also taken at tolerances ten times tighter.
         samples: importance samples of a bound.
 
@@ -56,12 +72,12 @@ def measure(model: Density, x: Tensor, solver: Solver, samples: int = 64) -> dic
     }
 
 
-def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], float]:
+def nll(model: Density, x: Samples, samples: int = 64) -> tuple[dict[str, Any], float]:
     """The mean negative log-likelihood in nats, what kind of figure it is, and the evaluations of a solve.
 
     Args:
         model: the density.
-        x: (N, *S).
+        x: (N, *S), or portions of them.
         samples: importance samples of a bound; one, whatever is asked, where its divergence is estimated (importance
             weights of estimates would give no bound).
 
@@ -72,18 +88,21 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
     """
     lifted = isinstance(model, LiftedFlow)
     samples = samples if lifted and model.flow.kind == "exact" else 1
+    log_p = Moments()
     with count_evals(model) as nfe:
-        log_p = torch.cat([log_prob(model, part, samples) for part in x.split(CHUNK)]).cpu().double()
+        for portion in _portions(model, x):
+            log_p.add(torch.cat([log_prob(model, part, samples) for part in portion.split(CHUNK)]).cpu()[:, None])
+    value = -log_p.mean.item()
     discrete = any(isinstance(part, Dequantize) for part in model.modules())
     ode = next(iter(odes(model)), None)
     figure = {
-        "value": -log_p.mean().item(),
-        "standard_error": log_p.std().item() / math.sqrt(len(x)),
+        "value": value,
+        "standard_error": math.sqrt(log_p.scatter.item() / (log_p.count - 1) / log_p.count),
         "kind": model.kind,
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
         "samples": samples if lifted else None,
-        "value_standardized": None if discrete else -log_p.mean().item() - log_scale(model),
+        "value_standardized": None if discrete else value - log_scale(model),
     }
     return figure, nfe.each
 
@@ -155,20 +174,31 @@ def describe(figure: dict[str, Any]) -> str:
     return f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats ({how}, rtol {rtol:g}, atol {atol:g})"
 
 
-def _inverse_error(model: Density, x: Tensor) -> tuple[float, float | None]:
-    lifted = isinstance(model, LiftedFlow)
-    y = model.lift(x).point if isinstance(model, LiftedFlow) else x
-    error = torch.cat([part - model.returned(part) for part in y.split(CHUNK)])
+def _inverse_error(model: Density, x: Samples) -> tuple[float, float | None]:
     scales = [part.scale for part in model.modules() if isinstance(part, Standardize)]
-    return _mean_norm(error), _mean_norm(error / scales[0]) if scales and not lifted else None
+    scale = scales[0] if scales and not isinstance(model, LiftedFlow) else None
+    norms = Moments()
+    for portion in _portions(model, x):
+        y = model.lift(portion).point if isinstance(model, LiftedFlow) else portion
+        error = torch.cat([part - model.returned(part) for part in y.split(CHUNK)])
+        norms.add(torch.stack([_norms(error), _norms(error if scale is None else error / scale)], dim=1))
+    plain, relative = norms.mean.tolist()
+    return plain, None if scale is None else relative
+
+
+def _portions(model: Density, x: Samples) -> Iterator[Tensor]:
+    """The samples as they come, on the device and of the precision of a model."""
+    like = next(model.parameters())
+    for portion in (x,) if isinstance(x, Tensor) else x:
+        yield portion.to(like) if portion.is_floating_point() else portion.to(like.device)
 
 
 def _mean(parts: Sequence[Tensor]) -> float:
     return torch.cat(list(parts)).cpu().double().mean().item()
 
 
-def _mean_norm(x: Tensor) -> float:
-    return x.flatten(1).norm(dim=1).cpu().double().mean().item()
+def _norms(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).cpu().double()
 
 
 def odes(model: Density) -> list[Continuous]:
