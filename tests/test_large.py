@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ import cnf
 from anode import InputError, SolverError, storage
 from cnf import density_model
 from train_flows import data, held_out, likelihood, sample
+from train_flows.benchmark import large_tables
 from train_flows.checkpoint import Run
 from train_flows.data import large, rows, stored, tabular
 from train_flows.moments import Moments
@@ -214,6 +216,16 @@ def test_columns_of_few_values_are_reported(tmp_path, x, small):
     assert linear.startswith("x0, x2, x3: almost linear")
 
 
+@pytest.mark.usefixtures("small")
+def test_rare_values_and_repeated_columns_do_no_harm(tmp_path, x):
+    held = data.load(write(tmp_path / "t.npy", x)).disk.held
+    x[:, 1], x[:, 2] = 0, x[:, 3]
+    x[np.setdiff1d(np.arange(len(x)), held)[:2], 1] = 7
+    dataset = data.load(write(tmp_path / "t.npy", x))
+    assert [note.split(":")[0] for note in dataset.notes[1:]] == ["x1", "x2, x3"]
+    torch.testing.assert_close(dataset.train[:, 1].std().item(), 7 * (2 / 4403) ** 0.5, rtol=0.01, atol=0)
+
+
 @pytest.mark.usefixtures("small", "undrawn")
 class TestPrograms:
     @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
@@ -367,6 +379,21 @@ def test_moments_of_parts_are_those_of_all(x):
     assert moments.count == len(x)
     np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-12)
     np.testing.assert_allclose(moments.scatter / len(x), np.cov(x.T, bias=True), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the memory of a process is known on Linux only")
+def test_memory_is_measured_while_a_program_trains(tmp_path):
+    row = large_tables._train(tmp_path, 0.0002, steps=2)
+    assert row["rows"] == 3125
+    assert 10 < row["anonymous_megabytes"] < row["resident_megabytes"]
+    assert Run(tmp_path / "run").config("density")["data"]["notes"][0].startswith("a table of 3,125 rows stays on disk")
+    assert not (tmp_path / "rows.npy").exists()
+
+
+def test_no_room_for_the_rows_to_measure(tmp_path):
+    with pytest.raises(InputError, match="has no room for 1e\\+09 GB"):
+        large_tables.measure(1e9, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_written_piece_by_piece_appear_when_whole(tmp_path):

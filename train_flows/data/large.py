@@ -20,7 +20,7 @@ from train_flows.moments import Moments
 
 PART = 100_000  # rows at most to validate on, to test on, and to stand for the training rows where they must be at hand
 FEW = f"{tabular.FEW}; consider adding noise as wide as the gaps between them"
-RIDGE = 1e-12  # of correlations, which is rounding
+RIDGE = 1e-10  # added to correlations, which may be singular
 
 
 def load(stored: Stored, seed: int = 0, jitter: bool = False) -> Dataset:
@@ -102,13 +102,16 @@ def _survey(stored: Stored, held: np.ndarray, wanted: np.ndarray, copy: BinaryIO
 def _with_moments(x: torch.Tensor, moments: Moments) -> torch.Tensor:
     """Random rows (N, D), moved and turned by the little that gives them the mean and covariance of all.
 
-    What is fitted to them, such as a standardisation, is then as good as fitted to all.
+    What is fitted to them, such as a standardisation, is then as good as fitted to all. A column of rare values, all
+    alike in these rows, becomes a normal one.
     """
+    scale = (moments.scatter.diagonal() / moments.count).sqrt()
+    normal = moments.mean + scale * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    x = torch.where(x.amin(0) < x.amax(0), x.double(), normal)
     own = Moments()
     own.add(x)
-    scale = (moments.scatter.diagonal() / moments.count).sqrt()
     root, wanted = (_root(each, scale) for each in (own, moments))
-    centred = (x.double() - own.mean) / scale
+    centred = (x - own.mean) / scale
     moved = torch.linalg.solve_triangular(root, centred.T, upper=False).T @ wanted.T
     return (moments.mean + moved * scale).float()
 

@@ -72,11 +72,11 @@ class Rows:
 
     def _read(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Blocks of so many training rows, from the starts on, one after the other."""
-        table = self.mapped()
         first, last = self._row(starts), self._row(starts + length - 1) + 1
         skipped = np.searchsorted(self.held, [first, last])
         pieces = [
-            np.delete(table[i:j], self.held[k:m] - i, axis=0) for i, j, k, m in zip(first, last, *skipped, strict=True)
+            np.delete(np.array(self.mapped()[i:j]), self.held[k:m] - i, axis=0)
+            for i, j, k, m in zip(first, last, *skipped, strict=True)
         ]
         return np.concatenate(pieces, dtype=np.float32)
 

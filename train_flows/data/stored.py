@@ -95,7 +95,8 @@ def _numpy(path: Path) -> Stored | None:
 
 def _parquet(path: Path) -> Stored | None:
     def frames() -> Iterator[pd.DataFrame]:
-        with tables.parquet_errors(path), parquet.ParquetFile(path, buffer_size=2**20) as file:
+        in_pieces = {"pre_buffer": False, "buffer_size": 2**16}  # rather than whole groups of rows
+        with tables.parquet_errors(path), parquet.ParquetFile(path, **in_pieces) as file:
             for batch in file.iter_batches(ROWS):
                 yield pyarrow.Table.from_batches([batch]).to_pandas()
 
