@@ -1,5 +1,6 @@
 """Tables that stay on disk, and files of samples that are written as they are drawn."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -170,7 +171,15 @@ class TestRefused:
         path.write_bytes(path.read_bytes()[:20_000])
         self.refuse(monkeypatch, str(path), "damaged" if suffix == ".npy" else "cannot be read as Parquet")
 
-    @pytest.mark.parametrize("values", [np.zeros((30, 2, 2)), np.ones((30, 2)) * 1j, np.zeros((30, 1))])
+    @pytest.mark.parametrize("rows", [5002, 5004])
+    def test_other_than_the_rows_it_says(self, tmp_path, x, rows):
+        table = dataclasses.replace(stored.open_large(write(tmp_path / "t.parquet", x)), rows=rows)
+        with pytest.raises(InputError, match=f"says {rows} rows and holds 5003"):
+            large.load(table)
+
+    @pytest.mark.parametrize(
+        "values", [np.zeros((19, 2)), np.zeros((30, 2, 2)), np.ones((30, 2)) * 1j, np.zeros((30, 1))]
+    )
     def test_no_tables(self, monkeypatch, tmp_path, values):
         np.save(tmp_path / "t.npy", values)
         self.refuse(monkeypatch, str(tmp_path / "t.npy"), "t.npy")

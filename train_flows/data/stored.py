@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from anode import InputError
 from train_flows.data import tables
 
 LARGE = 2**30  # bytes as float64: tables beyond stay on disk
@@ -45,7 +46,7 @@ class Stored:
 
         Raises:
             InputError: after the last row, when some are no finite numbers, in the words of :func:`tables.read`;
-                nothing comes after the first of them.
+                nothing comes after the first of them. And when there are not as many rows as the file says.
         """
         found: dict[tuple[int, int], list] = {}  # by column and kind of fault: how many, the first row, its value
         row = 0
@@ -64,15 +65,17 @@ class Stored:
         if found:
             (i, kind), (count, first, value) = min(found.items(), key=lambda item: item[0])
             raise tables.fault(str(self.path), self.columns[i], kind, count, self.rows, first, value)
+        if row != self.rows:
+            raise InputError(f"{self.path} is damaged: it says {self.rows} rows and holds {row}; write it again")
 
 
 def open_large(path: str | Path) -> Stored | None:
     """A table that is too large for memory; None for anything else, which :func:`tables.read` reads or refuses."""
     path = Path(path)
     found = {".npy": _numpy, ".parquet": _parquet}.get(path.suffix.lower(), lambda _: None)(path)
-    if found is None or len(found.columns) < 2 or 8 * found.rows * len(found.columns) <= LARGE:
+    if found is None or len(found.columns) < 2 or found.rows < tables.LEAST_ROWS:
         return None
-    return found
+    return found if 8 * found.rows * len(found.columns) > LARGE else None
 
 
 def _numpy(path: Path) -> Stored | None:
@@ -106,6 +109,6 @@ def _parquet(path: Path) -> Stored | None:
 
         with parquet.ParquetFile(path) as file:
             rows, columns = file.metadata.num_rows, file.schema_arrow.empty_table().to_pandas().columns
-    except (ImportError, OSError, ValueError):  # the reader of small tables explains them
+    except Exception:  # as above
         return None
     return None if columns.has_duplicates else Stored(path, tuple(map(str, columns)), rows, frames)
