@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -68,10 +69,17 @@ def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: t
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write under a temporary name, flush to the disk and rename, so that ``path`` is whole at every moment."""
+    with written_atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Generator[BinaryIO]:
+    """A file to write to piece by piece, as :func:`write_atomically` does at once; after an error nothing is left."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal
-from torch import nn
+from torch import Tensor, nn
 
 from anode import SolverError
 from cnf import Density, density_model
@@ -67,7 +67,7 @@ def main(args: list[str]) -> None:
     dataset = data.load(**dataclasses.asdict(settings.data), seed=where.of_data())
     for note in dataset.notes:
         print(f"note: {note}")
-    batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
+    batch_size = session.fitting_batch(settings.training.batch_size, dataset.size)
     settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
     trained = build(settings, dataset).to(device, getattr(torch, where.dtype))
     session.begin_noise(where)
@@ -138,17 +138,25 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         trained: solves as training does.
         model: shares its weights, and solves as validation does.
     """
-    train, validation = (session.suited(model, x) for x in (dataset.train, dataset.validation[:VALIDATION]))
+    validation = session.suited(model, dataset.validation[:VALIDATION])
 
     def validate() -> dict[str, float]:
         return likelihood.of_one_draw(model, validation, objectives.energies(goal))
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
-    batch = shuffled_batches(train, training.batch_size, settings.run.of_data())
+    batch = _batches(dataset, training.batch_size, settings.run.of_data(), model)
     objective, batch = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
     if training.precision != "float32":
         objective = InPrecision(objective, training.precision)
     return Task(objective, batch, validate, training)
+
+
+def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Callable[[int], Tensor]:
+    """Shuffled training samples as a function of the step, from memory or from the disk."""
+    if dataset.disk is None:
+        return shuffled_batches(session.suited(model, dataset.train), batch_size, seed)
+    read = dataset.disk.batches(batch_size, seed)
+    return lambda step: session.suited(model, processes.share_of(read(step)))
 
 
 def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:
@@ -165,7 +173,7 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
         Whether training came to its end; False when it was asked to stop.
     """
     validated = min(VALIDATION, len(dataset.validation))
-    print(f"{len(dataset.train)} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
+    print(f"{dataset.size} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
     of_task = (what.objective, model, what.batch, what.training, what.validate)
     return session.fit(run, *of_task, "nll", settings.guards, settings.run.compile)
 

@@ -20,6 +20,7 @@ from cnf.models import KIND as DENSITY
 from train_flows import accuracy, held_out, likelihood, processes, session
 from train_flows.data.labelled import Pairs
 from train_flows.settings import Device, Flag, check_seed, find_device
+from train_flows.training import Precision
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Settings:
     atol: float | None = None  # absolute tolerance; the run's own when omitted
     divergence: Literal["exact", "hutchinson"] | None = None  # of a density; the run's own when omitted
     samples: int | None = None  # importance samples, for a density whose likelihood is a bound; 64 when omitted
+    precision: Precision | None = None  # of a density, to see what it does to the NLL; that of training when omitted
     seed: int = 0  # of noise
     device: Device = "auto"
     json: Flag = False  # print one JSON object
@@ -57,13 +59,13 @@ def _density(settings: Settings, device: torch.device) -> dict[str, Any]:
         ode.divergence = settings.divergence or ode.divergence
     solver = _asked(settings, _adaptive(likelihood.odes(model)[0].solver))
     samples = likelihood.importance_samples(model, settings.samples)
-    x = session.suited(model, held_out.samples(settings.run, settings.data))
+    x = held_out.samples(settings.run, settings.data)
     torch.manual_seed(settings.seed)
-    return likelihood.measure(model, x, solver, samples)
+    return likelihood.measure(model, x, solver, samples, settings.precision or held_out.precision(settings.run))
 
 
 def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
-    for name in ("divergence", "samples"):
+    for name in ("divergence", "samples", "precision"):
         if getattr(settings, name) is not None:
             raise InputError(
                 f"--{name} {getattr(settings, name)} is for densities, {settings.run} is a classifier: drop it"

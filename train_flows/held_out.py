@@ -6,7 +6,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +20,33 @@ from train_flows import data
 from train_flows.checkpoint import Run
 from train_flows.data import classes, images, tables
 from train_flows.data.labelled import Pairs
+from train_flows.data.stored import Stored, open_large
 from train_flows.settings import RunSettings, Source
+from train_flows.training import Precision, Training
 
 
-def samples(folder: str, source: str | None) -> Tensor:
-    """Samples (N, *S) for a density.
+@dataclass(frozen=True)
+class Portions:
+    """The rows of a large table as samples of a density; see :class:`train_flows.likelihood.Portions`.
+
+    Attributes:
+        table: on disk.
+        sampled: makes samples (n, *S) of some rows.
+    """
+
+    table: Stored
+    sampled: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return self.table.rows
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for values in self.table.chunks():
+            yield self.sampled(torch.from_numpy(values))
+
+
+def samples(folder: str, source: str | None) -> Tensor | Portions:
+    """Samples (N, *S) for a density; those of a large table in portions.
 
     Args:
         folder: of a run, or of a model that was saved without one.
@@ -82,10 +105,16 @@ def _images(config: dict[str, Any], folder: str, source: str) -> Pairs:
     return Pairs(part.x, torch.tensor([wanted.index(name) for name in found])[part.y])
 
 
+def precision(folder: str) -> Precision:
+    """The precision in which the fields of a density were trained."""
+    return Training(**_settings(folder)["training"]).precision
+
+
 def _settings(folder: str) -> dict[str, Any]:
     """The settings of a run; the defaults for a model that was saved without one."""
     config = storage.read_config(folder, DENSITY)
-    return config.get("settings", {"data": vars(Source()), "run": vars(RunSettings())})
+    defaults = {"data": vars(Source()), "training": vars(Training()), "run": vars(RunSettings())}
+    return config.get("settings", defaults)
 
 
 def _seed(settings: dict[str, Any]) -> int:
@@ -108,16 +137,21 @@ def _check_unchanged(config: dict[str, Any], folder: str, digest: str) -> None:
         )
 
 
-def _other(folder: str, source: str) -> Tensor:
+def _other(folder: str, source: str) -> Tensor | Portions:
+    config = storage.read_config(folder, DENSITY)
     if source in data.NAMES:  # split as the run's own data were, so that the test part was not trained on
         settings = _settings(folder)
         options = settings["data"] | {"source": source, "jitter": False}
         dataset = data.load(**options, seed=_seed(settings))
         x, columns = dataset.test, dataset.columns
+    elif (table := open_large(source)) is not None:
+        for _ in table.chunks():  # all of it is good before the first solve
+            pass
+        return Portions(table, lambda x: _in_order(x, table.columns, config, folder, source))
     else:
         values, columns = (tables.read_splits(source) or {}).get("test") or tables.read(source, least_rows=2)
         x = torch.from_numpy(values)
-    return _in_order(x, columns, storage.read_config(folder, DENSITY), folder, source)
+    return _in_order(x, columns, config, folder, source)
 
 
 def _in_order(x: Tensor, columns: tuple[str, ...], config: dict[str, Any], folder: str, source: str) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,22 +14,44 @@ from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
 from cnf import Continuous, Density, Dequantize, LiftedFlow, PathOptions, Standardize
 from train_flows import processes
+from train_flows.moments import Moments
+from train_flows.precision import layers_in
 from train_flows.text import lines_of
+from train_flows.training import Precision
 
 CHUNK = 2500  # samples solved together
 
 
-def measure(model: Density, x: Tensor, solver: Solver, samples: int = 64) -> dict[str, Any]:
+class Portions(Protocol):
+    """Samples too many for memory: tensors (n, *S), one after the other, as often as they are asked for."""
+
+    def __len__(self) -> int:
+        """Number of all samples."""
+        ...
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """From the beginning."""
+        ...
+
+
+Samples = Tensor | Portions
+
+
+def measure(
+    model: Density, x: Samples, solver: Solver, samples: int = 64, precision: Precision = "float32"
+) -> dict[str, Any]:
     """Measure a density on samples.
 
     Args:
         model: the density.
-        x: (N, *S), at least two.
+        x: (N, *S), at least two, or portions of them.
         solver: an adaptive solver; the NLL is also taken at tolerances ten times tighter.
         samples: importance samples of a bound.
+        precision: of the fields, to see what it does to the NLL; all other figures are without.
 
     Returns:
-        ``nll`` and ``nll_tighter`` (see :func:`nll`; None where the tighter solve fails); ``inverse_error``, the mean
+        ``nll``, ``nll_tighter`` and, for another precision, ``nll_bfloat16`` (see :func:`nll`; None where the tighter
+        or less precise solve fails); ``inverse_error``, the mean
         of ||x - decode(encode(x))||, in the units of the data (for a lifted flow, of y = lift(x)), and
         ``inverse_error_standardized``, in units of the standardisation (None for a lifted flow); ``nfe_log_prob`` and
         ``nfe_sample``, evaluations of the field a solve of up to 2,500 samples.
@@ -39,18 +61,20 @@ def measure(model: Density, x: Tensor, solver: Solver, samples: int = 64) -> dic
     tighter = dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10)
     at, at_tighter = model.with_solver(solver), model.with_solver(tighter)
     with torch.no_grad():
-        with torch.random.fork_rng():  # so that the tighter solve sees the same noise
+        with torch.random.fork_rng():  # so that the next solves see the same noise
             value, nfe_log_prob = nll(at, x, samples)
-        try:
-            value_tighter = nll(at_tighter, x, samples)[0]
-        except SolverError:
-            value_tighter = None
+        less = {}
+        if precision != "float32":
+            with torch.random.fork_rng(), layers_in(precision, next(model.parameters()).device):
+                less[f"nll_{precision}"] = _nll_or_none(at, x, samples)
+        value_tighter = _nll_or_none(at_tighter, x, samples)
         with count_evals(at) as nfe_sample:
             at.sample(min(len(x), CHUNK))
         error, error_standardized = _inverse_error(at, x)
     return {
         "nll": value,
         "nll_tighter": value_tighter,
+        **less,
         "inverse_error": error,
         "inverse_error_standardized": error_standardized,
         "nfe_log_prob": nfe_log_prob,
@@ -58,12 +82,19 @@ def measure(model: Density, x: Tensor, solver: Solver, samples: int = 64) -> dic
     }
 
 
-def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], float]:
+def _nll_or_none(model: Density, x: Samples, samples: int) -> dict[str, Any] | None:
+    try:
+        return nll(model, x, samples)[0]
+    except SolverError:
+        return None
+
+
+def nll(model: Density, x: Samples, samples: int = 64) -> tuple[dict[str, Any], float]:
     """The mean negative log-likelihood in nats, what kind of figure it is, and the evaluations of a solve.
 
     Args:
         model: the density.
-        x: (N, *S).
+        x: (N, *S), or portions of them.
         samples: importance samples of a bound; one, whatever is asked, where its divergence is estimated (importance
             weights of estimates would give no bound).
 
@@ -74,23 +105,27 @@ def nll(model: Density, x: Tensor, samples: int = 64) -> tuple[dict[str, Any], f
     """
     lifted = isinstance(model, LiftedFlow)
     samples = samples if lifted and model.flow.kind == "exact" else 1
+    log_p, counts = Moments(), []
 
     def solved(part: Tensor) -> tuple[Tensor, Evaluations]:
         with count_evals(model) as nfe:
             return log_prob(model, part, samples).cpu(), nfe
 
-    parts, counts = zip(*processes.shared_out(x.split(CHUNK), solved), strict=True)
-    log_p = torch.cat(parts).double()
+    for portion in _portions(model, x):
+        for value, nfe in processes.shared_out(portion.split(CHUNK), solved):
+            log_p.add(value[:, None])
+            counts.append(nfe)
+    value = -log_p.mean.item()
     discrete = any(isinstance(part, Dequantize) for part in model.modules())
     ode = next(iter(odes(model)), None)
     figure = {
-        "value": -log_p.mean().item(),
-        "standard_error": log_p.std().item() / math.sqrt(len(x)),
+        "value": value,
+        "standard_error": math.sqrt(log_p.scatter.item() / (log_p.count - 1) / log_p.count),
         "kind": model.kind,
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
         "samples": samples if lifted else None,
-        "value_standardized": None if discrete else -log_p.mean().item() - log_scale(model),
+        "value_standardized": None if discrete else value - log_scale(model),
     }
     return figure, each(counts)
 
@@ -149,11 +184,15 @@ def log_scale(model: Density) -> float:
 
 def table(report: dict[str, Any]) -> str:
     """A report as lines to read."""
-    tighter, relative = report["nll_tighter"], report["inverse_error_standardized"]
+    relative = report["inverse_error_standardized"]
+    likelihoods = {"NLL": "nll", "NLL, tighter": "nll_tighter", "NLL, bfloat16": "nll_bfloat16"}
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
     lines = [
-        ("NLL", describe(report["nll"])),
-        ("NLL, tighter", "the solve failed" if tighter is None else describe(tighter)),
+        *(
+            (name, "the solve failed" if report[figure] is None else describe(report[figure]))
+            for name, figure in likelihoods.items()
+            if figure in report
+        ),
         ("inverse error", f"{report['inverse_error']:.2e}{deviations}"),
         ("NFE of log_prob", f"{report['nfe_log_prob']:.0f}"),
         ("NFE of sampling", f"{report['nfe_sample']}"),
@@ -172,20 +211,31 @@ def describe(figure: dict[str, Any]) -> str:
     return f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats ({how}, rtol {rtol:g}, atol {atol:g})"
 
 
-def _inverse_error(model: Density, x: Tensor) -> tuple[float, float | None]:
-    lifted = isinstance(model, LiftedFlow)
-    y = model.lift(x).point if isinstance(model, LiftedFlow) else x
-    error = torch.cat([part - model.returned(part) for part in y.split(CHUNK)])
+def _inverse_error(model: Density, x: Samples) -> tuple[float, float | None]:
     scales = [part.scale for part in model.modules() if isinstance(part, Standardize)]
-    return _mean_norm(error), _mean_norm(error / scales[0]) if scales and not lifted else None
+    scale = scales[0] if scales and not isinstance(model, LiftedFlow) else None
+    norms = Moments()
+    for portion in _portions(model, x):
+        y = model.lift(portion).point if isinstance(model, LiftedFlow) else portion
+        error = torch.cat([part - model.returned(part) for part in y.split(CHUNK)])
+        norms.add(torch.stack([_norms(error), _norms(error if scale is None else error / scale)], dim=1))
+    plain, relative = norms.mean.tolist()
+    return plain, None if scale is None else relative
+
+
+def _portions(model: Density, x: Samples) -> Iterator[Tensor]:
+    """The samples as they come, on the device and of the precision of a model."""
+    like = next(model.parameters())
+    for portion in (x,) if isinstance(x, Tensor) else x:
+        yield portion.to(like) if portion.is_floating_point() else portion.to(like.device)
 
 
 def _mean(parts: Sequence[Tensor]) -> float:
     return torch.cat(list(parts)).cpu().double().mean().item()
 
 
-def _mean_norm(x: Tensor) -> float:
-    return x.flatten(1).norm(dim=1).cpu().double().mean().item()
+def _norms(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).cpu().double()
 
 
 def odes(model: Density) -> list[Continuous]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from train_flows import likelihood, plots
 from train_flows.settings import Device, Flag, check_seed, find_device
 
 CHUNK = 10_000  # samples solved together
+SHOWN = 100_000  # samples in a picture at most
 SUFFIXES = (".csv", ".npy", ".png")
 
 
@@ -48,16 +48,20 @@ def main(args: list[str]) -> None:
     config = storage.read_config(settings.run, KIND)
     shape = config["model"]["shape"]
     columns = list(config.get("columns", [f"x{i}" for i in range(math.prod(shape))]))
-    torch.manual_seed(settings.seed)
-    parts = []
-    for start in range(0, settings.n, CHUNK):
-        x, log_p = draw(model, min(CHUNK, settings.n - start), settings.log_prob, samples)
-        parts.append(np.concatenate([x.reshape(len(x), -1), log_p], axis=1))
-    values = np.concatenate(parts)
     if settings.log_prob:
         columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
-    _write(settings.out, values, columns, shape)
+    torch.manual_seed(settings.seed)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    with storage.written_atomically(settings.out) as file:
+        _write(file, settings, _parts(model, settings, samples), columns, shape)
     print(f"{settings.n} samples of {', '.join(columns[:8])}{', ...' if len(columns) > 8 else ''} in {settings.out}")
+
+
+def _parts(model: Density, settings: Settings, samples: int) -> Iterator[np.ndarray]:
+    """The rows of the file, so many at a time as are solved together."""
+    for start in range(0, settings.n, CHUNK):
+        x, log_p = draw(model, min(CHUNK, settings.n - start), settings.log_prob, samples)
+        yield np.concatenate([x.reshape(len(x), -1), log_p], axis=1)
 
 
 @torch.no_grad()
@@ -87,15 +91,28 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--samples {settings.samples} is of --log-prob: pass that, too, or drop it")
     if settings.out.suffix == ".png" and settings.log_prob:
         raise InputError(f"--log-prob has no column in a picture: pass an --out other than {settings.out}")
+    if settings.out.suffix == ".png" and settings.n > SHOWN:
+        raise InputError(f"-n {settings.n} is too many for a picture: pass at most {SHOWN}, or another --out")
 
 
-def _write(path: Path, values: np.ndarray, columns: list[str], shape: Sequence[int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    if path.suffix == ".csv":
-        pd.DataFrame(values, columns=columns).to_csv(buffer, index=False)
-    elif path.suffix == ".npy":
-        np.save(buffer, values)
-    else:
-        plots.samples(values.reshape(-1, *shape), columns).savefig(buffer, dpi=150)
-    storage.write_atomically(path, buffer.getvalue())
+def _write(
+    file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], columns: list[str], shape: Sequence[int]
+) -> None:
+    """Write parts as they come, without keeping them, but for a picture."""
+    kind = settings.out.suffix
+    if kind == ".png":
+        plots.samples(np.concatenate(list(parts)).reshape(-1, *shape), columns).savefig(file, dpi=150)
+        return
+    for i, part in enumerate(parts):
+        if kind == ".csv":
+            pd.DataFrame(part, columns=columns).to_csv(file, index=False, header=i == 0)
+            continue
+        if i == 0:
+            _write_head(file, part, settings.n)
+        file.write(part.tobytes())
+
+
+def _write_head(file: BinaryIO, part: np.ndarray, rows: int) -> None:
+    """The head of an NPY file of so many rows like these."""
+    described = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, {**described, "shape": (rows, part.shape[1])})

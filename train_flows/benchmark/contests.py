@@ -77,7 +77,7 @@ def enter(name: str, recipe: density.Settings, dataset: Dataset) -> Contender:
 
 
 def _fitting(settings: density.Settings, dataset: Dataset) -> density.Settings:
-    batch_size = min(settings.training.batch_size, len(dataset.train))
+    batch_size = min(settings.training.batch_size, dataset.size)
     return dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
 
 
@@ -111,7 +111,7 @@ def contest(dataset: Dataset, recipe: density.Settings, seconds: float) -> dict[
     differences = [
         {"of": f"{CNF} - {name}", **_figure(log_p[name] - log_p[CNF], apart)} for name in CONTENDERS if name != CNF
     ]
-    samples = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
+    samples = {"train": dataset.size, "validation": len(dataset.validation), "test": len(dataset.test)}
     about = {"notes": dataset.notes, "samples": samples, "shape": dataset.shape, "unit": unit.name}
     return {**about, "rows": rows, "differences": differences}
 

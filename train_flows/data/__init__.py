@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from anode import InputError
-from train_flows.data import images, tabular, toy
+from train_flows.data import images, large, tabular, toy
 from train_flows.data.dataset import Dataset
 from train_flows.data.published import PUBLISHED
+from train_flows.data.stored import open_large
 
 __all__ = ["NAMES", "Dataset", "load"]
 
@@ -37,4 +38,5 @@ def load(source: str, seed: int = 0, jitter: bool = False, data_root: str | Path
         return tabular.load_published(source, data_root)
     if not Path(source).exists() and not Path(source).suffix:
         raise InputError(f"data={source!r} is neither a known data set ({', '.join(NAMES)}) nor an existing file")
-    return tabular.load(source, seed, jitter)
+    stored = open_large(source)
+    return large.load(stored, seed, jitter) if stored else tabular.load(source, seed, jitter)

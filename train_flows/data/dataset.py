@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from train_flows.data.rows import Rows
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -15,13 +17,14 @@ class Dataset:
 
     Attributes:
         name: what to call it.
-        train: training samples (N, *S).
+        train: training samples (N, *S); of a table that stays on disk, as many as stand for all.
         validation: samples that choose the best weights.
         test: samples for the reported figures.
         columns: names of the dimensions of a sample, flattened.
         levels: number of values an element takes, for discrete data; None for real numbers.
         table: whether it is a table, whose columns may have any units.
         notes: sentences worth printing.
+        disk: all training rows of a table that stays on disk.
     """
 
     name: str
@@ -32,13 +35,21 @@ class Dataset:
     levels: int | None = None
     table: bool = False
     notes: tuple[str, ...] = ()
+    disk: Rows | None = None
 
     def digest(self) -> str:
-        """SHA-256 of all samples, to tell whether a data set is the one it was."""
+        """SHA-256 of all samples, or of their file, to tell whether a data set is the one it was."""
+        if self.disk:
+            return self.disk.digest()
         digest = hashlib.sha256()
         for part in (self.train, self.validation, self.test):
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Number of training samples."""
+        return len(self.disk or self.train)
 
     @property
     def shape(self) -> torch.Size:

@@ -6,9 +6,11 @@ import csv
 import gzip
 import warnings
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,11 @@ from anode import InputError
 SUFFIXES = (".csv", ".csv.gz", ".npy", ".npz", ".parquet")
 PICKLES = (".pkl", ".pickle", ".pkl.gz", ".pickle.gz")
 LEAST_ROWS = 20
+FAULTS = (
+    ("text", "encode it as numbers or drop the column"),
+    ("missing values", "fill them in or drop those rows"),
+    ("infinite values", "drop those rows"),
+)
 
 
 class Table(NamedTuple):
@@ -187,8 +194,15 @@ def _is_number(field: str) -> bool:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
+    with parquet_errors(path):
         return pd.read_parquet(path)
+
+
+@contextmanager
+def parquet_errors(path: Path) -> Generator[None]:
+    """Explain what pyarrow raises while it reads a file."""
+    try:
+        yield
     except ImportError as error:
         raise InputError(f"{path} needs pyarrow: python -m pip install 'augmented-flows[parquet]'") from error
     except (OSError, ValueError) as error:
@@ -239,6 +253,20 @@ def _frame(path: Path, array: np.ndarray) -> pd.DataFrame:
 
 def _numbers(name: str, column: pd.Series) -> np.ndarray:
     """The column as float64, or the reason why not."""
+    numbers, faults = parse(name, column)
+    for kind, bad in enumerate(faults):
+        if bad.any():
+            row = int(bad.argmax())
+            raise fault(name, column.name, kind, int(bad.sum()), len(column), row, column.iloc[row])
+    return numbers
+
+
+def parse(name: str, column: pd.Series) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """The column as float64, and which of its rows have each of the ``FAULTS``.
+
+    Raises:
+        InputError: when it is of a type that holds no real numbers.
+    """
     kinds = pd.api.types
     real = kinds.is_numeric_dtype(column) and not kinds.is_complex_dtype(column)
     if not (real or kinds.is_string_dtype(column)):
@@ -247,15 +275,13 @@ def _numbers(name: str, column: pd.Series) -> np.ndarray:
         )
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     missing = column.isna().to_numpy()
-    for bad, what, remedy in (
-        (np.isnan(numbers) & ~missing, "text", "encode it as numbers or drop the column"),
-        (missing, "missing values", "fill them in or drop those rows"),
-        (np.isinf(numbers), "infinite values", "drop those rows"),
-    ):
-        if bad.any():
-            row = int(bad.argmax())
-            raise InputError(
-                f"{name}: column {column.name} holds {what} in {int(bad.sum())} of {len(column)} rows "
-                f"(first in data row {row + 1}: {column.iloc[row]!r}): {remedy}"
-            )
-    return numbers
+    return numbers, (np.isnan(numbers) & ~missing, missing, np.isinf(numbers))
+
+
+def fault(name: str, column: Any, kind: int, count: int, rows: int, first: int, value: Any) -> InputError:
+    """What is wrong with a column: which of the ``FAULTS``, in how many of the rows, and its first row and value."""
+    what, remedy = FAULTS[kind]
+    return InputError(
+        f"{name}: column {column} holds {what} in {count} of {rows} rows "
+        f"(first in data row {first + 1}: {value!r}): {remedy}"
+    )

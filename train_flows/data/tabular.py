@@ -15,6 +15,8 @@ from train_flows.data.dataset import Dataset, split
 from train_flows.data.tables import Table
 
 DETERMINED = 1e-5  # of the variance of a column is left open by a linear function of the others, or less
+FEW = "few distinct values, so the likelihood can grow without limit"
+JITTERED = "few distinct values; jittered uniformly as wide as their smallest gap, and figures are of the jittered data"
 NEAR_DISCRETE = 0.05  # fewer distinct values than this share of the rows, or one value more often
 
 
@@ -53,14 +55,9 @@ def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) ->
     for values in arrays.values():
         check_size(name, values, columns)
     single = arrays["train"].astype(np.float32)  # what the model will see
-    constant = single.max(axis=0) == single.min(axis=0)
-    if constant.any():
-        raise InputError(
-            f"{name}: {_names(columns, constant)} is constant in single precision and has no density: "
-            "drop or rescale such columns"
-        )
-    few, spiked = np.array([_repeats(values) for values in single.T]).T
-    notes = _notes(single, columns, few, spiked, jitter)
+    check_varied(name, single.min(axis=0), single.max(axis=0), columns)
+    few, spiked = repeats(single)
+    found = notes(single, columns, few, spiked, JITTERED if jitter else f"{FEW}; consider --jitter")
     if jitter:
         gaps = {i: np.diff(np.unique(single[:, i])).min() for i in np.flatnonzero(few)}
         rng = np.random.default_rng(seed)
@@ -68,8 +65,8 @@ def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) ->
     train, validation, test = (
         torch.from_numpy(arrays[part].astype(np.float32)) for part in ("train", "validation", "test")
     )
-    notes += repeated(train.numpy(), test.numpy())
-    return Dataset(name, train, validation, test, columns, table=True, notes=notes)
+    found += repeated(train.numpy(), test.numpy())
+    return Dataset(name, train, validation, test, columns, table=True, notes=found)
 
 
 def check_size(name: str, values: np.ndarray, columns: tuple[str, ...]) -> None:
@@ -77,6 +74,16 @@ def check_size(name: str, values: np.ndarray, columns: tuple[str, ...]) -> None:
     large = np.abs(values).max(axis=0, initial=0) > np.finfo(np.float32).max
     if large.any():
         raise InputError(f"{name}: {_names(columns, large)} is too large for single precision: rescale such columns")
+
+
+def check_varied(name: str, low: np.ndarray, high: np.ndarray, columns: tuple[str, ...]) -> None:
+    """Raise an :class:`~anode.InputError` for columns whose smallest and largest value are one."""
+    constant = low == high
+    if constant.any():
+        raise InputError(
+            f"{name}: {_names(columns, constant)} is constant in single precision and has no density: "
+            "drop or rescale such columns"
+        )
 
 
 def far_from_zero(train: np.ndarray, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -104,6 +111,11 @@ def left_open(train: np.ndarray) -> np.ndarray:
     return 1 / (axes**2 / np.maximum(eigenvalues, 1e-12)).sum(axis=1)
 
 
+def repeats(train: np.ndarray) -> np.ndarray:
+    """Which columns have few distinct values, and which others have a value that is far too common: (2, D)."""
+    return np.array([_repeats(values) for values in train.T]).T
+
+
 def _repeats(values: np.ndarray) -> tuple[bool, bool]:
     """Whether a column has few distinct values, and otherwise whether one value is far too common."""
     counts = np.unique(values, return_counts=True)[1]
@@ -118,14 +130,10 @@ def _jittered(values: np.ndarray, gaps: Mapping[int, float], rng: np.random.Gene
     return values
 
 
-def _notes(
-    train: np.ndarray, columns: tuple[str, ...], few: np.ndarray, spiked: np.ndarray, jitter: bool
+def notes(
+    train: np.ndarray, columns: tuple[str, ...], few: np.ndarray, spiked: np.ndarray, few_what: str
 ) -> tuple[str, ...]:
-    few_what = (
-        "few distinct values; jittered uniformly as wide as their smallest gap, and figures are of the jittered data"
-        if jitter
-        else "few distinct values, so the likelihood can grow without limit; consider --jitter"
-    )
+    """Notes on columns under which a likelihood may mislead; of those with few distinct values, what to say is told."""
     found = (
         (few, few_what),
         (
@@ -134,8 +142,8 @@ def _notes(
         ),
         (spiked, "one value is far too common, so the likelihood can grow without limit; consider dropping the column"),
     )
-    notes = tuple(f"{_names(columns, flags)}: {what}" for flags, what in found if flags.any())
-    return notes + far_from_zero(train, columns)
+    said = tuple(f"{_names(columns, flags)}: {what}" for flags, what in found if flags.any())
+    return said + far_from_zero(train, columns)
 
 
 def _names(columns: tuple[str, ...], flags: Any) -> str:
