@@ -109,7 +109,18 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
         return {f"{name}_{figure}": found[name][figure] for name in parts for figure in ("loss", "accuracy")}
 
     batch = shuffled_batches(tuple(train), training.batch_size, settings.run.seed)
-    return session.fit(run, objective, model, batch, training, validate, "validation_loss", settings.run.compile)
+    where = settings.run
+    return session.fit(
+        run,
+        objective,
+        model,
+        batch,
+        training,
+        validate,
+        "validation_loss",
+        where.compile,
+        where.tensorboard,
+    )
 
 
 def _shown(dataset: Labelled) -> Pairs:

@@ -162,7 +162,17 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{len(dataset.train)} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
     where = settings.run
-    return session.fit(run, what.objective, model, what.batch, what.training, what.validate, "nll", where.compile)
+    return session.fit(
+        run,
+        what.objective,
+        model,
+        what.batch,
+        what.training,
+        what.validate,
+        "nll",
+        where.compile,
+        where.tensorboard,
+    )
 
 
 def _validated_as(model: Density) -> str:

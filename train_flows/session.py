@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from train_flows.errors import TrainingError
 from train_flows.loop import train
 from train_flows.provenance import provenance
 from train_flows.settings import RunSettings
+from train_flows.tensorboard import WithTensorBoard, check_installed
 from train_flows.training import Training
 
 
@@ -40,10 +42,13 @@ def open_run(settings: Any, kind: str, dataset: Any, model: Any, **about: Any) -
         about: further plain values to store.
 
     Raises:
-        InputError: when the data have changed since the run began, or a new folder is not empty.
+        InputError: when the data have changed since the run began, a new folder is not empty, or TensorBoard is wanted
+            and not installed.
     """
     data = {"name": dataset.name, "sha256": dataset.digest(), "notes": dataset.notes}
     where: RunSettings = settings.run
+    if where.tensorboard:
+        check_installed()
     if where.resume is not None:
         run = Run(where.resume)
         if run.config(kind)["data"]["sha256"] != data["sha256"]:
@@ -64,6 +69,7 @@ def fit(
     validate: Callable[[], dict[str, float]],
     criterion: str,
     compile: bool = False,
+    tensorboard: bool = False,
 ) -> bool:
     """Train, keeping the weights of the best validation in the run folder.
 
@@ -76,6 +82,7 @@ def fit(
         validate: figures of the current weights.
         criterion: the one of them to minimise.
         compile: the vector fields, before training.
+        tensorboard: whether records also go to TensorBoard's files.
 
     Returns:
         Whether training came to its end; False when it was asked to stop.
@@ -90,16 +97,17 @@ def fit(
         batches = [batch(step) for step in sorted({0, training.restart or 0})]  # of each stage
         print(f"compiled in {compile_fields(model, objective, batches, validate):.0f} s")
     try:
-        finished = train(
-            objective,
-            training,
-            batch,
-            validate,
-            lambda: storage.write_weights(run.folder, model.state_dict()),
-            run,
-            Accelerator(cpu=device.type == "cpu"),
-            criterion,
-        )
+        with WithTensorBoard(run) if tensorboard else nullcontext(run) as journal:
+            finished = train(
+                objective,
+                training,
+                batch,
+                validate,
+                lambda: storage.write_weights(run.folder, model.state_dict()),
+                journal,
+                Accelerator(cpu=device.type == "cpu"),
+                criterion,
+            )
     except TrainingError as error:
         kept = (run.folder / storage.WEIGHTS).exists()
         what = "the last checkpoint and the best weights so far are" if kept else "nothing was learnt yet"

@@ -160,6 +160,7 @@ class RunSettings:
     seed: int = 0  # of data, weights, batches and noise
     device: Device = "auto"
     compile: Flag = False  # vector fields, by torch.compile: faster steps after a minute or so
+    tensorboard: Flag = False  # records for TensorBoard, too, in the run folder
     overwrite: Flag = False  # replace an existing run
     resume: str | None = None  # continue this run with all its settings
 
