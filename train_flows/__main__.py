@@ -15,6 +15,7 @@ COMMANDS = {
     "classify": "train a classifier: neural ODE, augmented or not, ResNet or perceptron",
     "evaluate": "measure a trained density or classifier",
     "sample": "draw samples from a trained density",
+    "report": "compare runs in a table and a figure",
     "paper": "reproduce the figures of the papers",
     "benchmark": "measure image blocks and densities against those of other packages",
     "unpack": "unpack an archive of images",

@@ -17,6 +17,7 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 STATE = "state"
 POINTER = "latest"
+TENSORBOARD = "tensorboard"
 PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png")
 
 
@@ -24,7 +25,7 @@ class Run:
     """A run folder: ``config.json``, ``model.safetensors``, ``metrics.jsonl``, ``state/`` and pictures.
 
     ``state/`` holds a folder for each saved step and a pointer to the newest complete one; the pointer is replaced
-    by renaming, so that a kill at any moment leaves a whole state behind.
+    by renaming, so that a kill at any moment leaves a whole state behind. ``tensorboard/`` is for those who ask for it.
 
     Args:
         folder: where it lies.
@@ -59,7 +60,8 @@ class Run:
             ours = False
         if not ours:
             raise InputError(f"{self.folder} is not a run, so --overwrite leaves it alone: pass another --out")
-        shutil.rmtree(self.folder / STATE, ignore_errors=True)
+        for name in (STATE, TENSORBOARD):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in (WEIGHTS, METRICS, RESULT, *PICTURES, CONFIG):
             (self.folder / name).unlink(missing_ok=True)
 

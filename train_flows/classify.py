@@ -112,7 +112,7 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
 
     batch = shuffled_batches(tuple(train), training.batch_size, settings.run.of_data())
     of_task = (objective, model, batch, training, validate)
-    return session.fit(run, *of_task, "validation_loss", settings.guards, settings.run.compile)
+    return session.fit(run, *of_task, "validation_loss", settings.guards, settings.run)
 
 
 def suited(model: Classifier, pairs: Pairs) -> Pairs:

@@ -175,7 +175,7 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{dataset.size} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
     of_task = (what.objective, model, what.batch, what.training, what.validate)
-    return session.fit(run, *of_task, "nll", settings.guards, settings.run.compile)
+    return session.fit(run, *of_task, "nll", settings.guards, settings.run)
 
 
 def _validated_as(model: Density) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anode import Classifier
 from cnf import Density
-from train_flows import likelihood, plots, supervised
+from train_flows import curves, likelihood, plots, supervised
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.data.labelled import Labelled
@@ -34,7 +34,7 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
         figure = plots.corner(sets, dataset.columns)
     figure.savefig(run.folder / "samples.png", dpi=150)
     panels = {"nats": ("loss", "nll"), "evaluations of the field": ("nfe_forward", "nfe_backward", "nfe_log_prob")}
-    plots.curves(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
+    curves.of_a_run(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def draw_classifier(run: Run, dataset: Labelled, model: Classifier) -> None:
         figure: [f"{part}_{figure}" for part in ("train", "validation", "test")] for figure in ("loss", "accuracy")
     }
     panels["evaluations of the field"] = ["nfe_forward", "nfe_backward"]
-    plots.curves(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
+    curves.of_a_run(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
 
 
 def _density(model: Density, data: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

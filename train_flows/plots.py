@@ -150,24 +150,6 @@ def samples(x: Array, columns: Sequence[str]) -> Figure:
     return figure
 
 
-def curves(records: Sequence[dict[str, float]], panels: Mapping[str, Sequence[str]]) -> Figure:
-    """Figures of the records against the step.
-
-    Args:
-        records: of a run.
-        panels: for each panel, its label and the names of the figures in it.
-    """
-    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
-    for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for name in names:
-            points = [(record["step"], record[name]) for record in records if name in record]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=name, marker=".")
-        axes.set(xlabel="step", ylabel=label)
-        axes.legend()
-    return figure
-
-
 def features(sets: Mapping[str, Array], classes: Array) -> Figure:
     """Points (N, D) side by side, coloured by their classes (N,): of more dimensions, the two of largest variance."""
     figure = Figure(figsize=(4.5 * len(sets), 4.5), layout="constrained")

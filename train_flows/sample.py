@@ -18,7 +18,7 @@ from anode import InputError, storage
 from cnf import Density, Flow
 from cnf.models import KIND
 from train_flows import likelihood, plots
-from train_flows.settings import Device, Flag, check_seed, find_device
+from train_flows.settings import Device, Flag, check_out, check_seed, find_device
 
 CHUNK = 10_000  # samples solved together
 SHOWN = 100_000  # samples in a picture at most
@@ -81,12 +81,7 @@ def _check(settings: Settings) -> None:
     check_seed(settings.seed)
     if settings.n < 1:
         raise InputError(f"-n {settings.n} must be at least 1")
-    if settings.out.suffix not in SUFFIXES:
-        raise InputError(f"--out {settings.out} must end in {', '.join(SUFFIXES)}")
-    if settings.out.is_dir():
-        raise InputError(f"--out {settings.out} is a folder: pass the name of a file")
-    if settings.out.exists() and not settings.overwrite:
-        raise InputError(f"--out {settings.out} exists: pass another name, or --overwrite")
+    check_out(settings.out, SUFFIXES, settings.overwrite)
     if settings.samples is not None and not settings.log_prob:
         raise InputError(f"--samples {settings.samples} is of --log-prob: pass that, too, or drop it")
     if settings.out.suffix == ".png" and settings.log_prob:

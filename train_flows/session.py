@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from train_flows.journal import Journal, ReadOnly
 from train_flows.loop import train
 from train_flows.provenance import provenance
 from train_flows.settings import Numerics, RunSettings, find_device
+from train_flows.tensorboard import WithTensorBoard, check_installed
 from train_flows.training import Precision, Training
 
 STREAMS = 1_000_003  # between the seeds of noise of several processes
@@ -90,10 +92,13 @@ def open_run(settings: Any, kind: str, dataset: Any, model: Any, **about: Any) -
         about: further plain values to store.
 
     Raises:
-        InputError: when the data have changed since the run began, or a new folder is not empty.
+        InputError: when the data have changed since the run began, a new folder is not empty, or TensorBoard is wanted
+            and not installed.
     """
     data = {"name": dataset.name, "sha256": dataset.digest(), "notes": dataset.notes}
     where: RunSettings = settings.run
+    if where.tensorboard:
+        check_installed()
     if where.resume is not None:
         run = Run(where.resume)
         if run.config(kind)["data"]["sha256"] != data["sha256"]:
@@ -117,7 +122,7 @@ def fit(
     validate: Callable[[], dict[str, float]],
     criterion: str,
     guards: Guards,
-    compile: bool = False,
+    where: RunSettings,
 ) -> bool:
     """Train, keeping the weights of the best validation in the run folder.
 
@@ -130,7 +135,7 @@ def fit(
         validate: figures of the current weights.
         criterion: the one of them to minimise.
         guards: what to do when a step goes wrong.
-        compile: the vector fields, before training.
+        where: whether fields are compiled before training, and records also go to TensorBoard's files.
 
     Returns:
         Whether training came to its end; False when it was asked to stop.
@@ -138,28 +143,27 @@ def fit(
     Raises:
         TrainingError: when training cannot go on; the message says what is left in the folder.
     """
-    first = processes.rank() == 0
-    journal: Journal = run if first else ReadOnly(run)
 
     def keep_best() -> None:
-        if first:
+        if processes.rank() == 0:
             storage.write_weights(run.folder, model.state_dict())
 
-    if compile:
+    if where.compile:
         batches = [batch(step) for step in sorted({0, training.restart or 0})]  # of each stage
         print(f"compiled in {compile_fields(model, objective, batches, validate):.0f} s")
     try:
-        finished = train(
-            objective,
-            training,
-            batch,
-            validate,
-            keep_best,
-            journal,
-            next(model.parameters()).device,
-            criterion,
-            guards=guards,
-        )
+        with _journal(run, where) as journal:
+            finished = train(
+                objective,
+                training,
+                batch,
+                validate,
+                keep_best,
+                journal,
+                next(model.parameters()).device,
+                criterion,
+                guards=guards,
+            )
     except TrainingError as error:
         kept = (run.folder / storage.WEIGHTS).exists()
         what = "the last checkpoint and the best weights so far are" if kept else "nothing was learnt yet"
@@ -172,6 +176,13 @@ def fit(
     processes.wait()  # for the first, which writes
     load_best(run, model)
     return finished
+
+
+def _journal(run: Run, where: RunSettings) -> AbstractContextManager[Journal]:
+    """Where records and states go: the first of several processes writes them."""
+    if processes.rank():
+        return nullcontext(ReadOnly(run))
+    return WithTensorBoard(run) if where.tensorboard else nullcontext(run)
 
 
 def load_best(run: Run, model: nn.Module) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -163,6 +165,7 @@ class RunSettings:
     dtype: Literal["float32", "float64"] = "float32"  # of weights, data and states
     deterministic: Flag = False  # take algorithms that give the same bits again, also on a GPU, though slower
     compile: Flag = False  # vector fields, by torch.compile: faster steps after a minute or so
+    tensorboard: Flag = False  # records for TensorBoard, too, in the run folder
     overwrite: Flag = False  # replace an existing run
     resume: str | None = None  # continue this run with all its settings
 
@@ -205,3 +208,13 @@ def check_seed(seed: int, option: str = "--seed") -> None:
     """Raise an :class:`~anode.InputError` for a seed that some random generator does not take."""
     if not 0 <= seed < 2**31:
         raise InputError(f"{option} {seed} must be from 0 to {2**31 - 1}")
+
+
+def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
+    """Raise an :class:`~anode.InputError` for a file that is of no known format, or that would be lost."""
+    if out.suffix not in suffixes:
+        raise InputError(f"--out {out} must end in {', '.join(suffixes)}")
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder: pass the name of a file")
+    if out.exists() and not overwrite:
+        raise InputError(f"--out {out} exists: pass another name, or --overwrite")

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from train_flows.curves import log_y
+
 Array = np.ndarray
 SIDES = "coolwarm"  # target -1 in blue, +1 in red
 
@@ -32,12 +34,6 @@ def bands(axes: Axes, curves: Mapping[str, Array], title: str = "", ylabel: str 
     if log:
         log_y(axes)
     axes.legend()
-
-
-def log_y(axes: Axes) -> None:
-    """A logarithmic ordinate, where there is anything to show on it."""
-    if np.isfinite(axes.dataLim.minposy):
-        axes.set_yscale("log")
 
 
 def points(axes: Any, x: Array, y: Array, title: str = "") -> None:

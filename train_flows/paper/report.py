@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from train_flows.paper.outcomes import Outcome, Place, Tried
 from train_flows.paper.trials import Trained, Trial
+from train_flows.text import in_columns
 
 Some = TypeVar("Some", bound=Outcome)
 METRICS = (
@@ -163,8 +164,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         values = [_spread(row[metric]) if metric in row else "-" for metric in shown]
         cells.append([row["data"], row["model"], f"{row['succeeded']}/{row['runs']}", *values])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return in_columns(cells)
 
 
 def _spread(value: Mapping[str, float | None]) -> str:
