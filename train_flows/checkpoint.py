@@ -110,20 +110,17 @@ class Run:
         Raises:
             InputError: when the state is missing or damaged although the run has begun.
         """
-        state = self.read_state(device)
-        self._keep_records(until=-1 if state is None else state["step"])
-        return state
-
-    def read_state(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """The newest state, or None before the first; see :meth:`load_state`."""
         pointer = self.folder / STATE / POINTER
         if not pointer.is_file():
+            self._keep_records(until=-1)
             return None
         path = self.folder / STATE / pointer.read_text() / "state.pt"
         try:
-            return torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location=device, weights_only=True)
         except Exception as error:  # torch and zipfile raise many kinds
             raise InputError(f"{path} is missing or damaged ({str(error).splitlines()[0]}): train again") from error
+        self._keep_records(until=state["step"])
+        return state
 
     def _keep_records(self, until: int) -> None:
         kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= until]

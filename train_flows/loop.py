@@ -237,7 +237,7 @@ def _random() -> dict[str, Any]:
 
 
 def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> Progress:
-    state = journal.load_state(device)
+    state = processes.from_first(lambda: journal.load_state(device))
     if state is None:
         return Progress()
     for name, part in parts.items():

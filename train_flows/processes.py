@@ -67,6 +67,15 @@ def gathered(value: R) -> list[R]:
     return values
 
 
+def from_first(make: Callable[[], R]) -> R:
+    """What a function returns in the first process, in all of them."""
+    if count() == 1:
+        return make()
+    values: list[Any] = [make() if rank() == 0 else None]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
 def means(values: Mapping[str, float]) -> dict[str, float]:
     """The mean of every value over the processes."""
     everyones = gathered(dict(values))

@@ -18,7 +18,7 @@ from train_flows.checkpoint import RESULT, Run
 from train_flows.compiling import compile_fields
 from train_flows.errors import TrainingError
 from train_flows.guards import Guards
-from train_flows.journal import Journal, ReadOnly
+from train_flows.journal import Journal, Memory
 from train_flows.loop import train
 from train_flows.provenance import provenance
 from train_flows.settings import Numerics, RunSettings, find_device
@@ -146,7 +146,7 @@ def fit(
 
     def keep_best() -> None:
         if processes.rank() == 0:
-            storage.write_weights(run.folder, model.state_dict())
+            keep(run, model)
 
     if where.compile:
         batches = [batch(step) for step in sorted({0, training.restart or 0})]  # of each stage
@@ -173,7 +173,6 @@ def fit(
             f"{error.filename or run.folder} could not be written ({error.strerror or error}); the last checkpoint is "
             f"whole: make room and continue with --resume {run.folder}"
         ) from error
-    processes.wait()  # for the first, which writes
     load_best(run, model)
     return finished
 
@@ -181,16 +180,27 @@ def fit(
 def _journal(run: Run, where: RunSettings) -> AbstractContextManager[Journal]:
     """Where records and states go: the first of several processes writes them."""
     if processes.rank():
-        return nullcontext(ReadOnly(run))
+        return nullcontext(Memory())
     return WithTensorBoard(run) if where.tensorboard else nullcontext(run)
+
+
+def keep(run: Run, model: nn.Module) -> None:
+    """Store the weights of a model as the best so far."""
+    storage.write_weights(run.folder, model.state_dict())
 
 
 def load_best(run: Run, model: nn.Module) -> bool:
     """Give a model the best weights so far; False where there are none."""
-    if not (run.folder / storage.WEIGHTS).exists():
-        return False
-    model.load_state_dict(storage.read_weights(run.folder, next(model.parameters()).device))
-    return True
+
+    def found() -> bool:
+        if not (run.folder / storage.WEIGHTS).exists():
+            return False
+        model.load_state_dict(storage.read_weights(run.folder, next(model.parameters()).device))
+        return True
+
+    loaded = processes.from_first(found)
+    processes.align(model)
+    return loaded
 
 
 def write_result(run: Run, kind: str, seed: int, seconds: float, figures: dict[str, Any], notes: Any = ()) -> None:

@@ -107,6 +107,11 @@ def _peak_here(make: Callable[..., Callable[[], Any]], args: Any, device: str, t
     return (_status("VmHWM") - before) / 1e3
 
 
+def resident_megabytes() -> float:
+    """Megabytes of this process that are in memory, as Linux tells."""
+    return _status("VmRSS") / 1e3
+
+
 def _status(name: str) -> int:
     """Kilobytes of this process, as Linux tells."""
     lines = Path("/proc/self/status").read_text().splitlines()
