@@ -356,11 +356,11 @@ class TestResume:
             def __reduce__(self):
                 return pytest.fail, ("the state was executed",)
 
-        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.pt")
+        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.safetensors")
         torch.save({"step": 6, "bomb": Bomb()}, state)
         status, _, err = run("density", "--resume", "runs/moons")
         assert status == 2
-        assert "state.pt" in err
+        assert "state.safetensors" in err
 
     def test_changed_data_are_noticed(self, run, undrawn, table):
         assert run("density", "people.csv", *TINY)[0] == 0
@@ -387,11 +387,11 @@ class TestResume:
 
     def test_damaged_state_is_named(self, run, undrawn, tmp_path):
         assert run("density", "moons", *TINY)[0] == 0
-        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.pt")
+        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.safetensors")
         state.write_bytes(state.read_bytes()[:1000])
         status, _, err = run("density", "--resume", "runs/moons")
         assert status == 2
-        assert "state.pt is missing or damaged" in err
+        assert "state.safetensors is truncated" in err
 
     def test_a_signal_saves_and_says_how_to_go_on(self, tmp_path):
         command = [sys.executable, "-m", "train_flows", "density", "moons", "--hidden", "8", "--steps", "100000"]

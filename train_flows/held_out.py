@@ -84,8 +84,9 @@ def _images(config: dict[str, Any], folder: str, source: str) -> Pairs:
 
 def _settings(folder: str) -> dict[str, Any]:
     """The settings of a run; the defaults for a model that was saved without one."""
-    config = storage.read_config(folder, DENSITY)
-    return config.get("settings", {"data": vars(Source()), "run": vars(RunSettings())})
+    if "settings" not in storage.read_config(folder, DENSITY):
+        return {"data": vars(Source()), "run": vars(RunSettings())}
+    return Run(folder).config(DENSITY)["settings"]
 
 
 def _own(folder: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from anode import SolverError, count_evals
+from anode import CheckpointError, SolverError, count_evals
 from train_flows.average import Average
 from train_flows.errors import TrainingError
 from train_flows.journal import Journal
@@ -219,10 +219,13 @@ def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> P
     state = journal.load_state(device)
     if state is None:
         return Progress()
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    torch.set_rng_state(state["random"].cpu())
-    if torch.cuda.is_available():
-        states = state["random_cuda"][: torch.cuda.device_count()]  # perhaps of another machine
-        torch.cuda.set_rng_state_all([random.cpu() for random in states])
-    return Progress(**{name: state[name] for name in vars(Progress())})
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["random"].cpu())
+        if torch.cuda.is_available():
+            states = state["random_cuda"][: torch.cuda.device_count()]  # perhaps of another machine
+            torch.cuda.set_rng_state_all([random.cpu() for random in states])
+        return Progress(**{name: state[name] for name in vars(Progress())})
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"the state to resume from is that of another training: {error}") from error

@@ -112,7 +112,7 @@ def load_best(run: Run, model: nn.Module) -> bool:
     """Give a model the best weights so far; False where there are none."""
     if not (run.folder / storage.WEIGHTS).exists():
         return False
-    model.load_state_dict(storage.read_weights(run.folder, next(model.parameters()).device))
+    storage.load_weights(run.folder, model)
     return True
 
 
