@@ -92,7 +92,5 @@ def _stored(folder: str, kind: str, default: Any) -> dict[str, Any]:
         try:
             check_arguments(type(getattr(default, section.name)), stored.get(section.name))
         except TypeError as error:
-            raise CheckpointError(
-                f"{folder}: the settings of {section.name} do not serve ({error}): train again"
-            ) from error
+            raise CheckpointError(f"{folder}: other settings of {section.name} ({error}): train again") from error
     return stored

@@ -1,7 +1,7 @@
 """Bounds on what a table takes when it is unpacked, so that a small file cannot ask for all memory there is.
 
-A packed file (``.csv.gz``, ``.npz``, ``.parquet``) may unpack to 100 times its size, or to a gibibyte if that is more;
-an array has to be of the size its header declares; a line of CSV is at most a mebibyte long.
+A packed file (``.csv.gz``, ``.npz``, ``.parquet``) may unpack to 100 times its size, or to 256 MiB if that is more; an
+array has to be of the size its header declares; a line of CSV is at most a mebibyte long.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 RATIO = 100  # of the unpacked size to that of the file
-SMALL = 2**30  # bytes that any file may unpack to
+SMALL = 2**28  # bytes that any file may unpack to
 LONGEST_LINE = 2**20  # bytes
 _NUMBER = 8  # bytes of one in a table
 
@@ -27,7 +27,7 @@ def opened(path: Path) -> io.BufferedReader:
     Reading raises a ValueError where they are more than the file may unpack to, or a line is too long.
     """
     packed = path.suffix.lower() == ".gz"
-    file: IO[bytes] = gzip.open(path) if packed else path.open("rb")  # noqa: SIM115 - the reader closes it
+    file: io.BufferedIOBase = gzip.open(path) if packed else path.open("rb")  # noqa: SIM115 - the reader closes it
     return io.BufferedReader(_Lines(file, most_bytes(path) if packed else math.inf), 2**16)
 
 
@@ -60,8 +60,8 @@ def check_parquet(path: Path) -> None:
 
     with ParquetFile(path) as file:
         metadata = file.metadata
-        packed = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-        declared = max(_NUMBER * metadata.num_rows * metadata.num_columns, *packed, 0)
+        packed = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        declared = max(_NUMBER * metadata.num_rows * metadata.num_columns, packed)
     if declared > most_bytes(path):
         raise ValueError(f"it unpacks to {declared:,} bytes, of {most_bytes(path):,} at most")
 
@@ -87,7 +87,7 @@ class _Lines(io.RawIOBase):
         most: bytes of all lines.
     """
 
-    def __init__(self, file: IO[bytes], most: float) -> None:
+    def __init__(self, file: io.BufferedIOBase, most: float) -> None:
         super().__init__()
         self.file = file
         self.left = most
