@@ -393,6 +393,24 @@ class TestResume:
         assert status == 2
         assert "state.safetensors is truncated" in err
 
+    def test_crafted_settings_are_refused(self, run, undrawn):
+        assert run("density", "moons", *TINY)[0] == 0
+        whole = storage.read_config("runs/moons", "density")
+        for section, values, names in (
+            ("training", {"lr": "fast"}, "lr='fast' is of another type"),
+            ("training", {"pace": 1}, "'pace' is unknown"),
+            ("model", [], "names no arguments"),
+            ("run", {"seed": 0.5}, "how the run was started"),
+        ):
+            config = json.loads(json.dumps({k: v for k, v in whole.items() if k not in ("schema", "kind")}))
+            section_before = config["settings"][section]
+            config["settings"][section] = section_before | values if values else values
+            storage.write_config("runs/moons", "density", config)
+            status, _, err = run("density", "--resume", "runs/moons")
+            assert status == 2
+            assert names in err
+            assert err.count("\n") == 1
+
     def test_a_signal_saves_and_says_how_to_go_on(self, tmp_path):
         command = [sys.executable, "-m", "train_flows", "density", "moons", "--hidden", "8", "--steps", "100000"]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

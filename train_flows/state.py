@@ -32,9 +32,18 @@ def pack(state: Mapping[str, Any]) -> bytes:
     Raises:
         TypeError: for anything else.
     """
-    tensors: dict[str, Tensor] = {}
-    structure = json.dumps(_plain(state, tensors), allow_nan=False)
-    return safetensors.torch.save(tensors, {"structure": structure, "sha256": _digest(structure, tensors)})
+    structure, tensors = _flat(state)
+    return safetensors.torch.save(tensors, {"structure": structure, "sha256": digest_parts(structure, tensors)})
+
+
+def digest(state: Mapping[str, Any]) -> str:
+    """The SHA-256 of a state, to tell whether two are the same."""
+    return digest_parts(*_flat(state))
+
+
+def digest_parts(structure: str, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the JSON and the tensors of a state."""
+    return hashlib.sha256(f"{structure}\n{digest_tensors(tensors)}".encode()).hexdigest()
 
 
 def unpack(path: Path, device: torch.device | str = "cpu") -> dict[Any, Any]:
@@ -45,7 +54,7 @@ def unpack(path: Path, device: torch.device | str = "cpu") -> dict[Any, Any]:
     """
     tensors, header = read_tensors(path)
     structure = header.get("structure", "")
-    if header.get("sha256") != _digest(structure, tensors):
+    if header.get("sha256") != digest_parts(structure, tensors):
         raise CheckpointError(f"{path} is damaged: its digest does not match; restore it or train again")
     try:
         state = _restored(json.loads(structure), {name: tensor.to(device) for name, tensor in tensors.items()})
@@ -54,6 +63,11 @@ def unpack(path: Path, device: torch.device | str = "cpu") -> dict[Any, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state: restore it or train again")
     return state
+
+
+def _flat(state: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    tensors: dict[str, Tensor] = {}
+    return json.dumps(_plain(state, tensors), allow_nan=False), tensors
 
 
 def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -88,7 +102,3 @@ def _restored(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
         return float(content)
     items = [_restored(item, tensors) for item in content]
     return {"tuple": tuple, "dict": dict}[kind](items)
-
-
-def _digest(structure: str, tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{structure}\n{digest_tensors(tensors)}".encode()).hexdigest()
