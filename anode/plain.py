@@ -30,6 +30,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(type(value) is type(each) and value == each for each in inner)
     if origin in (Sequence, list, tuple):
         return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
     if is_dataclass(hint):
         return isinstance(value, Mapping) and _fit(hint, value)
     return type(value) is hint or (hint is float and type(value) is int)

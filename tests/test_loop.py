@@ -186,11 +186,25 @@ class TestRecords:
         with pytest.raises(CheckpointError, match="is of another step, 4"):
             run.load_state()
 
-    def test_a_state_of_another_training(self, tmp_path, batches):
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda state: state.pop("average"),
+            lambda state: state.update(sums=7),
+            lambda state: state["objective"].update(weight=torch.zeros(3)),
+            lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+            lambda state: state["optimizer"].update(param_groups=[]),
+            lambda state: state.update(random=torch.zeros(2)),
+        ],
+    )
+    def test_a_state_of_another_training(self, tmp_path, batches, change):
         run = Run.create(tmp_path / "run")
-        run.save_state(2, {"step": 2, "objective": {"weights": torch.zeros(3)}})
+        fit(Steep(), Training(steps=4, validate_every=2), batches, run)
+        state = run.load_state()
+        change(state)
+        run.save_state(4, state)
         with pytest.raises(CheckpointError, match="another training"):
-            fit(Steep(), Training(steps=4), batches, run)
+            fit(Steep(), Training(steps=4, validate_every=2), batches, run)
 
     def test_one_state_is_kept(self, tmp_path):
         run = Run.create(tmp_path / "run")

@@ -28,6 +28,7 @@ FITTING = [
     (["tanh"], str | Sequence[str]),
     ({"method": "rk4", "step_size": 0.5}, Solver),
     ({}, Solver),
+    ({"a": 1.5, "b": 2}, dict[str, float]),
 ]
 OTHERS = [
     (True, int),
@@ -45,6 +46,8 @@ OTHERS = [
     ({"max_steps": 1.5}, Solver),
     ([], Solver),
     ({}, str),
+    ({"a": "b"}, dict[str, float]),
+    ({1: 2.0}, dict[str, float]),
 ]
 
 

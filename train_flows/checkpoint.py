@@ -171,6 +171,18 @@ class Run:
         return pointer
 
 
+def columns_of(content: dict[str, Any], path: str | Path) -> tuple[str, ...]:
+    """The names of the columns that a model was trained on, by its configuration; none where they are not known.
+
+    Raises:
+        CheckpointError: when they are no names.
+    """
+    columns = content.get("columns", [])
+    if not fits(columns, list[str]):
+        raise CheckpointError(f"{path} holds columns without names: restore it or train again")
+    return tuple(columns)
+
+
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record of a line; None for a line that is none."""
     try:
@@ -189,6 +201,6 @@ def _check_run(path: Path, content: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} does not say where the data of the run lie: restore it or train again")
     if not isinstance(data, dict) or not all(isinstance(data.get(name), str) for name in ("name", "sha256")):
         raise CheckpointError(f"{path} does not say what data the run is of: restore it or train again")
-    names = content.get("columns", []), content.get("classes")
-    if not fits(names[0], list[str]) or not fits(names[1], list[str] | None):
-        raise CheckpointError(f"{path} holds columns or classes without names: restore it or train again")
+    if not fits(content.get("classes"), list[str] | None):
+        raise CheckpointError(f"{path} holds classes without names: restore it or train again")
+    columns_of(content, path)

@@ -16,7 +16,7 @@ from anode import InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from cnf.models import KIND as DENSITY
 from train_flows import data
-from train_flows.checkpoint import Run
+from train_flows.checkpoint import Run, columns_of
 from train_flows.data import classes, images, tables
 from train_flows.data.labelled import Pairs
 from train_flows.settings import RunSettings, Source
@@ -118,7 +118,7 @@ def _other(folder: str, source: str) -> Tensor:
 
 def _in_order(x: Tensor, columns: tuple[str, ...], config: dict[str, Any], folder: str, source: str) -> Tensor:
     """Samples with their columns in the order a model was trained with, in its shape."""
-    shape, trained = config["model"]["shape"], tuple(config.get("columns", ()))
+    shape, trained = config["model"]["shape"], columns_of(config, folder)
     if x[0].numel() != math.prod(shape):
         names = f" ({_some(trained)})" if trained else ""
         raise InputError(

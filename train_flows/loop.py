@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from anode import CheckpointError, SolverError, count_evals
+from anode.plain import check_arguments
 from train_flows.average import Average
 from train_flows.errors import TrainingError
 from train_flows.journal import Journal
@@ -220,12 +221,17 @@ def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> P
     if state is None:
         return Progress()
     try:
+        progress = {name: state[name] for name in vars(Progress())}
+        check_arguments(Progress, progress)
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        for parameter, kept in parts["optimizer"].state.items():
+            if not all(value.shape in (parameter.shape, ()) for value in kept.values()):
+                raise ValueError("the optimizer kept other shapes than the parameters have")
         torch.set_rng_state(state["random"].cpu())
         if torch.cuda.is_available():
             states = state["random_cuda"][: torch.cuda.device_count()]  # perhaps of another machine
             torch.cuda.set_rng_state_all([random.cpu() for random in states])
-        return Progress(**{name: state[name] for name in vars(Progress())})
+        return Progress(**progress)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"the state to resume from is that of another training: {error}") from error
