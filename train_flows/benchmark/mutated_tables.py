@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,17 +87,8 @@ def _array(suffix: str, content: bytes) -> bytes:
     if suffix == ".npy":
         return content
     buffer = io.BytesIO()
-    np.savez(buffer, table=np.zeros(1))
-    return _rezipped(buffer.getvalue(), content)
-
-
-def _rezipped(archive: bytes, content: bytes) -> bytes:
-    import zipfile
-
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
-        for name in old.namelist():
-            new.writestr(name, content)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("table.npy", content)
     return buffer.getvalue()
 
 
@@ -108,20 +100,8 @@ def _header(suffix: str, rng: np.random.Generator, bomb: Bomb) -> bytes:
     """An array whose header declares something else than follows."""
     shapes = ["(1000000000000, 3)", "(9223372036854775807, 9223372036854775807)", "(-40, 3)", "(40, -3)", "(40, 3, 1)"]
     shapes += ["(40, 30)", "40", "()", "(40.0, 3)", "(True, 3)", "(40, 3", "(((" * 1000, "(0, 3)", f"({'1,' * 40})"]
-    types = [
-        "'<f8'",
-        "'|O'",
-        "'<c16'",
-        "'<U4'",
-        "'|S8'",
-        "'<M8[s]'",
-        "'|V8'",
-        "[('a', '<f8')]",
-        "'<f4'",
-        "'|b1'",
-        "'x'",
-    ]
-    types += ["'|V1000000000000'", "7", "'<f16'", "None", "('<f8', (3,))", "'<f2'", "'<u8'"]
+    types = ["'<f8'", "'|O'", "'<c16'", "'<U4'", "'|S8'", "'<M8[s]'", "'|V8'", "[('a', '<f8')]", "'<f4'", "'|b1'"]
+    types += ["'x'", "'|V1000000000000'", "7", "'<f16'", "None", "('<f8', (3,))", "'<f2'", "'<u8'"]
     shape, kind = (one_of(rng, names) if rng.random() < 0.7 else names[0] for names in (shapes, types))
     if rng.random() < 0.3:
         shape = "(40, 3)"
@@ -145,23 +125,9 @@ def _long_line(suffix: str, rng: np.random.Generator, bomb: Bomb) -> bytes:
 
 
 def _odd_fields(suffix: str, rng: np.random.Generator, bomb: Bomb) -> bytes:
-    odd = [
-        "1e999",
-        "-inf",
-        "nan",
-        "9" * 400,
-        "0x1F",
-        "1_000",
-        "True",
-        "1+2j",
-        "",
-        '"',
-        "١٢",
-        "\ud7ff",
-        "1,2",
-        "2020-01-01",
-    ]
-    odd += ["\u2028", "=1+1", "1e-400", "a\nb", "18446744073709551616", "'1'", "\x00", "\x1b[31m", "9" * 5000]
+    odd = ["1e999", "-inf", "nan", "9" * 400, "0x1F", "1_000", "True", "1+2j", "", '"', "١٢", "\ud800", "1,2"]
+    odd += ["2020-01-01", "\u2028", "=1+1", "1e-400", "a\nb", "18446744073709551616", "'1'", "\x00", "\x1b[31m"]
+    odd += ["9" * 5000]
     rows = [[f"{value:.3f}" for value in row] for row in rng.normal(size=(40, 2))]
     for _ in range(int(rng.integers(1, 4))):
         rows[int(rng.integers(40))][int(rng.integers(2))] = one_of(rng, odd)
