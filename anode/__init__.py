@@ -8,7 +8,7 @@ from anode.blocks import Augment, ODEBlock
 from anode.classifiers import classifier, load, save
 from anode.conv_fields import ConvField
 from anode.duration import Duration
-from anode.errors import InputError, SolverError
+from anode.errors import CheckpointError, InputError, SolverError
 from anode.evaluations import Evaluations, count_evals
 from anode.fields import Field, MLPField
 from anode.frozen import FrozenField
@@ -23,6 +23,7 @@ from anode.standardize import Pixels, Standardize
 __all__ = [
     "MLP",
     "Augment",
+    "CheckpointError",
     "Classifier",
     "ConvField",
     "Duration",

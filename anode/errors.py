@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+LONGEST = 2000  # characters of a message
+
 
 class InputError(ValueError):
-    """A value from outside that cannot be used; the message names the argument, the value and the remedy."""
+    """A value from outside that cannot be used; the message names the argument, the value and the remedy.
+
+    It is one line, whatever came from outside to be quoted in it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
+
+
+class CheckpointError(InputError):
+    """A stored model or run that cannot be used: damaged, cut short, altered, or of something else."""
+
+
+def _one_line(message: str) -> str:
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}"
 
 
 _REMEDIES = {

@@ -1,7 +1,8 @@
 """A model on disk: ``config.json`` (plain values) beside ``model.safetensors``; loading runs no code from either.
 
 Both files carry SHA-256 digests. The digest of the weights, and that of the configuration they belong to, sit in the
-header of the weights file itself, so that renaming one file replaces weights and digest together.
+header of the weights file itself, so that renaming one file replaces weights and digest together. Digests tell of
+damage, not of who wrote a file: see :mod:`anode.rebuilding` for what is asked of one besides.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from anode.errors import InputError
+from anode.errors import CheckpointError, InputError
+from anode.reading import describe_tensors, read_json, read_tensors
+from anode.rebuilding import check_alike, rebuild
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,13 +59,15 @@ def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: t
         device: where to put it; the CPU when omitted.
 
     Raises:
-        InputError: when the folder is missing, damaged, or of something else.
+        CheckpointError: when the folder is missing, damaged, or of something else.
     """
     config = read_config(folder, kind)
-    weights = read_weights(folder, device)
-    model = build(**config["model"])
-    dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-    model.to(device=device, dtype=dtype).load_state_dict(weights)
+    described = _described(folder)
+    try:
+        model = rebuild(build, config.get("model"), described)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} describes no {kind} model: {error}; restore it or train again") from error
+    load_weights(folder, model.to_empty(device=device or "cpu"))
     return model.eval()
 
 
@@ -96,11 +100,17 @@ def write_config(folder: str | Path, kind: str, config: Mapping[str, Any]) -> No
         folder: created when missing.
         kind: what the folder holds, such as ``"density"``; checked by :func:`read_config`.
         config: plain values that rebuild the model.
+
+    Raises:
+        InputError: for numbers that are not finite, which JSON does not know.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     content = {"schema": SCHEMA, "kind": kind, **config}
-    content["sha256"] = _digest_config(content)
+    try:
+        content["sha256"] = _digest_config(content)
+    except ValueError as error:
+        raise InputError(f"config holds a number that is not finite ({error}): pass finite ones") from error
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -108,25 +118,22 @@ def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
     """Read and check ``config.json`` of a model that is of one of the kinds.
 
     Raises:
-        InputError: when the folder or file is missing, damaged, of another schema or holds another kind of model.
+        CheckpointError: when the folder or file is missing, damaged, of another schema or of another kind of model.
     """
     path, kind = Path(folder) / CONFIG, " or ".join(kinds)
     if not path.is_file():
-        raise InputError(f"{folder} is not the folder of a {kind} model: it has no {CONFIG}")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is truncated or no JSON ({error}); restore it or train again") from error
+        raise CheckpointError(f"{folder} is not the folder of a {kind} model: it has no {CONFIG}")
+    content = read_json(path)
     if not isinstance(content, dict) or not {"schema", "kind", "sha256"} <= set(content):
-        raise InputError(f"{path} is of another program: pass the folder of a {kind} model")
-    if content.pop("sha256") != _digest_config(content):
-        raise InputError(f"{path} was edited: its digest does not match; restore it or train again")
+        raise CheckpointError(f"{path} is of another program: pass the folder of a {kind} model")
+    if content.pop("sha256") != _digest_read(path, content):
+        raise CheckpointError(f"{path} was edited: its digest does not match; restore it or train again")
     if content["schema"] != SCHEMA:
-        raise InputError(
+        raise CheckpointError(
             f"{path} has schema {content['schema']}, this version reads {SCHEMA}: use the version it is of"
         )
     if content["kind"] not in kinds:
-        raise InputError(f"{folder} holds a {content['kind']} model, not a {kind}")
+        raise CheckpointError(f"{folder} holds a {content['kind']} model, not a {kind}")
     return content
 
 
@@ -135,7 +142,7 @@ def write_weights(folder: str | Path, state: Mapping[str, Tensor]) -> None:
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     config = json.loads((folder / CONFIG).read_bytes())
-    header = {"sha256": _digest_tensors(tensors), "config_sha256": config["sha256"]}
+    header = {"sha256": digest_tensors(tensors), "config_sha256": config["sha256"]}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, header))
 
 
@@ -143,34 +150,62 @@ def read_weights(folder: str | Path, device: torch.device | str | None = None) -
     """Read and check ``model.safetensors``.
 
     Raises:
-        InputError: when the file is missing, damaged, or belongs to another ``config.json``.
+        CheckpointError: when the file is missing, damaged, or belongs to another ``config.json``.
     """
     path = Path(folder) / WEIGHTS
-    if not path.is_file():
-        raise InputError(f"{path} is missing: the folder holds no weights; restore it or train again")
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is truncated or not a safetensors file ({error}); restore it or train again"
-        ) from error
-    if header.get("sha256") != _digest_tensors(tensors):
-        raise InputError(f"{path} is damaged: its digest does not match; restore it or train again")
-    if header.get("config_sha256") != json.loads((Path(folder) / CONFIG).read_bytes())["sha256"]:
-        raise InputError(f"{path} belongs to another {CONFIG} than the one beside it; restore the pair")
+    tensors, header = read_tensors(path)
+    if header.get("sha256") != digest_tensors(tensors):
+        raise CheckpointError(f"{path} is damaged: its digest does not match; restore it or train again")
+    _check_pair(folder, header)
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def _digest_config(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def load_weights(folder: str | Path, model: nn.Module) -> None:
+    """Give a model the weights of ``model.safetensors``, which have to be those of such a model.
+
+    Raises:
+        CheckpointError: as :func:`read_weights`, and when names, shapes or types differ.
+    """
+    described = _described(folder)
+    try:
+        check_alike(model.state_dict(), described)
+    except ValueError as error:
+        path = Path(folder) / WEIGHTS
+        raise CheckpointError(f"{path} holds the weights of another model: {error}; restore it") from error
+    model.load_state_dict(read_weights(folder))
 
 
-def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and content of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _described(folder: str | Path) -> dict[str, Tensor]:
+    """Names, shapes and types of the stored weights."""
+    tensors, header = describe_tensors(Path(folder) / WEIGHTS)
+    _check_pair(folder, header)
+    return tensors
+
+
+def _check_pair(folder: str | Path, header: Mapping[str, str]) -> None:
+    path, config = Path(folder) / WEIGHTS, read_json(Path(folder) / CONFIG)
+    if "config_sha256" not in header:
+        raise CheckpointError(f"{path} has no digest: it is of another program; restore it or train again")
+    if not isinstance(config, dict) or header["config_sha256"] != config.get("sha256"):
+        raise CheckpointError(f"{path} belongs to another {CONFIG} than the one beside it; restore both")
+
+
+def _digest_read(path: Path, content: Mapping[str, Any]) -> str:
+    try:
+        return _digest_config(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} holds what no configuration does ({error}); restore it") from error
+
+
+def _digest_config(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from anode import Solver, SolverError
+from anode import CheckpointError, Solver, SolverError
 from train_flows.average import Average
 from train_flows.checkpoint import Run
 from train_flows.errors import TrainingError
@@ -197,6 +197,73 @@ class TestRecords:
         run.log({"step": 0})
         assert run.load_state() is None
         assert run.records() == []
+
+    @pytest.mark.parametrize("line", ["", "garbage", "[]", '{"step": "5"}', "[" * 10**5, "9" * 10**4])
+    def test_a_line_that_is_no_record_is_named(self, tmp_path, line):
+        run = Run.create(tmp_path / "run")
+        run.log({"step": 0})
+        (tmp_path / "run" / "metrics.jsonl").write_text(f'{{"step": 0}}\n{line}\n{{"step": 5}}\n')
+        with pytest.raises(CheckpointError, match=r"metrics.jsonl: line 2 is no record"):
+            run.records()
+
+    def test_altered_records_are_noticed(self, tmp_path):
+        run = Run.create(tmp_path / "run")
+        run.log({"step": 0, "loss": 1.5})
+        run.save_state(0, {"step": 0})
+        run.log({"step": 5, "loss": 0.5})  # may yet be taken again
+        path = tmp_path / "run" / "metrics.jsonl"
+        path.write_text(path.read_text().replace("0.5", "0.4"))
+        assert [record["loss"] for record in run.records()] == [1.5, 0.4]
+        whole = path.read_text()
+        for altered in (whole.replace("1.5", "1.4"), whole[:5], ""):
+            path.write_text(altered)
+            for load in (run.records, run.load_state):
+                with pytest.raises(CheckpointError, match=r"metrics.jsonl was cut or edited"):
+                    load()
+
+    def test_a_lost_state_does_not_start_over(self, tmp_path):
+        run = Run.create(tmp_path / "run")
+        for step in (0, 5):
+            run.log({"step": step})
+            run.save_state(step, {"step": step})
+        (tmp_path / "run" / "state" / "latest").unlink()
+        with pytest.raises(CheckpointError, match="latest is missing although training has begun"):
+            run.load_state()
+        assert len(run.records()) == 2
+
+    @pytest.mark.parametrize("content", ["", "5", "../../x", '{"step": "../../x"}', "[" * 2000, "x" * 10**5])
+    def test_a_pointer_to_elsewhere(self, tmp_path, content):
+        run = Run.create(tmp_path / "run")
+        run.save_state(5, {"step": 5})
+        (tmp_path / "run" / "state" / "latest").write_text(content)
+        with pytest.raises(CheckpointError, match="latest"):
+            run.load_state()
+
+    def test_a_state_under_the_name_of_another(self, tmp_path):
+        run = Run.create(tmp_path / "run")
+        run.save_state(5, {"step": 4})
+        with pytest.raises(CheckpointError, match="is of another step, 4"):
+            run.load_state()
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda state: state.pop("average"),
+            lambda state: state.update(sums=7),
+            lambda state: state["objective"].update(weight=torch.zeros(3)),
+            lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+            lambda state: state["optimizer"].update(param_groups=[]),
+            lambda state: state.update(random=torch.zeros(2)),
+        ],
+    )
+    def test_a_state_of_another_training(self, tmp_path, batches, change):
+        run = Run.create(tmp_path / "run")
+        fit(Steep(), Training(steps=4, validate_every=2), batches, run)
+        state = run.load_state()
+        change(state)
+        run.save_state(4, state)
+        with pytest.raises(CheckpointError, match="another training"):
+            fit(Steep(), Training(steps=4, validate_every=2), batches, run)
 
     def test_one_state_is_kept(self, tmp_path):
         run = Run.create(tmp_path / "run")

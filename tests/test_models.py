@@ -1,13 +1,14 @@
 """The constructor from plain values, stored models, and objectives."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anode import InputError, MLPField, Solver
+from anode import CheckpointError, InputError, MLPField, Solver, storage
 from cnf import Continuous, Flow, LiftedFlow, MaximumLikelihood, Normal, density_model, load, save
 
 VARIANTS = {
@@ -93,8 +94,18 @@ class TestDamage:
         return tmp_path / "model"
 
     def refuse(self, folder, names):
-        with pytest.raises(InputError, match=names):
+        with pytest.raises(CheckpointError, match=names) as caught:
             load(folder)
+        assert len(str(caught.value).splitlines()) == 1
+
+    def craft(self, folder, **arguments):
+        """Change arguments of the model, and give both files the digests that belong to them."""
+        config = storage.read_config(folder, "density")
+        config["model"] |= arguments
+        del config["schema"], config["kind"]
+        weights = storage.read_weights(folder)
+        storage.write_config(folder, "density", config)
+        storage.write_weights(folder, weights)
 
     def test_missing_folder(self, tmp_path):
         self.refuse(tmp_path / "nothing", "nothing is not the folder of a density")
@@ -122,8 +133,6 @@ class TestDamage:
         self.refuse(folder, "edited")
 
     def test_other_schema(self, folder):
-        from anode import storage
-
         content = json.loads((folder / "config.json").read_text()) | {"schema": 99}
         del content["sha256"]
         content["sha256"] = storage._digest_config(content)
@@ -136,8 +145,6 @@ class TestDamage:
         self.refuse(folder, "of another program")
 
     def test_other_kind(self, folder):
-        from anode import storage
-
         storage.write_config(folder, "classifier", {"model": {}})
         self.refuse(folder, "classifier")
 
@@ -149,6 +156,57 @@ class TestDamage:
     def test_foreign_safetensors(self, folder):
         save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
         self.refuse(folder, "digest")
+
+    @pytest.mark.parametrize(
+        ("arguments", "names"),
+        [
+            ({"hidden": [8, 9]}, "layers"),
+            ({"hidden": [10**9, 10**9]}, "layers"),
+            ({"hidden": [8] * 10**6}, "more layers than there are weights for"),
+            ({"hidden": [10**30, 8]}, "do not serve"),
+            ({"hidden": "88"}, "hidden='88' is of another type"),
+            ({"residual": "yes"}, "residual='yes' is of another type"),
+            ({"solver": {"max_steps": True}}, "solver=.* is of another type"),
+            ({"width": 8}, "'width' is unknown"),
+            ({"shape": [3]}, r"mean is \(2,\)"),
+            ({"whiten": True}, "missing"),
+            ({"activation": "sine\n" * 1000}, "'sine"),
+        ],
+        ids=lambda part: str(part)[:30],
+    )
+    def test_crafted_arguments(self, folder, arguments, names):
+        self.craft(folder, **arguments)
+        self.refuse(folder, names)
+
+    def test_crafted_types(self, folder):
+        weights = storage.read_weights(folder)
+        for change in (lambda x: x.long(), lambda x: x.to(torch.float8_e5m2), lambda x: x[None]):
+            storage.write_weights(folder, {name: change(tensor) for name, tensor in weights.items()})
+            self.refuse(folder, "type|transforms.0.mean")
+        storage.write_weights(folder, {})
+        self.refuse(folder, "not all of one type")
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_files_of_another_size_are_not_read(self, folder, name):
+        os.truncate(folder / name, 2**35)  # a hole, which takes no space
+        self.refuse(folder, "at most .* are read")
+
+    @pytest.mark.parametrize("content", ["[" * 10**6, "9" * 10**4, '{"schema": NaN, "kind": 1, "sha256": 2}'])
+    def test_odd_json(self, folder, content):
+        (folder / "config.json").write_text(content)
+        self.refuse(folder, "config.json")
+
+    def test_numbers_that_json_does_not_know_are_not_written(self, folder, tmp_path):
+        with pytest.raises(InputError, match="not finite"):
+            storage.write_config(tmp_path / "new", "density", {"model": {"alpha": float("inf")}})
+        assert not (tmp_path / "new").exists()
+
+    def test_loading_takes_no_random_numbers(self, folder):
+        torch.manual_seed(3)
+        expected = torch.randn(4)
+        torch.manual_seed(3)
+        load(folder)
+        assert torch.equal(torch.randn(4), expected)
 
     def test_a_failed_write_leaves_the_old_file(self, folder, monkeypatch):
         before = (folder / "model.safetensors").read_bytes()

@@ -356,11 +356,11 @@ class TestResume:
             def __reduce__(self):
                 return pytest.fail, ("the state was executed",)
 
-        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.pt")
+        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.safetensors")
         torch.save({"step": 6, "bomb": Bomb()}, state)
         status, _, err = run("density", "--resume", "runs/moons")
         assert status == 2
-        assert "state.pt" in err
+        assert "state.safetensors" in err
 
     def test_changed_data_are_noticed(self, run, undrawn, table):
         assert run("density", "people.csv", *TINY)[0] == 0
@@ -387,11 +387,29 @@ class TestResume:
 
     def test_damaged_state_is_named(self, run, undrawn, tmp_path):
         assert run("density", "moons", *TINY)[0] == 0
-        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.pt")
+        (state,) = (tmp_path / "runs" / "moons" / "state").glob("*/state.safetensors")
         state.write_bytes(state.read_bytes()[:1000])
         status, _, err = run("density", "--resume", "runs/moons")
         assert status == 2
-        assert "state.pt is missing or damaged" in err
+        assert "state.safetensors is truncated" in err
+
+    def test_crafted_settings_are_refused(self, run, undrawn):
+        assert run("density", "moons", *TINY)[0] == 0
+        whole = storage.read_config("runs/moons", "density")
+        for section, values, names in (
+            ("training", {"lr": "fast"}, "lr='fast' is of another type"),
+            ("training", {"pace": 1}, "'pace' is unknown"),
+            ("model", [], "names no arguments"),
+            ("run", {"seed": 0.5}, "how the run was started"),
+        ):
+            config = json.loads(json.dumps({k: v for k, v in whole.items() if k not in ("schema", "kind")}))
+            section_before = config["settings"][section]
+            config["settings"][section] = section_before | values if values else values
+            storage.write_config("runs/moons", "density", config)
+            status, _, err = run("density", "--resume", "runs/moons")
+            assert status == 2
+            assert names in err
+            assert err.count("\n") == 1
 
     def test_a_signal_saves_and_says_how_to_go_on(self, tmp_path):
         command = [sys.executable, "-m", "train_flows", "density", "moons", "--hidden", "8", "--steps", "100000"]

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from anode import InputError
 from train_flows import data
-from train_flows.data import published, tables, tabular
+from train_flows.data import published, sizes, tables, tabular
 
 
 @pytest.fixture
@@ -183,6 +184,42 @@ class TestRefused:
     def test_an_endless_field(self, tmp_path):
         (tmp_path / "t.csv").write_text('"' + "1" * 200_000 + "\n1,2\n" * 30)
         self.refuse(tmp_path / "t.csv", "cannot be read as CSV")
+
+    @pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+    def test_an_endless_line(self, tmp_path, suffix):
+        content = b"a,b\n" + b"," * 2**21
+        (tmp_path / f"t{suffix}").write_bytes(gzip.compress(content) if suffix == ".csv.gz" else content)
+        self.refuse(tmp_path / f"t{suffix}", "a line is longer than")
+
+    @pytest.mark.parametrize("suffix", [".csv.gz", ".npz", ".parquet"])
+    def test_small_files_of_large_tables(self, tmp_path, suffix, monkeypatch):
+        path, x = tmp_path / f"t{suffix}", np.zeros((100_000, 3))
+        if suffix == ".npz":
+            np.savez_compressed(path, table=x)
+        else:
+            write(path, x)
+        assert len(tables.read(path).values) == len(x)
+        monkeypatch.setattr(sizes, "SMALL", 10**5)
+        assert path.stat().st_size * sizes.RATIO < x.nbytes / 2
+        self.refuse(path, "unpack")
+
+    @pytest.mark.parametrize("shape", [(10**12, 3), (2**62, 8), (-200, 3), (200, 30), (1, 3), (0, 0)])
+    @pytest.mark.parametrize("suffix", [".npy", ".npz"])
+    def test_headers_that_lie(self, tmp_path, x, shape, suffix):
+        with (tmp_path / "t.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+            file.write(x.tobytes())
+        if suffix == ".npz":
+            with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
+                archive.write(tmp_path / "t.npy", "table.npy")
+        self.refuse(tmp_path / f"t{suffix}", "its header declares")
+
+    def test_names_of_several_lines(self, tmp_path, x):
+        x[3, 1] = np.nan
+        path = write(tmp_path / "t.parquet", x, ("a", "b\n\n\x1b[31m", "c"))
+        with pytest.raises(InputError, match=r"column b \?\[31m holds missing values") as caught:
+            data.load(str(path))
+        assert len(str(caught.value).splitlines()) == 1
 
     def test_complex_numbers(self, tmp_path, x):
         np.save(tmp_path / "t.npy", x + 1j)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,14 +10,21 @@ from typing import Any
 
 import torch
 
-from anode import InputError
+from anode import CheckpointError, InputError
+from anode.plain import fits
+from anode.reading import read_bytes, read_json
 from anode.storage import CONFIG, WEIGHTS, read_config, write_atomically
+from train_flows.settings import Labels, RunSettings, Source
+from train_flows.state import pack, unpack
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 STATE = "state"
+STATE_FILE = "state.safetensors"
 POINTER = "latest"
 TENSORBOARD = "tensorboard"
+LARGEST_METRICS = 2**30  # bytes
+LARGEST_POINTER = 2**12  # bytes
 PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png")
 
 
@@ -25,7 +32,8 @@ class Run:
     """A run folder: ``config.json``, ``model.safetensors``, ``metrics.jsonl``, ``state/`` and pictures.
 
     ``state/`` holds a folder for each saved step and a pointer to the newest complete one; the pointer is replaced
-    by renaming, so that a kill at any moment leaves a whole state behind. ``tensorboard/`` is for those who ask for it.
+    by renaming, so that a kill at any moment leaves a whole state behind. With it stands the digest of the records
+    until then, so that altered ones are noticed. ``tensorboard/`` is for those who ask for it.
 
     Args:
         folder: where it lies.
@@ -55,7 +63,7 @@ class Run:
 
     def _remove(self) -> None:
         try:
-            ours = {"schema", "kind", "settings"} <= set(json.loads((self.folder / CONFIG).read_bytes()))
+            ours = {"schema", "kind", "settings"} <= set(read_json(self.folder / CONFIG))
         except (OSError, ValueError, TypeError):
             ours = False
         if not ours:
@@ -69,11 +77,12 @@ class Run:
         """The configuration of a run, whose model is of the given kind.
 
         Raises:
-            InputError: when the folder is something else.
+            CheckpointError: when the folder is something else, or damaged.
         """
         content = read_config(self.folder, kind)
         if "settings" not in content:
-            raise InputError(f"{self.folder} holds a model but no run: its settings and data are not known")
+            raise CheckpointError(f"{self.folder} holds a model but no run: its settings and data are not known")
+        _check_run(self.folder / CONFIG, content)
         return content
 
     def log(self, record: dict[str, Any]) -> None:
@@ -82,46 +91,118 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """The records so far; a last line cut short by a kill is left out."""
-        path = self.folder / METRICS
-        records = []
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        """The records so far; a last line cut short by a kill is left out.
+
+        Raises:
+            CheckpointError: for any other line that is no record, and when records from before the newest state are
+                not what they were.
+        """
+        return [record for _, record in self._lines()]
 
     def save_state(self, step: int, state: dict[str, Any]) -> None:
         """Keep the state of a step (tensors and plain values) to resume from, and drop the one before."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
         states = self.folder / STATE
         (states / str(step)).mkdir(parents=True, exist_ok=True)
-        write_atomically(states / str(step) / "state.pt", buffer.getvalue())
-        write_atomically(states / POINTER, str(step).encode())
+        write_atomically(states / str(step) / STATE_FILE, pack(state))
+        written = self._written()
+        pointer = {"step": step, "bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
+        write_atomically(states / POINTER, json.dumps(pointer).encode())
         for old in states.iterdir():
             if old.is_dir() and old.name != str(step):
                 shutil.rmtree(old)
 
     def load_state(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-        """The newest state, or None before the first; records made after it are dropped.
+        """The newest state, or None before the first; records made after it are dropped. No code from it is executed.
 
         Raises:
-            InputError: when the state is missing or damaged although the run has begun.
+            CheckpointError: when the state, or the records until then, are missing or damaged although the run has
+                begun.
         """
-        pointer = self.folder / STATE / POINTER
-        if not pointer.is_file():
+        pointer = self._pointer()
+        if pointer is None:
+            if any(record["step"] > 0 for record in self.records()):
+                raise CheckpointError(
+                    f"{self.folder / STATE / POINTER} is missing although training has begun: restore it, or train anew"
+                )
             self._keep_records(until=-1)
             return None
-        path = self.folder / STATE / pointer.read_text() / "state.pt"
-        try:
-            state = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # torch and zipfile raise many kinds
-            raise InputError(f"{path} is missing or damaged ({str(error).splitlines()[0]}): train again") from error
-        self._keep_records(until=state["step"])
+        path = self.folder / STATE / str(pointer["step"]) / STATE_FILE
+        state = unpack(path, device)
+        if state.get("step") != pointer["step"]:
+            raise CheckpointError(f"{path} is of another step, {state.get('step')}: restore it, or train again")
+        self._keep_records(until=pointer["step"])
         return state
 
     def _keep_records(self, until: int) -> None:
-        kept = [json.dumps(record) + "\n" for record in self.records() if record["step"] <= until]
-        write_atomically(self.folder / METRICS, "".join(kept).encode())
+        kept = [line + b"\n" for line, record in self._lines() if record["step"] <= until]
+        write_atomically(self.folder / METRICS, b"".join(kept))
+
+    def _lines(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """The lines of ``metrics.jsonl`` and what they record."""
+        content, pointer = self._written(), self._pointer()
+        if pointer is not None:
+            until = content[: pointer["bytes"]]
+            if len(until) < pointer["bytes"] or hashlib.sha256(until).hexdigest() != pointer["sha256"]:
+                raise CheckpointError(f"{self.folder / METRICS} was cut or edited: restore it, or train again")
+        *lines, last = content.split(b"\n")
+        found = []
+        for line in [*lines, *([last] if last else [])]:
+            record = _record(line)
+            if record is None and len(found) == len(lines):
+                break
+            if record is None:
+                raise CheckpointError(
+                    f"{self.folder / METRICS}: line {len(found) + 1} is no record: remove it, or restore the file"
+                )
+            found.append((line, record))
+        return found
+
+    def _written(self) -> bytes:
+        path = self.folder / METRICS
+        return read_bytes(path, LARGEST_METRICS) if path.is_file() else b""
+
+    def _pointer(self) -> dict[str, Any] | None:
+        """Step of the newest state, and length and digest of the records until then; None before the first state."""
+        path = self.folder / STATE / POINTER
+        if not path.is_file():
+            return None
+        pointer = read_json(path, LARGEST_POINTER)
+        types = {"step": int, "bytes": int, "sha256": str}
+        if not isinstance(pointer, dict) or {name: type(value) for name, value in pointer.items()} != types:
+            raise CheckpointError(f"{path} points to no state: restore it, or train again")
+        return pointer
+
+
+def columns_of(content: dict[str, Any], path: str | Path) -> tuple[str, ...]:
+    """The names of the columns that a model was trained on, by its configuration; none where they are not known.
+
+    Raises:
+        CheckpointError: when they are no names.
+    """
+    columns = content.get("columns", [])
+    if not fits(columns, list[str]):
+        raise CheckpointError(f"{path} holds columns without names: restore it or train again")
+    return tuple(columns)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None for a line that is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def _check_run(path: Path, content: dict[str, Any]) -> None:
+    """Raise a :class:`~anode.CheckpointError` where the configuration of a run is of another form than runs have."""
+    settings, data = content["settings"], content.get("data")
+    if not isinstance(settings, dict) or not fits(settings.get("run"), RunSettings):
+        raise CheckpointError(f"{path} does not say how the run was started: restore it or train again")
+    if not fits(settings.get("data"), Source | Labels):
+        raise CheckpointError(f"{path} does not say where the data of the run lie: restore it or train again")
+    if not isinstance(data, dict) or not all(isinstance(data.get(name), str) for name in ("name", "sha256")):
+        raise CheckpointError(f"{path} does not say what data the run is of: restore it or train again")
+    if not fits(content.get("classes"), list[str] | None):
+        raise CheckpointError(f"{path} holds classes without names: restore it or train again")
+    columns_of(content, path)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from anode import InputError
+from anode import CheckpointError, InputError
+from anode.plain import check_arguments
 from train_flows.checkpoint import Run
 from train_flows.settings import RunSettings
 
@@ -75,10 +76,21 @@ def _resumed(settings: Any, default: Any, kind: str) -> Any:
     folder, device = settings.run.resume, settings.run.device
     if settings != dataclasses.replace(default, run=RunSettings(resume=folder, device=device)):
         raise InputError(f"--resume {folder} takes every setting but --device from the run: drop the other options")
-    stored = Run(folder).config(kind)["settings"]
+    stored = _stored(folder, kind, default)
     stored["run"] |= {"resume": folder, "out": folder} | ({"device": device} if device != "auto" else {})
     sections = {}
     for section in dataclasses.fields(default):
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored[section.name].items()}
         sections[section.name] = type(getattr(default, section.name))(**values)
     return dataclasses.replace(default, **sections)
+
+
+def _stored(folder: str, kind: str, default: Any) -> dict[str, Any]:
+    """The sections of a run's settings, which have to be those of a program."""
+    stored = Run(folder).config(kind)["settings"]
+    for section in dataclasses.fields(default):
+        try:
+            check_arguments(type(getattr(default, section.name)), stored.get(section.name))
+        except TypeError as error:
+            raise CheckpointError(f"{folder}: other settings of {section.name} ({error}): train again") from error
+    return stored

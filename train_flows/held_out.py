@@ -17,7 +17,7 @@ from anode import InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from cnf.models import KIND as DENSITY
 from train_flows import data
-from train_flows.checkpoint import Run
+from train_flows.checkpoint import Run, columns_of
 from train_flows.data import classes, images, tables
 from train_flows.data.labelled import Pairs
 from train_flows.data.stored import Stored, open_large
@@ -112,9 +112,9 @@ def precision(folder: str) -> Precision:
 
 def _settings(folder: str) -> dict[str, Any]:
     """The settings of a run; the defaults for a model that was saved without one."""
-    config = storage.read_config(folder, DENSITY)
-    defaults = {"data": vars(Source()), "training": vars(Training()), "run": vars(RunSettings())}
-    return config.get("settings", defaults)
+    if "settings" not in storage.read_config(folder, DENSITY):
+        return {"data": vars(Source()), "training": vars(Training()), "run": vars(RunSettings())}
+    return Run(folder).config(DENSITY)["settings"]
 
 
 def _seed(settings: dict[str, Any]) -> int:
@@ -156,7 +156,7 @@ def _other(folder: str, source: str) -> Tensor | Portions:
 
 def _in_order(x: Tensor, columns: tuple[str, ...], config: dict[str, Any], folder: str, source: str) -> Tensor:
     """Samples with their columns in the order a model was trained with, in its shape."""
-    shape, trained = config["model"]["shape"], tuple(config.get("columns", ()))
+    shape, trained = config["model"]["shape"], columns_of(config, folder)
     if x[0].numel() != math.prod(shape):
         names = f" ({_some(trained)})" if trained else ""
         raise InputError(

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from anode import SolverError
+from anode import CheckpointError, SolverError
+from anode.plain import check_arguments
 from train_flows import processes
 from train_flows.average import Average
 from train_flows.errors import TrainingError
@@ -236,15 +237,26 @@ def _random() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if on_gpu else None}
 
 
+def _set_random(cpu: Tensor, cuda: Tensor | None) -> None:
+    torch.set_rng_state(cpu.cpu())
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda.cpu())
+
+
 def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> Progress:
     state = processes.from_first(lambda: journal.load_state(device))
     if state is None:
         return Progress()
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    if processes.rank() < len(state["random"]):  # else one process more than before, with a stream of its own
-        random = state["random"][processes.rank()]
-        torch.set_rng_state(random["cpu"].cpu())
-        if random["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"].cpu())
-    return Progress(**{name: state[name] for name in vars(Progress())})
+    try:
+        progress = {name: state[name] for name in vars(Progress())}
+        check_arguments(Progress, progress)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        for parameter, kept in parts["optimizer"].state.items():
+            if not all(value.shape in (parameter.shape, ()) for value in kept.values()):
+                raise ValueError("the optimizer kept other shapes than the parameters have")
+        if processes.rank() < len(state["random"]):  # else one process more than before, with a stream of its own
+            _set_random(**state["random"][processes.rank()])
+        return Progress(**progress)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"the state to resume from is that of another training: {error}") from error

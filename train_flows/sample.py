@@ -14,10 +14,11 @@ import torch
 import tyro
 
 import cnf
-from anode import InputError, storage
+from anode import CheckpointError, InputError, storage
 from cnf import Density, Flow
 from cnf.models import KIND
 from train_flows import likelihood, plots
+from train_flows.checkpoint import columns_of
 from train_flows.settings import Device, Flag, check_out, check_seed, find_device
 
 CHUNK = 10_000  # samples solved together
@@ -47,7 +48,9 @@ def main(args: list[str]) -> None:
     samples = likelihood.importance_samples(model, settings.samples)
     config = storage.read_config(settings.run, KIND)
     shape = config["model"]["shape"]
-    columns = list(config.get("columns", [f"x{i}" for i in range(math.prod(shape))]))
+    columns = list(columns_of(config, settings.run)) or [f"x{i}" for i in range(math.prod(shape))]
+    if len(columns) != math.prod(shape):
+        raise CheckpointError(f"{settings.run} names {len(columns)} columns of {math.prod(shape)}: train again")
     if settings.log_prob:
         columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
     torch.manual_seed(settings.seed)

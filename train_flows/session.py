@@ -195,7 +195,7 @@ def load_best(run: Run, model: nn.Module) -> bool:
     def found() -> bool:
         if not (run.folder / storage.WEIGHTS).exists():
             return False
-        model.load_state_dict(storage.read_weights(run.folder, next(model.parameters()).device))
+        storage.load_weights(run.folder, model)
         return True
 
     loaded = processes.from_first(found)

@@ -84,7 +84,7 @@ def _limited(work: Callable[[], Any]) -> Any:
     """
     if Path("/proc/meminfo").exists() and not torch.cuda.is_available():
         free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-        mapped = 1024 * _status("VmSize")
+        mapped = 1024 * status("VmSize")
         limit = mapped + int(SHARE * 1024 * int(free.split()[1]))
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     return work()
@@ -102,17 +102,17 @@ def _peak_here(make: Callable[..., Callable[[], Any]], args: Any, device: str, t
     if not forget.exists():
         return None
     forget.write_text("5")  # the peak so far
-    before = _status("VmRSS")
+    before = status("VmRSS")
     work()
-    return (_status("VmHWM") - before) / 1e3
+    return (status("VmHWM") - before) / 1e3
 
 
 def resident_megabytes() -> float:
     """Megabytes of this process that are in memory, as Linux tells."""
-    return _status("VmRSS") / 1e3
+    return status("VmRSS") / 1e3
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """Kilobytes of this process, as Linux tells."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

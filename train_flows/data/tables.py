@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import io
 import warnings
 import zlib
 from collections.abc import Generator
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from anode import InputError
+from train_flows.data.sizes import check_arrays, check_parquet, opened
 
 SUFFIXES = (".csv", ".csv.gz", ".npy", ".npz", ".parquet")
 PICKLES = (".pkl", ".pickle", ".pkl.gz", ".pickle.gz")
@@ -133,10 +134,10 @@ def _read_csv(path: Path, text: str | None) -> pd.DataFrame:
         delimiter, first, second = _head(path)
         named = _are_names(first, second)
         names = [name.strip() for name in first] if named else [f"x{i}" for i in range(len(first))]
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), opened(path) as source:
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
             frame = pd.read_csv(
-                path,
+                source,
                 sep=r"\s+" if delimiter == " " else delimiter,
                 header=0 if named else None,
                 index_col=False,
@@ -161,8 +162,7 @@ def _as_written(field: str) -> bytes:
 
 def _head(path: Path) -> tuple[str, list[str], list[str]]:
     """The delimiter, which gives the first two lines most fields alike, and those lines in fields."""
-    packed = path.suffix.lower() == ".gz"
-    with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as file:
+    with opened(path) as source, io.TextIOWrapper(source, encoding="utf-8-sig") as file:
         lines = list(islice((line.rstrip("\r\n") for line in file if line.strip()), 2))
     lines += [""] * (2 - len(lines))
     options = []
@@ -195,6 +195,7 @@ def _is_number(field: str) -> bool:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     with parquet_errors(path):
+        check_parquet(path)
         return pd.read_parquet(path)
 
 
@@ -205,7 +206,7 @@ def parquet_errors(path: Path) -> Generator[None]:
         yield
     except ImportError as error:
         raise InputError(f"{path} needs pyarrow: python -m pip install 'augmented-flows[parquet]'") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # pyarrow and pandas raise many kinds
         raise InputError(f"{path} cannot be read as Parquet ({str(error).strip()}): check the file") from error
 
 
@@ -227,6 +228,7 @@ def arrays_of(path: Path) -> dict[str, np.ndarray]:
         FileNotFoundError: when there is none.
     """
     try:
+        check_arrays(path)
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
             return {path.stem: content}
