@@ -34,7 +34,7 @@ def make(tmp_path, monkeypatch):
     def written(folder, *values, kind="density", result=None, **settings):
         program, source, _ = PROGRAMS[kind]
         sections = cooked(program.Settings(), {"source": source, **settings})
-        stored = {"model": {}, "settings": dataclasses.asdict(sections), "data": {"name": source}}
+        stored = {"model": {}, "settings": dataclasses.asdict(sections), "data": {"name": source, "sha256": "0"}}
         storage.write_config(folder, kind, stored)
         for record in records(kind, *values):
             Run(folder).log(record)

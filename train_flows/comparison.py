@@ -14,7 +14,7 @@ import numpy as np
 from anode import InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from cnf.models import KIND as DENSITY
-from train_flows.checkpoint import METRICS, RESULT, Run
+from train_flows.checkpoint import RESULT, Run
 
 CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss"}  # which validated figure decides on the best weights
 PLACES = ("source", "data_root", "download")  # settings of the data that say where they lie
@@ -101,7 +101,7 @@ def read(folders: Sequence[str]) -> list[Compared]:
             config["kind"],
             sources[Path(config["settings"]["data"]["source"])],
             _settings(config["settings"]),
-            _records(folder),
+            Run(folder).records(),
             _result(folder),
         )
         for folder, path, config in zip(folders, paths, configs, strict=True)
@@ -145,18 +145,6 @@ def _settings(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for name, value in values.items()
     }
     return {**learnt, **how, "seed": sections["run"]["seed"]}
-
-
-def _records(folder: str) -> list[dict[str, Any]]:
-    path = Path(folder) / METRICS
-    try:
-        records = Run(folder).records()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is damaged ({error.reason}): restore it") from error
-    for record in records:
-        if not isinstance(record, dict) or _number(record, "step") is None:
-            raise InputError(f"{path} holds {str(record)[:40]!r}, which is no record: restore it")
-    return records
 
 
 def _result(folder: str) -> dict[str, Any] | None:
