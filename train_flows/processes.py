@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from torch import distributed, nn
+
+from train_flows.errors import TrainingError
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -49,12 +52,23 @@ def _connected() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+@contextmanager
+def _others() -> Generator[None]:
+    """Explain what is raised where another process does not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise TrainingError(f"another process is gone, see what it says ({reason})") from error
+
+
 def everywhere(here: bool, device: torch.device) -> bool:
     """Whether it is so in all processes, which all of them have to ask."""
     if count() == 1:
         return here
     flag = torch.tensor(int(here), device=device)
-    distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+    with _others():
+        distributed.all_reduce(flag, distributed.ReduceOp.MIN)
     return bool(flag)
 
 
@@ -63,7 +77,8 @@ def gathered(value: R) -> list[R]:
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
-    distributed.all_gather_object(values, value)
+    with _others():
+        distributed.all_gather_object(values, value)
     return values
 
 
@@ -72,7 +87,8 @@ def from_first(make: Callable[[], R]) -> R:
     if count() == 1:
         return make()
     values: list[Any] = [make() if rank() == 0 else None]
-    distributed.broadcast_object_list(values)
+    with _others():
+        distributed.broadcast_object_list(values)
     return values[0]
 
 
@@ -91,7 +107,8 @@ def shared_out(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
 def wait() -> None:
     """Wait until all processes are here."""
     if count() > 1:
-        distributed.barrier()
+        with _others():
+            distributed.barrier()
 
 
 def share_of(rows: torch.Tensor) -> torch.Tensor:
@@ -103,8 +120,9 @@ def share_of(rows: torch.Tensor) -> torch.Tensor:
 def align(module: nn.Module) -> None:
     """Give all processes the weights and buffers of the first."""
     if count() > 1:
-        for tensor in (*module.parameters(), *module.buffers()):
-            distributed.broadcast(tensor.detach(), 0)
+        with _others():
+            for tensor in (*module.parameters(), *module.buffers()):
+                distributed.broadcast(tensor.detach(), 0)
 
 
 @torch.no_grad()
@@ -117,6 +135,7 @@ def average_gradients(module: nn.Module) -> None:
         return
     grads = [weight.grad for weight in module.parameters() if weight.grad is not None]  # of the same ones everywhere
     joined = torch.cat([grad.reshape(-1) for grad in grads]) / count()
-    distributed.all_reduce(joined)
+    with _others():
+        distributed.all_reduce(joined)
     for grad, mean in zip(grads, joined.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(mean.view_as(grad))

@@ -88,7 +88,7 @@ def refuse(folder: Path) -> dict[str, Any]:
     log = run.with_suffix(".log")
     full = children.start(["density", "--resume", str(run)], log, largest=largest)
     full.join()
-    message = log.read_text().strip().splitlines()[-1]
+    message = log.read_text().strip().splitlines()[-1].replace(f"{folder}/", "")
     return {"status": full.exitcode, "message": message, "identical": same(_trained(table, run, resume=True), whole)}
 
 
