@@ -51,8 +51,8 @@ class AttemptInSittings(Protocol):
         """Where it trains."""
         ...
 
-    def __call__(self, wanted: Sequence[Tried]) -> list[Outcome]:
-        """Every trial with every seed, as far as there is time."""
+    def __call__(self, wanted: Sequence[Tried], telling: Callable[[Tried], bool] = ...) -> list[Outcome]:
+        """Every trial with every seed, as far as there is time; those of the telling ones first."""
         ...
 
 

@@ -65,14 +65,15 @@ class Sittings:
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     trained: int = 0
 
-    def __call__(self, wanted: Sequence[Tried]) -> list[Outcome]:
-        """The outcomes there are, in the order of seeds."""
+    def __call__(self, wanted: Sequence[Tried], telling: Callable[[Tried], bool] = lambda trial: True) -> list[Outcome]:
+        """The outcomes there are; with all seeds of the telling trials first, otherwise in the order of seeds."""
         wanted = list({_key(trial.plain()): trial for trial in wanted}.values())  # small sizes make some alike
         self._look(wanted)  # fails here, if anywhere, with earlier results untouched
         self.workers = self.workers or self.how.workers(wanted)
         if self.earlier is None:
             shutil.rmtree(self.place.states, ignore_errors=True)
-        jobs = [(trial, seed) for seed in self.seeds for trial in wanted]
+        parts = [[trial for trial in wanted if telling(trial) is first] for first in (True, False)]
+        jobs = [(trial, seed) for part in parts for seed in self.seeds for trial in part]
         found = self._stored(jobs)
         self._write(found)
         waiting = [place for place in range(len(jobs)) if place not in found]
