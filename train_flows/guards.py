@@ -77,10 +77,18 @@ def take(
         norm = nn.utils.clip_grad_norm_(objective.parameters(), clip)
         figures = {"loss": float(loss), "grad_norm": float(norm)}
         if not processes.everywhere(all(map(math.isfinite, figures.values())), device):
+            _stay(optimizer)
             return Step(failure=f"it has loss {figures['loss']} and gradient norm {figures['grad_norm']}")
         optimizer.step()
         return Step({**figures, "nfe_forward": nfe.forward, "nfe_backward": nfe.backward}, loosened=times > 1)
+    _stay(optimizer)
     return Step(failure=f"its solve failed: {failure}", solving=True)
+
+
+def _stay(optimizer: torch.optim.Optimizer) -> None:
+    """Take a step of an optimizer that changes nothing, for want of gradients, and lets the learning rate go on."""
+    optimizer.zero_grad()
+    optimizer.step()
 
 
 def _backward(objective: nn.Module, batch: Any, device: torch.device) -> tuple[float, str | None]:
