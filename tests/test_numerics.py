@@ -130,7 +130,7 @@ class TestPrecision:
 class TestStiffness:
     """A bound of steps that no solve keeps."""
 
-    BOUND = (*TINY, *LIKELIHOOD, "--max-steps", "4", "--rtol", "1e-8", "--atol", "1e-8")
+    BOUND = (*TINY, *LIKELIHOOD, "--max-steps", "2")
 
     def test_stops_unless_told(self, run):
         status, _, err = run(*self.BOUND)
@@ -139,13 +139,13 @@ class TestStiffness:
 
     @pytest.mark.parametrize("policy", ["skip", "loosen"])
     def test_can_be_got_round(self, run, policy, monkeypatch):
-        """Validation keeps the bound, so here it is that of training alone."""
+        """Where looser tolerances do not help either, steps are skipped. Validation, which would end it, is left out."""
         monkeypatch.setattr("train_flows.likelihood.of_one_draw", lambda *_: {"nll": 1.0})
         monkeypatch.setattr("train_flows.density.report", lambda *_: None)
         status, _, err = run(*self.BOUND, "--on-stiff", policy, "--out", "run")
         assert status == 0, err
         records = Run("run").records()
-        assert [record["skipped" if policy == "skip" else "loosened"] for record in records] == [0, 2, 2]
+        assert [record["skipped"] for record in records] == [0, 2, 2]
 
     def test_bad_bounds_are_refused(self, run):
         status, _, err = run(*TINY, "--max-skipped", "-1")
