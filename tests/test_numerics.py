@@ -139,7 +139,7 @@ class TestStiffness:
 
     @pytest.mark.parametrize("policy", ["skip", "loosen"])
     def test_can_be_got_round(self, run, policy, monkeypatch):
-        """Where looser tolerances do not help either, steps are skipped. Validation, which would end it, is left out."""
+        """Where looser tolerances do not help either, steps are skipped. Validation would end it, and is left out."""
         monkeypatch.setattr("train_flows.likelihood.of_one_draw", lambda *_: {"nll": 1.0})
         monkeypatch.setattr("train_flows.density.report", lambda *_: None)
         status, _, err = run(*self.BOUND, "--on-stiff", policy, "--out", "run")
