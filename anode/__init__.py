@@ -7,6 +7,7 @@ from anode.baselines import MLP, ResNet
 from anode.blocks import Augment, ODEBlock
 from anode.classifiers import classifier, load, save
 from anode.conv_fields import ConvField
+from anode.conv_stack import ConvStack
 from anode.duration import Duration
 from anode.errors import CheckpointError, InputError, SolverError
 from anode.evaluations import Evaluations, count_evals
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "Classifier",
     "ConvField",
+    "ConvStack",
     "Duration",
     "Evaluations",
     "Field",

@@ -16,6 +16,7 @@ from cnf.lifted_flow import LiftedFlow, Weighted
 from cnf.lifts import Dequantize, Lift, Lifted, Lifts, Through
 from cnf.mixture import Mixture
 from cnf.models import density_model, load, save
+from cnf.multiscale import Multiscale, Squeeze, multiscale
 from cnf.objectives import InTurn, MaximumLikelihood, WarmedUp, WarmStarted
 from cnf.planar import Planar
 from cnf.reverse_kl import ReverseKL
@@ -42,11 +43,13 @@ __all__ = [
     "Logit",
     "MaximumLikelihood",
     "Mixture",
+    "Multiscale",
     "Normal",
     "PathOptions",
     "Planar",
     "Rates",
     "ReverseKL",
+    "Squeeze",
     "Standardize",
     "Through",
     "Transform",
@@ -60,6 +63,7 @@ __all__ = [
     "exact",
     "hutchinson",
     "load",
+    "multiscale",
     "probe_noise",
     "save",
 ]

@@ -108,14 +108,14 @@ class Compose(Transform):
         """See :meth:`Transform.forward`; energies of several ODEs add up."""
         total = Transport(x, x.new_zeros(len(x)))
         for transform in self._inward():
-            total = _joined(total, transform(total.point, c, path))
+            total = joined(total, transform(total.point, c, path))
         return total
 
     def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
         total = Transport(z, z.new_zeros(len(z)))
         for transform in reversed(self._inward()):
-            total = _joined(total, transform.inverse(total.point, c, path))
+            total = joined(total, transform.inverse(total.point, c, path))
         return total
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -131,7 +131,8 @@ class Compose(Transform):
         return z
 
 
-def _joined(before: Transport, step: Transport) -> Transport:
+def joined(before: Transport, step: Transport) -> Transport:
+    """One transport after another: its points, the sum of the log-determinants, and of the energies by name."""
     energies = {**before.energies}
     for name, energy in step.energies.items():
         energies[name] = energies[name] + energy if name in energies else energy

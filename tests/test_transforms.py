@@ -6,8 +6,18 @@ import pytest
 import torch
 from fields import Conv
 
-from anode import InputError, MLPField, Solver
-from cnf import Compose, Continuous, Logit, Standardize, Whiten
+from anode import ConvStack, InputError, MLPField, Solver
+from cnf import Compose, Continuous, Logit, Multiscale, Squeeze, Standardize, Whiten, multiscale
+
+
+def stack(channels):
+    return Continuous(ConvStack(channels, (3,), "tanh"), SOLVER)
+
+
+def scaled(*shape):
+    """Every place by another number, so that none can be taken for another."""
+    return Standardize(shape).fit(torch.randn(9, *shape))
+
 
 SOLVER = Solver(rtol=1e-10, atol=1e-10)
 
@@ -43,6 +53,14 @@ def cases():
         "continuous, adjoint": (
             Continuous(MLPField(3), Solver(rtol=1e-10, atol=1e-10, gradient="adjoint")),
             real,
+            None,
+        ),
+        "squeeze": (Squeeze(), torch.rand(4, 2, 4, 2).double(), None),
+        "multiscale": (Multiscale([Compose([stack(1), Squeeze()]), stack(2)]), torch.rand(2, 1, 2, 2).double(), None),
+        "multiscale, one scale": (multiscale((1, 2, 2), stack, 1), torch.rand(2, 1, 2, 2).double(), None),
+        "multiscale, three scales": (
+            Multiscale([Compose([Squeeze(), scaled(8, 2, 2)]), Squeeze(), scaled(8, 1, 1)]),
+            torch.rand(4, 2, 4, 4).double(),
             None,
         ),
         "compose": (Compose([standardize((3,)), conditional, conditional]), real, c),
@@ -90,10 +108,43 @@ def test_shapes_and_gradients(case):
     transform, x, c = case
     x = x.clone().requires_grad_()
     point, log_det, _ = transform(x, c)
-    assert point.shape == x.shape
+    assert point.flatten(1).shape == x.flatten(1).shape
     assert log_det.shape == (len(x),)
     (gradient,) = torch.autograd.grad(point.sum() + log_det.sum(), x)
     assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((1, 28, 28), 800_636), ((3, 32, 32), 1_358_868), ((3, 64, 64), 1_996_116)]
+)
+def test_published_multiscale_models_have_their_parameters(shape, expected):
+    """Those of FFJORD's code: two blocks before and after each squeeze, 64-64-64, time as a channel."""
+    model = multiscale(shape, lambda channels: Continuous(ConvStack(channels)))
+    assert sum(weight.numel() for weight in model.parameters()) == expected
+
+
+@pytest.mark.parametrize(("size", "scales"), [((8, 8), 2), ((28, 28), 3), ((32, 64), 4), ((6, 6), 1), ((2, 40), 1)])
+def test_scales_end_where_images_are_small_or_odd(size, scales):
+    built = multiscale((1, *size), lambda channels: Standardize((channels, 1, 1)), 1)
+    assert len(built.scales) == scales
+    x = torch.randn(3, 1, *size)
+    assert torch.equal(built.decode(built.encode(x)), x)
+
+
+def test_halves_that_leave_are_those_of_the_channels():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    z = Multiscale([Squeeze(), Compose([])]).encode(x)
+    assert z.flatten().tolist() == [*(0, 2, 8, 10), *(1, 3, 9, 11), *(4, 6, 12, 14), *(5, 7, 13, 15)]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (1, 4, 5)])
+def test_odd_images_have_no_scales(shape):
+    with pytest.raises(InputError, match="odd size"):
+        multiscale(shape, lambda channels: Compose([]))
+    with pytest.raises(InputError, match="even size"):
+        Squeeze()(torch.zeros(1, *shape))
+    with pytest.raises(InputError, match="at least one"):
+        Multiscale([])
 
 
 def test_standardize_fits_mean_and_standard_deviation():
