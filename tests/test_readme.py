@@ -285,6 +285,34 @@ def test_what_is_said_of_densities_is_in_the_files(experiment):
     assert said_of_densities(experiment) in README
 
 
+AUGMENTED = ("checkerboard",)
+
+
+def said_of_augmentation():
+    """Evaluations at 1e-7 over those of the plain flow, where both have the same test NLL."""
+    for data in AUGMENTED:
+        path = ROOT / "assets" / "results" / "paper" / f"augmented-density-{data}.json"
+        findings = json.loads(path.read_text())["findings"]
+        for regularisation, words in (("free", "without"), ("penalised", "with")):
+            for name in ("categorical", "copies", "joint, learned q", "joint", "frozen", "mixture base"):
+                key = f"{data}, {regularisation}: {name} / p=0, nfe_"
+                if f"{key}sample_1e-07" not in findings:
+                    continue
+                sampling, log_prob = (findings[f"{key}{what}_1e-07"] for what in ("sample", "log_prob"))
+                costs = f"{sampling['cost_below']:.0f}, {sampling['cost']:.0f}"
+                ratios = " | ".join(f"{each['ratio']:.2f}{interval(each)}" for each in (sampling, log_prob))
+                yield f"| {data}, {words} | {name} | {sampling['nll']:.3f} | {costs} | {ratios} | {sampling['pairs']} |"
+
+
+def interval(found):
+    return "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
+
+
+def test_what_augmentation_saves_is_that_of_the_files():
+    for row in said_of_augmentation():
+        assert row in README
+
+
 def said_of_contests():
     contests = json.loads((ROOT / "assets" / "results" / "benchmark-tabular.json").read_text())["contests"]
     for data in dict.fromkeys(contest["data"] for contest in contests):
