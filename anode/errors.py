@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 LONGEST = 2000  # characters of a message
 
 
@@ -38,10 +40,16 @@ class SolverError(RuntimeError):
         cause: ``"step underflow"``, ``"non-finite state"`` or ``"too many steps"``.
         time: the time reached.
         evaluations: evaluations of the right-hand side spent until then.
+        solver: the numerics.
     """
 
     def __init__(self, cause: str, time: float, evaluations: int, solver: object) -> None:
         self.cause = cause
         self.time = time
         self.evaluations = evaluations
+        self.solver = solver
         super().__init__(f"{cause} at t = {time:.6g} after {evaluations} evaluations with {solver}: {_REMEDIES[cause]}")
+
+    def __reduce__(self) -> tuple[type[SolverError], tuple[Any, ...]]:
+        """What makes it again in another process."""
+        return SolverError, (self.cause, self.time, self.evaluations, self.solver)

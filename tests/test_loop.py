@@ -147,6 +147,14 @@ def test_failing_steps_can_be_skipped(tmp_path, batches, failure):
         fit(Failing({1, 2, 3}, failure), training, batches, Run.create(tmp_path / "other"), guards=skipping)
 
 
+def test_states_that_are_not_finite_are_skipped_not_loosened(tmp_path, batches):
+    infinite = Failing({1, 2}, SolverError("non-finite state", 0.25, 99, Solver()))
+    run = Run.create(tmp_path / "run")
+    assert fit(infinite, Training(steps=6, validate_every=3), batches, run, guards=Guards(on_stiff="loosen"))
+    assert [record["skipped"] for record in run.records()] == [0, 2, 0]
+    assert infinite.count == 6
+
+
 def test_solves_that_fail_can_be_loosened(tmp_path):
     class Stiff(nn.Module):
         """Solves from a hundred times its tolerance on."""

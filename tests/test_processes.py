@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anode import storage
+from anode import Solver, SolverError, storage
 from train_flows import processes
 from train_flows.benchmark import children
 from train_flows.checkpoint import Run
@@ -81,6 +82,44 @@ def test_a_solve_that_fails_in_one_process_ends_both(tmp_path):
     statuses, said = together(typed(tmp_path / "run", *LIKELIHOOD, "--max-steps", "2"), tmp_path / "run.log")
     assert statuses == [1, 1]
     assert all("too many steps" in each for each in said)
+
+
+def classifying(out, *more):
+    size = ["--epochs", "2", "--hidden", "8", "--batch-size", "64", "--dtype", "float64"]
+    return ["classify", "spheres", *size, *more, "--out", str(out)]
+
+
+def test_two_processes_classify_like_one(tmp_path):
+    alone(classifying(tmp_path / "one"), tmp_path / "one.log")
+    statuses, said = together(classifying(tmp_path / "two"), tmp_path / "two.log")
+    assert statuses == [0, 0], said
+    assert (tmp_path / "two" / "features.png").exists()
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    for name in ("accuracy", "loss", "nfe", "samples"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3)  # adaptive steps suit the share of a batch
+    statuses, said = together(["evaluate", str(tmp_path / "two"), "--json"], tmp_path / "on.log")
+    assert statuses == [0, 0]
+    assert json.loads(said[0])["loss"] == pytest.approx(two["loss"], rel=1e-6)
+
+
+def test_solves_that_fail_while_measuring_end_both(tmp_path):
+    statuses, said = together(classifying(tmp_path / "run", "--max-steps", "2"), tmp_path / "run.log")
+    assert statuses == [1, 1]
+    assert all("too many steps" in each for each in said)
+
+
+def _halved(part):
+    """Fails for the second part, which is that of the second process."""
+    if part == 1:
+        raise SolverError("too many steps", 0.5, 9, Solver())
+    return part / 2
+
+
+def test_a_part_that_fails_fails_everywhere(tmp_path):
+    with pytest.raises(SolverError, match=r"too many steps at t = 0\.5"):
+        processes.shared_out([0, 1, 2], _halved)
+    again = pickle.loads(pickle.dumps(SolverError("too many steps", 0.5, 9, Solver())))
+    assert (str(again), again.cause) == (str(SolverError("too many steps", 0.5, 9, Solver())), "too many steps")
 
 
 def test_a_process_that_dies_takes_the_other_down(tmp_path):

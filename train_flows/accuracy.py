@@ -12,7 +12,7 @@ from anode import Classifier, Solver, SolverError, with_solver
 from anode.resolving import solver_of
 from train_flows import supervised
 from train_flows.data.labelled import Pairs
-from train_flows.supervised import Supervised, outputs, predicted
+from train_flows.supervised import Supervised, outputs_together, predicted
 from train_flows.text import lines_of
 
 
@@ -65,7 +65,7 @@ def measure(model: Classifier, pairs: Pairs, classes: object) -> dict[str, Any]:
 def _at(objective: Supervised, solver: Solver, pairs: Pairs) -> dict[str, float]:
     tighter = with_solver(objective, solver)
     found = supervised.measure(tighter, pairs)
-    before, after = (predicted(outputs(each.model, pairs.x)) for each in (objective, tighter))
+    before, after = (predicted(outputs_together(each.model, pairs.x)) for each in (objective, tighter))
     return {
         "accuracy": found["accuracy"],
         "loss": found["loss"],

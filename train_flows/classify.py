@@ -53,7 +53,8 @@ def main(args: list[str]) -> None:
     settings.guards.check()
     solver, where = settings.numerics.value(), settings.run
     device = session.start(where)
-    dataset = classes.load(**dataclasses.asdict(settings.data), seed=where.of_data())
+    wanted = dataclasses.asdict(settings.data)
+    dataset = processes.first_alone(lambda: classes.load(**wanted, seed=where.of_data()))  # who may download
     for note in dataset.notes:
         print(f"note: {note}")
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train.x))
@@ -70,18 +71,16 @@ def main(args: list[str]) -> None:
     run = session.open_run(settings, KIND, dataset, model, classes=dataset.classes)
     before = time.monotonic() - started
     notes = list(dataset.notes)
-    try:
-        finished = fit(settings, run, dataset, model)
-    except TrainingError as error:
-        if not (error.solving and session.load_best(run, model)):
-            raise
-        finished = True
-        notes.append(f"training ended early: {error}")
-        print(f"note: {notes[-1]}")
-    if finished:
+    with session.resumable(run, "classify"):
+        try:
+            if not fit(settings, run, dataset, model):
+                raise KeyboardInterrupt
+        except TrainingError as error:
+            if not (error.solving and session.load_best(run, model)):
+                raise
+            notes.append(f"training ended early: {error}")
+            print(f"note: {notes[-1]}")
         report(settings, run, dataset, model, before, notes)
-    else:
-        print(f"stopped; continue with: train-flows classify --resume {run.folder}")
 
 
 def parse(args: list[str]) -> Settings:

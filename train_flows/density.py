@@ -75,10 +75,10 @@ def main(args: list[str]) -> None:
     what = task(settings, dataset, trained, model)
     run = session.open_run(settings, KIND, dataset, model)
     before = time.monotonic() - started
-    if fit(settings, run, dataset, model, what):
+    with session.resumable(run, "density"):
+        if not fit(settings, run, dataset, model, what):
+            raise KeyboardInterrupt
         report(settings, run, dataset, model, before)
-    else:
-        print(f"stopped; continue with: train-flows density --resume {run.folder}")
 
 
 def parse(args: list[str]) -> Settings:
@@ -196,7 +196,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
         before: seconds spent before training.
     """
     started = time.monotonic()
-    torch.manual_seed(0)  # as ``train-flows evaluate`` does, for figures with noise
+    session.seed_noise(0)  # as ``train-flows evaluate`` does, for figures with noise
     test = session.suited(model, dataset.test)
     figures = likelihood.measure(model, test, settings.numerics.figures())
     rows = [likelihood.table(figures)]

@@ -60,7 +60,7 @@ def _density(settings: Settings, device: torch.device) -> dict[str, Any]:
     solver = _asked(settings, _adaptive(likelihood.odes(model)[0].solver))
     samples = likelihood.importance_samples(model, settings.samples)
     x = held_out.samples(settings.run, settings.data)
-    torch.manual_seed(settings.seed)
+    session.seed_noise(settings.seed)
     return likelihood.measure(model, x, solver, samples, settings.precision or held_out.precision(settings.run))
 
 

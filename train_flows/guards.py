@@ -15,6 +15,7 @@ from torch import nn
 from anode import InputError, Solver, SolverError, count_evals
 from train_flows import processes
 
+NOT_FINITE = "non-finite state"  # a cause of failing that no tolerance mends
 LOOSER = (10.0, 100.0, 1000.0)  # multiples of the tolerances, one after the other
 
 
@@ -39,13 +40,13 @@ class Step:
         figures: of a step that changed the weights: ``loss``, ``grad_norm``, ``nfe_forward``, ``nfe_backward``.
         loosened: whether the tolerances were loosened for it.
         failure: why it changed nothing; None where it did.
-        solving: whether that was for a solve.
+        stiff: whether that was for a solve that is too hard, rather than for numbers that are not finite.
     """
 
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     loosened: bool = False
     failure: str | None = None
-    solving: bool = False
+    stiff: bool = False
 
 
 def take(
@@ -71,6 +72,8 @@ def take(
         optimizer.zero_grad()
         with loosened(objective, times), count_evals(objective) as nfe:
             loss, failure = _backward(objective, batch, device)
+        if failure is not None and failure.cause == NOT_FINITE:
+            break
         if failure is not None:
             continue
         processes.average_gradients(objective)
@@ -82,7 +85,7 @@ def take(
         optimizer.step()
         return Step({**figures, "nfe_forward": nfe.forward, "nfe_backward": nfe.backward}, loosened=times > 1)
     _stay(optimizer)
-    return Step(failure=f"its solve failed: {failure}", solving=True)
+    return Step(failure=f"its solve failed: {failure}", stiff=failure is not None and failure.cause != NOT_FINITE)
 
 
 def _stay(optimizer: torch.optim.Optimizer) -> None:
@@ -91,7 +94,7 @@ def _stay(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def _backward(objective: nn.Module, batch: Any, device: torch.device) -> tuple[float, str | None]:
+def _backward(objective: nn.Module, batch: Any, device: torch.device) -> tuple[float, SolverError | None]:
     """The loss, with its gradient in the weights; and why there is none, where a solve of some process failed."""
     loss, failure = math.nan, None
     try:
@@ -99,7 +102,7 @@ def _backward(objective: nn.Module, batch: Any, device: torch.device) -> tuple[f
         result.backward()
         loss = float(result.detach())
     except SolverError as error:
-        failure = str(error)
+        failure = error
     if processes.everywhere(failure is None, device):
         return loss, None
     return loss, next(filter(None, processes.gathered(failure)))

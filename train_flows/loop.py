@@ -145,7 +145,8 @@ def train(
             if not isinstance(schedule, ReduceLROnPlateau):
                 schedule.step()
             progress.step += 1
-            average.update(progress.step)
+            if taken.failure is None:
+                average.update(progress.step)
             bar.update()
             bar.set_postfix(_shown(progress, taken))
 
@@ -164,11 +165,11 @@ def _count(progress: Progress, taken: Step, guards: Guards) -> None:
         return
     progress.skipped += 1
     progress.in_a_row += 1
-    stop = taken.solving and guards.on_stiff == "stop"
+    stop = taken.stiff and guards.on_stiff == "stop"
     if stop or progress.in_a_row > guards.max_skipped:
         row = "" if stop else f"{progress.in_a_row} steps in a row came to nothing; "
-        remedy = "" if taken.solving else ": lower --lr"
-        raise TrainingError(f"{row}step {progress.step} failed: {taken.failure}{remedy}", taken.solving)
+        remedy = "" if taken.stiff else ": lower --lr"
+        raise TrainingError(f"{row}step {progress.step} failed: {taken.failure}{remedy}", taken.stiff)
 
 
 def _shown(progress: Progress, taken: Step) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from torch import distributed, nn
 
+from anode import SolverError
 from train_flows.errors import TrainingError
 
 P = TypeVar("P")
@@ -92,6 +93,16 @@ def from_first(make: Callable[[], R]) -> R:
     return values[0]
 
 
+def first_alone(make: Callable[[], R]) -> R:
+    """What a function returns, which the first process calls before the others do: for files that it may write."""
+    if rank() == 0:
+        made = make()
+        wait()
+        return made
+    wait()
+    return make()
+
+
 def means(values: Mapping[str, float]) -> dict[str, float]:
     """The mean of every value over the processes."""
     everyones = gathered(dict(values))
@@ -99,9 +110,21 @@ def means(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def shared_out(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
-    """What a function makes of every part, in their order: each is done by one process, and known to all."""
-    done = gathered([work(part) for part in parts[rank() :: count()]])
-    return [done[i % count()][i // count()] for i in range(len(parts))]
+    """What a function makes of every part, in their order: each is done by one process, and known to all.
+
+    Raises:
+        SolverError: in all of them, when a solve of one failed.
+    """
+    done, failure = [], None
+    try:
+        done = [work(part) for part in parts[rank() :: count()]]
+    except SolverError as error:
+        failure = error
+    everyones = gathered((done, failure))
+    for _, failed in everyones:
+        if failed is not None:
+            raise failed
+    return [everyones[i % count()][0][i // count()] for i in range(len(parts))]
 
 
 def wait() -> None:

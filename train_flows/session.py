@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from train_flows.journal import Journal, Memory
 from train_flows.loop import train
 from train_flows.provenance import provenance
 from train_flows.settings import Numerics, RunSettings, find_device
+from train_flows.signals import interrupting
 from train_flows.tensorboard import WithTensorBoard, check_installed
 from train_flows.training import Precision, Training
 
@@ -43,10 +44,14 @@ def start(where: RunSettings) -> torch.device:
 
 
 def begin_noise(where: RunSettings) -> None:
-    """Begin the random numbers of training, once the weights are drawn: another stream in every process."""
+    """Begin the random numbers of training, once the weights are drawn."""
     if where.noise_seed is not None or processes.rank():
-        first = where.seed if where.noise_seed is None else where.noise_seed
-        torch.manual_seed(first + STREAMS * processes.rank())
+        seed_noise(where.seed if where.noise_seed is None else where.noise_seed)
+
+
+def seed_noise(seed: int) -> None:
+    """Begin the random numbers of this process: another stream in each of several."""
+    torch.manual_seed(seed + STREAMS * processes.rank())
 
 
 def check_precision(precision: Precision, numerics: Numerics, where: RunSettings) -> None:
@@ -57,6 +62,16 @@ def check_precision(precision: Precision, numerics: Numerics, where: RunSettings
         raise InputError(f"--precision {precision} is no precision of the adjoint: take --gradient direct with it")
     if where.dtype != "float32":
         raise InputError(f"--precision {precision} and --dtype {where.dtype} contradict each other: drop one")
+
+
+@contextmanager
+def resumable(run: Run, command: str) -> Generator[None]:
+    """Turn Ctrl-C and SIGTERM, whenever they come, into a line that says how to go on."""
+    try:
+        with interrupting():
+            yield
+    except KeyboardInterrupt:
+        print(f"stopped; continue with: train-flows {command} --resume {run.folder}")
 
 
 def suited(model: nn.Module, x: Tensor) -> Tensor:

@@ -201,7 +201,11 @@ def _numbered(device: torch.device) -> torch.device:
     """The device with the number of its GPU, which ``torch.cuda.set_device`` wants; each process has one of its own."""
     if device != torch.device("cuda"):
         return device
-    return torch.device("cuda", processes.local_rank() if processes.started()[1] > 1 else torch.cuda.current_device())
+    if processes.started()[1] == 1:
+        return torch.device("cuda", torch.cuda.current_device())
+    if processes.local_rank() >= torch.cuda.device_count():
+        raise InputError(f"{torch.cuda.device_count()} GPUs are too few: start as many processes, or pass --device cpu")
+    return torch.device("cuda", processes.local_rank())
 
 
 def check_seed(seed: int, option: str = "--seed") -> None:

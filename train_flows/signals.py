@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests, so that what is under way can be saved."""
+"""Ctrl-C and SIGTERM, alike: as requests, so that what is under way can be saved, or as interruptions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import signal
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+
+
+@contextmanager
+def interrupting() -> Generator[None]:
+    """Turn SIGTERM into a KeyboardInterrupt, which Ctrl-C is already."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -55,8 +55,14 @@ class Supervised(nn.Module):
 
 @torch.no_grad()
 def outputs(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """What a model makes of x (N, *S), solved for in chunks, which several processes share out."""
-    return torch.cat(processes.shared_out(x.split(chunk(x)), model)).to(x.device)
+    """What a model makes of x (N, *S), solved for in chunks."""
+    return torch.cat([model(part) for part in x.split(chunk(x))])
+
+
+@torch.no_grad()
+def outputs_together(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The same, of chunks that several processes share out."""
+    return torch.cat(processes.shared_out(x.split(chunk(x)), lambda part: model(part).cpu())).to(x.device)
 
 
 def chunk(x: Tensor) -> int:
@@ -73,7 +79,7 @@ def predicted(values: Tensor) -> Tensor:
 def measure(objective: Supervised, pairs: Pairs) -> dict[str, float]:
     """Loss, accuracy and evaluations of the field a solve (and the mean squared error of values), over all pairs."""
     with count_evals(objective) as nfe:
-        found = outputs(objective.model, pairs.x)
+        found = outputs_together(objective.model, pairs.x)
     evaluations = sum(processes.gathered(nfe.forward))
     values = pairs.y.is_floating_point()
     right = predicted(found) == (predicted(pairs.y) if values else pairs.y)
