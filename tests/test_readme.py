@@ -285,7 +285,32 @@ def test_what_is_said_of_densities_is_in_the_files(experiment):
     assert said_of_densities(experiment) in README
 
 
-AUGMENTED = ("checkerboard",)
+def said_of_reliability():
+    content = json.loads((ROOT / "assets" / "results" / "reliability.json").read_text())["parts"]
+    kills, runs, tables = (content[name] for name in ("kills", "mutated-runs", "mutated-tables"))
+    assert not runs["failures"]
+    assert not tables["failures"]
+    large, soak = content["large-table"], content["soak"]
+    first, _ = large["table"]
+    return [
+        f"- {kills['identical']} of {kills['kills']} runs killed at random moments came to the same, bit for bit",
+        f"- {sum(runs['outcomes'].values()):,} damaged and crafted run folders, of which {runs['outcomes']['refused']:,} "
+        f"were refused and {runs['outcomes']['unchanged']:,} loaded as they had been; "
+        f"{sum(tables['outcomes'].values()):,} tables, {tables['outcomes']['refused']:,} refused and "
+        f"{tables['outcomes']['read']:,} read",
+        f"- {content['saving']['share']:.1%} of the time of training goes to records and states",
+        f"- {content['processes']['rows'][1]['times_faster']:.2f} times the samples a second by two processes",
+        f"- {first['gigabytes']:g} GB of rows take {large['anonymous_ratio']:.2f} of the memory that a fiftieth takes",
+        f"- {soak['steps']:,} tiny steps change the memory by {soak['growth']:+.1%} after the first tenth",
+    ]
+
+
+def test_what_runs_survive_is_that_of_the_file():
+    for line in said_of_reliability():
+        assert " ".join(line.split()) in " ".join(README.split())
+
+
+AUGMENTED = ("checkerboard", "parkinsons.csv.gz")
 
 
 def said_of_augmentation():
