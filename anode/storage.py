@@ -80,7 +80,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextmanager
 def written_atomically(path: Path) -> Generator[BinaryIO]:
     """A file to write to piece by piece, as :func:`write_atomically` does at once; after an error nothing is left."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = partial(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -91,6 +91,11 @@ def written_atomically(path: Path) -> Generator[BinaryIO]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial(path: Path) -> Path:
+    """Where a file lies while it is written, and what a kill leaves of it."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def write_config(folder: str | Path, kind: str, config: Mapping[str, Any]) -> None:

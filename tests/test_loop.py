@@ -1,10 +1,13 @@
 """The training loop against a loop written out, and what it does when things go wrong."""
 
+import itertools
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
-from anode import CheckpointError, Solver, SolverError
+from anode import CheckpointError, InputError, Solver, SolverError
 from train_flows.average import Average
 from train_flows.checkpoint import Run
 from train_flows.errors import TrainingError
@@ -262,6 +265,29 @@ class TestRecords:
             lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
             lambda state: state["optimizer"].update(param_groups=[]),
             lambda state: state.update(random=torch.zeros(2)),
+            lambda state: state.update(step=7),
+            lambda state: state.update(step=-3, recorded=-3),
+            lambda state: state.update(recorded=5),
+            lambda state: state.update(sums={"loss": 1.0}),
+            lambda state: state.update(skipped=1),
+            lambda state: state.update(seconds=torch.inf),
+            lambda state: state["objective"].update(weight=torch.zeros(2, dtype=torch.float64)),
+            lambda state: state["average"].update(values=[torch.zeros(2)]),
+            lambda state: state["schedule"].update(lr_lambdas=[]),
+            lambda state: state["schedule"].update(lr_lambdas=[{"func": 3}]),
+            lambda state: state["schedule"].update(step=3),
+            lambda state: state["schedule"].update(base_lrs=5),
+            lambda state: state["schedule"].update(base_lrs=[None]),
+            lambda state: state["schedule"].update(last_epoch=10**400),
+            lambda state: state["optimizer"]["state"][0].pop("exp_avg"),
+            lambda state: state["optimizer"]["state"][0].update(exp_avg=3),
+            lambda state: state["optimizer"]["state"][0].update(further=torch.zeros(2)),
+            lambda state: state["optimizer"]["state"][0].update(step=torch.zeros(())),
+            lambda state: state["optimizer"]["state"].update({1: state["optimizer"]["state"][0]}),
+            lambda state: state["optimizer"].update(state=[]),
+            lambda state: state["optimizer"]["param_groups"][0].update(params=[1]),
+            lambda state: state["optimizer"]["param_groups"][0].update(betas=(2.0, 2.0)),
+            lambda state: state["optimizer"]["param_groups"][0].update(lr=-1.0),
         ],
     )
     def test_a_state_of_another_training(self, tmp_path, batches, change):
@@ -269,9 +295,38 @@ class TestRecords:
         fit(Steep(), Training(steps=4, validate_every=2), batches, run)
         state = run.load_state()
         change(state)
-        run.save_state(4, state)
+        run.save_state(state["step"], state)
         with pytest.raises(CheckpointError, match="another training"):
-            fit(Steep(), Training(steps=4, validate_every=2), batches, run)
+            fit(Steep(), Training(steps=6, validate_every=2), batches, run)
+
+    @pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
+    @pytest.mark.parametrize("stop", [0, 1, 5])
+    def test_any_state_of_its_own_is_taken(self, tmp_path, batches, schedule, stop):
+        training = Training(steps=6, lr=0.1, schedule=schedule, validate_every=2, ema=0.5, weight_decay=0.1)
+        whole, first, resumed = Failing([3]), Failing([3]), Failing([3 - stop])
+        run, worse = Run.create(tmp_path / "run"), itertools.count()
+
+        def validate():
+            return {"nll": float(next(worse))}
+
+        fit(whole, training, batches, Run.create(tmp_path / "whole"), validate)
+        asked = itertools.count()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("train_flows.loop.stop_signals", lambda: nullcontext(lambda: next(asked) >= stop))
+            assert not fit(first, training, batches, run, validate)
+        assert run.load_state()["step"] == stop
+        assert fit(resumed, training, batches, run, validate)
+        assert torch.equal(whole.weight, resumed.weight)
+
+    def test_a_kill_while_the_folder_begins_leaves_it_empty(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".config.json.partial").write_text("{")
+        run = Run.create(tmp_path / "run")
+        assert list(run.folder.iterdir()) == []
+        (tmp_path / "run" / ".mine.partial").write_text("x")
+        with pytest.raises(InputError, match="exists"):
+            Run.create(tmp_path / "run")
+        assert (tmp_path / "run" / ".mine.partial").exists()
 
     def test_one_state_is_kept(self, tmp_path):
         run = Run.create(tmp_path / "run")

@@ -400,7 +400,7 @@ class TestResume:
             ("training", {"lr": "fast"}, "lr='fast' is of another type"),
             ("training", {"pace": 1}, "'pace' is unknown"),
             ("model", [], "names no arguments"),
-            ("run", {"seed": 0.5}, "how the run was started"),
+            ("run", {"seed": 0.5}, "seed=0.5 is of another type"),
         ):
             config = json.loads(json.dumps({k: v for k, v in whole.items() if k not in ("schema", "kind")}))
             section_before = config["settings"][section]

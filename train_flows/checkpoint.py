@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from anode import CheckpointError, InputError
 from anode.plain import fits
 from anode.reading import read_bytes, read_json
-from anode.storage import CONFIG, WEIGHTS, read_config, write_atomically
-from train_flows.settings import Labels, RunSettings, Source
+from anode.storage import CONFIG, WEIGHTS, partial, read_config, write_atomically
+from train_flows import sections
 from train_flows.state import pack, unpack
 
 METRICS = "metrics.jsonl"
@@ -26,6 +27,7 @@ TENSORBOARD = "tensorboard"
 LARGEST_METRICS = 2**30  # bytes
 LARGEST_POINTER = 2**12  # bytes
 PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png")
+FILES = (WEIGHTS, METRICS, RESULT, *PICTURES, CONFIG)
 
 
 class Run:
@@ -44,20 +46,23 @@ class Run:
 
     @classmethod
     def create(cls, folder: str | Path, overwrite: bool = False) -> Run:
-        """Make an empty run folder.
+        """Make an empty run folder; what a kill left of a file that was being written does not count.
 
         Raises:
             InputError: when the folder has content, unless ``overwrite`` is set and it is a run. Then the files that a
                 run writes are removed, and others in the folder left alone.
         """
         run = cls(folder)
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+        left = {partial(run.folder / name) for name in FILES}
+        if run.folder.exists() and (not run.folder.is_dir() or set(run.folder.iterdir()) - left):
             if not overwrite:
                 raise InputError(
                     f"{folder} exists: pass another --out, continue it with --resume {folder}, or replace it "
                     "with --overwrite"
                 )
             run._remove()
+        for path in left:
+            path.unlink(missing_ok=True)
         run.folder.mkdir(parents=True, exist_ok=True)
         return run
 
@@ -70,7 +75,7 @@ class Run:
             raise InputError(f"{self.folder} is not a run, so --overwrite leaves it alone: pass another --out")
         for name in (STATE, TENSORBOARD):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in (WEIGHTS, METRICS, RESULT, *PICTURES, CONFIG):
+        for name in FILES:
             (self.folder / name).unlink(missing_ok=True)
 
     def config(self, kind: str) -> dict[str, Any]:
@@ -82,13 +87,14 @@ class Run:
         content = read_config(self.folder, kind)
         if "settings" not in content:
             raise CheckpointError(f"{self.folder} holds a model but no run: its settings and data are not known")
-        _check_run(self.folder / CONFIG, content)
-        return content
+        return content | {"settings": _check_run(self.folder / CONFIG, kind, content)}
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one record, a line of JSON, to ``metrics.jsonl``."""
+        """Append one record, a line of JSON, to ``metrics.jsonl``; it is on the disk before a state relies on it."""
         with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def records(self) -> list[dict[str, Any]]:
         """The records so far; a last line cut short by a kill is left out.
@@ -194,15 +200,19 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
-def _check_run(path: Path, content: dict[str, Any]) -> None:
-    """Raise a :class:`~anode.CheckpointError` where the configuration of a run is of another form than runs have."""
-    settings, data = content["settings"], content.get("data")
-    if not isinstance(settings, dict) or not fits(settings.get("run"), RunSettings):
-        raise CheckpointError(f"{path} does not say how the run was started: restore it or train again")
-    if not fits(settings.get("data"), Source | Labels):
-        raise CheckpointError(f"{path} does not say where the data of the run lie: restore it or train again")
+def _check_run(path: Path, kind: str, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of a run, by section.
+
+    Raises:
+        CheckpointError: where its configuration is of another form than runs have.
+    """
+    data = content.get("data")
     if not isinstance(data, dict) or not all(isinstance(data.get(name), str) for name in ("name", "sha256")):
         raise CheckpointError(f"{path} does not say what data the run is of: restore it or train again")
     if not fits(content.get("classes"), list[str] | None):
         raise CheckpointError(f"{path} holds classes without names: restore it or train again")
     columns_of(content, path)
+    try:
+        return sections.checked(kind, content["settings"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not say how the run was started, {error}: train again") from error

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import tyro
 
-from anode import CheckpointError, InputError
-from anode.plain import check_arguments
+from anode import InputError
 from train_flows.checkpoint import Run
+from train_flows.sections import SECTIONS, made
 from train_flows.settings import RunSettings
 
 S = TypeVar("S")
@@ -76,21 +76,22 @@ def _resumed(settings: Any, default: Any, kind: str) -> Any:
     folder, device = settings.run.resume, settings.run.device
     if settings != dataclasses.replace(default, run=RunSettings(resume=folder, device=device)):
         raise InputError(f"--resume {folder} takes every setting but --device from the run: drop the other options")
-    stored = _stored(folder, kind, default)
-    stored["run"] |= {"resume": folder, "out": folder} | ({"device": device} if device != "auto" else {})
-    sections = {}
-    for section in dataclasses.fields(default):
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored[section.name].items()}
-        sections[section.name] = type(getattr(default, section.name))(**values)
-    return dataclasses.replace(default, **sections)
+    return stored(folder, default, kind, {} if device == "auto" else {"device": device})
 
 
-def _stored(folder: str, kind: str, default: Any) -> dict[str, Any]:
-    """The sections of a run's settings, which have to be those of a program."""
-    stored = Run(folder).config(kind)["settings"]
-    for section in dataclasses.fields(default):
-        try:
-            check_arguments(type(getattr(default, section.name)), stored.get(section.name))
-        except TypeError as error:
-            raise CheckpointError(f"{folder}: other settings of {section.name} ({error}): train again") from error
-    return stored
+def stored(folder: str, default: S, kind: str, differing: Mapping[str, Any]) -> S:
+    """The settings to continue a run with.
+
+    Args:
+        folder: of the run.
+        default: the settings of its program.
+        kind: of its model.
+        differing: what of its section ``run`` is to differ from what it was started with.
+
+    Raises:
+        CheckpointError: when the run is damaged, or of another program.
+    """
+    sections = Run(folder).config(kind)["settings"]
+    sections["run"] |= {"resume": folder, "out": folder, **differing}
+    known: Any = default
+    return dataclasses.replace(known, **{name: made(SECTIONS[kind][name], values) for name, values in sections.items()})

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from anode import InputError, storage
+from anode import CheckpointError, InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
+from anode.reading import LARGEST_JSON, read_bytes
 from cnf.models import KIND as DENSITY
 from train_flows.checkpoint import RESULT, Run
 
 CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss"}  # which validated figure decides on the best weights
+LARGEST = 2**63  # of whole numbers in records
 PLACES = ("source", "data_root", "download")  # settings of the data that say where they lie
 
 
@@ -57,12 +59,12 @@ class Compared:
         names = ("step", "loss", "nfe_forward", "nfe_backward", "seconds")
         return {**{name: _number(last, name) for name in names}, "best": self._best(), "test": self._test()}
 
-    def _best(self) -> dict[str, float] | None:
+    def _best(self) -> dict[str, float | None] | None:
         values = self.curve(self.criterion)
         if not np.isfinite(values).any():
             return None
         best = int(np.argmin(np.where(np.isfinite(values), values, math.inf)))
-        return {"value": float(values[best]), "step": self.records[best]["step"]}
+        return {"value": float(values[best]), "step": _number(self.records[best], "step")}
 
     def _test(self) -> dict[str, Any] | None:
         if self.result is None:
@@ -70,9 +72,9 @@ class Compared:
         try:
             found = self.result["nll"] if self.kind == DENSITY else {**self.result, "value": self.result["accuracy"]}
             figures = {name: float(found[name]) for name in ("value", "standard_error")}
-            return figures | {"kind": found["kind"] if self.kind == DENSITY else "accuracy"}
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.folder}/{RESULT} has no test figure: write it anew with --resume") from error
+            return figures | {"kind": str(found["kind"]) if self.kind == DENSITY else "accuracy"}
+        except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise CheckpointError(f"{self.folder}/{RESULT} has no test figure: write it anew with --resume") from error
 
 
 def read(folders: Sequence[str]) -> list[Compared]:
@@ -150,11 +152,15 @@ def _settings(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _result(folder: str) -> dict[str, Any] | None:
     path = Path(folder) / RESULT
     try:
-        return json.loads(path.read_bytes()) if path.is_file() else None
-    except ValueError as error:
-        raise InputError(f"{path} is truncated or no JSON ({error}): write it anew with --resume") from error
+        return json.loads(read_bytes(path, LARGEST_JSON)) if path.is_file() else None
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is truncated or no JSON ({error}): write it anew with --resume") from error
 
 
 def _number(record: dict[str, Any], name: str) -> float | None:
     value = record.get(name)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return None  # what no number of a figure holds
     return value if isinstance(value, int | float) else None

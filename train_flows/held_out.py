@@ -68,7 +68,7 @@ def samples(folder: str, source: str | None) -> Tensor | Portions:
 def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | None]:
     """Inputs and targets for a classifier, and the names of its classes; see :func:`samples`."""
     config = Run(folder).config(CLASSIFIER)
-    trained, names = config["settings"]["data"], config["classes"] and tuple(config["classes"])
+    trained, names = config["settings"]["data"], config.get("classes") and tuple(config["classes"])
     if source is None or trained["source"] in (source, os.path.realpath(source)):
         dataset = classes.load(**trained, seed=_seed(config["settings"]))
         _check_unchanged(config, folder, dataset.digest())
@@ -89,7 +89,7 @@ def _images(config: dict[str, Any], folder: str, source: str) -> Pairs:
     """All images of a folder, or those of its test part, with the classes of a run."""
     size = config["settings"]["data"]["image_size"]
     _, train, test, found, _, levels = images.read(source, size=size)
-    part, wanted = test or train, config["classes"]
+    part, wanted = test or train, config["classes"] or []
     unknown = sorted(set(found) - set(wanted))
     if unknown:
         raise InputError(f"{source} holds the class {unknown[0]}, {folder} knows {_some(wanted)}: rename or remove it")

@@ -21,6 +21,7 @@ from train_flows.average import Average
 from train_flows.errors import TrainingError
 from train_flows.guards import Guards, Step, take
 from train_flows.journal import Journal
+from train_flows.restoring import check_parts, check_progress
 from train_flows.signals import stop_signals
 from train_flows.training import Training
 
@@ -111,7 +112,7 @@ def train(
     schedule = _schedule(optimizer, training)
     average = Average(objective.parameters(), training.ema)
     parts = {"objective": objective, "optimizer": optimizer, "schedule": schedule, "average": average}
-    progress = _restore(journal, parts, device)
+    progress = _restore(journal, parts, device, training)
 
     started = time.monotonic() - progress.seconds
     hidden = quiet or processes.rank() > 0 or None  # None: where there is no terminal
@@ -244,20 +245,22 @@ def _set_random(cpu: Tensor, cuda: Tensor | None) -> None:
         torch.cuda.set_rng_state(cuda.cpu())
 
 
-def _restore(journal: Journal, parts: dict[str, Any], device: torch.device) -> Progress:
+def _restore(journal: Journal, parts: dict[str, Any], device: torch.device, training: Training) -> Progress:
     state = processes.from_first(lambda: journal.load_state(device))
     if state is None:
         return Progress()
     try:
         progress = {name: state[name] for name in vars(Progress())}
         check_arguments(Progress, progress)
+        check_progress(progress, training.steps)
+        check_parts(state, parts, progress["step"])
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        for parameter, kept in parts["optimizer"].state.items():
-            if not all(value.shape in (parameter.shape, ()) for value in kept.values()):
-                raise ValueError("the optimizer kept other shapes than the parameters have")
         if processes.rank() < len(state["random"]):  # else one process more than before, with a stream of its own
             _set_random(**state["random"][processes.rank()])
         return Progress(**progress)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"the state to resume from is that of another training: {error}") from error
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the state to resume from is that of another training, or of another torch: {error}; restore it, "
+            "continue with the versions in config.json, or train again"
+        ) from error

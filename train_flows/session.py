@@ -222,7 +222,7 @@ def write_result(run: Run, kind: str, seed: int, seconds: float, figures: dict[s
     """Write ``result.json``: the figures of a finished run, and where they come from."""
     config = run.config(kind)
     settings = {name: section for name, section in config["settings"].items() if name not in ("data", "run")}
-    about = {"command": config["command"], "settings": settings, "seed": seed, "seconds": round(seconds, 1)}
+    about = {"command": config.get("command"), "settings": settings, "seed": seed, "seconds": round(seconds, 1)}
     result = provenance() | about | figures
     if notes:
         result["notes"] = notes  # such as jitter, without which the figures would mislead

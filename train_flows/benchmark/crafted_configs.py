@@ -41,6 +41,21 @@ VALUES: tuple[Any, ...] = (
     ["x"],
     "\ud800",
 )
+NEEDED = ("data", "model", "objective", "numerics", "training", "run")  # sections of the settings of any density
+OUT_OF_RANGE: tuple[tuple[str, str, Any], ...] = (
+    ("data", "source", None),
+    ("data", "source", "\ud800"),
+    ("data", "source", "\0"),
+    ("run", "seed", -1),
+    ("run", "seed", 10**30),
+    ("run", "data_seed", -1),
+    ("training", "steps", 0),
+    ("training", "validate_every", 0),
+    ("training", "lr", -1),
+    ("training", "ema", 1),
+    ("training", "precision", "x"),
+    ("guards", "max_skipped", -1),
+)
 
 
 def _sign(folder: Path, config: dict[str, Any]) -> None:
@@ -114,9 +129,8 @@ def _missing(folder: Path, rng: np.random.Generator) -> None:
     if section is config["model"] and rng.random() < 0.5:
         section["unknown"] = 1
     else:
-        needed = {"schema", "kind", "settings", "data", "shape", "hidden", "run"} | (
-            {"model"} if section is config else set()
-        )
+        needed = {"schema", "kind", "settings", "data", "shape", "hidden"}
+        needed |= {"model"} if section is config else set(NEEDED) if section is config["settings"] else set()
         del section[one_of(rng, sorted(needed & set(section)))]
     _sign(folder, config)
 
@@ -125,8 +139,26 @@ def _section(folder: Path, rng: np.random.Generator) -> None:
     """A section of the configuration of another kind."""
     config = _config(folder)
     section = one_of(rng, [config, config, config["settings"]])
-    name = one_of(rng, ["schema", "kind", "model", "settings", "data"] if section is config else ["data", "run"])
-    section[name] = one_of(rng, [value for value in VALUES if not (section is not config and value == {})])
+    name = one_of(rng, ["schema", "kind", "model", "settings", "data"] if section is config else section)
+    section[name] = one_of(rng, [value for value in VALUES if section is config or value != {}])
+    _sign(folder, config)
+
+
+def _setting(folder: Path, rng: np.random.Generator) -> None:
+    """A setting that no program stores."""
+    config = _config(folder)
+    settings = config["settings"]
+    section = one_of(rng, settings)
+    kind = one_of(rng, ["value", "value", "unknown", "range", "further"])
+    if kind == "value":
+        settings[section][one_of(rng, settings[section])] = one_of(rng, ({"x": 1}, [None], [[]], [{}]))
+    elif kind == "unknown":
+        settings[section][one_of(rng, ["unknown", "target", "", "x" * 10**5, "self", "\ud800"])] = one_of(rng, VALUES)
+    elif kind == "range":
+        section, name, value = one_of(rng, OUT_OF_RANGE)
+        settings[section][name] = value
+    else:
+        settings[one_of(rng, ["further", "network", "", "x" * 10**5])] = one_of(rng, VALUES)
     _sign(folder, config)
 
 
@@ -135,4 +167,5 @@ CONFIGS: dict[str, Craft] = {
     "a size beyond all memory": _size,
     "a part too few or too many": _missing,
     "a section of another kind": _section,
+    "a setting that no program stores": _setting,
 }

@@ -14,7 +14,7 @@ from anode.reading import read_tensors
 from anode.storage import CONFIG, WEIGHTS, digest_tensors
 from train_flows.benchmark.crafted_configs import Craft
 from train_flows.benchmark.damage import one_of
-from train_flows.checkpoint import METRICS, POINTER, STATE, STATE_FILE
+from train_flows.checkpoint import METRICS, POINTER, RESULT, STATE, STATE_FILE
 from train_flows.state import digest_parts
 
 
@@ -142,6 +142,14 @@ def _records(folder: Path, rng: np.random.Generator) -> None:
     pointer.write_text(json.dumps(json.loads(pointer.read_bytes()) | about))
 
 
+def _result(folder: Path, rng: np.random.Generator) -> None:
+    """A result that no run comes to."""
+    odd = [b"[" * 10**6, b'{"nll":' * 10**5, b"9" * 10**5, b"null", b"[]", b"7", b"{}", b'{"nll": 7}', b'{"nll": {}}']
+    figures = ['"x"', "[]", "null", "1" + "0" * 400]
+    odd += [f'{{"nll": {{"value": {x}, "standard_error": 0.1, "kind": "exact"}}}}'.encode() for x in figures]
+    (folder / RESULT).write_bytes(one_of(rng, odd))
+
+
 FILES: dict[str, Craft] = {
     "odd JSON": _json,
     "a pointer elsewhere": _pointer,
@@ -149,4 +157,5 @@ FILES: dict[str, Craft] = {
     "weights of another model": _weights,
     "a state of another structure": _structure,
     "odd records": _records,
+    "an odd result": _result,
 }

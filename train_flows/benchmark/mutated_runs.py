@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -17,15 +18,17 @@ import torch
 import cnf
 from anode import CheckpointError
 from cnf.models import KIND
-from train_flows import data, density, session
+from train_flows import command_line, comparison, data, density, held_out, report, session
 from train_flows.benchmark.attempts import Tally, tally
 from train_flows.benchmark.crafted_configs import CONFIGS
 from train_flows.benchmark.crafted_files import FILES
+from train_flows.benchmark.crafted_states import STATES
 from train_flows.benchmark.damage import Bomb, damaged, one_of
 from train_flows.checkpoint import Run
+from train_flows.loop import train
 from train_flows.state import digest
 
-CRAFTS = CONFIGS | FILES
+CRAFTS = CONFIGS | FILES | STATES
 CRAFTED = 0.4  # of the mutations; the others are damage
 SPARSE = 2**35  # bytes of a file that is almost all hole
 
@@ -46,7 +49,8 @@ def mutate_runs(count: int, seed: int = 0) -> Tally:
 class Runs:
     """A run, of which one or two files at a time are mutated.
 
-    Whatever a user would load is loaded: the model, the configuration, the records and the state to resume from.
+    Whatever a user would load is loaded: the model, the configuration, the records and the state to resume from; and
+    what ``evaluate``, ``report`` and ``density --resume`` make of them before they compute.
 
     Args:
         folder: where it lies.
@@ -134,6 +138,8 @@ def _train(folder: Path) -> None:
     run = session.open_run(settings, KIND, dataset, model)
     with contextlib.redirect_stdout(io.StringIO()):
         density.fit(settings, run, dataset, model, what)
+    nll = {"value": 1.0, "standard_error": 0.1, "kind": model.kind}
+    session.write_result(run, KIND, settings.run.seed, 1.0, {"nll": nll})
 
 
 def _model(folder: Path) -> str:
@@ -148,9 +154,65 @@ def _state(folder: Path) -> str:
     return digest(state)
 
 
+def _evaluated(folder: Path) -> str:
+    """What ``train-flows evaluate`` reads besides the model."""
+    return digest({"x": held_out.samples(str(folder), None), "precision": held_out.precision(str(folder))})
+
+
+def _reported(folder: Path) -> comparison.Compared:
+    """What ``train-flows report`` compares, but for the result: without a digest, any figure in it may be meant."""
+    (run,) = comparison.read([str(folder)])
+    report.as_text([run])
+    report.as_json([run])
+    return dataclasses.replace(run, result=None)
+
+
+class _Resumed:
+    """A journal that has the state of a run, and keeps what is to be stored of it next."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = Run(folder)
+        self.state: dict[str, Any] = {}
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def load_state(self, device: torch.device | str) -> dict[str, Any] | None:
+        """That of the run."""
+        return self.run.load_state(device)
+
+    def save_state(self, step: int, state: dict[str, Any]) -> None:
+        """Keep what a training has made of it, but for its clock."""
+        self.state = {name: value for name, value in state.items() if name != "seconds"}
+
+
+def _resumed(folder: Path) -> str:
+    """What ``train-flows density --resume`` goes on from: another step is to follow, and a stop is asked for before."""
+    settings = command_line.stored(str(folder), density.Settings(), KIND, {})
+    dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.of_data())
+    trained = density.build(settings, dataset)
+    what = density.task(settings, dataset, trained, trained)
+    further, journal = dataclasses.replace(what.training, steps=what.training.steps + 1), _Resumed(folder)
+    train(
+        what.objective,
+        further,
+        what.batch,
+        what.validate,
+        lambda: None,
+        journal,
+        torch.device("cpu"),
+        quiet=True,
+        deadline=-math.inf,
+    )
+    return digest(journal.state)
+
+
 LOADS: dict[str, Callable[[Path], Any]] = {
     "model": _model,
     "configuration": lambda folder: Run(folder).config(KIND),
     "records": lambda folder: Run(folder).records(),
     "state": _state,
+    "evaluation": _evaluated,
+    "report": _reported,
+    "training": _resumed,
 }
