@@ -260,7 +260,7 @@ class TestRecords:
         "change",
         [
             lambda state: state.pop("average"),
-            lambda state: state.update(sums=7),
+            lambda state: state.update(sums=[7]),
             lambda state: state["objective"].update(weight=torch.zeros(3)),
             lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
             lambda state: state["optimizer"].update(param_groups=[]),
@@ -268,7 +268,7 @@ class TestRecords:
             lambda state: state.update(step=7),
             lambda state: state.update(step=-3, recorded=-3),
             lambda state: state.update(recorded=5),
-            lambda state: state.update(sums={"loss": 1.0}),
+            lambda state: state.update(sums=[{"loss": 1.0}]),
             lambda state: state.update(skipped=1),
             lambda state: state.update(seconds=torch.inf),
             lambda state: state["objective"].update(weight=torch.zeros(2, dtype=torch.float64)),

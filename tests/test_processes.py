@@ -66,6 +66,7 @@ def test_a_run_of_two_processes_continues_bit_for_bit(tmp_path):
     while not (cut / "state" / "latest").exists():
         time.sleep(0.01)
         assert all(child.is_alive() for child in both)
+    time.sleep(0.05)  # between two records, perhaps
     os.kill(both[1].pid, signal.SIGTERM)  # one of them stops both
     for child in both:
         child.join(120)
@@ -75,6 +76,11 @@ def test_a_run_of_two_processes_continues_bit_for_bit(tmp_path):
     assert together(["density", "--resume", str(cut)], tmp_path / "on.log")[0] == [0, 0]
     first, second = (storage.read_weights(folder) for folder in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
+    timeless = [
+        [{name: value for name, value in record.items() if "seconds" not in name} for record in Run(folder).records()]
+        for folder in (whole, cut)
+    ]
+    assert timeless[0] == timeless[1]
 
 
 def test_a_solve_that_fails_in_one_process_ends_both(tmp_path):

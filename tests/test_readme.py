@@ -294,8 +294,8 @@ def said_of_reliability():
     first, _ = large["table"]
     return [
         f"- {kills['identical']} of {kills['kills']} runs killed at random moments came to the same, bit for bit",
-        f"- {sum(runs['outcomes'].values()):,} damaged and crafted run folders, of which {runs['outcomes']['refused']:,} "
-        f"were refused and {runs['outcomes']['unchanged']:,} loaded as they had been; "
+        f"- {sum(runs['outcomes'].values()):,} damaged and crafted run folders, of which "
+        f"{runs['outcomes']['refused']:,} were refused and {runs['outcomes']['unchanged']:,} loaded as they had been; "
         f"{sum(tables['outcomes'].values()):,} tables, {tables['outcomes']['refused']:,} refused and "
         f"{tables['outcomes']['read']:,} read",
         f"- {content['saving']['share']:.1%} of the time of training goes to records and states",

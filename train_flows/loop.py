@@ -229,6 +229,7 @@ def _state(progress: Progress, parts: dict[str, Any]) -> dict[str, Any]:
     return {
         **vars(progress),
         **{name: part.state_dict() for name, part in parts.items()},
+        "sums": processes.gathered(progress.sums),
         "random": processes.gathered(_random()),
     }
 
@@ -245,12 +246,20 @@ def _set_random(cpu: Tensor, cuda: Tensor | None) -> None:
         torch.cuda.set_rng_state(cuda.cpu())
 
 
+def _own_sums(sums: list[dict[str, float]]) -> dict[str, float]:
+    """Those of this process; of their mean, where there were more processes or fewer."""
+    if len(sums) == processes.count():
+        return sums[processes.rank()]
+    return {name: sum(each[name] for each in sums) / len(sums) for name in sums[0]}
+
+
 def _restore(journal: Journal, parts: dict[str, Any], device: torch.device, training: Training) -> Progress:
     state = processes.from_first(lambda: journal.load_state(device))
     if state is None:
         return Progress()
     try:
-        progress = {name: state[name] for name in vars(Progress())}
+        progress: dict[str, Any] = {name: state[name] for name in vars(Progress())}
+        progress["sums"] = _own_sums(state["sums"])
         check_arguments(Progress, progress)
         check_progress(progress, training.steps)
         check_parts(state, parts, progress["step"])

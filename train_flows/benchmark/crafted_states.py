@@ -40,7 +40,7 @@ def _progress(state: dict[str, Any], rng: np.random.Generator) -> None:
         "step": (-3, 7, 10**30, None),
         "recorded": (-2, 7, 10**30, None),
         "skipped": (-1, 5, 10**30, None),
-        "sums": ({"loss": 1.0}, {"loss": "x"}, None),
+        "sums": ([{"loss": 1.0}], [{"loss": "x"}], None, [None]),
         "seconds": (-1.0, float("inf"), float("nan"), None),
         "validating": (-1.0, float("inf"), float("nan"), None),
         "best": ("x", None),
