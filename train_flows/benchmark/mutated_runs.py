@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from train_flows.benchmark.crafted_files import FILES
 from train_flows.benchmark.crafted_states import STATES
 from train_flows.benchmark.damage import Bomb, damaged, one_of
 from train_flows.checkpoint import Run
+from train_flows.data import Dataset
 from train_flows.loop import train
+from train_flows.settings import Source
 from train_flows.state import digest
 
 CRAFTS = CONFIGS | FILES | STATES
@@ -127,11 +130,17 @@ class Runs:
         return f"exchanged with {other.name}"
 
 
+@cache
+def _data(source: Source, seed: int) -> Dataset:
+    """The data of a run, drawn once: it takes as long as all else that is read."""
+    return data.load(**dataclasses.asdict(source), seed=seed)
+
+
 def _train(folder: Path) -> None:
     """A short training, as ``train-flows density`` does it."""
     tiny = ["--hidden", "8", "8", "--steps", "4", "--validate-every", "2", "--batch-size", "64", "--ema", "0.9"]
     settings = density.parse(["moons", *tiny, "--out", str(folder), "--device", "cpu"])
-    dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.seed)
+    dataset = _data(settings.data, settings.run.of_data())
     trained = density.build(settings, dataset)
     model = trained.with_solver(settings.numerics.figures())
     what = density.task(settings, dataset, trained, model)
@@ -189,7 +198,7 @@ class _Resumed:
 def _resumed(folder: Path) -> str:
     """What ``train-flows density --resume`` goes on from: another step is to follow, and a stop is asked for before."""
     settings = command_line.stored(str(folder), density.Settings(), KIND, {})
-    dataset = data.load(**dataclasses.asdict(settings.data), seed=settings.run.of_data())
+    dataset = _data(settings.data, settings.run.of_data())
     trained = density.build(settings, dataset)
     what = density.task(settings, dataset, trained, trained)
     further, journal = dataclasses.replace(what.training, steps=what.training.steps + 1), _Resumed(folder)
