@@ -14,7 +14,7 @@ import anode
 from cnf import density_model, save
 from train_flows import density, recipes
 from train_flows.benchmark import speed_report, standings
-from train_flows.paper import ON_FUNCTIONS
+from train_flows.paper import ON_FUNCTIONS, augmented_density
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -327,6 +327,16 @@ def said_of_augmentation():
                 costs = f"{sampling['cost_below']:.0f}, {sampling['cost']:.0f}"
                 ratios = " | ".join(f"{each['ratio']:.2f}{interval(each)}" for each in (sampling, log_prob))
                 yield f"| {data}, {words} | {name} | {sampling['nll']:.3f} | {costs} | {ratios} | {sampling['pairs']} |"
+
+
+def test_settings_of_augmentation_are_those_that_were_chosen():
+    for data, chosen in augmented_density.CHOSEN.items():
+        path = ROOT / "assets" / "results" / "paper" / f"augmented-tuning-{data}.json"
+        content = json.loads(path.read_text())
+        found = {name: content["findings"][f"{data}: {name}"] for name in ("components", "acceleration")}
+        assert found == chosen._asdict()
+        assert content["complete"]
+        assert min(content["seeds"]) >= 100  # none of those reported
 
 
 def interval(found):

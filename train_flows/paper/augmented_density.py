@@ -53,7 +53,7 @@ class Chosen(NamedTuple):
     acceleration: float
 
 
-CHOSEN = {"checkerboard": Chosen(8, 1e-2), "protein.csv.gz": Chosen(32, 1e-4)}
+CHOSEN = {"checkerboard": Chosen(8, 1e-2)}
 UNCHOSEN = Chosen(8, 1e-3)  # of other data
 
 
