@@ -8,6 +8,7 @@ that of the first process reports.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,10 @@ def _throughput(settings: Settings, count: int, run: Path) -> float:
     size = ["--steps", str(settings.steps), "--validate-every", str(settings.steps)]
     size += ["--batch-size", str(settings.batch_size), "--out", str(run)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), *settings.torchrun.split()]
-    done = subprocess.run([*launch, "-m", "train_flows", *work, *size], capture_output=True, text=True, check=False)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # torchrun leaves a single process all cores
+    done = subprocess.run(
+        [*launch, "-m", "train_flows", *work, *size], capture_output=True, text=True, check=False, env=one_thread
+    )
     if done.returncode:
         raise TrainingError(f"{count} processes failed: {done.stderr.strip().splitlines()[-1]}")
     record = Run(run).records()[-1]
