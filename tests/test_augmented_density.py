@@ -136,8 +136,9 @@ def test_both_sides_are_penalised_alike():
 
 
 def test_settings_are_chosen_where_they_cost_least_at_no_loss():
-    def tried(name, nfe_end, validation_nll=2.0, nfe_validation=50.0):
+    def tried(name, nfe_end, validation_nll=2.0, nfe_validation=50.0, best=2.0):
         records = [{"nll_test": 3.0, METRIC: 40.0}, {"nll_test": 2.5, METRIC: 40.0}, {"nll_test": 2.0, METRIC: nfe_end}]
+        records = [record | {"nll": max(best, record["nll_test"])} for record in records]
         records[-1] |= {"validation_nll": validation_nll, "nfe_validation": nfe_validation}
         return Outcome(DensityTrial(name, "moons"), 100, "success", records)
 
@@ -147,6 +148,8 @@ def test_settings_are_chosen_where_they_cost_least_at_no_loss():
     findings = augmented_tuning._findings(outcomes, ["moons"])
     assert findings["moons: acceleration"] == 1e-3
     assert findings["moons: components"] == 16
+    outcomes[-2] = tried(augmented_tuning._mixed(16), 10, best=2.1)  # never as good as the plain flow
+    assert augmented_tuning._findings(outcomes, ["moons"])["moons: components"] == 8
     harder = {**plain, 0.0: (9.0, 60.0)}  # a seed that failed with the largest weight has no say
     others = [tried(augmented_tuning._penalised(weight), 40.0, *found) for weight, found in harder.items()]
     others = [dataclasses.replace(each, seed=101) for each in others]

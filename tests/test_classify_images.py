@@ -151,7 +151,7 @@ def test_a_run_ends_where_its_evaluations_exceed_the_bound(run, bars):
     options = [*TINY[2:], "--epochs", 40, "--lr", 0.3, "--max-steps", 3]
     status, out, err = run("classify", "bars", *options)
     assert (status, err) == (0, "")
-    assert "training ended early: the " in out
+    assert "training ended early: step " in out
     assert "too many steps" in out
     assert "accuracy" in out
     result = json.loads((bars.parent / "runs" / "bars" / "result.json").read_text())

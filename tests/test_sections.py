@@ -8,7 +8,7 @@ import pytest
 from anode import CheckpointError, storage
 from train_flows import classify, density, sections
 from train_flows.checkpoint import Run
-from train_flows.settings import Augmentation, Source
+from train_flows.settings import Source
 
 PROGRAMS = {"density": (density, "moons"), "classifier": (classify, "spheres")}
 TINY = ["--steps", "2", "--validate-every", "2", "--hidden", "4", "--batch-size", "64"]
@@ -68,13 +68,12 @@ def test_settings_are_those_of_the_kind(tmp_path):
 
 def test_what_came_later_has_its_defaults(tmp_path):
     def older(settings):
-        del settings["augmentation"], settings["guards"], settings["data"]["jitter"], settings["run"]["data_seed"]
+        del settings["data"]["jitter"], settings["run"]["data_seed"]
         del settings["training"]["ema"]
 
     found = written(tmp_path, "density", older).config("density")["settings"]
     assert found["data"] == vars(Source(source="moons"))
     assert found["run"]["data_seed"] is None
-    assert sections.made(Augmentation, found["augmentation"]) == Augmentation()
     assert "ema" not in found["training"]  # a report tells it from runs that know it
 
 

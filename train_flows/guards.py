@@ -40,13 +40,18 @@ class Step:
         figures: of a step that changed the weights: ``loss``, ``grad_norm``, ``nfe_forward``, ``nfe_backward``.
         loosened: whether the tolerances were loosened for it.
         failure: why it changed nothing; None where it did.
-        stiff: whether that was for a solve that is too hard, rather than for numbers that are not finite.
+        cause: the failure of a solve, where that was why.
     """
 
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     loosened: bool = False
     failure: str | None = None
-    stiff: bool = False
+    cause: SolverError | None = None
+
+    @property
+    def stiff(self) -> bool:
+        """Whether it changed nothing for a solve that is too hard, rather than for numbers that are not finite."""
+        return self.cause is not None and self.cause.cause != NOT_FINITE
 
 
 def take(
@@ -85,7 +90,7 @@ def take(
         optimizer.step()
         return Step({**figures, "nfe_forward": nfe.forward, "nfe_backward": nfe.backward}, loosened=times > 1)
     _stay(optimizer)
-    return Step(failure=f"its solve failed: {failure}", stiff=failure is not None and failure.cause != NOT_FINITE)
+    return Step(failure=f"its solve failed: {failure}", cause=failure)
 
 
 def _stay(optimizer: torch.optim.Optimizer) -> None:

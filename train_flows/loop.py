@@ -170,7 +170,7 @@ def _count(progress: Progress, taken: Step, guards: Guards) -> None:
     if stop or progress.in_a_row > guards.max_skipped:
         row = "" if stop else f"{progress.in_a_row} steps in a row came to nothing; "
         remedy = "" if taken.stiff else ": lower --lr"
-        raise TrainingError(f"{row}step {progress.step} failed: {taken.failure}{remedy}", taken.stiff)
+        raise TrainingError(f"{row}step {progress.step} failed: {taken.failure}{remedy}", taken.stiff) from taken.cause
 
 
 def _shown(progress: Progress, taken: Step) -> dict[str, Any]:

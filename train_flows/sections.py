@@ -44,7 +44,6 @@ SECTIONS: dict[str, dict[str, type]] = {
         "run": RunSettings,
     },
 }
-LATER = ("augmentation", "guards")  # sections that the first runs do not have
 ALWAYS = ("data", "run")  # of which programs take single settings, so that later ones of them get their defaults
 
 
@@ -73,7 +72,7 @@ def made(section: type, values: dict[str, Any]) -> Any:
 
 
 def _section(name: str, section: type, settings: dict[str, Any]) -> dict[str, Any]:
-    values = settings.get(name, {} if name in LATER else None)
+    values = settings.get(name)
     try:
         check_arguments(section, values)
         value = made(section, values)
