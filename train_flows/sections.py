@@ -72,7 +72,7 @@ def made(section: type, values: dict[str, Any]) -> Any:
 
 
 def _section(name: str, section: type, settings: dict[str, Any]) -> dict[str, Any]:
-    values = settings.get(name)
+    values: Any = settings.get(name)
     try:
         check_arguments(section, values)
         value = made(section, values)
