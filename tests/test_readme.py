@@ -310,7 +310,7 @@ def test_what_runs_survive_is_that_of_the_file():
         assert " ".join(line.split()) in " ".join(README.split())
 
 
-AUGMENTED = ("checkerboard", "parkinsons.csv.gz")
+AUGMENTED = ("checkerboard", "separated-8gaussians", "parkinsons.csv.gz")
 
 
 def said_of_augmentation():
