@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from anode.conv_fields import TimedConv, check_images
+from anode.conv_layers import TimedConv, check_images
 from anode.errors import InputError
 from anode.fields import Field, check_context
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -410,6 +411,17 @@ class TestResume:
             assert status == 2
             assert names in err
             assert err.count("\n") == 1
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_while_the_test_part_is_measured(self, run, undrawn, monkeypatch, number):
+        with monkeypatch.context() as patch:
+            patch.setattr(density, "report", lambda *_: signal.raise_signal(number))
+            status, out, err = run("density", "moons", *TINY)
+        assert (status, err) == (0, "")
+        assert "continue with: train-flows density --resume runs/moons" in out
+        assert not Path("runs/moons/result.json").exists()
+        assert run("density", "--resume", "runs/moons")[0] == 0
+        assert Path("runs/moons/result.json").exists()
 
     def test_a_signal_saves_and_says_how_to_go_on(self, tmp_path):
         command = [sys.executable, "-m", "train_flows", "density", "moons", "--hidden", "8", "--steps", "100000"]

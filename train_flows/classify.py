@@ -21,7 +21,7 @@ from train_flows.errors import TrainingError
 from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
 from train_flows.settings import Labels, Network, Numerics, RunSettings
-from train_flows.supervised import Supervised, measure
+from train_flows.supervised import Supervised, measure, suited_pairs
 from train_flows.text import lines_of
 from train_flows.training import Epochs
 
@@ -98,7 +98,7 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
     """Train, keeping the weights of the best validation loss in the run folder; whether training came to its end."""
     objective = Supervised(model, accuracy.loss_of(dataset.classes), settings.training.precision)
     train, validation, test, shown = (
-        suited(model, part) for part in (dataset.train, dataset.validation, dataset.test, _shown(dataset))
+        suited_pairs(model, part) for part in (dataset.train, dataset.validation, dataset.test, _shown(dataset))
     )
     training = settings.training.training(len(train.x))
     sizes = f"{len(train.x)} samples to train on, {len(validation.x)} to validate on, {len(test.x)} to test on"
@@ -112,11 +112,6 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
     batch = shuffled_batches(tuple(train), training.batch_size, settings.run.of_data())
     of_task = (objective, model, batch, training, validate)
     return session.fit(run, *of_task, "validation_loss", settings.guards, settings.run)
-
-
-def suited(model: Classifier, pairs: Pairs) -> Pairs:
-    """Pairs where a model is, and in its precision."""
-    return Pairs(*(session.suited(model, part) for part in pairs))
 
 
 def _shown(dataset: Labelled) -> Pairs:
@@ -141,8 +136,8 @@ def report(
     """
     started = time.monotonic()
     records = run.records()
-    figures = accuracy.measure(model, suited(model, dataset.test), dataset.classes)
-    learnt = measure(Supervised(model, accuracy.loss_of(dataset.classes)), suited(model, _shown(dataset)))
+    figures = accuracy.measure(model, suited_pairs(model, dataset.test), dataset.classes)
+    learnt = measure(Supervised(model, accuracy.loss_of(dataset.classes)), suited_pairs(model, _shown(dataset)))
     figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "loss")}
     figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0) if records else 0.0  # mean over the last epoch
     trained = records[-1]["seconds"] if records else 0

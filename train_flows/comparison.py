@@ -111,9 +111,9 @@ def read(folders: Sequence[str]) -> list[Compared]:
 
 
 def differing(runs: Sequence[Compared]) -> list[str]:
-    """The names of the settings in which runs differ; a setting that one does not know is one."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    return [name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)]
+    """The names of the settings in which runs differ."""
+    first = runs[0].settings
+    return [name for name in first if any(run.settings[name] != first[name] for run in runs)]
 
 
 def short_names(paths: Iterable[Path]) -> dict[Path, str]:

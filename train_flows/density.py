@@ -21,7 +21,7 @@ from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
-from train_flows.precision import InPrecision
+from train_flows.precision import InPrecision, suited
 from train_flows.settings import (
     Augmentation,
     DensityNumerics,
@@ -138,7 +138,7 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         trained: solves as training does.
         model: shares its weights, and solves as validation does.
     """
-    validation = session.suited(model, dataset.validation[:VALIDATION])
+    validation = suited(model, dataset.validation[:VALIDATION])
 
     def validate() -> dict[str, float]:
         return likelihood.of_one_draw(model, validation, objectives.energies(goal))
@@ -154,9 +154,9 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
 def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Callable[[int], Tensor]:
     """Shuffled training samples as a function of the step, from memory or from the disk."""
     if dataset.disk is None:
-        return shuffled_batches(session.suited(model, dataset.train), batch_size, seed)
+        return shuffled_batches(suited(model, dataset.train), batch_size, seed)
     read = dataset.disk.batches(batch_size, seed)
-    return lambda step: session.suited(model, processes.share_of(read(step)))
+    return lambda step: suited(model, processes.share_of(read(step)))
 
 
 def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:
@@ -197,7 +197,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     """
     started = time.monotonic()
     session.seed_noise(0)  # as ``train-flows evaluate`` does, for figures with noise
-    test = session.suited(model, dataset.test)
+    test = suited(model, dataset.test)
     figures = likelihood.measure(model, test, settings.numerics.figures())
     rows = [likelihood.table(figures)]
     if dataset.table:

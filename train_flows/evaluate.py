@@ -18,8 +18,8 @@ from anode.classifiers import KIND as CLASSIFIER
 from anode.resolving import solver_of
 from cnf.models import KIND as DENSITY
 from train_flows import accuracy, held_out, likelihood, processes, session
-from train_flows.data.labelled import Pairs
 from train_flows.settings import Device, Flag, check_seed, find_device
+from train_flows.supervised import suited_pairs
 from train_flows.training import Precision
 
 
@@ -79,7 +79,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
             )
         model = anode.with_solver(model, _asked(settings, solver))
     pairs, classes = held_out.pairs(settings.run, settings.data)
-    return accuracy.measure(model, Pairs(*(session.suited(model, part) for part in pairs)), classes)
+    return accuracy.measure(model, suited_pairs(model, pairs), classes)
 
 
 def _asked(settings: Settings, solver: Solver) -> Solver:

@@ -15,7 +15,7 @@ from anode.evaluations import Evaluations
 from cnf import Continuous, Density, Dequantize, LiftedFlow, PathOptions, Standardize
 from train_flows import processes
 from train_flows.moments import Moments
-from train_flows.precision import layers_in
+from train_flows.precision import layers_in, suited
 from train_flows.text import lines_of
 from train_flows.training import Precision
 
@@ -224,10 +224,9 @@ def _inverse_error(model: Density, x: Samples) -> tuple[float, float | None]:
 
 
 def _portions(model: Density, x: Samples) -> Iterator[Tensor]:
-    """The samples as they come, on the device and of the precision of a model."""
-    like = next(model.parameters())
+    """The samples as they come, suited to a model."""
     for portion in (x,) if isinstance(x, Tensor) else x:
-        yield portion.to(like) if portion.is_floating_point() else portion.to(like.device)
+        yield suited(model, portion)
 
 
 def _mean(parts: Sequence[Tensor]) -> float:

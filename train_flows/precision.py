@@ -1,4 +1,4 @@
-"""Half the bits for the layers of networks, and all of them for what is summed up."""
+"""Samples in the precision of a model, and its layers in half of it, while what is summed up keeps all bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from train_flows.training import Precision
+
+
+def suited(model: nn.Module, x: Tensor) -> Tensor:
+    """Samples where a model is, and, unless they are whole numbers, in its precision."""
+    like = next(model.parameters())
+    return x.to(like.device, like.dtype if x.is_floating_point() else None)
 
 
 @contextmanager

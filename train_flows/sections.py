@@ -44,11 +44,10 @@ SECTIONS: dict[str, dict[str, type]] = {
         "run": RunSettings,
     },
 }
-ALWAYS = ("data", "run")  # of which programs take single settings, so that later ones of them get their defaults
 
 
 def checked(kind: str, settings: Any) -> dict[str, dict[str, Any]]:
-    """The stored settings of a run by section, with the defaults of what runs had not from the beginning.
+    """The stored settings of a run by section; those that are missing have their defaults.
 
     Args:
         kind: of the model.
@@ -82,7 +81,7 @@ def _section(name: str, section: type, settings: dict[str, Any]) -> dict[str, An
         raise ValueError(f"its settings of {name} do not serve ({error})") from error
     if name == "data" and not _place(value.source):
         raise ValueError("its settings of data do not say where they lie")
-    return dataclasses.asdict(value) if name in ALWAYS else values
+    return {key: list(x) if isinstance(x, tuple) else x for key, x in dataclasses.asdict(value).items()}
 
 
 def _place(source: Any) -> bool:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anode import InputError, storage
 from train_flows import processes
@@ -72,12 +72,6 @@ def resumable(run: Run, command: str) -> Generator[None]:
             yield
     except KeyboardInterrupt:
         print(f"stopped; continue with: train-flows {command} --resume {run.folder}")
-
-
-def suited(model: nn.Module, x: Tensor) -> Tensor:
-    """Samples where a model is, and, unless they are whole numbers, in its precision."""
-    like = next(model.parameters())
-    return x.to(like.device, like.dtype if x.is_floating_point() else None)
 
 
 def fitting_batch(batch_size: int, samples: int) -> int:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from anode import InputError, count_evals
 from train_flows import processes
 from train_flows.data.labelled import Pairs
-from train_flows.precision import layers_in
+from train_flows.precision import layers_in, suited
 from train_flows.training import Precision
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -51,6 +51,11 @@ class Supervised(nn.Module):
         with layers_in(self.precision, x.device):
             found = self.model(x)
         return self.loss(found.to(torch.promote_types(found.dtype, torch.float32)), y)
+
+
+def suited_pairs(model: nn.Module, pairs: Pairs) -> Pairs:
+    """Pairs where a model is, and in its precision."""
+    return Pairs(*(suited(model, part) for part in pairs))
 
 
 @torch.no_grad()
