@@ -182,10 +182,16 @@ class Logit(Transform):
         self.alpha = alpha
 
     def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.forward`; x in [0, 1], which is checked."""
+        """See :meth:`Transform.forward`.
+
+        Raises:
+            InputError: for x outside [0, 1], or so near to 0 or 1 for alpha that its logit is infinite.
+        """
         z = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
         if not torch.isfinite(z).all():
-            raise InputError(f"x must lie in [0, 1], and between them with alpha=0 (alpha={self.alpha}); it does not")
+            if ((x >= 0) & (x <= 1)).all():
+                raise InputError(f"alpha={self.alpha} makes logits infinite in {x.dtype}: pass 1e-6 or more")
+            raise InputError("x must lie in [0, 1]; it does not")
         return Transport(z, -self._log_slope(z))
 
     def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:

@@ -28,13 +28,14 @@ from train_flows.settings import (
     Model,
     Objective,
     RunSettings,
+    Scales,
     Source,
 )
 from train_flows.text import lines_of
 from train_flows.training import Training
 
 VALIDATION = 5000  # samples at most
-SECTIONS = ("model", "augmentation", "objective", "numerics", "training")  # of the settings: what is learnt, and how
+SECTIONS = ("model", "scales", "augmentation", "objective", "numerics", "training")  # of what is learnt, and how
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Settings:
 
     data: Source = field(default_factory=Source)
     model: Model = field(default_factory=Model)
+    scales: Scales = field(default_factory=Scales)
     augmentation: Augmentation = field(default_factory=Augmentation)
     objective: Objective = field(default_factory=Objective)
     numerics: DensityNumerics = field(default_factory=DensityNumerics)
@@ -59,12 +61,13 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings = parse(args)
     settings.training.check()
-    unused.check(settings.model, settings.augmentation, settings.objective)
+    unused.check(settings.model, settings.augmentation, settings.objective, recipe(settings))
     objectives.check(settings.objective, settings.augmentation, settings.training.steps)
     settings.guards.check()
     figures, where = settings.numerics.figures(), settings.run
     device = session.start(where)
     dataset = data.load(**dataclasses.asdict(settings.data), seed=where.of_data())
+    unused.check_discrete(settings.scales, dataset.levels)
     for note in dataset.notes:
         print(f"note: {note}")
     batch_size = session.fitting_batch(settings.training.batch_size, dataset.size)
@@ -83,13 +86,14 @@ def main(args: list[str]) -> None:
 
 def parse(args: list[str]) -> Settings:
     """The settings of a command line."""
-
-    def recipe(typed: Settings) -> dict[str, Any]:
-        return recipes.density(typed.data.source or "", typed.objective.objective)
-
     settings = command_line.parse(Settings(), args, "density", KIND, recipe, data.NAMES.__contains__)
     session.check_precision(settings.training.precision, settings.numerics, settings.run)
     return settings
+
+
+def recipe(settings: Settings) -> dict[str, Any]:
+    """Values that suit the data and the objective, where others are not typed."""
+    return recipes.density(settings.data.source or "", settings.objective.objective)
 
 
 def build(settings: Settings, dataset: Dataset) -> Density:
@@ -103,6 +107,7 @@ def blank(settings: Settings, dataset: Dataset, **more: Any) -> Density:
     return density_model(
         dataset.shape,
         **dataclasses.asdict(settings.model),
+        **dataclasses.asdict(settings.scales),
         extra=augmented.extra,
         augmentation=augmented.augmentation,
         posterior=augmented.posterior,

@@ -20,6 +20,7 @@ from train_flows.settings import (
     Numerics,
     Objective,
     RunSettings,
+    Scales,
     Source,
 )
 from train_flows.training import Epochs, Training
@@ -28,6 +29,7 @@ SECTIONS: dict[str, dict[str, type]] = {
     DENSITY: {
         "data": Source,
         "model": Model,
+        "scales": Scales,
         "augmentation": Augmentation,
         "objective": Objective,
         "numerics": DensityNumerics,

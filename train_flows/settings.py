@@ -74,9 +74,9 @@ class Network:
 class Model:
     """The field and its divergence."""
 
-    field: Literal["mlp", "conv"] = "mlp"  # a perceptron, or convolutions for images
-    hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
-    filters: int = 32  # of convolutions
+    field: Literal["mlp", "conv", "stack", "unet"] = "mlp"  # a perceptron; of images 1x1-3x3-1x1, 3x3 ..., or a U-Net
+    hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers, filters of a stack, or of levels of a U-Net
+    filters: int = 32  # of --field conv
     activation: tuple[Activation, ...] = ("tanh",)  # of the hidden layers in turn, the last name of all that are left
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
@@ -86,6 +86,16 @@ class Model:
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
     probes: int = 1  # Hutchinson probes averaged
     noise: Literal["rademacher", "gaussian"] = "rademacher"  # of the probes
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How many ODEs, at which scales of images, and how values of pixels are spread."""
+
+    blocks: int = 1  # ODEs in a row; at every scale, before and after its squeeze
+    multiscale: Flag = False  # smaller and smaller images, half of whose channels leave for the base
+    dequantization: Literal["uniform", "learned"] = "uniform"  # noise that fills the gaps between values
+    alpha: float = 0.05  # keeps values from the infinite ends of the logit: 1e-6 to 0.05
 
 
 @dataclass(frozen=True)
