@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal
-from torch import Tensor, nn
+from torch import Tensor
 
 from anode import SolverError
 from cnf import Density, density_model
@@ -30,6 +31,7 @@ from train_flows.settings import (
     RunSettings,
     Source,
 )
+from train_flows.task import Task
 from train_flows.text import lines_of
 from train_flows.training import Training
 
@@ -76,9 +78,10 @@ def main(args: list[str]) -> None:
     run = session.open_run(settings, KIND, dataset, model)
     before = time.monotonic() - started
     with session.resumable(run, "density"):
-        if not fit(settings, run, dataset, model, what):
-            raise KeyboardInterrupt
-        report(settings, run, dataset, model, before)
+        stopped = fit(settings, run, dataset, model, what, where.deadline(started))
+        report(settings, run, dataset, model, before, (*dataset.notes, *stopped))
+        for note in stopped:
+            print(f"{note}; {session.how_to_go_on(run, 'density')}")
 
 
 def parse(args: list[str]) -> Settings:
@@ -112,23 +115,6 @@ def blank(settings: Settings, dataset: Dataset, **more: Any) -> Density:
     )
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a training loop needs to know of a density.
-
-    Attributes:
-        objective: to minimise.
-        batch: what it takes at a step.
-        validate: figures of the current weights, ``"nll"`` among them.
-        training: how to optimise.
-    """
-
-    objective: nn.Module
-    batch: Callable[[int], Any]
-    validate: Callable[[], dict[str, float]]
-    training: Training
-
-
 def task(settings: Settings, dataset: Dataset, trained: Density, model: Density) -> Task:
     """The task of training a density on the device it is on.
 
@@ -159,7 +145,9 @@ def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Ca
     return lambda step: suited(model, processes.share_of(read(step)))
 
 
-def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:
+def fit(
+    settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task, deadline: float = math.inf
+) -> tuple[str, ...]:
     """Train, keeping the weights of the best validation NLL in the run folder.
 
     Args:
@@ -168,14 +156,14 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
         dataset: its data.
         model: solves as validation does; holds the best weights at the end.
         what: the task, which trains the weights of the model.
+        deadline: of ``time.monotonic()``, after which to stop.
 
     Returns:
-        Whether training came to its end; False when it was asked to stop.
+        Where training stands, if the deadline came before its end; see :func:`train_flows.session.fit`.
     """
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{dataset.size} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
-    of_task = (what.objective, model, what.batch, what.training, what.validate)
-    return session.fit(run, *of_task, "nll", settings.guards, settings.run)
+    return session.fit(run, model, what, "nll", settings.guards, settings.run, deadline)
 
 
 def _validated_as(model: Density) -> str:
@@ -185,7 +173,7 @@ def _validated_as(model: Density) -> str:
     return f"validation NLL in nats ({kind}, rtol {solver.rtol:g}, atol {solver.atol:g})"
 
 
-def report(settings: Settings, run: Run, dataset: Dataset, model: Density, before: float) -> None:
+def report(settings: Settings, run: Run, dataset: Dataset, model: Density, before: float, notes: Sequence[str]) -> None:
     """Evaluate on the test part, draw the pictures, write ``result.json`` and print the table.
 
     Args:
@@ -194,6 +182,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
         dataset: its data.
         model: with the best weights.
         before: seconds spent before training.
+        notes: sentences worth keeping with the figures.
     """
     started = time.monotonic()
     session.seed_noise(0)  # as ``train-flows evaluate`` does, for figures with noise
@@ -211,7 +200,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
         print(f"note: a picture is missing: {error}")
     trained = run.records()[-1]["seconds"] if run.records() else 0
     seconds = before + trained + time.monotonic() - started
-    session.write_result(run, KIND, settings.run.seed, seconds, figures, dataset.notes)
+    session.write_result(run, KIND, settings.run.seed, seconds, figures, notes)
     rows.append(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(test)} samples", *rows, sep="\n")
 
