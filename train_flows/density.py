@@ -20,6 +20,7 @@ from cnf.models import KIND
 from train_flows import command_line, data, likelihood, objectives, pictures, processes, recipes, session, unused
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
+from train_flows.growth import Growth, doubled
 from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
 from train_flows.precision import InPrecision, suited
@@ -36,7 +37,7 @@ from train_flows.text import lines_of
 from train_flows.training import Training
 
 VALIDATION = 5000  # samples at most
-SECTIONS = ("model", "augmentation", "objective", "numerics", "training")  # of the settings: what is learnt, and how
+SECTIONS = ("model", "augmentation", "objective", "numerics", "training", "growth")  # what is learnt, and how
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Settings:
     objective: Objective = field(default_factory=Objective)
     numerics: DensityNumerics = field(default_factory=DensityNumerics)
     training: Training = field(default_factory=Training)
+    growth: Growth = field(default_factory=Growth)
     guards: Guards = field(default_factory=Guards)
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -61,6 +63,7 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings = parse(args)
     settings.training.check()
+    settings.growth.check()
     unused.check(settings.model, settings.augmentation, settings.objective)
     objectives.check(settings.objective, settings.augmentation, settings.training.steps)
     settings.guards.check()
@@ -71,6 +74,7 @@ def main(args: list[str]) -> None:
         print(f"note: {note}")
     batch_size = session.fitting_batch(settings.training.batch_size, dataset.size)
     settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
+    settings.growth.check_with(settings.training, dataset.size)
     trained = build(settings, dataset).to(device, getattr(torch, where.dtype))
     session.begin_noise(where)
     model = trained.with_solver(figures)  # the same weights: what is validated, stored and reported
@@ -130,11 +134,12 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         return likelihood.of_one_draw(model, validation, objectives.energies(goal))
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
-    batch = _batches(dataset, training.batch_size, settings.run.of_data(), model)
+    stream = _batches(dataset, training.batch_size, settings.run.of_data(), model)
+    batch = doubled(stream, settings.growth.double_at)
     objective, batch = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
     if training.precision != "float32":
         objective = InPrecision(objective, training.precision)
-    return Task(objective, batch, validate, training)
+    return Task(objective, batch, validate, training, settings.growth)
 
 
 def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Callable[[int], Tensor]:

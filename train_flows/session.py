@@ -163,7 +163,8 @@ def fit(
             keep(run, model)
 
     if where.compile:
-        batches = [task.batch(step) for step in sorted({0, task.training.restart or 0})]  # of each stage
+        kinds = {0, task.training.restart or 0, *task.growth.double_at}  # steps at which other batches begin
+        batches = [task.batch(step) for step in sorted(kinds)]
         print(f"compiled in {compile_fields(model, task.objective, batches, task.validate):.0f} s")
     device = next(model.parameters()).device
     try:
@@ -179,6 +180,7 @@ def fit(
                 criterion,
                 deadline=deadline,
                 guards=guards,
+                growth=task.growth,
             )
     except TrainingError as error:
         kept = (run.folder / storage.WEIGHTS).exists()

@@ -71,6 +71,7 @@ def train_for(seconds: float, task: Task, keep_best: Callable[[], None]) -> Time
             torch.device("cpu"),
             quiet=True,
             deadline=deadline,
+            growth=task.growth,
         )
         if not finished and time.monotonic() < deadline:
             raise KeyboardInterrupt
