@@ -376,7 +376,7 @@ class TestResume:
         assert run("density", "moons", *TINY)[0] == 0
         status, _, err = run("density", "--resume", "runs/moons", "--lr", "0.5")
         assert status == 2
-        assert "takes every setting but --device from the run" in err
+        assert "takes every setting but --device and --budget-minutes from the run" in err
         assert run("density", "--resume", "runs/moons", "--device", "cpu")[0] == 0
 
     def test_a_finished_run_is_reported_again(self, run, undrawn):

@@ -117,6 +117,12 @@ class Run:
             if old.is_dir() and old.name != str(step):
                 shutil.rmtree(old)
 
+    @property
+    def step(self) -> int:
+        """The step of the newest state, 0 before the first."""
+        pointer = self._pointer()
+        return 0 if pointer is None else pointer["step"]
+
     def load_state(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The newest state, or None before the first; records made after it are dropped. No code from it is executed.
 

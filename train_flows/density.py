@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal
-from torch import Tensor, nn
+from torch import Tensor
 
 from anode import SolverError
 from cnf import Density, density_model
@@ -19,6 +20,7 @@ from cnf.models import KIND
 from train_flows import command_line, data, likelihood, objectives, pictures, processes, recipes, session, unused
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
+from train_flows.growth import Growth, doubled
 from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
 from train_flows.precision import InPrecision, suited
@@ -31,11 +33,12 @@ from train_flows.settings import (
     Scales,
     Source,
 )
+from train_flows.task import Task
 from train_flows.text import lines_of
 from train_flows.training import Training
 
 VALIDATION = 5000  # samples at most
-SECTIONS = ("model", "scales", "augmentation", "objective", "numerics", "training")  # of what is learnt, and how
+SECTIONS = ("model", "scales", "augmentation", "objective", "numerics", "training", "growth")  # what is learnt, how
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Settings:
     objective: Objective = field(default_factory=Objective)
     numerics: DensityNumerics = field(default_factory=DensityNumerics)
     training: Training = field(default_factory=Training)
+    growth: Growth = field(default_factory=Growth)
     guards: Guards = field(default_factory=Guards)
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -61,6 +65,7 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings = parse(args)
     settings.training.check()
+    settings.growth.check()
     unused.check(settings.model, settings.augmentation, settings.objective, recipe(settings))
     objectives.check(settings.objective, settings.augmentation, settings.training.steps)
     settings.guards.check()
@@ -72,6 +77,7 @@ def main(args: list[str]) -> None:
         print(f"note: {note}")
     batch_size = session.fitting_batch(settings.training.batch_size, dataset.size)
     settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
+    settings.growth.check_with(settings.training, dataset.size)
     trained = build(settings, dataset).to(device, getattr(torch, where.dtype))
     session.begin_noise(where)
     model = trained.with_solver(figures)  # the same weights: what is validated, stored and reported
@@ -79,9 +85,10 @@ def main(args: list[str]) -> None:
     run = session.open_run(settings, KIND, dataset, model)
     before = time.monotonic() - started
     with session.resumable(run, "density"):
-        if not fit(settings, run, dataset, model, what):
-            raise KeyboardInterrupt
-        report(settings, run, dataset, model, before)
+        stopped = fit(settings, run, dataset, model, what, where.deadline(started))
+        report(settings, run, dataset, model, before, (*dataset.notes, *stopped))
+        for note in stopped:
+            print(f"{note}; {session.how_to_go_on(run, 'density')}")
 
 
 def parse(args: list[str]) -> Settings:
@@ -117,23 +124,6 @@ def blank(settings: Settings, dataset: Dataset, **more: Any) -> Density:
     )
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a training loop needs to know of a density.
-
-    Attributes:
-        objective: to minimise.
-        batch: what it takes at a step.
-        validate: figures of the current weights, ``"nll"`` among them.
-        training: how to optimise.
-    """
-
-    objective: nn.Module
-    batch: Callable[[int], Any]
-    validate: Callable[[], dict[str, float]]
-    training: Training
-
-
 def task(settings: Settings, dataset: Dataset, trained: Density, model: Density) -> Task:
     """The task of training a density on the device it is on.
 
@@ -149,11 +139,12 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         return likelihood.of_one_draw(model, validation, objectives.energies(goal))
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
-    batch = _batches(dataset, training.batch_size, settings.run.of_data(), model)
+    stream = _batches(dataset, training.batch_size, settings.run.of_data(), model)
+    batch = doubled(stream, settings.growth.double_at)
     objective, batch = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
     if training.precision != "float32":
         objective = InPrecision(objective, training.precision)
-    return Task(objective, batch, validate, training)
+    return Task(objective, batch, validate, training, settings.growth)
 
 
 def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Callable[[int], Tensor]:
@@ -164,7 +155,9 @@ def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Ca
     return lambda step: suited(model, processes.share_of(read(step)))
 
 
-def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task) -> bool:
+def fit(
+    settings: Settings, run: Run, dataset: Dataset, model: Density, what: Task, deadline: float = math.inf
+) -> tuple[str, ...]:
     """Train, keeping the weights of the best validation NLL in the run folder.
 
     Args:
@@ -173,14 +166,14 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
         dataset: its data.
         model: solves as validation does; holds the best weights at the end.
         what: the task, which trains the weights of the model.
+        deadline: of ``time.monotonic()``, after which to stop.
 
     Returns:
-        Whether training came to its end; False when it was asked to stop.
+        Where training stands, if the deadline came before its end; see :func:`train_flows.session.fit`.
     """
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{dataset.size} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
-    of_task = (what.objective, model, what.batch, what.training, what.validate)
-    return session.fit(run, *of_task, "nll", settings.guards, settings.run)
+    return session.fit(run, model, what, "nll", settings.guards, settings.run, deadline)
 
 
 def _validated_as(model: Density) -> str:
@@ -190,7 +183,7 @@ def _validated_as(model: Density) -> str:
     return f"validation NLL in nats ({kind}, rtol {solver.rtol:g}, atol {solver.atol:g})"
 
 
-def report(settings: Settings, run: Run, dataset: Dataset, model: Density, before: float) -> None:
+def report(settings: Settings, run: Run, dataset: Dataset, model: Density, before: float, notes: Sequence[str]) -> None:
     """Evaluate on the test part, draw the pictures, write ``result.json`` and print the table.
 
     Args:
@@ -199,6 +192,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
         dataset: its data.
         model: with the best weights.
         before: seconds spent before training.
+        notes: sentences worth keeping with the figures.
     """
     started = time.monotonic()
     session.seed_noise(0)  # as ``train-flows evaluate`` does, for figures with noise
@@ -216,7 +210,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
         print(f"note: a picture is missing: {error}")
     trained = run.records()[-1]["seconds"] if run.records() else 0
     seconds = before + trained + time.monotonic() - started
-    session.write_result(run, KIND, settings.run.seed, seconds, figures, dataset.notes)
+    session.write_result(run, KIND, settings.run.seed, seconds, figures, notes)
     rows.append(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(test)} samples", *rows, sep="\n")
 

@@ -10,6 +10,7 @@ from anode import InputError
 from anode.classifiers import KIND as CLASSIFIER
 from anode.plain import check_arguments
 from cnf.models import KIND as DENSITY
+from train_flows.growth import Growth
 from train_flows.guards import Guards
 from train_flows.settings import (
     Augmentation,
@@ -34,6 +35,7 @@ SECTIONS: dict[str, dict[str, type]] = {
         "objective": Objective,
         "numerics": DensityNumerics,
         "training": Training,
+        "growth": Growth,
         "guards": Guards,
         "run": RunSettings,
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ Labelled = Annotated[
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone: of what no recipe turns on
 
 Activation = Literal["tanh", "softplus", "relu", "silu"]
+TRAINED = 0.9  # of the time of a sitting; the rest is left for figures and pictures
 
 
 @dataclass(frozen=True)
@@ -177,13 +179,20 @@ class RunSettings:
     compile: Flag = False  # vector fields, by torch.compile: faster steps after a minute or so
     tensorboard: Flag = False  # records for TensorBoard, too, in the run folder
     overwrite: Flag = False  # replace an existing run
+    budget_minutes: float | None = None  # of this sitting: train for nine tenths of them; --resume goes on
     resume: str | None = None  # continue this run with all its settings
 
     def check(self) -> None:
-        """Raise an :class:`~anode.InputError` for a seed that some random generator does not take."""
+        """Raise an :class:`~anode.InputError` for a budget that is none, or a seed that no generator takes."""
         for name in ("seed", "data_seed", "noise_seed"):
             if getattr(self, name) is not None:
                 check_seed(getattr(self, name), f"--{name.replace('_', '-')}")
+        if self.budget_minutes is not None and not self.budget_minutes > 0:
+            raise InputError(f"--budget-minutes {self.budget_minutes} must be a positive number")
+
+    def deadline(self, started: float) -> float:
+        """When training has to stop, in a sitting that started then; infinity without a budget."""
+        return math.inf if self.budget_minutes is None else started + 60 * TRAINED * self.budget_minutes
 
     def of_data(self) -> int:
         """The seed of the data, their split and batches."""
