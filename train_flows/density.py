@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from anode import SolverError
 from cnf import Density, density_model
 from cnf.models import KIND
-from train_flows import command_line, data, likelihood, objectives, pictures, processes, recipes, session, unused
+from train_flows import (
+    command_line,
+    data,
+    image_pictures,
+    likelihood,
+    objectives,
+    pictures,
+    processes,
+    recipes,
+    session,
+    unused,
+)
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.guards import Guards
@@ -174,7 +185,10 @@ def fit(settings: Settings, run: Run, dataset: Dataset, model: Density, what: Ta
     """
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{dataset.size} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
-    of_task = (what.objective, model, what.batch, what.training, what.validate)
+    validate = what.validate
+    if dataset.levels is not None:
+        validate = image_pictures.followed(validate, run, model, what.training, dataset.levels - 1)
+    of_task = (what.objective, model, what.batch, what.training, validate)
     return session.fit(run, *of_task, "nll", settings.guards, settings.run)
 
 
