@@ -113,10 +113,10 @@ class CategoricalFlow(Density):
         return Compose([self.static]), self.ode
 
     @torch.no_grad()
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Density.sample`."""
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """See :meth:`Density.sample`; the temperature is of the noise within the components."""
         k = self.mixture.sample_components(n)
-        return self._decoded(self.base.sample(n), k, for_each(c, n))
+        return self._decoded(self.base.sample(n, temperature), k, for_each(c, n))
 
     @torch.no_grad()
     def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:

@@ -128,9 +128,9 @@ class LiftedFlow(Density):
         """See :meth:`Density.parts`; those of the density of y."""
         return self.flow.parts()
 
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Density.sample`."""
-        return self.lift.project(self.flow.sample(n, c))
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """See :meth:`Density.sample`; the temperature is that of the density of y."""
+        return self.lift.project(self.flow.sample(n, c, temperature))
 
     @torch.no_grad()
     def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:

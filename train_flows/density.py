@@ -17,7 +17,18 @@ from torch import Tensor
 from anode import SolverError
 from cnf import Density, density_model
 from cnf.models import KIND
-from train_flows import command_line, data, likelihood, objectives, pictures, processes, recipes, session, unused
+from train_flows import (
+    command_line,
+    data,
+    image_pictures,
+    likelihood,
+    objectives,
+    pictures,
+    processes,
+    recipes,
+    session,
+    unused,
+)
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.growth import Growth, doubled
@@ -173,6 +184,9 @@ def fit(
     """
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{dataset.size} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
+    if dataset.levels is not None:
+        validate = image_pictures.followed(what.validate, run, model, what.training, dataset.levels - 1)
+        what = dataclasses.replace(what, validate=validate)
     return session.fit(run, model, what, "nll", settings.guards, settings.run, deadline)
 
 

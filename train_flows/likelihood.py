@@ -12,8 +12,8 @@ from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
-from cnf import Continuous, Density, Dequantize, LiftedFlow, PathOptions, Standardize
-from train_flows import processes
+from cnf import Continuous, Density, LiftedFlow, PathOptions, Standardize
+from train_flows import bits, processes
 from train_flows.moments import Moments
 from train_flows.precision import layers_in, suited
 from train_flows.text import lines_of
@@ -51,7 +51,8 @@ def measure(
 
     Returns:
         ``nll``, ``nll_tighter`` and, for another precision, ``nll_bfloat16`` (see :func:`nll`; None where the tighter
-        or less precise solve fails); ``inverse_error``, the mean
+        or less precise solve fails); ``nll_one_draw`` of discrete data, by one draw of the dequantisation, where
+        ``nll`` is of more (see :mod:`train_flows.bits`); ``inverse_error``, the mean
         of ||x - decode(encode(x))||, in the units of the data (for a lifted flow, of y = lift(x)), and
         ``inverse_error_standardized``, in units of the standardisation (None for a lifted flow); ``nfe_log_prob`` and
         ``nfe_sample``, evaluations of the field a solve of up to 2,500 samples.
@@ -63,6 +64,10 @@ def measure(
     with torch.no_grad():
         with torch.random.fork_rng():  # so that the next solves see the same noise
             value, nfe_log_prob = nll(at, x, samples)
+        one_draw = {}
+        if value["dequantisation"] and value["samples"] > 1:
+            with torch.random.fork_rng():
+                one_draw["nll_one_draw"] = nll(at, x, 1)[0]
         less = {}
         if precision != "float32":
             with torch.random.fork_rng(), layers_in(precision, next(model.parameters()).device):
@@ -73,6 +78,7 @@ def measure(
         error, error_standardized = _inverse_error(at, x)
     return {
         "nll": value,
+        **one_draw,
         "nll_tighter": value_tighter,
         **less,
         "inverse_error": error,
@@ -99,33 +105,38 @@ def nll(model: Density, x: Samples, samples: int = 64) -> tuple[dict[str, Any], 
             weights of estimates would give no bound).
 
     Returns:
-        ``value``, ``standard_error`` (over x), ``kind``, ``tolerance``, ``probes``, ``samples``, and
+        ``value``, ``standard_error`` (over x), ``kind``, ``tolerance``, ``probes``, ``samples``;
         ``value_standardized``, the NLL of the data divided by their standard deviations, the unit of published tables
-        (None for discrete data); and the mean number of evaluations a solve.
+        (None for discrete data); for these (else None) their ``dequantisation``, and ``bits_per_dim`` with
+        ``bits_per_dim_standard_error``, the same value in another unit; and the mean number of evaluations a solve.
     """
     lifted = isinstance(model, LiftedFlow)
     samples = samples if lifted and model.flow.kind == "exact" else 1
-    log_p, counts = Moments(), []
+    log_p, counts, dims = Moments(), [], 1
 
     def solved(part: Tensor) -> tuple[Tensor, Evaluations]:
         with count_evals(model) as nfe:
             return log_prob(model, part, samples).cpu(), nfe
 
     for portion in _portions(model, x):
+        dims = portion[0].numel()
         for value, nfe in processes.shared_out(portion.split(CHUNK), solved):
             log_p.add(value[:, None])
             counts.append(nfe)
-    value = -log_p.mean.item()
-    discrete = any(isinstance(part, Dequantize) for part in model.modules())
+    value, error = -log_p.mean.item(), math.sqrt(log_p.scatter.item() / (log_p.count - 1) / log_p.count)
+    dequantisation = bits.dequantisation(model)
     ode = next(iter(odes(model)), None)
     figure = {
         "value": value,
-        "standard_error": math.sqrt(log_p.scatter.item() / (log_p.count - 1) / log_p.count),
+        "standard_error": error,
         "kind": model.kind,
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
         "samples": samples if lifted else None,
-        "value_standardized": None if discrete else value - log_scale(model),
+        "value_standardized": None if dequantisation else value - log_scale(model),
+        "dequantisation": dequantisation,
+        "bits_per_dim": bits.per_dim(value, dims) if dequantisation else None,
+        "bits_per_dim_standard_error": bits.per_dim(error, dims) if dequantisation else None,
     }
     return figure, each(counts)
 
@@ -164,7 +175,8 @@ def of_one_draw(model: Density, x: Tensor, energies: Sequence[str] = ()) -> dict
         energies: which; see :class:`~cnf.PathOptions`.
 
     Returns:
-        ``nll``, the mean evaluations of a solve as ``nfe_log_prob``, and the energies by name.
+        ``nll``, of discrete data also as ``bits_per_dim``, the mean evaluations of a solve as ``nfe_log_prob``, and
+        the energies by name.
     """
 
     def solved(part: Tensor) -> tuple[dict[str, Tensor], Evaluations]:
@@ -174,7 +186,9 @@ def of_one_draw(model: Density, x: Tensor, energies: Sequence[str] = ()) -> dict
 
     found, counts = zip(*processes.shared_out(x.split(CHUNK), solved), strict=True)
     figures = {name: _mean([part[name] for part in found]) for name in found[0]}
-    return {"nll": figures.pop("nll"), "nfe_log_prob": each(counts), **figures}
+    value = figures.pop("nll")
+    in_bits = {"bits_per_dim": bits.per_dim(value, x[0].numel())} if bits.dequantisation(model) else {}
+    return {"nll": value, **in_bits, "nfe_log_prob": each(counts), **figures}
 
 
 def log_scale(model: Density) -> float:
@@ -185,7 +199,12 @@ def log_scale(model: Density) -> float:
 def table(report: dict[str, Any]) -> str:
     """A report as lines to read."""
     relative = report["inverse_error_standardized"]
-    likelihoods = {"NLL": "nll", "NLL, tighter": "nll_tighter", "NLL, bfloat16": "nll_bfloat16"}
+    likelihoods = {
+        "NLL": "nll",
+        "NLL, one draw": "nll_one_draw",
+        "NLL, tighter": "nll_tighter",
+        "NLL, bfloat16": "nll_bfloat16",
+    }
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
     lines = [
         *(
@@ -202,13 +221,22 @@ def table(report: dict[str, Any]) -> str:
 
 def describe(figure: dict[str, Any]) -> str:
     """A likelihood in words: value, standard error, kind and how it was computed."""
-    how = {
-        "exact": "exact",
-        "estimate": f"unbiased estimate, {figure['probes']} probe(s)",
-        "bound": f"upper bound, {figure['samples']} importance sample(s)",
-    }[figure["kind"]]
     rtol, atol = figure["tolerance"]["rtol"], figure["tolerance"]["atol"]
-    return f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats ({how}, rtol {rtol:g}, atol {atol:g})"
+    value = f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats"
+    if figure["bits_per_dim"] is not None:
+        value += f", {figure['bits_per_dim']:.4f} +- {figure['bits_per_dim_standard_error']:.4f} bits/dim"
+    return f"{value} ({_how(figure)}, rtol {rtol:g}, atol {atol:g})"
+
+
+def _how(figure: dict[str, Any]) -> str:
+    """What kind of figure a likelihood is, and of how many draws and probes."""
+    probes = f"{figure['probes']} probe(s)"
+    if figure["kind"] != "bound":
+        return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
+    if figure["samples"] > 1:
+        return f"upper bound, {figure['samples']} importance sample(s)"
+    draw = "one draw of uniform dequantisation as in FFJORD" if figure["dequantisation"] == "uniform" else "one draw"
+    return f"upper bound, {draw}" if figure["probes"] is None else f"estimate of an upper bound, {draw}, {probes}"
 
 
 def _inverse_error(model: Density, x: Samples) -> tuple[float, float | None]:
