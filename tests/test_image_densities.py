@@ -1,257 +1,241 @@
-"""Densities of images: fields, scales and dequantisation, against enumeration, traces and closed forms."""
+"""Images to learn the density of: published sets, folders in classes and without, and what is refused."""
 
-import math
+import gzip
+import json
+import struct
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
-from anode import ConvField, ConvStack, InputError, UNetField, count_evals
-from cnf import (
-    Continuous,
-    Dequantize,
-    FlowMatching,
-    LiftedFlow,
-    Lifts,
-    MaximumLikelihood,
-    Multiscale,
-    density_model,
-    exact,
-    hutchinson,
-    probe_noise,
-)
-from train_flows import recipes
+import cnf
+from anode import InputError, storage
+from train_flows import data
+from train_flows.data import images
+from train_flows.data.dataset import split
 
-PUBLISHED = {"hidden": (64, 64, 64), "activation": "softplus", "time": "concat", "multiscale": True, "blocks": 2}
-KINDS = {
-    "perceptron": {"hidden": (6, 6)},
-    "convolutions": {"field": "conv", "filters": 4, "activation": "tanh"},
-    "stack": {"field": "stack", "hidden": (4,), "activation": "softplus"},
-    "several": {"field": "stack", "hidden": (4,), "blocks": 2, "multiscale": True},
-    "augmented": {"field": "conv", "filters": 4, "extra": 1, "blocks": 2},
-}
+TINY = ["--steps", "4", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "8", "--no-whiten"]
 
 
-def disturbed(model, std=0.3):
-    """The model with weights that are neither zero nor alike."""
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=std)
-    return model
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the pictures out where they are not the point."""
+    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
 
 
-def images(values):
-    """All images of 2 pixels of so many levels, (levels^2, 1, 1, 2)."""
-    return torch.cartesian_prod(torch.arange(values), torch.arange(values)).view(-1, 1, 1, 2)
+def pictures(folder, n=20, size=(4, 3), mode="RGB", seed=0):
+    """Write images of noise, named in order; returns them (n, C, H, W)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (n, size[1], size[0]) + ((3,) if mode == "RGB" else ())
+    pixels = np.random.default_rng(seed).integers(256, size=shape).astype(np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:03}.png")
+    return pixels.transpose(0, 3, 1, 2) if mode == "RGB" else pixels[:, None]
 
 
-@pytest.mark.parametrize("dequantization", ["uniform", "learned"])
-@pytest.mark.parametrize("kind", [name for name in KINDS if name != "several"])
-def test_masses_of_all_images_of_two_pixels_sum_to_one(float64, kind, dequantization):
-    model = density_model((1, 1, 2), levels=2, dequantization=dequantization, alpha=1e-6, **KINDS[kind])
-    disturbed(model, 0.15 if kind == "augmented" else 0.3)  # weights over augmented variables scatter more
-    with torch.no_grad():
-        for parameter in model.lift.parameters():
-            parameter.mul_(0.2)  # weights of a q far from the posterior scatter
-        bound = model.log_prob_with_error(images(2), samples=2000)
-    masses = bound.value.exp()  # unbiased estimates
-    error = (masses * bound.standard_error).square().sum().sqrt()
-    assert error < 0.03
-    assert abs(masses.sum() - 1) < 4 * error + 1e-3  # logits beyond those of 1e-6 hold next to nothing
+def published(root, n=40, size=28):
+    """Write MNIST's files with few images of noise."""
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    for part, count in (("train", n), ("t10k", n // 2)):
+        x = np.random.default_rng(count).integers(256, size=(count, size, size)).astype(np.uint8)
+        for kind, array in (("images-idx3", x), ("labels-idx1", (np.arange(count) % 10).astype(np.uint8))):
+            head = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
+            path = root / "MNIST" / "raw" / f"{part}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(head + array.tobytes(), 1))
 
 
-def test_masses_of_all_images_at_several_scales_sum_to_one(float64):
-    model = disturbed(density_model((1, 2, 2), levels=2, alpha=1e-6, **KINDS["several"]))
-    x = torch.cartesian_prod(*[torch.arange(2)] * 4).view(-1, 1, 2, 2)
-    with torch.no_grad():
-        bound = model.log_prob_with_error(x, samples=500)
-    masses = bound.value.exp()
-    error = (masses * bound.standard_error).square().sum().sqrt()
-    assert error < 0.05
-    assert abs(masses.sum() - 1) < 4 * error + 1e-3
+def rows(x):
+    return sorted(bytes(image.flatten().tolist()) for image in np.asarray(x))
 
 
-@pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
-@pytest.mark.parametrize(
-    "field",
-    [ConvField(2, 4, "softplus"), ConvStack(2, (4, 4)), UNetField(2, (4, 8))],
-    ids=lambda field: type(field).__name__,
-)
-def test_mean_of_probes_is_the_trace_of_convolutional_fields(float64, field, noise):
-    field = disturbed(field.double())
-    t, x = torch.tensor(0.4), torch.randn(2, 2, 4, 4)
-    trace = exact(field, t, x).divergence
-    probes = 2000
-    estimates = torch.stack(
-        [hutchinson(field, t, x.repeat(50, 1, 1, 1), eps).divergence for eps in _probes(x, probes // 50, noise)]
-    ).view(-1, 2)
-    error = estimates.std(0) / math.sqrt(len(estimates))
-    assert len(estimates) == probes
-    assert ((estimates.mean(0) - trace).abs() < 4 * error).all()
-    jacobians = torch.func.vmap(torch.func.jacrev(lambda one: field(t, one[None])[0]))(x).reshape(2, 32, 32)
-    torch.testing.assert_close(trace, jacobians.diagonal(dim1=1, dim2=2).sum(1))
+class TestLoad:
+    def test_digits_are_split_as_ever(self):
+        found = data.load("digits", seed=4)
+        bunch = load_digits()
+        pixels = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
+        labels = torch.from_numpy(bunch.target)
+        for name, x, y in zip(("train", "validation", "test"), split(pixels, 4), split(labels, 4), strict=True):
+            assert torch.equal(getattr(found, name), x)
+            assert torch.equal(getattr(found.classes, name), y)
+        assert (found.columns[0], found.columns[-1]) == ("pixel_0_0", "pixel_7_7")
+        assert found.classes.names == tuple("0123456789")
+        assert data.load("digits", image_size=4).shape == (1, 4, 4)
+
+    def test_published(self, tmp_path):
+        published(tmp_path)
+        options = {"data_root": tmp_path, "image_size": 14, "train_size": 20, "test_size": 5}
+        found, labelled = data.load("mnist", 3, **options), images.labelled("mnist", 3, **options)
+        assert (found.shape, found.levels, found.table, len(found.columns)) == ((1, 14, 14), 256, False, 196)
+        for part in ("train", "validation", "test"):
+            assert torch.equal(getattr(found, part), getattr(labelled, part).x)
+            assert torch.equal(getattr(found.classes, part), getattr(labelled, part).y)
+        assert found.notes == labelled.notes
+        assert found.train.dtype == torch.uint8
+
+    def test_a_folder_without_classes(self, tmp_path):
+        pixels = pictures(tmp_path / "photos", n=30)
+        found = data.load(str(tmp_path / "photos"), seed=1)
+        assert (found.name, found.levels, found.classes, found.notes) == ("photos", 256, None, ())
+        parts = (found.train, found.validation, found.test)
+        assert [len(part) for part in parts] == [24, 3, 3]
+        assert all(torch.equal(*pair) for pair in zip(parts, split(torch.from_numpy(pixels), 1), strict=True))
+        flat = found.train[0].flatten().tolist()
+        assert flat[found.columns.index("green_2_1")] == found.train[0, 1, 2, 1]
+
+    def test_grey_and_colour_together_are_colour(self, tmp_path):
+        grey = pictures(tmp_path / "a" / "x", mode="L")
+        colour = pictures(tmp_path / "a" / "y", seed=1)
+        found = data.load(str(tmp_path / "a"))
+        assert rows(torch.cat([found.train, found.validation, found.test])) == rows([*grey.repeat(3, 1), *colour])
+
+    def test_parts_without_classes(self, tmp_path):
+        train, test = pictures(tmp_path / "train"), pictures(tmp_path / "test", n=4, seed=1)
+        found = data.load(str(tmp_path))
+        assert rows(torch.cat([found.train, found.validation])) == rows(train)
+        assert rows(found.test) == rows(test)
+        assert found.classes is None
+
+    def test_one_class_is_none(self, tmp_path):
+        pictures(tmp_path / "cat")
+        assert data.load(str(tmp_path)).classes is None
+
+    def test_a_folder_of_classes(self, tmp_path):
+        pixels = {name: pictures(tmp_path / name, seed=i) for i, name in enumerate(("cat", "dog"))}
+        (tmp_path / "README.txt").write_text("?")
+        found = data.load(str(tmp_path))
+        assert found.classes.names == ("cat", "dog")
+        for i, name in enumerate(found.classes.names):
+            mine = [getattr(found, part)[getattr(found.classes, part) == i] for part in ("train", "validation", "test")]
+            assert rows(torch.cat(mine)) == rows(pixels[name])
+        assert found.notes == (f"1 file(s) in {tmp_path}, in no class, are not used",)
+
+    def test_real_sets(self, real_data):
+        found = data.load("mnist", data_root=real_data, image_size=7)
+        assert [len(part) for part in (found.train, found.validation, found.test)] == [54_000, 6_000, 10_000]
+        assert torch.bincount(found.classes.test)[:3].tolist() == [980, 1135, 1032]
 
 
-def _probes(x, n, noise):
-    """Noise of n solves of 50 copies of the samples, as one probe each."""
-    return (probe_noise(x.repeat(50, 1, 1, 1), 1, noise) for _ in range(n))
+class TestRefused:
+    def refuse(self, message, *args, **kwargs):
+        with pytest.raises(InputError, match=message) as caught:
+            data.load(*map(str, args), **kwargs)
+        assert "\n" not in str(caught.value)
 
-
-class TestUNet:
-    def test_keeps_the_shape_and_starts_at_zero(self):
-        x = torch.randn(3, 2, 8, 4)
-        assert UNetField(2, (4, 8), zero_init=True)(torch.tensor(0.1), x).abs().max() == 0
-        assert UNetField(2, (4, 8, 8))(torch.tensor(0.1), x).shape == x.shape
-
-    def test_times_and_contexts_of_samples_are_the_same_as_one_by_one(self, float64):
-        field = UNetField(1, (4, 8), context=2).double()
-        t, x, c = torch.rand(3), torch.randn(3, 1, 4, 4), torch.randn(3, 2)
-        together = field(t, x, c)
-        one_by_one = [field(t[i], x[i : i + 1], c[i : i + 1]) for i in range(3)]
-        torch.testing.assert_close(together, torch.cat(one_by_one))
-        assert not torch.allclose(together, field(t, x, torch.zeros(3, 2)))
-        assert not torch.allclose(together, field(torch.zeros(3), x, c))
-
+    @pytest.mark.parametrize("source", ["moons", "power", "t.csv"])
     @pytest.mark.parametrize(
-        ("make", "words"),
+        ("option", "message"),
         [
-            (lambda: UNetField(0), "channels=0"),
-            (lambda: UNetField(1, ()), "filters="),
-            (lambda: UNetField(1, (8, 8, 8))(torch.tensor(0.0), torch.randn(1, 1, 6, 6)), "6x6 do not halve 2 times"),
-            (lambda: UNetField(1)(torch.tensor(0.0), torch.randn(1, 2, 4, 4)), "channels=1"),
+            ({"image_size": 0}, "--image-size 0"),
+            ({"train_size": 10}, "--train-size 10"),
+            ({"test_size": 10}, "--test-size 10"),
+            ({"download": True}, "--download"),
         ],
     )
-    def test_refuses(self, make, words):
-        with pytest.raises(InputError, match=words):
-            make()
+    def test_options_of_images_elsewhere(self, source, option, message):
+        self.refuse(f"^{message} is for images, not for {source}: drop it", source, **option)
 
-    def test_is_trained_by_flow_matching(self):
-        model = density_model((1, 4, 4), field="unet", hidden=(4, 8), levels=17, divergence="hutchinson")
-        FlowMatching(model)(torch.randint(17, (6, 1, 4, 4))).backward()
-        assert model.flow.parts()[1].field.network.conv_out.weight.grad.abs().max() > 0
+    def test_options_of_others(self, tmp_path):
+        pictures(tmp_path)
+        self.refuse("--download is for mnist.*not for", tmp_path, download=True)
+        self.refuse("--jitter is for tables", tmp_path, jitter=True)
+        self.refuse("--jitter is for tables", "mnist", jitter=True)
 
+    def test_images_of_several_sizes(self, tmp_path):
+        pictures(tmp_path)
+        pictures(tmp_path / "more", n=1, size=(5, 3))
+        self.refuse(r"000\.png is 4x3 but .*more/000\.png is 5x3 pixels: bring them to one by --image-size", tmp_path)
+        assert data.load(str(tmp_path), image_size=2).shape == (3, 2, 2)
 
-class TestDequantization:
-    def test_learned_noise_starts_as_the_uniform_one(self, float64):
-        x = torch.randint(9, (50, 1, 3, 3))
-        y, log_q, kl = Dequantize(9, "learned", (1, 3, 3))(x)
-        torch.testing.assert_close(log_q, torch.full((50,), 9 * math.log(9)))
-        torch.testing.assert_close(kl, torch.zeros(50))
-        assert torch.equal(Dequantize(9).project(y), x.double())
+    def test_what_is_no_image(self, tmp_path):
+        pictures(tmp_path)
+        (tmp_path / "table.csv").write_text("1,2")
+        self.refuse(r"table\.csv is no image .*remove or restore it", tmp_path)
 
-    def test_learned_noise_has_the_density_it_says(self, float64):
-        """The mean of 1 / q over draws of q is the length of the interval."""
-        torch.manual_seed(1)
-        lift = Dequantize(4, "learned", (1,))
-        torch.nn.init.normal_(lift.moments[-1].weight, std=0.05)
-        x = torch.full((200_000, 1), 2)
-        with torch.no_grad():
-            y, log_q, kl = lift(x)
-            inverse = torch.exp(-log_q)
-            assert kl.mean() > 0
-        assert abs(inverse.mean() - 1 / 4) < 4 * inverse.std() / math.sqrt(len(x))
-        assert ((y >= 0.5) & (y < 0.75)).all()
+    def test_nothing(self, tmp_path):
+        self.refuse("holds no images: add some, or remove the folder", tmp_path)
+        pictures(tmp_path / "train")
+        (tmp_path / "test").mkdir()
+        self.refuse("test holds no images", tmp_path)
 
-    def test_learned_noise_raises_the_bound(self):
-        """Where the density of y is narrower than a level, uniform noise falls beside it."""
-        data = torch.randint(2, (64, 2))
-        bounds = {}
-        for noise in ("uniform", "learned"):
-            torch.manual_seed(0)
-            model = density_model((2,), hidden=(4,), levels=2, dequantization=noise, data=data)
-            objective = MaximumLikelihood(model)
-            optimizer = torch.optim.Adam(model.parameters(), 2e-2)
-            for _ in range(60):
-                optimizer.zero_grad()
-                objective(data.repeat(4, 1)).backward()
-                optimizer.step()
-            with torch.no_grad():
-                bounds[noise] = torch.stack([model.elbo(data) for _ in range(20)]).mean()
-        assert bounds["learned"] > bounds["uniform"] + 0.01
+    def test_few(self, tmp_path):
+        pictures(tmp_path / "few", n=19)
+        self.refuse("few has 19 images .*at least 20", tmp_path / "few")
+        pictures(tmp_path / "all" / "train")
+        pictures(tmp_path / "all" / "test", n=1)
+        self.refuse("all has one image to test on: at least 2", tmp_path / "all")
 
-    def test_augmentation_composes(self):
-        model = density_model((1, 4, 4), levels=17, dequantization="learned", extra=2, field="conv", filters=4)
-        assert isinstance(model.lift, Lifts)
-        x = torch.randint(17, (3, 1, 4, 4))
-        assert model.log_prob(x, samples=2).shape == (3,)
-        assert model.sample(2).shape == (2, 1, 4, 4)
-
-    @pytest.mark.parametrize(
-        ("make", "words"),
-        [
-            (lambda: Dequantize(4, "normal"), "noise='normal' is unknown"),
-            (lambda: Dequantize(4, "learned"), "pass the shape"),
-            (lambda: Dequantize(4)(torch.tensor([[1, 4]])), "from 0 to 3; it holds 4"),
-            (lambda: Dequantize(4)(torch.tensor([[1, -2]])), "it holds -2"),
-        ],
-    )
-    def test_refuses(self, make, words):
-        with pytest.raises(InputError, match=words):
-            make()
+    def test_a_test_part_in_other_classes(self, tmp_path):
+        for name in ("cat", "dog"):
+            pictures(tmp_path / "train" / name)
+        pictures(tmp_path / "test")
+        self.refuse("test holds no folders of images: put the images", tmp_path)
 
 
-class TestScales:
-    @pytest.mark.parametrize(
-        ("shape", "expected"), [((1, 28, 28), 800_636), ((3, 32, 32), 1_358_868), ((3, 64, 64), 1_996_116)]
-    )
-    def test_published_models_have_their_parameters(self, shape, expected):
-        with torch.device("meta"):
-            model = density_model(shape, field="stack", levels=256, divergence="hutchinson", **PUBLISHED)
-        assert sum(parameter.numel() for parameter in model.parameters()) == expected
+class TestPrograms:
+    def test_from_a_folder_to_samples(self, run, tmp_path):
+        pictures(tmp_path / "photos", n=40)
+        pictures(tmp_path / "others", n=5, seed=1)
+        status, out, err = run("density", "photos", *TINY)
+        assert (status, err) == (0, "")
+        assert "32 samples to train on, 4 to validate on" in out
+        assert (tmp_path / "runs" / "photos" / "samples.png").read_bytes()[:4] == b"\x89PNG"
+        model = cnf.load("runs/photos")
+        assert (model.config["shape"], model.config["levels"]) == ([3, 3, 4], 256)
 
-    def test_the_recipe_is_the_published_model(self):
-        recipe = recipes.density("mnist")
-        assert {name: recipe[name] for name in PUBLISHED} == PUBLISHED | {"activation": ("softplus",)}
-        assert recipe["alpha"] == 1e-6
-        assert "alpha" not in recipes.density("cifar10")
-        assert recipes.density("mnist", "flow-matching")["field"] == "unet"
+        result = json.loads((tmp_path / "runs" / "photos" / "result.json").read_text())
+        own = json.loads(run("evaluate", "runs/photos", "--json")[1])
+        again = json.loads(run("evaluate", "runs/photos", "photos", "--json")[1])
+        other = json.loads(run("evaluate", "runs/photos", "others", "--json")[1])
+        assert own["nll"] == result["nll"] == again["nll"]
+        assert own["nll"]["kind"] == "bound"
+        assert other["nll"]["value"] != own["nll"]["value"]
 
-    def test_blocks_follow_each_other(self, float64):
-        model = disturbed(density_model((1, 4, 4), field="conv", filters=3, blocks=3))
-        x = torch.randn(2, 1, 4, 4)
-        z = model.encode(x)
-        torch.testing.assert_close(model.decode(z), x, atol=1e-4, rtol=1e-4)
-        with count_evals(model) as nfe, torch.no_grad():
-            model.log_prob(x)
-        assert nfe.solves == 3
-        jacobian = torch.autograd.functional.jacobian(model.encode, x[:1]).view(16, 16)
-        expected = model.base.log_prob(z[:1]) + torch.linalg.slogdet(jacobian).logabsdet
-        torch.testing.assert_close(model.log_prob(x[:1]), expected, atol=1e-4, rtol=1e-4)
+        assert run("sample", "runs/photos", "-n", 7, "--out", "new.csv")[0] == 0
+        frame = pd.read_csv("new.csv")
+        assert list(frame.columns) == list(data.load("photos").columns)
+        assert set(np.unique(frame)) <= set(range(256))
+        assert json.loads(run("evaluate", "runs/photos", "new.csv", "--json", "--samples", 1)[1])["nll"]["value"] > 0
+        frame.iloc[0, 0] = 256
+        frame.to_csv("new.csv", index=False)
+        status, _, err = run("evaluate", "runs/photos", "new.csv")
+        assert status == 2
+        assert "x must hold whole numbers from 0 to 255" in err
 
-    def test_augmented_channels_are_measured_on_their_own_where_they_keep_their_place(self):
-        apart = density_model((1, 8, 8), field="conv", extra=2, blocks=2)
-        mixed = density_model((1, 8, 8), field="conv", extra=2, multiscale=True)
-        assert [part.extra for part in apart.modules() if isinstance(part, Continuous)] == [2, 2]
-        assert [part.extra for part in mixed.modules() if isinstance(part, Continuous)] == [0, 0, 0]
+    def test_a_published_set(self, run, undrawn, tmp_path):
+        published(tmp_path / "root")
+        options = ["--data-root", "root", "--image-size", 4, "--train-size", 20, "--test-size", 10]
+        status, out, _ = run("density", "mnist", *TINY, *options)
+        assert status == 0
+        assert "note: 20 of 40 training images" in out
+        assert storage.read_config("runs/mnist", "density")["settings"]["data"]["test_size"] == 10
+        own = json.loads(run("evaluate", "runs/mnist", "--json")[1])
+        assert own["nll"]["value"] > 0
+        status, out, _ = run("density", "--resume", "runs/mnist")
+        assert status == 0
 
-    def test_kinds_of_model(self):
-        model = density_model((1, 8, 8), field="stack", hidden=(4,), levels=17, multiscale=True)
-        assert isinstance(model, LiftedFlow)
-        assert sum(isinstance(part, Multiscale) for part in model.modules()) == 1
+    def test_other_images(self, run, undrawn, tmp_path):
+        published(tmp_path / "root", size=8)
+        for name, options in (("photos", {"size": (8, 8), "mode": "L"}), ("colours", {})):
+            pictures(tmp_path / name, **options)
+        assert run("density", "photos", *TINY, "--data-root", "root")[0] == 0
+        named = json.loads(run("evaluate", "runs/photos", "mnist", "--json", "--samples", 1)[1])
+        assert named["nll"]["kind"] == "bound"
+        for source, message in (
+            ("digits", "digits has images 1x8x8 with 17 levels, runs/photos was trained on 1x8x8 with 256 levels"),
+            ("colours", "colours has images 3x3x4 with 256 levels, runs/photos was trained on 1x8x8"),
+            ("moons", "moons has 2 columns, runs/photos was trained on 64"),
+        ):
+            status, _, err = run("evaluate", "runs/photos", source)
+            assert status == 2
+            assert message in err
+            assert err.count("\n") == 1
 
-    @pytest.mark.parametrize(
-        ("options", "words"),
-        [
-            ({"blocks": 0}, "blocks=0"),
-            ({"multiscale": True}, "not 'mlp'"),
-            ({"field": "unet", "multiscale": True}, "not 'unet'"),
-            ({"field": "conv", "multiscale": True, "shape": (1, 7, 7)}, "7x7 have no scales"),
-            ({"blocks": 2, "extra": 2, "augmentation": "categorical"}, "is of one ODE"),
-            ({"blocks": 2, "extra": 2, "augmentation": "frozen"}, "is of one ODE"),
-            ({"field": "conv", "multiscale": True, "extra": 1, "base": "conditional"}, "scales would mix"),
-            ({"field": "stack", "shape": (3,)}, "is for images"),
-            ({"field": "unet", "extra": 1, "augmentation": "frozen"}, "context is no image"),
-            ({"levels": 2, "dequantization": "normal"}, "noise='normal'"),
-        ],
-    )
-    def test_refuses(self, options, words):
-        with pytest.raises(InputError, match=words):
-            density_model(**{"shape": (1, 8, 8), **options})
-
-    def test_several_odes_are_not_matched(self):
-        with pytest.raises(InputError, match="no single path"):
-            FlowMatching(density_model((1, 8, 8), field="conv", blocks=2))
-
-    @pytest.mark.parametrize("alpha", [0.0, 1e-9])
-    def test_alpha_that_makes_the_logit_infinite(self, alpha):
-        model = density_model((2,), levels=256, alpha=alpha)
-        with pytest.raises(InputError, match=f"alpha={alpha} makes logits infinite in torch.float32: pass 1e-6"):
-            model.flow.log_prob(torch.tensor([[0.0, 1.0]]))
+    def test_images_are_no_rows_of_a_table(self, run, undrawn, tmp_path):
+        pictures(tmp_path / "photos")
+        assert run("density", "moons", *TINY)[0] == 0
+        status, _, err = run("evaluate", "runs/moons", "photos")
+        assert status == 2
+        assert "photos has images 3x3x4 with 256 levels, runs/moons was trained on numbers" in err

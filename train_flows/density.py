@@ -56,6 +56,8 @@ SECTIONS = ("model", "scales", "augmentation", "objective", "numerics", "trainin
 class Settings:
     """Train a continuous normalizing flow on samples, evaluate it on held-out ones and draw it.
 
+    Data: two-dimensional densities; tables; digits, mnist, fashion, cifar10 and svhn; a folder of images, in classes
+    or not, or with those in train/ and test/.
     The defaults depend on the data: ask with them, as in ``train-flows density moons --help``.
     """
 
@@ -82,7 +84,8 @@ def main(args: list[str]) -> None:
     settings.guards.check()
     figures, where = settings.numerics.figures(), settings.run
     device = session.start(where)
-    dataset = data.load(**dataclasses.asdict(settings.data), seed=where.of_data())
+    wanted = dataclasses.asdict(settings.data)
+    dataset = processes.first_alone(lambda: data.load(**wanted, seed=where.of_data()))  # who may download
     unused.check_discrete(settings.scales, dataset.levels)
     for note in dataset.notes:
         print(f"note: {note}")

@@ -50,10 +50,10 @@ def samples(folder: str, source: str | None) -> Tensor | Portions:
 
     Args:
         folder: of a run, or of a model that was saved without one.
-        source: a data set or table; the test part of the run's own data when None.
+        source: a data set, a table or a folder of images; the test part of the run's own data when None.
 
     Raises:
-        InputError: when the run's own data have changed, or other data have other columns.
+        InputError: when the run's own data have changed, or other data have other columns, or images another form.
     """
     if source is None:
         return _own(folder)
@@ -62,7 +62,7 @@ def samples(folder: str, source: str | None) -> Tensor | Portions:
         return _own(folder)
     if trained["jitter"]:
         print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
-    return _other(folder, source)
+    return _other_images(folder, source) if data.pictures(source) else _other(folder, source)
 
 
 def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | None]:
@@ -93,16 +93,18 @@ def _images(config: dict[str, Any], folder: str, source: str) -> Pairs:
     unknown = sorted(set(found) - set(wanted))
     if unknown:
         raise InputError(f"{source} holds the class {unknown[0]}, {folder} knows {_some(wanted)}: rename or remove it")
-    shapes = [
-        (*shape, kind)
-        for shape, kind in ((part.x.shape[1:], levels), (config["model"]["shape"], config["model"]["levels"]))
-    ]
-    if shapes[0] != shapes[1]:
-        got, trained = ("x".join(map(str, shape[:-1])) for shape in shapes)
-        raise InputError(
-            f"{source} has images {got}, {folder} was trained on {trained} with {shapes[1][-1]} levels: convert them"
-        )
+    _check_images(part.x, levels, config, folder, source)
     return Pairs(part.x, torch.tensor([wanted.index(name) for name in found])[part.y])
+
+
+def _check_images(x: Tensor, levels: int | None, config: dict[str, Any], folder: str, source: str) -> None:
+    """Raise an :class:`~anode.InputError` for images of another shape, or with other levels, than a model takes."""
+    shape, known = tuple(config["model"]["shape"]), config["model"]["levels"]
+    if (tuple(x.shape[1:]), levels) == (shape, known):
+        return
+    got, trained = ("x".join(map(str, size)) for size in (x.shape[1:], shape))
+    what = "numbers" if known is None else f"{trained} with {known} levels"
+    raise InputError(f"{source} has images {got} with {levels} levels, {folder} was trained on {what}: convert them")
 
 
 def precision(folder: str) -> Precision:
@@ -137,12 +139,25 @@ def _check_unchanged(config: dict[str, Any], folder: str, digest: str) -> None:
         )
 
 
+def _other_images(folder: str, source: str) -> Tensor:
+    """The test part of a set by name, split as the run's own data were; of a folder, or failing that, all of it."""
+    config, settings = storage.read_config(folder, DENSITY), _settings(folder)
+    root, size = settings["data"]["data_root"], settings["data"]["image_size"]
+    if images.known(source):
+        dataset = images.load(source, _seed(settings), root, image_size=size)
+        x, levels = dataset.test, dataset.levels
+    else:
+        _, train, test, _, _, levels = images.read(source, size=size, classified=False)
+        x = (test or train).x
+    _check_images(x, levels, config, folder, source)
+    return x
+
+
 def _other(folder: str, source: str) -> Tensor | Portions:
     config = storage.read_config(folder, DENSITY)
     if source in data.NAMES:  # split as the run's own data were, so that the test part was not trained on
         settings = _settings(folder)
-        options = settings["data"] | {"source": source, "jitter": False}
-        dataset = data.load(**options, seed=_seed(settings))
+        dataset = data.load(source, _seed(settings), data_root=settings["data"]["data_root"])
         x, columns = dataset.test, dataset.columns
     elif (table := open_large(source)) is not None:
         for _ in table.chunks():  # all of it is good before the first solve

@@ -19,7 +19,9 @@ from train_flows import processes
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps; auto takes a CUDA GPU where there is one")]
 Data = Annotated[
     tyro.conf.Positional[str | None],
-    tyro.conf.arg(metavar="DATA", help="moons, 8gaussians, ..., digits, power, ..., or the path of a table"),
+    tyro.conf.arg(
+        metavar="DATA", help="moons, ..., digits, mnist, ..., power, ..., or the path of a table or a folder of images"
+    ),
 ]
 Labelled = Annotated[
     tyro.conf.Positional[str | None],
@@ -39,7 +41,11 @@ class Source:
 
     source: Data = None
     jitter: Flag = False  # add noise to columns of few distinct values
-    data_root: str = "data"  # folder of the published tables
+    data_root: str = "data"  # folder of the published tables, and of mnist, fashion, cifar10 and svhn
+    download: Flag = False  # fetch those images that are not there
+    image_size: int | None = None  # height and width to bring images to
+    train_size: int | None = None  # how many images to train on, drawn by the seed; all when omitted
+    test_size: int | None = None  # how many to test on
 
 
 @dataclass(frozen=True)

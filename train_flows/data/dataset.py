@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from train_flows.data.rows import Rows
+
+
+class Classes(NamedTuple):
+    """Classes of the samples of a data set, int64 (N,) of each part.
+
+    Attributes:
+        names: of the classes.
+        train: of the training samples.
+        validation: of the validation samples.
+        test: of the test samples.
+    """
+
+    names: tuple[str, ...]
+    train: Tensor
+    validation: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +42,7 @@ class Dataset:
         table: whether it is a table, whose columns may have any units.
         notes: sentences worth printing.
         disk: all training rows of a table that stays on disk.
+        classes: of the samples; None where they are not known.
     """
 
     name: str
@@ -36,6 +54,7 @@ class Dataset:
     table: bool = False
     notes: tuple[str, ...] = ()
     disk: Rows | None = None
+    classes: Classes | None = None
 
     def digest(self) -> str:
         """SHA-256 of all samples, or of their file, to tell whether a data set is the one it was."""
