@@ -51,6 +51,7 @@ class Dequantize(Lift):
         if noise not in NOISES:
             raise InputError(f"noise={noise!r} is unknown; choose one of {', '.join(NOISES)}")
         self.levels = levels
+        self.noise = noise
         self.moments: nn.Sequential | None = None
         if noise == "learned":
             if shape is None:

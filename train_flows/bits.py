@@ -22,8 +22,8 @@ from cnf import Dequantize
 
 
 def dequantisation(model: nn.Module) -> str | None:
-    """How a model makes real numbers of discrete data: ``"uniform"``; None for one of real numbers."""
-    return "uniform" if any(isinstance(part, Dequantize) for part in model.modules()) else None
+    """By what noise a model makes real numbers of discrete data, ``"uniform"`` or ``"learned"``; None if it does not."""
+    return next((part.noise for part in model.modules() if isinstance(part, Dequantize)), None)
 
 
 def per_dim(nats: float, dims: int) -> float:

@@ -235,7 +235,11 @@ def _how(figure: dict[str, Any]) -> str:
         return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
     if figure["samples"] > 1:
         return f"upper bound, {figure['samples']} importance sample(s)"
-    draw = "one draw of uniform dequantisation as in FFJORD" if figure["dequantisation"] == "uniform" else "one draw"
+    draw = {
+        "uniform": "one draw of uniform dequantisation as in FFJORD",
+        "learned": "one draw of learned dequantisation",
+        None: "one draw",
+    }[figure["dequantisation"]]
     return f"upper bound, {draw}" if figure["probes"] is None else f"estimate of an upper bound, {draw}, {probes}"
 
 
