@@ -22,7 +22,7 @@ from cnf import Dequantize
 
 
 def dequantisation(model: nn.Module) -> str | None:
-    """By what noise a model makes real numbers of discrete data, ``"uniform"`` or ``"learned"``; None if it does not."""
+    """The noise by which a model makes real numbers of discrete data, such as ``"uniform"``; None for others."""
     return next((part.noise for part in model.modules() if isinstance(part, Dequantize)), None)
 
 
