@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from cnf.models import KIND
 from train_flows import (
     command_line,
     data,
+    drift,
     image_pictures,
     likelihood,
     objectives,
@@ -47,6 +49,7 @@ from train_flows.settings import (
 from train_flows.task import Task
 from train_flows.text import lines_of
 from train_flows.training import Training
+from train_flows.unused import MATCHING
 
 VALIDATION = 5000  # samples at most
 SECTIONS = ("model", "scales", "augmentation", "objective", "numerics", "training", "growth")  # what is learnt, how
@@ -150,7 +153,8 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
     validation = suited(model, dataset.validation[:VALIDATION])
 
     def validate() -> dict[str, float]:
-        return likelihood.of_one_draw(model, validation, objectives.energies(goal))
+        figures = likelihood.of_one_draw(model, validation, objectives.energies(goal))
+        return figures | objective.check() if isinstance(objective, drift.FixedSteps) else figures
 
     goal, training = settings.objective, objectives.staged(settings.objective, settings.training)
     stream = _batches(dataset, training.batch_size, settings.run.of_data(), model)
@@ -158,6 +162,9 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
     objective, batch = objectives.build(goal, settings.augmentation, trained, batch, training.steps)
     if training.precision != "float32":
         objective = InPrecision(objective, training.precision)
+    if goal.objective != MATCHING and not settings.numerics.training().adaptive:
+        compare = partial(drift.compare, trained, model, validation)
+        objective = drift.FixedSteps(objective, compare, dataset.shape.numel(), settings.numerics.refine)
     return Task(objective, batch, validate, training, settings.growth)
 
 
@@ -216,6 +223,10 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     test = suited(model, dataset.test)
     figures = likelihood.measure(model, test, settings.numerics.figures())
     rows = [likelihood.table(figures)]
+    drifted = drift.of_best(run.records(), dataset.shape.numel(), dataset.levels is not None)
+    if drifted is not None:
+        figures["drift"] = drifted
+        rows.append(lines_of([("drift of training", drift.describe(drifted))]))
     if dataset.table:
         figures["gaussian_nll"] = gaussian_nll(dataset)
         rows.append(_comparison(figures, likelihood.log_scale(model)))

@@ -158,6 +158,7 @@ class DensityNumerics(Numerics):
     rtol: float = 1e-5  # relative tolerance of all figures
     atol: float = 1e-5  # absolute tolerance of all figures
     loosen: float = 10.0  # training solves at this multiple of rtol and atol
+    refine: bool = True  # halve fixed steps of training once their NLL drifts from the adaptive one
 
     def training(self) -> Solver:
         """The solver of training."""
