@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal
-from torch import Tensor, nn
+from torch import nn
 
 from anode import SolverError
 from cnf import Density, density_model
@@ -21,7 +21,7 @@ from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
-from train_flows.precision import InPrecision, suited
+from train_flows.precision import InPrecision, suited, suited_batch
 from train_flows.settings import (
     Augmentation,
     DensityNumerics,
@@ -62,7 +62,7 @@ def main(args: list[str]) -> None:
     settings = parse(args)
     settings.training.check()
     unused.check(settings.model, settings.augmentation, settings.objective)
-    objectives.check(settings.objective, settings.augmentation, settings.training.steps)
+    objectives.check(settings.objective, settings.augmentation, settings.training.steps, settings.data.conditional)
     settings.guards.check()
     figures, where = settings.numerics.figures(), settings.run
     device = session.start(where)
@@ -76,7 +76,8 @@ def main(args: list[str]) -> None:
     session.begin_noise(where)
     model = trained.with_solver(figures)  # the same weights: what is validated, stored and reported
     what = task(settings, dataset, trained, model)
-    run = session.open_run(settings, KIND, dataset, model)
+    about = {"classes": dataset.given.names} if dataset.given else {}
+    run = session.open_run(settings, KIND, dataset, model, **about)
     before = time.monotonic() - started
     with session.resumable(run, "density"):
         if not fit(settings, run, dataset, model, what):
@@ -110,6 +111,7 @@ def blank(settings: Settings, dataset: Dataset, **more: Any) -> Density:
         augmentation=augmented.augmentation,
         posterior=augmented.posterior,
         levels=dataset.levels,
+        context=len(dataset.given.names) if dataset.given else 0,
         solver=settings.numerics.training(),
         **more,
     )
@@ -141,7 +143,7 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         trained: solves as training does.
         model: shares its weights, and solves as validation does.
     """
-    validation = suited(model, dataset.validation[:VALIDATION])
+    validation = suited_batch(model, dataset.samples("validation", VALIDATION))
 
     def validate() -> dict[str, float]:
         return likelihood.of_one_draw(model, validation, objectives.energies(goal))
@@ -154,10 +156,10 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
     return Task(objective, batch, validate, training)
 
 
-def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Callable[[int], Tensor]:
-    """Shuffled training samples as a function of the step, from memory or from the disk."""
+def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Callable[[int], Any]:
+    """Shuffled training samples, with what they are given, as a function of the step, from memory or from the disk."""
     if dataset.disk is None:
-        return shuffled_batches(suited(model, dataset.train), batch_size, seed)
+        return shuffled_batches(suited_batch(model, dataset.samples("train")), batch_size, seed)
     read = dataset.disk.batches(batch_size, seed)
     return lambda step: suited(model, processes.share_of(read(step)))
 
@@ -200,8 +202,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     """
     started = time.monotonic()
     session.seed_noise(0)  # as ``train-flows evaluate`` does, for figures with noise
-    test = suited(model, dataset.test)
-    figures = likelihood.measure(model, test, settings.numerics.figures())
+    figures = likelihood.measure(model, dataset.samples("test"), settings.numerics.figures())
     rows = [likelihood.table(figures)]
     if dataset.table:
         figures["gaussian_nll"] = gaussian_nll(dataset)
@@ -216,7 +217,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     seconds = before + trained + time.monotonic() - started
     session.write_result(run, KIND, settings.run.seed, seconds, figures, dataset.notes)
     rows.append(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
-    print(f"\ntest part of {dataset.name}, {len(test)} samples", *rows, sep="\n")
+    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")
 
 
 def _comparison(figures: dict[str, Any], log_scale: float) -> str:

@@ -44,6 +44,7 @@ class Source:
     image_size: int | None = None  # height and width to bring images to
     train_size: int | None = None  # how many images to train on, drawn by the seed; all when omitted
     test_size: int | None = None  # how many to test on
+    conditional: Flag = False  # a density given the class, of images in classes
 
 
 @dataclass(frozen=True)
