@@ -132,12 +132,13 @@ class Density(nn.Module):
         """
         raise NotImplementedError
 
-    def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """Draw n samples with their paths from the base, without a graph.
 
         Args:
             n: how many.
             times: T times from 0 (base) to 1 (data), strictly increasing; see :meth:`cnf.Flow.trajectory`.
+            c: one context (C,) for all, or one for each (n, C), or None.
 
         Returns:
             (T, n, *S), in the units of the data.

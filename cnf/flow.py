@@ -140,9 +140,9 @@ class Flow(Density):
         static, ode = parts
         return torch.stack([static.decode(x, c) for x in ode.trajectory(z, times, c)])
 
-    def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.sample_paths`."""
-        return self.trajectory(self.base.sample(n), times)
+        return self.trajectory(self.base.sample(n), times, for_each(c, n))
 
     def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.returned`."""

@@ -133,7 +133,9 @@ def multiscale(shape: Sequence[int], block: Callable[[int], Transform], blocks: 
     """
     channels, height, width = shape
     if height % 2 or width % 2:
-        raise InputError(f"images of {height}x{width} have no scales, being of odd size: pad or crop them")
+        raise InputError(
+            f"images of {height}x{width} have no scales, being of odd size: pad or crop them, or take one scale"
+        )
     scales: list[Transform] = []
     while height % 2 == width % 2 == 0 and min(height, width) // 2 >= SMALLEST:
         before, after = ([block(n) for _ in range(blocks)] for n in (channels, 4 * channels))

@@ -74,7 +74,7 @@ def test_estimates_know_one_draw_alone():
     report = likelihood.measure(wild(divergence="hutchinson", probes=2), images(), SOLVER)
     assert "nll_one_draw" not in report
     assert (report["nll"]["samples"], report["nll"]["probes"]) == (1, 2)
-    expected = "estimate of an upper bound, one draw of uniform dequantisation as in FFJORD, 2 probe(s)"
+    expected = "estimated upper bound, one draw of uniform dequantisation as in FFJORD, 2 probe(s)"
     assert expected in likelihood.table(report)
 
 

@@ -11,9 +11,11 @@ from anode import Solver, SolverError, storage
 from cnf import CategoricalFlow, density_model
 from train_flows import image_pictures, image_plots, loop, processes
 from train_flows.checkpoint import Run
+from train_flows.data import Dataset
 from train_flows.training import Training
 
 TINY = ["--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64"]
+DATASET = Dataset("images", *[torch.randint(5, (6, 1, 2, 2))] * 3, columns=(), levels=5)
 STEPS = [f"step-{step:06d}.png" for step in (0, 2, 4, 6)]
 
 
@@ -167,7 +169,7 @@ class TestWhileTraining:
         assert len(set(pictures[0])) == len(STEPS)  # it learns
 
     def followed(self, tmp_path, model):
-        validate = image_pictures.followed(lambda: {"nll": 1.5}, Run(tmp_path), model, Training(steps=6), 4)
+        validate = image_pictures.followed(lambda: {"nll": 1.5}, Run(tmp_path), model, Training(steps=6), DATASET)
         return validate()
 
     def test_a_failing_solve_leaves_a_note(self, tmp_path, monkeypatch, capsys):

@@ -203,6 +203,21 @@ def columns_of(content: dict[str, Any], path: str | Path) -> tuple[str, ...]:
     return tuple(columns)
 
 
+def classes_of(content: dict[str, Any], path: str | Path) -> tuple[str, ...]:
+    """The names of the classes that a density is given, by its configuration; none for one of samples alone.
+
+    Raises:
+        InputError: when it is given something else.
+        CheckpointError: when they are no names, or not as many as the model takes.
+    """
+    context, names = content["model"].get("context", 0), content.get("classes") or []
+    if context and not names:
+        raise InputError(f"{path} is a density given {context} numbers that are no classes: use it by cnf.load")
+    if not fits(names, list[str]) or len(names) != context:
+        raise CheckpointError(f"{path} holds other classes than its model takes: restore it or train again")
+    return tuple(names)
+
+
 def _record(line: bytes) -> dict[str, Any] | None:
     """The record of a line; None for a line that is none."""
     try:

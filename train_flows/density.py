@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import multivariate_normal
-from torch import Tensor
 
 from anode import SolverError
 from cnf import Density, density_model
@@ -36,7 +35,7 @@ from train_flows.data import Dataset
 from train_flows.growth import Growth, doubled
 from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
-from train_flows.precision import InPrecision, suited
+from train_flows.precision import InPrecision, suited, suited_batch
 from train_flows.settings import (
     Augmentation,
     DensityNumerics,
@@ -83,7 +82,7 @@ def main(args: list[str]) -> None:
     settings.training.check()
     settings.growth.check()
     unused.check(settings.model, settings.augmentation, settings.objective, recipe(settings))
-    objectives.check(settings.objective, settings.augmentation, settings.training.steps)
+    objectives.check(settings.objective, settings.augmentation, settings.training.steps, settings.data.conditional)
     settings.guards.check()
     figures, where = settings.numerics.figures(), settings.run
     device = session.start(where)
@@ -99,7 +98,8 @@ def main(args: list[str]) -> None:
     session.begin_noise(where)
     model = trained.with_solver(figures)  # the same weights: what is validated, stored and reported
     what = task(settings, dataset, trained, model)
-    run = session.open_run(settings, KIND, dataset, model)
+    about = {"classes": dataset.given.names} if dataset.given else {}
+    run = session.open_run(settings, KIND, dataset, model, **about)
     before = time.monotonic() - started
     with session.resumable(run, "density"):
         stopped = fit(settings, run, dataset, model, what, where.deadline(started))
@@ -136,6 +136,7 @@ def blank(settings: Settings, dataset: Dataset, **more: Any) -> Density:
         augmentation=augmented.augmentation,
         posterior=augmented.posterior,
         levels=dataset.levels,
+        context=len(dataset.given.names) if dataset.given else 0,
         solver=settings.numerics.training(),
         **more,
     )
@@ -150,7 +151,7 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
         trained: solves as training does.
         model: shares its weights, and solves as validation does.
     """
-    validation = suited(model, dataset.validation[:VALIDATION])
+    validation = suited_batch(model, dataset.samples("validation", VALIDATION))
 
     def validate() -> dict[str, float]:
         figures = likelihood.of_one_draw(model, validation, objectives.energies(goal))
@@ -168,10 +169,10 @@ def task(settings: Settings, dataset: Dataset, trained: Density, model: Density)
     return Task(objective, batch, validate, training, settings.growth)
 
 
-def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Callable[[int], Tensor]:
-    """Shuffled training samples as a function of the step, from memory or from the disk."""
+def _batches(dataset: Dataset, batch_size: int, seed: int, model: Density) -> Callable[[int], Any]:
+    """Shuffled training samples, with what they are given, as a function of the step, from memory or from the disk."""
     if dataset.disk is None:
-        return shuffled_batches(suited(model, dataset.train), batch_size, seed)
+        return shuffled_batches(suited_batch(model, dataset.samples("train")), batch_size, seed)
     read = dataset.disk.batches(batch_size, seed)
     return lambda step: suited(model, processes.share_of(read(step)))
 
@@ -195,7 +196,7 @@ def fit(
     validated = min(VALIDATION, len(dataset.validation))
     print(f"{dataset.size} samples to train on, {validated} to validate on; nll: {_validated_as(model)}")
     if dataset.levels is not None:
-        validate = image_pictures.followed(what.validate, run, model, what.training, dataset.levels - 1)
+        validate = image_pictures.followed(what.validate, run, model, what.training, dataset)
         what = dataclasses.replace(what, validate=validate)
     return session.fit(run, model, what, "nll", settings.guards, settings.run, deadline)
 
@@ -220,8 +221,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     """
     started = time.monotonic()
     session.seed_noise(0)  # as ``train-flows evaluate`` does, for figures with noise
-    test = suited(model, dataset.test)
-    figures = likelihood.measure(model, test, settings.numerics.figures())
+    figures = likelihood.measure(model, dataset.samples("test"), settings.numerics.figures())
     rows = [likelihood.table(figures)]
     drifted = drift.of_best(run.records(), dataset.shape.numel(), dataset.levels is not None)
     if drifted is not None:
@@ -240,7 +240,7 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     seconds = before + trained + time.monotonic() - started
     session.write_result(run, KIND, settings.run.seed, seconds, figures, notes)
     rows.append(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
-    print(f"\ntest part of {dataset.name}, {len(test)} samples", *rows, sep="\n")
+    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")
 
 
 def _comparison(figures: dict[str, Any], log_scale: float) -> str:

@@ -16,14 +16,16 @@ from tqdm import tqdm
 
 from anode import Solver, SolverError
 from cnf import Density
+from cnf.objectives import Batch
 from train_flows import processes
+from train_flows.portions import Given, given
 
 SAMPLES = 500  # at most, to compare on
 TOLERATED = 0.02  # bits a dimension
 
 
 @torch.no_grad()
-def compare(fixed: Density, adaptive: Density, x: Tensor) -> dict[str, float]:
+def compare(fixed: Density, adaptive: Density, batch: Batch) -> dict[str, float]:
     """The drift mean_x [NLL by fixed steps - NLL by adaptive ones], in nats, of the same weights and noise.
 
     The random generators stay as they are.
@@ -31,24 +33,25 @@ def compare(fixed: Density, adaptive: Density, x: Tensor) -> dict[str, float]:
     Args:
         fixed: a density that solves by fixed steps.
         adaptive: the same that solves by adaptive ones.
-        x: samples (N, *S), of which the first 500 are compared.
+        batch: samples x (N, *S), of which the first 500 are compared, or the pair (x, c) with contexts (N, C).
 
     Returns:
         ``nll_training_solver``, by fixed steps, of a bound from one draw, and the ``drift``; nothing, where the fixed
         steps fail.
     """
 
-    def drifted(part: Tensor) -> tuple[float, float] | None:
+    def drifted(part: Given) -> tuple[float, float] | None:
         with torch.random.fork_rng():
-            value = -adaptive.elbo_on_path(part).value.double().mean().item()
+            value = -adaptive.elbo_on_path(*part).value.double().mean().item()
         try:
             with torch.random.fork_rng():
-                by_fixed = -fixed.elbo_on_path(part).value.double().mean().item()
+                by_fixed = -fixed.elbo_on_path(*part).value.double().mean().item()
         except SolverError:
             return None
         return by_fixed, by_fixed - value
 
-    (found,) = processes.shared_out([x[:SAMPLES]], drifted)
+    x, c = given(batch)
+    (found,) = processes.shared_out([(x[:SAMPLES], None if c is None else c[:SAMPLES])], drifted)
     return {} if found is None else dict(zip(("nll_training_solver", "drift"), found, strict=True))
 
 

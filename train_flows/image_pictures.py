@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from anode import SolverError
@@ -15,11 +16,13 @@ from cnf import Density, Flow, LiftedFlow
 from train_flows import image_plots, plots, processes
 from train_flows.checkpoint import SAMPLES, Run
 from train_flows.data import Dataset
+from train_flows.data.dataset import indicators
 from train_flows.precision import suited
 from train_flows.training import Training
 
 SEED = 0  # of the noise that pictures of samples are made of, the same in all of them
 SHOWN = 64  # samples
+ROWS = 10  # classes at most, and samples of each
 PAIRS, BETWEEN = 8, 10  # of test images, and images on the way from one to the other, both included
 NEIGHBOURS = 6  # of each of so many samples:
 COMPARED = 8
@@ -29,7 +32,7 @@ CHUNK = 10_000  # training images compared at once
 
 
 def followed(
-    validate: Callable[[], dict[str, float]], run: Run, model: Density, training: Training, top: float
+    validate: Callable[[], dict[str, float]], run: Run, model: Density, training: Training, dataset: Dataset
 ) -> Callable[[], dict[str, float]]:
     """A validation that leaves a picture of samples, ``samples/step-000500.png`` in the run folder.
 
@@ -41,7 +44,7 @@ def followed(
         run: the folder, whose records tell the step.
         model: the density, of images.
         training: says when validations are.
-        top: value of a full pixel.
+        dataset: what it is trained on.
     """
 
     def figures_and_picture() -> dict[str, float]:
@@ -49,13 +52,13 @@ def followed(
         step = _step(run, training)
         if processes.rank() == 0 and step is not None:
             try:
-                images = alike(model, SHOWN)
+                images = alike(model, SHOWN, contexts(dataset, SHOWN))
             except SolverError as error:
                 print(f"note: the samples of step {step} are missing: {error}")
             else:
                 (run.folder / SAMPLES).mkdir(exist_ok=True)
                 with written_atomically(run.folder / SAMPLES / f"step-{step:06d}.png") as file:
-                    image_plots.grid(images.numpy(), top).savefig(file)
+                    image_plots.grid(images.numpy(), _top(dataset)).savefig(file)
         return figures
 
     return figures_and_picture
@@ -71,45 +74,86 @@ def _step(run: Run, training: Training) -> int | None:
 
 
 @torch.no_grad()
-def draw(run: Run, dataset: Dataset, model: Density, top: float) -> None:
+def draw(run: Run, dataset: Dataset, model: Density) -> None:
     """Draw samples beside data, at temperatures and beside what they resemble, images in between, and the flow.
+
+    Of a density given the class, samples are of all classes in turn.
 
     Args:
         run: the folder.
         dataset: images.
         model: their density.
-        top: value of a full pixel.
     """
-    folder = run.folder
-    sets = {"data": dataset.train[:SHOWN].numpy(), "samples": alike(model, SHOWN).numpy()}
-    image_plots.squares(sets, top).savefig(folder / "samples.png")
-    cooled = [alike(model, COOLED, temperature).numpy() for temperature in TEMPERATURES]
+    folder, top = run.folder, _top(dataset)
+    _beside_data(dataset, model).savefig(folder / "samples.png")
+    c = contexts(dataset, COOLED)
+    cooled = [alike(model, COOLED, c, temperature).numpy() for temperature in TEMPERATURES]
     names = [f"{temperature}" for temperature in TEMPERATURES]
     title = "samples of the same noise at a temperature"
     image_plots.rows(np.stack(cooled), top, title, names).savefig(folder / "temperatures.png")
-    images = alike(model, COMPARED)
+    images = alike(model, COMPARED, contexts(dataset, COMPARED))
     near = nearest(images, dataset.train, NEIGHBOURS)
     titles = ("sample", "nearest training images")
     image_plots.beside(images.numpy(), near.numpy(), top, titles).savefig(folder / "neighbours.png")
     if interpolates(model):
-        start, end = suited(model, dataset.test[: 2 * PAIRS]).split(min(PAIRS, len(dataset.test) // 2))[:2]
+        start, end, c = _pairs(dataset)
         with _same_noise(model):
-            between = interpolated(model, start, end, np.linspace(0, 1, BETWEEN).tolist()).cpu().numpy()
-        figure = image_plots.rows(between, top, "from one test image to another, by way of the base")
+            between = interpolated(model, suited(model, start), suited(model, end), np.linspace(0, 1, BETWEEN), c)
+        figure = image_plots.rows(between.cpu().numpy(), top, "from one test image to another, by way of the base")
         figure.savefig(folder / "interpolations.png")
     times, held = np.linspace(0, 1, FRAMES), [*range(FRAMES), *[FRAMES - 1] * HELD]
     with _same_noise(model):
-        frames = model.sample_paths(MOVING, times.tolist()).cpu().numpy()
-    plots.save_gif(
-        image_plots.animation(frames[held], times[held].tolist(), top), folder / "flow.gif", dpi=image_plots.DPI
-    )
+        frames = model.sample_paths(MOVING, times.tolist(), _suited(model, contexts(dataset, MOVING))).cpu().numpy()
+    moving = image_plots.animation(frames[held], times[held].tolist(), top)
+    plots.save_gif(moving, folder / "flow.gif", dpi=image_plots.DPI)
+
+
+def _beside_data(dataset: Dataset, model: Density) -> Figure:
+    """Data and samples: squares of them; of a density given the class, a row for each of the first classes."""
+    classes = dataset.given
+    if classes is None:
+        sets = {"data": dataset.train[:SHOWN].numpy(), "samples": alike(model, SHOWN).numpy()}
+        return image_plots.squares(sets, _top(dataset))
+    y = torch.arange(min(ROWS, len(classes.names))).repeat(ROWS)
+    samples = alike(model, len(y), indicators(y, len(classes.names)))
+    sets = {"data": (dataset.train.numpy(), classes.train.numpy()), "samples": (samples.numpy(), y.numpy())}
+    return image_plots.in_classes(sets, classes.names, _top(dataset), ROWS)
+
+
+def _pairs(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Test images from which to go to others; of a density given the class, to those of the same class, with it."""
+    x, classes = dataset.test, dataset.given
+    if classes is None:
+        start, end = x[: 2 * PAIRS].split(min(PAIRS, len(x) // 2))[:2]
+        return start, end, None
+    members = [(classes.test == k).nonzero().flatten()[:2] for k in range(len(classes.names))]
+    found = torch.stack([rows for rows in members if len(rows) == 2][:PAIRS])
+    return x[found[:, 0]], x[found[:, 1]], indicators(classes.test[found[:, 0]], len(classes.names))
+
+
+def contexts(dataset: Dataset, n: int) -> Tensor | None:
+    """All classes in turn as contexts (n, K); None for a density that is not given the class."""
+    if dataset.given is None:
+        return None
+    k = len(dataset.given.names)
+    return indicators(torch.arange(n) % k, k)
 
 
 @torch.no_grad()
-def alike(model: Density, n: int, temperature: float = 1.0) -> Tensor:
-    """Samples (n, C, H, W) on the CPU, of the same noise in every call."""
+def alike(model: Density, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """Samples (n, C, H, W) on the CPU, given contexts (n, K), of the same noise in every call."""
     with _same_noise(model):
-        return model.sample(n, temperature=temperature).cpu()
+        return model.sample(n, _suited(model, c), temperature).cpu()
+
+
+def _suited(model: Density, c: Tensor | None) -> Tensor | None:
+    return None if c is None else suited(model, c)
+
+
+def _top(dataset: Dataset) -> int:
+    """The value of a full pixel."""
+    assert dataset.levels is not None, "pixels have levels"
+    return dataset.levels - 1
 
 
 def nearest(x: Tensor, others: Tensor, k: int) -> Tensor:
@@ -124,7 +168,9 @@ def interpolates(model: Density) -> bool:
 
 
 @torch.no_grad()
-def interpolated(model: Density, start: Tensor, end: Tensor, shares: Sequence[float]) -> Tensor:
+def interpolated(
+    model: Density, start: Tensor, end: Tensor, shares: Sequence[float] | np.ndarray, c: Tensor | None = None
+) -> Tensor:
     """What lies between samples, by way of the base; of a lifted flow, of its y = lift(x), projected.
 
     Base points go along the great circle. For independent z0, z1 ~ N(0, I) in many dimensions, which are as good as
@@ -136,6 +182,7 @@ def interpolated(model: Density, start: Tensor, end: Tensor, shares: Sequence[fl
         start: (B, *S).
         end: (B, *S).
         shares: T numbers from 0 (start) to 1 (end).
+        c: contexts (B, K) of start and end alike, or None.
 
     Returns:
         (B, T, *S).
@@ -143,8 +190,9 @@ def interpolated(model: Density, start: Tensor, end: Tensor, shares: Sequence[fl
     flow = model.flow if isinstance(model, LiftedFlow) else model
     assert isinstance(flow, Flow), "see interpolates"
     ends = [model.lift(x).point if isinstance(model, LiftedFlow) else x for x in (start, end)]
-    z0, z1 = (flow.encode(y) for y in ends)
-    found = [flow.decode(on_great_circle(z0, z1, share)) for share in shares]
+    c = _suited(model, c)
+    z0, z1 = (flow.encode(y, c) for y in ends)
+    found = [flow.decode(on_great_circle(z0, z1, float(share)), c) for share in shares]
     return torch.stack([model.lift.project(y) if isinstance(model, LiftedFlow) else y for y in found], 1)
 
 

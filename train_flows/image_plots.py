@@ -17,7 +17,8 @@ Array = np.ndarray
 FRAME = 0.4  # gray level between images: neither that of strokes nor that of the ground
 PIXELS = 1000  # of images in a figure on its longer side, about
 DPI = 100
-MARGIN, GAP, TITLE, NAME = 8, 24, 28, 36  # pixels at the edges, between panels, and for words above and beside them
+MARGIN, GAP, TITLE = 8, 24, 28  # pixels at the edges, between panels, and for words above them
+LETTER = 8  # pixels of a letter of those beside them
 
 
 def tiles(images: Array, columns: int, top: float) -> Array:
@@ -83,6 +84,29 @@ def beside(images: Array, others: Array, top: float, titles: Sequence[str]) -> F
     return _figure([tiles(images, 1, top), tiles(joined, others.shape[1], top)], titles)
 
 
+def in_classes(
+    sets: Mapping[str, tuple[Array, Array]], names: Sequence[str], top: float, most: int | None = None
+) -> Figure:
+    """Images side by side, in each panel a row for every class there is.
+
+    Args:
+        sets: titles to images (N, C, H, W), values from 0, and their classes (N,).
+        names: of the classes.
+        top: value of a full pixel.
+        most: of the first classes, and of the first images of each; all where it is None.
+    """
+    classes = np.unique(np.concatenate([y for _, y in sets.values()]))[:most]
+    panels = []
+    for x, y in sets.values():
+        columns = min(most or len(y), max(int((y == k).sum()) for k in classes))
+        placed = np.zeros((len(classes), columns, *x.shape[1:]))
+        for row, k in zip(placed, classes, strict=True):
+            found = x[y == k][:columns]
+            row[: len(found)] = found
+        panels.append(tiles(placed.reshape(-1, *x.shape[1:]), columns, top))
+    return _figure(panels, list(sets), [names[k] for k in classes])
+
+
 def animation(frames: Array, times: Sequence[float], top: float) -> FuncAnimation:
     """Images on their way from noise.
 
@@ -121,7 +145,8 @@ def _figure(
     """
     height, widths = len(panels[0]), [panel.shape[1] for panel in panels]
     scale = max(1, pixels // max(height, sum(widths)))
-    left, above = MARGIN + NAME * bool(names), MARGIN + TITLE * bool(titles)
+    left = MARGIN + LETTER * max((len(name) + 1 for name in names), default=0)
+    above = MARGIN + TITLE * bool(titles)
     size = np.array([left + scale * sum(widths) + GAP * (len(panels) - 1) + MARGIN, MARGIN + scale * height + above])
     figure = Figure(figsize=tuple(size / DPI), dpi=DPI)
     for i, (panel, width) in enumerate(zip(panels, widths, strict=True)):

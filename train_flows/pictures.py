@@ -24,7 +24,7 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
     """Draw what suits the data: density and flow in two dimensions, images, or a corner plot; and the curves."""
     shown = dataset.train[:POINTS]
     if dataset.levels is not None:
-        image_pictures.draw(run, dataset, model, dataset.levels - 1)
+        image_pictures.draw(run, dataset, model)
     elif dataset.shape == (2,):
         plots.density_2d(*_density(model, shown), dataset.columns).savefig(run.folder / "samples.png", dpi=150)
         _flow(run, model, shown)

@@ -39,7 +39,6 @@ MULTISCALE: dict[str, Any] = {  # of RNODE, whose weights of energies are 0.01 i
     "kinetic": 0.0069,
     "frobenius": 0.0069,
     "solver": "rk4",
-    "step_size": 0.25,
     "steps": 60000,
     "batch_size": 200,
     "lr": 1e-3,

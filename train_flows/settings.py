@@ -46,6 +46,7 @@ class Source:
     image_size: int | None = None  # height and width to bring images to
     train_size: int | None = None  # how many images to train on, drawn by the seed; all when omitted
     test_size: int | None = None  # how many to test on
+    conditional: Flag = False  # a density given the class, of images in classes
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Scales:
     """How many ODEs, at which scales of images, and how values of pixels are spread."""
 
     blocks: int = 1  # ODEs in a row; at every scale, before and after its squeeze
-    multiscale: Flag = False  # smaller and smaller images, half of whose channels leave for the base
+    multiscale: bool = False  # smaller and smaller images, half of whose channels leave for the base
     dequantization: Literal["uniform", "learned"] = "uniform"  # noise that fills the gaps between values
     alpha: float = 0.05  # keeps values from the infinite ends of the logit: 1e-6 to 0.05
 
@@ -141,13 +142,14 @@ class Numerics:
     solver: str = "dopri5"  # method
     rtol: float = 1e-3  # relative tolerance
     atol: float = 1e-3  # absolute tolerance
-    step_size: float | None = None  # of a fixed-step solver
+    step_size: float | None = None  # of a fixed-step solver; 0.25 when omitted
     gradient: Literal["checkpoint", "direct", "adjoint"] = "checkpoint"  # in little memory, fastest, or by the adjoint
     max_steps: int = 1000  # a solve that takes more, of six evaluations each with dopri5, ends the training
 
     def value(self) -> Solver:
         """The solver."""
-        return Solver(self.solver, self.rtol, self.atol, self.step_size, self.max_steps, self.gradient)
+        size = 0.25 if self.step_size is None and self.solver in FIXED_METHODS else self.step_size
+        return Solver(self.solver, self.rtol, self.atol, size, self.max_steps, self.gradient)
 
 
 @dataclass(frozen=True)

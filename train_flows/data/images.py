@@ -49,21 +49,40 @@ def load(
     image_size: int | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
+    conditional: bool = False,
 ) -> Dataset:
-    """Load images to learn the density of, uint8 (N, C, H, W), in classes or not; see :func:`labelled`.
+    """Load images to learn the density of, uint8 (N, C, H, W), in classes or not.
+
+    Args:
+        source: see :func:`labelled`, and so for the others.
+        seed: of the split and of subsets.
+        data_root: the folder of the published sets.
+        download: fetch a published set that is not there.
+        image_size: height and width.
+        train_size: how many images to train on.
+        test_size: how many images to test on.
+        conditional: of the density given the class.
 
     Raises:
-        InputError: when there are no such images, they cannot be used, or they are too few.
+        InputError: when there are no such images, they cannot be used, or they are too few; or when they are in no
+            classes that could be given.
     """
     images = read(source, data_root, download, image_size, classified=False)
     found = arranged(images, seed, train_size, test_size)
     if len(found.test.x) < 2:  # as many as a standard error needs
         raise InputError(f"{found.name} has one image to test on: at least 2 are needed, pass or add more")
+    if conditional and not images.classes:
+        raise InputError(f"--conditional is for images in classes, {found.name} has none: {image_folders.LAYOUT}")
     parts = (found.train, found.validation, found.test)
     classes = Classes(images.classes, *(part.y for part in parts)) if images.classes else None
-    columns = _pixels(found.shape)
     return Dataset(
-        found.name, *(part.x for part in parts), columns, levels=found.levels, notes=found.notes, classes=classes
+        found.name,
+        *(part.x for part in parts),
+        _pixels(found.shape),
+        levels=found.levels,
+        notes=found.notes,
+        classes=classes,
+        conditional=conditional,
     )
 
 
