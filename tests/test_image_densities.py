@@ -13,11 +13,17 @@ from sklearn.datasets import load_digits
 
 import cnf
 from anode import InputError, storage
-from train_flows import data
+from train_flows import data, recipes
 from train_flows.data import images
 from train_flows.data.dataset import split
 
-TINY = ["--steps", "4", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "8", "--no-whiten"]
+TINY = ["--steps", "4", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "8"]
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """Train by the defaults: recipes of images are for larger ones."""
+    monkeypatch.setattr(recipes, "density", lambda *_: {})
 
 
 @pytest.fixture

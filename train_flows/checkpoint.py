@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ POINTER = "latest"
 TENSORBOARD = "tensorboard"
 LARGEST_METRICS = 2**30  # bytes
 LARGEST_POINTER = 2**12  # bytes
-PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png")
+SAMPLES = "samples"  # pictures of what the model draws while it learns
+OF_IMAGES = ("interpolations.png", "neighbours.png", "temperatures.png")
+PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png", *OF_IMAGES)
 FILES = (WEIGHTS, METRICS, RESULT, *PICTURES, CONFIG)
 
 
@@ -35,7 +38,8 @@ class Run:
 
     ``state/`` holds a folder for each saved step and a pointer to the newest complete one; the pointer is replaced
     by renaming, so that a kill at any moment leaves a whole state behind. With it stands the digest of the records
-    until then, so that altered ones are noticed. ``tensorboard/`` is for those who ask for it.
+    until then, so that altered ones are noticed. ``samples/`` holds pictures of a density of images while it learns;
+    ``tensorboard/`` is for those who ask for it.
 
     Args:
         folder: where it lies.
@@ -75,8 +79,10 @@ class Run:
             raise InputError(f"{self.folder} is not a run, so --overwrite leaves it alone: pass another --out")
         for name in (STATE, TENSORBOARD):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (*(self.folder / name for name in FILES), *(self.folder / SAMPLES).glob("step-*.png")):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # of what is not ours
+            (self.folder / SAMPLES).rmdir()
 
     def config(self, kind: str) -> dict[str, Any]:
         """The configuration of a run, whose model is of the given kind.
@@ -116,6 +122,12 @@ class Run:
         for old in states.iterdir():
             if old.is_dir() and old.name != str(step):
                 shutil.rmtree(old)
+
+    @property
+    def step(self) -> int:
+        """The step of the newest state, 0 before the first."""
+        pointer = self._pointer()
+        return 0 if pointer is None else pointer["step"]
 
     def load_state(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The newest state, or None before the first; records made after it are dropped. No code from it is executed.

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
-from cnf import Continuous, Density, Dequantize, LiftedFlow, PathOptions, Standardize
+from cnf import Continuous, Density, LiftedFlow, PathOptions, Standardize
 from cnf.objectives import Batch
-from train_flows import processes
+from train_flows import bits, processes
 from train_flows.moments import Moments
 from train_flows.portions import Given, Samples, chunks, given, portions, together
 from train_flows.precision import layers_in
@@ -36,7 +36,8 @@ def measure(
 
     Returns:
         ``nll``, ``nll_tighter`` and, for another precision, ``nll_bfloat16`` (see :func:`nll`; None where the tighter
-        or less precise solve fails); ``inverse_error``, the mean
+        or less precise solve fails); ``nll_one_draw`` of discrete data, by one draw of the dequantisation, where
+        ``nll`` is of more (see :mod:`train_flows.bits`); ``inverse_error``, the mean
         of ||x - decode(encode(x))||, in the units of the data (for a lifted flow, of y = lift(x)), and
         ``inverse_error_standardized``, in units of the standardisation (None for a lifted flow); ``nfe_log_prob`` and
         ``nfe_sample``, evaluations of the field a solve of up to 2,500 samples, fewer of many dimensions.
@@ -49,6 +50,10 @@ def measure(
     with torch.no_grad():
         with torch.random.fork_rng():  # so that the next solves see the same noise
             value, nfe_log_prob = nll(at, x, samples)
+        one_draw = {}
+        if value["dequantisation"] and value["samples"] > 1:
+            with torch.random.fork_rng():
+                one_draw["nll_one_draw"] = nll(at, x, 1)[0]
         less = {}
         if precision != "float32":
             with torch.random.fork_rng(), layers_in(precision, next(model.parameters()).device):
@@ -61,6 +66,7 @@ def measure(
         error, error_standardized = _inverse_error(at, x)
     return {
         "nll": value,
+        **one_draw,
         "nll_tighter": value_tighter,
         **less,
         "inverse_error": error,
@@ -87,39 +93,45 @@ def nll(model: Density, x: Samples, samples: int = 64) -> tuple[dict[str, Any], 
             weights of estimates would give no bound).
 
     Returns:
-        ``value``, ``standard_error`` (over x), ``kind``, ``tolerance``, ``probes``, ``samples``, and
+        ``value``, ``standard_error`` (over x), ``kind``, ``tolerance``, ``probes``, ``samples``;
         ``value_standardized``, the NLL of the data divided by their standard deviations, the unit of published tables
-        (None for discrete data); and the mean number of evaluations a solve.
+        (None for discrete data); for these (else None) their ``dequantisation``, and ``bits_per_dim`` with
+        ``bits_per_dim_standard_error``, the same value in another unit; and the mean number of evaluations a solve.
     """
-    log_p, counts = Moments(), []
+    log_p, counts, dims = Moments(), [], 1
 
     def solved(part: Given) -> tuple[Tensor, Evaluations]:
         with count_evals(model) as nfe:
             return log_prob(model, part[0], samples, part[1]).cpu(), nfe
 
     for portion in portions(model, x):
+        dims = portion[0][0].numel()
         for value, nfe in processes.shared_out(list(chunks(portion)), solved):
             log_p.add(value[:, None])
             counts.append(nfe)
-    value = -log_p.mean.item()
-    discrete = any(isinstance(part, Dequantize) for part in model.modules())
+    value, error = -log_p.mean.item(), math.sqrt(log_p.scatter.item() / (log_p.count - 1) / log_p.count)
+    about = kind_of(model, samples)
+    discrete = about["dequantisation"] is not None
     figure = {
         "value": value,
-        "standard_error": math.sqrt(log_p.scatter.item() / (log_p.count - 1) / log_p.count),
-        **kind_of(model, samples),
+        "standard_error": error,
+        **about,
         "value_standardized": None if discrete else value - log_scale(model),
+        "bits_per_dim": bits.per_dim(value, dims) if discrete else None,
+        "bits_per_dim_standard_error": bits.per_dim(error, dims) if discrete else None,
     }
     return figure, each(counts)
 
 
 def kind_of(model: Density, samples: int) -> dict[str, Any]:
-    """What :func:`log_prob` with so many samples asked for is: ``kind``, ``tolerance``, ``probes`` and ``samples``."""
+    """What :func:`log_prob` with so many samples asked for is: kind, tolerance, probes, samples, dequantisation."""
     ode = next(iter(odes(model)), None)
     return {
         "kind": model.kind,
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
         "samples": _draws(model, samples) if isinstance(model, LiftedFlow) else None,
+        "dequantisation": bits.dequantisation(model),
     }
 
 
@@ -162,7 +174,8 @@ def of_one_draw(model: Density, x: Batch, energies: Sequence[str] = ()) -> dict[
         energies: which; see :class:`~cnf.PathOptions`.
 
     Returns:
-        ``nll``, the mean evaluations of a solve as ``nfe_log_prob``, and the energies by name.
+        ``nll``, of discrete data also as ``bits_per_dim``, the mean evaluations of a solve as ``nfe_log_prob``, and
+        the energies by name.
     """
 
     def solved(part: Given) -> tuple[dict[str, Tensor], Evaluations]:
@@ -170,9 +183,12 @@ def of_one_draw(model: Density, x: Batch, energies: Sequence[str] = ()) -> dict[
             bound = model.elbo_on_path(*part, PathOptions(tuple(energies)))
         return {"nll": -bound.value.cpu(), **{name: bound.energies[name].cpu() for name in energies}}, nfe
 
-    found, counts = zip(*processes.shared_out(list(chunks(given(x))), solved), strict=True)
+    samples = given(x)
+    found, counts = zip(*processes.shared_out(list(chunks(samples)), solved), strict=True)
     figures = {name: _mean([part[name] for part in found]) for name in found[0]}
-    return {"nll": figures.pop("nll"), "nfe_log_prob": each(counts), **figures}
+    value = figures.pop("nll")
+    in_bits = {"bits_per_dim": bits.per_dim(value, samples[0][0].numel())} if bits.dequantisation(model) else {}
+    return {"nll": value, **in_bits, "nfe_log_prob": each(counts), **figures}
 
 
 def log_scale(model: Density) -> float:
@@ -183,7 +199,12 @@ def log_scale(model: Density) -> float:
 def table(report: dict[str, Any]) -> str:
     """A report as lines to read."""
     relative = report["inverse_error_standardized"]
-    likelihoods = {"NLL": "nll", "NLL, tighter": "nll_tighter", "NLL, bfloat16": "nll_bfloat16"}
+    likelihoods = {
+        "NLL": "nll",
+        "NLL, one draw": "nll_one_draw",
+        "NLL, tighter": "nll_tighter",
+        "NLL, bfloat16": "nll_bfloat16",
+    }
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
     lines = [
         *(
@@ -200,17 +221,30 @@ def table(report: dict[str, Any]) -> str:
 
 def describe(figure: dict[str, Any]) -> str:
     """A likelihood in words: value, standard error, kind and how it was computed."""
-    return f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats ({how(figure)})"
+    value = f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats"
+    if figure["bits_per_dim"] is not None:
+        value += f", {figure['bits_per_dim']:.4f} +- {figure['bits_per_dim_standard_error']:.4f} bits/dim"
+    return f"{value} ({how(figure)})"
 
 
-def how(figure: dict[str, Any], bound: str = "upper bound") -> str:
-    """The kind of likelihood behind a figure, and how it was computed, in words; a bound on what is told."""
-    kind = {
-        "exact": "exact",
-        "estimate": f"unbiased estimate, {figure['probes']} probe(s)",
-        "bound": f"{bound}, {figure['samples']} importance sample(s)",
-    }[figure["kind"]]
-    return f"{kind}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
+def how(figure: dict[str, Any]) -> str:
+    """What kind of figure a likelihood is, of how many draws and probes, and at which tolerance."""
+    return f"{_kind(figure)}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
+
+
+def _kind(figure: dict[str, Any]) -> str:
+    """What kind of figure a likelihood is, and of how many draws and probes."""
+    probes = f"{figure['probes']} probe(s)"
+    if figure["kind"] != "bound":
+        return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
+    if figure["samples"] > 1:
+        return f"upper bound, {figure['samples']} importance sample(s)"
+    draw = {
+        "uniform": "one draw of uniform dequantisation as in FFJORD",
+        "learned": "one draw of learned dequantisation",
+        None: "one draw",
+    }[figure["dequantisation"]]
+    return f"upper bound, {draw}" if figure["probes"] is None else f"estimate of an upper bound, {draw}, {probes}"
 
 
 def _inverse_error(model: Density, x: Samples) -> tuple[float, float | None]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from anode import Classifier
 from cnf import Density
-from train_flows import class_rows, curves, likelihood, plots, supervised
+from train_flows import curves, image_pictures, likelihood, plots, supervised
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
-from train_flows.data.dataset import Classes, indicators
 from train_flows.data.labelled import Labelled
-from train_flows.precision import suited
 
 POINTS = 20_000  # of data and samples
 SHOWN, SHOWN_IMAGES = 2000, 1000  # test samples
@@ -26,28 +23,19 @@ DRAWS = 16  # of a bound, for a picture
 def draw(run: Run, dataset: Dataset, model: Density) -> None:
     """Draw what suits the data: density and flow in two dimensions, images, or a corner plot; and the curves."""
     shown = dataset.train[:POINTS]
-    if dataset.given is not None:
-        figure = _in_classes(dataset, dataset.given, model)
-    elif dataset.levels is not None:
-        figure = plots.image_grids({"data": shown.numpy(), "samples": model.sample(64).cpu().numpy()})
+    if dataset.levels is not None:
+        image_pictures.draw(run, dataset, model, dataset.levels - 1)
     elif dataset.shape == (2,):
-        figure = plots.density_2d(*_density(model, shown), dataset.columns)
+        plots.density_2d(*_density(model, shown), dataset.columns).savefig(run.folder / "samples.png", dpi=150)
         _flow(run, model, shown)
     else:
         samples = model.sample(5000).cpu()
         sets = {"data": shown.flatten(1).numpy(), "samples": samples.flatten(1).numpy()}
-        figure = plots.corner(sets, dataset.columns)
-    figure.savefig(run.folder / "samples.png", dpi=150)
+        plots.corner(sets, dataset.columns).savefig(run.folder / "samples.png", dpi=150)
     panels = {"nats": ("loss", "nll"), "evaluations of the field": ("nfe_forward", "nfe_backward", "nfe_log_prob")}
+    if dataset.levels is not None:
+        panels = {"bits/dim": ("bits_per_dim",)} | panels
     curves.of_a_run(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
-
-
-def _in_classes(dataset: Dataset, classes: Classes, model: Density) -> Figure:
-    """Images and samples, a row for each of the first classes."""
-    y = torch.arange(min(class_rows.ROWS, len(classes.names))).repeat_interleave(class_rows.COLUMNS)
-    x = model.sample(len(y), suited(model, indicators(y, len(classes.names)))).cpu()
-    sets = {"data": (dataset.train.numpy(), classes.train.numpy()), "samples": (x.numpy(), y.numpy())}
-    return class_rows.in_rows(sets, classes.names)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ import cnf
 from anode import CheckpointError, InputError, storage
 from cnf import Density, Flow
 from cnf.models import KIND
-from train_flows import class_rows, likelihood, plots
+from train_flows import class_rows, image_plots, likelihood, plots
 from train_flows.checkpoint import classes_of, columns_of
 from train_flows.data.dataset import indicators
 from train_flows.portions import together
@@ -27,7 +27,7 @@ from train_flows.precision import suited
 from train_flows.settings import Device, Flag, check_out, check_seed, find_device
 
 CHUNK = 10_000  # samples solved together, at most
-SHOWN = 100_000  # samples in a picture at most
+SHOWN, SHOWN_IMAGES = 100_000, 10_000  # samples in a picture at most
 LABEL = "label"  # the column of the class
 SUFFIXES = (".csv", ".npy", ".png")
 
@@ -42,6 +42,7 @@ class Settings:
     label: str | None = None  # the class, of a density given the class; all of them in turn when omitted
     log_prob: Flag = False  # add the log-density, in nats, as last column
     samples: int | None = None  # importance samples of the log-density, where it is a bound; 64 when omitted
+    temperature: float = 1.0  # factor of the noise of the base: below 1, fewer and more usual samples
     seed: int = 0  # of the samples
     device: Device = "auto"
     overwrite: Flag = False  # replace an existing file
@@ -55,11 +56,13 @@ class Layout:
         shape: shape S of one sample.
         columns: names of the columns: dimensions, the class where there is one, and the log-density where asked for.
         classes: their names; none for a density of samples alone.
+        levels: number of values an element takes, for discrete data; None for real numbers.
     """
 
     shape: tuple[int, ...]
     columns: tuple[str, ...]
     classes: tuple[str, ...]
+    levels: int | None
 
 
 def main(args: list[str]) -> None:
@@ -70,6 +73,7 @@ def main(args: list[str]) -> None:
     samples = likelihood.importance_samples(model, settings.samples)
     layout = _layout(settings, model)
     labels = _labels(settings, layout.classes)
+    _check_picture(settings, layout.shape)
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     with storage.written_atomically(settings.out) as file:
@@ -87,7 +91,7 @@ def _layout(settings: Settings, model: Density) -> Layout:
     columns += (LABEL,) if classes else ()
     if settings.log_prob:
         columns += ("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}",)
-    return Layout(shape, columns, classes)
+    return Layout(shape, columns, classes, config["model"]["levels"])
 
 
 def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
@@ -109,22 +113,31 @@ def _parts(
     for start in range(0, settings.n, size):
         n = min(size, settings.n - start)
         if labels is None:
-            x, log_p = draw(model, n, settings.log_prob, samples)
+            x, log_p = draw(model, n, settings.log_prob, samples, settings.temperature)
             yield np.concatenate([x.reshape(n, -1), log_p], axis=1)
             continue
         y = labels[start : start + n]
-        x, log_p = draw(model, n, settings.log_prob, samples, indicators(y, len(layout.classes)))
+        c = indicators(y, len(layout.classes))
+        x, log_p = draw(model, n, settings.log_prob, samples, settings.temperature, c)
         yield np.concatenate([x.reshape(n, -1), y.numpy()[:, None].astype(x.dtype), log_p], axis=1)
 
 
 @torch.no_grad()
 def draw(
-    model: Density, n: int, log_prob: bool, samples: int = 64, c: Tensor | None = None
+    model: Density,
+    n: int,
+    log_prob: bool,
+    samples: int = 64,
+    temperature: float = 1.0,
+    c: Tensor | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Samples (n, *S), given contexts (n, K), and their log-densities (n, 1), or (n, 0) when not asked for."""
+    """Samples (n, *S) and, where they are asked for, at temperature 1, their log-densities (n, 1); else (n, 0).
+
+    Contexts c, (n, K), are those that samples are given.
+    """
     c = None if c is None else suited(model, c)
     if not log_prob:
-        return model.sample(n, c).cpu().numpy(), np.empty((n, 0), dtype=np.float32)
+        return model.sample(n, c, temperature).cpu().numpy(), np.empty((n, 0), dtype=np.float32)
     if isinstance(model, Flow):
         x, log_p = model.sample_with_log_prob(n, c)
     else:
@@ -140,17 +153,27 @@ def _check(settings: Settings) -> None:
     check_out(settings.out, SUFFIXES, settings.overwrite)
     if settings.samples is not None and not settings.log_prob:
         raise InputError(f"--samples {settings.samples} is of --log-prob: pass that, too, or drop it")
+    if not (settings.temperature > 0 and math.isfinite(settings.temperature)):
+        raise InputError(f"--temperature {settings.temperature} must be a positive number, such as 0.8")
+    if settings.log_prob and settings.temperature != 1:
+        raise InputError(
+            f"--log-prob is the density at --temperature 1, not that of samples at {settings.temperature}: drop one"
+        )
     if settings.out.suffix == ".png" and settings.log_prob:
         raise InputError(f"--log-prob has no column in a picture: pass an --out other than {settings.out}")
-    if settings.out.suffix == ".png" and settings.n > SHOWN:
-        raise InputError(f"-n {settings.n} is too many for a picture: pass at most {SHOWN}, or another --out")
+
+
+def _check_picture(settings: Settings, shape: Sequence[int]) -> None:
+    most = SHOWN_IMAGES if len(shape) == 3 else SHOWN
+    if settings.out.suffix == ".png" and settings.n > most:
+        raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
 
 
 def _write(file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], layout: Layout) -> None:
     """Write parts as they come, without keeping them, but for a picture."""
     kind = settings.out.suffix
     if kind == ".png":
-        _picture(np.concatenate(list(parts)), layout).savefig(file, dpi=150)
+        _picture(np.concatenate(list(parts)), layout).savefig(file)
         return
     for i, part in enumerate(parts):
         if kind == ".csv":
@@ -165,13 +188,19 @@ def _write(file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], layo
 
 
 def _picture(rows: np.ndarray, layout: Layout) -> Figure:
-    """Rows of the file as a picture; of images in classes, with a row for each class."""
+    """Rows of the file as a picture; of images of several classes, with a row for each class."""
     size = math.prod(layout.shape)
     x = rows[:, :size].reshape(-1, *layout.shape)
-    y = rows[:, size].astype(int) if layout.classes else np.zeros(len(rows))
-    if (y == y[0]).all():
-        return plots.samples(x, layout.columns)
-    return class_rows.in_rows({"samples": (x, y)}, layout.classes)
+    if x.ndim != 4:
+        figure = plots.samples(x, layout.columns)
+        figure.set_dpi(150)
+        return figure
+    top = x.max() if layout.levels is None else layout.levels - 1
+    found = np.unique(rows[:, size]).astype(int).tolist()[: class_rows.ROWS] if layout.classes else []
+    if len(found) < 2:
+        return image_plots.grid(x, top)
+    images = class_rows.in_rows(x, rows[:, size], found)
+    return image_plots.in_classes({"samples": images}, top, [layout.classes[k] for k in found])
 
 
 def _write_head(file: BinaryIO, part: np.ndarray, rows: int) -> None:

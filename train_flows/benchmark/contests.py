@@ -16,9 +16,9 @@ from train_flows import density, likelihood
 from train_flows.benchmark import peers
 from train_flows.benchmark.clock import MANY, fit_into, train_for
 from train_flows.data import Dataset
-from train_flows.density import Task
 from train_flows.portions import CHUNK
 from train_flows.settings import Objective
+from train_flows.task import Task
 from train_flows.training import Training
 
 CNF = "CNF"

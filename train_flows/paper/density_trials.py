@@ -105,7 +105,8 @@ def attempt(trial: DensityTrial, seed: int, place: Place, measure: Measure = _no
 
     def work() -> bool:
         cpu = torch.device("cpu")
-        return train(task.objective, task.training, task.batch, validate, keep_best, journal, cpu, quiet=True)
+        of_task = (task.objective, task.training, task.batch)
+        return train(*of_task, validate, keep_best, journal, cpu, quiet=True, growth=task.growth)
 
     def test() -> None:
         model.load_state_dict(best)
