@@ -209,6 +209,7 @@ class TestScales:
         assert recipe["alpha"] == 1e-6
         assert "alpha" not in recipes.density("cifar10")
         assert recipes.density("mnist", "flow-matching")["field"] == "unet"
+        assert recipes.density("mnist", image_size=14)["hidden"] == (512, 512)
 
     def test_blocks_follow_each_other(self, float64):
         model = disturbed(density_model((1, 4, 4), field="conv", filters=3, blocks=3))
