@@ -20,6 +20,7 @@ from anode.second_order import SecondOrderField
 from anode.solver import Solver
 from anode.stages import Classifier
 from anode.standardize import Pixels, Standardize
+from anode.unet_field import UNetField
 
 __all__ = [
     "MLP",
@@ -43,6 +44,7 @@ __all__ = [
     "Solver",
     "SolverError",
     "Standardize",
+    "UNetField",
     "classifier",
     "count_evals",
     "load",

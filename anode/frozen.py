@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anode.conv_fields import ConvField
+from anode.conv_stack import ConvStack
 from anode.errors import InputError
 from anode.fields import Field
 
@@ -19,7 +19,7 @@ class FrozenField(Field):
     is that of f with respect to x alone.
 
     Args:
-        field: f, with a as its context: flattened, or as it is for a :class:`ConvField`.
+        field: f, with a as its context: flattened, or as it is for a :class:`ConvStack`.
         extra: dimensions of a, or channels.
 
     Raises:
@@ -63,7 +63,7 @@ class FrozenField(Field):
         return y[:, : -self.extra], y[:, -self.extra :]
 
     def _context(self, frozen: Tensor, c: Tensor | None) -> Tensor:
-        if isinstance(self.field, ConvField) and c is None:
+        if isinstance(self.field, ConvStack) and c is None:
             return frozen
         return frozen.flatten(1) if c is None else torch.cat([frozen.flatten(1), c], 1)
 

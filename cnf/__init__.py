@@ -9,11 +9,12 @@ from cnf.bases import Base, Conditional, Normal
 from cnf.categorical import CategoricalFlow
 from cnf.continuous import Continuous
 from cnf.density import Bound, Density, Ends
+from cnf.dequantize import Dequantize
 from cnf.divergence import Rates, exact, hutchinson, probe_noise
 from cnf.flow import Flow
 from cnf.flow_matching import FlowMatching
 from cnf.lifted_flow import LiftedFlow, Weighted
-from cnf.lifts import Dequantize, Lift, Lifted, Lifts, Through
+from cnf.lifts import Lift, Lifted, Lifts, Through
 from cnf.mixture import Mixture
 from cnf.models import density_model, load, save
 from cnf.multiscale import Multiscale, Squeeze, multiscale

@@ -4,41 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
-from anode import ConvField, Field, FrozenField, InputError, MLPField, SecondOrderField
+from anode import Field, FrozenField, InputError, SecondOrderField
+from cnf.networks import FIELDS, Network
 
-FIELDS = ("mlp", "conv")
 BASES = ("normal", "mixture", "conditional")
-
-
-class Network(Protocol):
-    """Makes the part of a field that learns."""
-
-    def __call__(self, width: int, features: int, maps: int = 0) -> Field:
-        """A field of so many dimensions or channels, with context features and context maps, which starts at zero."""
-        ...
-
-
-def perceptrons(
-    hidden: Sequence[int], activation: str | Sequence[str], time: str, residual: bool, pixels: int
-) -> Network:
-    """Fields of perceptrons, of images with so many pixels, or of 1; see :class:`~anode.MLPField`."""
-
-    def network(width: int, features: int, maps: int = 0) -> Field:
-        return MLPField(width * pixels, hidden, activation, time, features + maps * pixels, True, residual)
-
-    return network
-
-
-def convolutions(filters: int, activation: str | Sequence[str], time: str) -> Network:
-    """Fields of convolutions, with the first of several activations; see :class:`~anode.ConvField`."""
-    first = activation if isinstance(activation, str) else activation[0]
-
-    def network(width: int, features: int, maps: int = 0) -> Field:
-        return ConvField(width, filters, first, time, features + maps, zero_init=True)
-
-    return network
 
 
 def _joint(network: Network, shape: Sequence[int], context: int, extra: int) -> Field:
@@ -105,8 +75,8 @@ def check(
         raise InputError(
             f"extra={extra} must be from {int(augmentation != 'joint')} with augmentation={augmentation!r}"
         )
-    if field == "conv" and (len(shape) != 3 or residual):
-        raise InputError(f"field='conv' is for images (C, H, W), without residual; shape is {tuple(shape)}")
+    if field != "mlp" and (len(shape) != 3 or residual):
+        raise InputError(f"field={field!r} is for images (C, H, W), without residual; shape is {tuple(shape)}")
     if base == "conditional" and (not extra or augmentation in MIXTURES):
         raise InputError("base='conditional' depends on augmented dimensions: pass extra, and another augmentation")
     if posterior != "normal" and (not extra or (augmentation in MIXTURES) != (posterior == "fitted")):
@@ -121,9 +91,11 @@ def check(
 def _check_augmented(shape: Sequence[int], field: str, base: str, extra: int, augmentation: str, context: int) -> None:
     if augmentation in MIXTURES and base == "mixture":
         raise InputError(f"augmentation={augmentation!r} has a mixture of its own, of extra components: drop base")
-    if augmentation == "frozen" and field == "conv" and context:
-        raise InputError("augmentation='frozen' takes the context of convolutions: drop context, or field='conv'")
+    if augmentation == "frozen" and field != "mlp" and context:
+        raise InputError("augmentation='frozen' takes the context of convolutions: drop context, or pass field='mlp'")
+    if augmentation == "frozen" and field == "unet":
+        raise InputError("augmentation='frozen' is for other fields than 'unet', whose context is no image")
     if augmentation == "momentum" and extra != shape[0]:
         raise InputError(f"extra={extra}: momentum needs as many as the data have, {shape[0]}")
-    if augmentation == "momentum" and (field == "conv" or context):
+    if augmentation == "momentum" and (field != "mlp" or context):
         raise InputError("augmentation='momentum' is for field='mlp', without context")

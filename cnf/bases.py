@@ -30,8 +30,16 @@ class Base(nn.Module):
         """Log p(z) in nats, (B,), of points (B, *S)."""
         raise NotImplementedError
 
-    def sample(self, n: int) -> Tensor:
-        """Draw n samples, (n, *S), without a graph."""
+    def sample(self, n: int, temperature: float = 1.0) -> Tensor:
+        """Draw n samples, (n, *S), without a graph.
+
+        Args:
+            n: how many.
+            temperature: factor of the standard normal noise that they are made of; see :meth:`cnf.Density.sample`.
+
+        Raises:
+            InputError: for a negative number, or a temperature that is not positive and finite.
+        """
         raise NotImplementedError
 
     def sample_beside(self, a: Tensor) -> Tensor:
@@ -42,10 +50,12 @@ class Base(nn.Module):
         """
         raise InputError(f"{type(self).__name__} cannot be drawn given a part of it: take another base")
 
-    def _noise(self, n: int) -> Tensor:
-        """Standard normal numbers (n, *S)."""
+    def _noise(self, n: int, temperature: float = 1.0) -> Tensor:
+        """Normal numbers (n, *S) of that standard deviation."""
         check_count(n)
-        return torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise InputError(f"temperature={temperature} must be a positive number, such as 0.8")
+        return temperature * torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
 
 
 class Normal(Base):
@@ -59,9 +69,9 @@ class Normal(Base):
         """See :meth:`Base.log_prob`: log N(z; 0, I)."""
         return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
-    def sample(self, n: int) -> Tensor:
+    def sample(self, n: int, temperature: float = 1.0) -> Tensor:
         """See :meth:`Base.sample`."""
-        return self._noise(n)
+        return self._noise(n, temperature)
 
     def sample_beside(self, a: Tensor) -> Tensor:
         """See :meth:`Base.sample_beside`."""
@@ -100,15 +110,18 @@ class Conditional(Base):
         return -0.5 * (eps.square() + math.log(2 * math.pi)).flatten(1).sum(1) - log_scale.flatten(1).sum(1)
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
+    def sample(self, n: int, temperature: float = 1.0) -> Tensor:
         """See :meth:`Base.sample`."""
-        return self.sample_beside(self._noise(n)[:, -self.extra :])
+        return self._beside(self._noise(n, temperature)[:, -self.extra :], temperature)
 
     def sample_beside(self, a: Tensor) -> Tensor:
         """See :meth:`Base.sample_beside`."""
+        return self._beside(a, 1.0)
+
+    def _beside(self, a: Tensor, temperature: float) -> Tensor:
         with torch.no_grad():
             mean, log_scale = self.moments(a).chunk(2, 1)
-        eps = self._noise(len(a))[:, : -self.extra]
+        eps = self._noise(len(a), temperature)[:, : -self.extra]
         return torch.cat([mean + log_scale.exp() * eps, a], 1)
 
 

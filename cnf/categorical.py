@@ -113,16 +113,16 @@ class CategoricalFlow(Density):
         return Compose([self.static]), self.ode
 
     @torch.no_grad()
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Density.sample`."""
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """See :meth:`Density.sample`; the temperature is of the noise within the components."""
         k = self.mixture.sample_components(n)
-        return self._decoded(self.base.sample(n), k, for_each(c, n))
+        return self._decoded(self.base.sample(n, temperature), k, for_each(c, n))
 
     @torch.no_grad()
-    def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.sample_paths`; from the mixture."""
         k = self.mixture.sample_components(n)
-        paths = self.ode.trajectory(self.base.sample(n), times, self._context(k, None))
+        paths = self.ode.trajectory(self.base.sample(n), times, self._context(k, for_each(c, n)))
         return torch.stack([self.static.decode(self.mixture.placed(x, k)) for x in paths])
 
     def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from cnf.energies import RatesOf
 from cnf.transforms import PathOptions, Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
-DATA, BASE = 1.0, 0.0  # times
+DATA, BASE = 1.0, 0.0  # times, unless :class:`~cnf.PathOptions` tell others
 
 
 class Continuous(Transform):
@@ -76,19 +76,20 @@ class Continuous(Transform):
 
     def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.forward`."""
-        return self._transport(x, DATA, _base_time(path), c, path)
+        return self._transport(x, _data_time(path), _base_time(path), c, path)
 
     def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
-        return self._transport(z, _base_time(path), DATA, c, path)
+        return self._transport(z, _base_time(path), _data_time(path), c, path)
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Transform.encode`; spares the divergence."""
         return self._joined(self.solver.integrate(self._velocity(c), self._apart(x), DATA, BASE, (c,), self.field))
 
-    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Tensor:
         """See :meth:`Transform.decode`; spares the divergence."""
-        return self._joined(self.solver.integrate(self._velocity(c), self._apart(z), BASE, DATA, (c,), self.field))
+        times = _base_time(path), _data_time(path)
+        return self._joined(self.solver.integrate(self._velocity(c), self._apart(z), *times, (c,), self.field))
 
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """The states (T, B, *S) at the given T times, of which the first belongs to ``z``."""
@@ -165,3 +166,8 @@ def _base_time(path: PathOptions | None) -> float:
     if path is None or path.steer == 0:
         return BASE
     return BASE + path.steer * (2 * torch.rand(()).item() - 1)
+
+
+def _data_time(path: PathOptions | None) -> float:
+    """The time of the data."""
+    return DATA if path is None else BASE + path.until * (DATA - BASE)

@@ -115,27 +115,33 @@ class Density(nn.Module):
         """
         raise NotImplementedError
 
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """Draw n samples (n, *S), without a graph.
 
         Args:
             n: how many.
             c: one context (C,) for all, or one for each (n, C), or None.
+            temperature: factor of the normal noise of the base. Other than at 1 they are samples of another density
+                than :meth:`log_prob` is of: below, of fewer and more usual samples.
+
+        Raises:
+            InputError: for a temperature that is not positive and finite.
+
+        References:
+            Kingma, Dhariwal 2018, arXiv 1807.03039, section 5 (temperature).
         """
         raise NotImplementedError
 
-    def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """Draw n samples with their paths from the base, without a graph.
 
         Args:
             n: how many.
-            times: T times from 0 (base) to 1 (data), strictly increasing.
+            times: T times from 0 (base) to 1 (data), strictly increasing; see :meth:`cnf.Flow.trajectory`.
+            c: one context (C,) for all, or one for each (n, C), or None.
 
         Returns:
             (T, n, *S), in the units of the data.
-
-        Raises:
-            InputError: see :meth:`parts`.
         """
         raise NotImplementedError
 
@@ -150,13 +156,22 @@ class Density(nn.Module):
 
 def parts_of(transform: Transform) -> tuple[Compose, Continuous]:
     """See :meth:`Density.parts`."""
-    *static, ode = transform.transforms if isinstance(transform, Compose) else [transform]
-    if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static):
+    parts = single_path(transform)
+    if parts is None:
         raise InputError(
             "the flow has no single path from base to data: it needs one Continuous, the last transform on the way "
             "to the base"
         )
-    return Compose(static), ode  # ty: ignore[invalid-argument-type]
+    return parts
+
+
+def single_path(transform: Transform) -> tuple[Compose, Continuous] | None:
+    """The same, None for a transform of another composition."""
+    *others, ode = transform.transforms if isinstance(transform, Compose) else [transform]
+    static = Compose(others)  # ty: ignore[invalid-argument-type]
+    if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static.modules()):
+        return None
+    return static, ode
 
 
 def check_samples(name: str, x: Tensor, c: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> None:

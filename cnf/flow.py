@@ -10,7 +10,7 @@ from torch import Tensor
 from anode import FrozenField
 from cnf.bases import Base
 from cnf.continuous import Continuous
-from cnf.density import Bound, Density, Ends, check_samples, for_each, parts_of
+from cnf.density import Bound, Density, Ends, check_samples, for_each, parts_of, single_path
 from cnf.transforms import Compose, PathOptions, Transform
 
 
@@ -89,9 +89,9 @@ class Flow(Density):
         return Ends(ode, x, self.base.sample(len(x)), c)
 
     @torch.no_grad()
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         """See :meth:`Density.sample`."""
-        return self.decode(self.base.sample(n), for_each(c, n))
+        return self.decode(self.base.sample(n, temperature), for_each(c, n))
 
     def sample_with_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw n samples and their log-densities in one solve; gradients flow through both.
@@ -122,6 +122,9 @@ class Flow(Density):
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """The path of base points to data, in the units of the data at every time.
 
+        At time s it is where the points come to when every ODE runs from 0 to s alone: by one solve, for static
+        transforms and one ODE next to the base; by one for each time, for other compositions, such as several scales.
+
         Args:
             z: base points (B, *S).
             times: T times from 0 (base) to 1 (data), strictly increasing.
@@ -129,17 +132,17 @@ class Flow(Density):
 
         Returns:
             (T, B, *S).
-
-        Raises:
-            InputError: see :meth:`parts`.
         """
         self._check("z", z, c)
-        static, ode = self.parts()
+        parts = single_path(self.transform)
+        if parts is None:
+            return torch.stack([self.transform.decode(z, c, PathOptions(until=float(time))) for time in times])
+        static, ode = parts
         return torch.stack([static.decode(x, c) for x in ode.trajectory(z, times, c)])
 
-    def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.sample_paths`."""
-        return self.trajectory(self.base.sample(n), times)
+        return self.trajectory(self.base.sample(n), times, for_each(c, n))
 
     def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.returned`."""

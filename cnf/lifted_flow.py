@@ -128,14 +128,14 @@ class LiftedFlow(Density):
         """See :meth:`Density.parts`; those of the density of y."""
         return self.flow.parts()
 
-    def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Density.sample`."""
-        return self.lift.project(self.flow.sample(n, c))
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """See :meth:`Density.sample`; the temperature is that of the density of y."""
+        return self.lift.project(self.flow.sample(n, c, temperature))
 
     @torch.no_grad()
-    def sample_paths(self, n: int, times: Sequence[float] | Tensor) -> Tensor:
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.sample_paths`; of y, projected."""
-        return torch.stack([self.lift.project(y) for y in self.flow.sample_paths(n, times)])
+        return torch.stack([self.lift.project(y) for y in self.flow.sample_paths(n, times, c)])
 
     def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """See :meth:`Density.returned`; of points y."""

@@ -78,9 +78,9 @@ class Mixture(Base):
         return self.logits.log_softmax(0)[k] + log_normal.flatten(-len(self.shape)).sum(-1)
 
     @torch.no_grad()
-    def sample(self, n: int) -> Tensor:
-        """See :meth:`Base.sample`."""
-        return self.placed(self._noise(n), self.sample_components(n))
+    def sample(self, n: int, temperature: float = 1.0) -> Tensor:
+        """See :meth:`Base.sample`; the temperature is of the noise within the components."""
+        return self.placed(self._noise(n, temperature), self.sample_components(n))
 
     def sample_beside(self, a: Tensor) -> Tensor:
         """See :meth:`Base.sample_beside`; from the components as likely as a makes them."""

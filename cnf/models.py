@@ -13,16 +13,19 @@ from torch import Tensor
 
 from anode import InputError, Solver, storage
 from cnf.augment import VariationalAugment
-from cnf.augmented_fields import MIXTURES, check, convolutions, field_of, perceptrons
+from cnf.augmented_fields import MIXTURES, check, field_of
 from cnf.bases import Base, Conditional, Normal
 from cnf.categorical import CategoricalFlow
 from cnf.continuous import Continuous
 from cnf.density import Density
+from cnf.dequantize import Dequantize
 from cnf.flow import Flow
 from cnf.lifted_flow import LiftedFlow
-from cnf.lifts import Dequantize, Lift, Lifts, Through
+from cnf.lifts import Lift, Lifts, Through
 from cnf.mixture import Mixture
-from cnf.transforms import Compose, Logit, Standardize
+from cnf.multiscale import multiscale as several_scales
+from cnf.networks import check_scales, network
+from cnf.transforms import Compose, Logit, Standardize, Transform
 from cnf.whiten import Whiten
 
 KIND = "density"
@@ -37,6 +40,8 @@ def density_model(
     activation: str | Sequence[str] = "tanh",
     time: str = "bias",
     residual: bool = False,
+    blocks: int = 1,
+    multiscale: bool = False,
     context: int = 0,
     whiten: bool = False,
     base: str = "normal",
@@ -48,11 +53,12 @@ def density_model(
     probes: int = 1,
     noise: str = "rademacher",
     levels: int | None = None,
+    dequantization: str = "uniform",
     alpha: float = 0.05,
     solver: Solver | Mapping[str, Any] = Solver(),  # noqa: B008 - a frozen value
     data: Tensor | None = None,
 ) -> Flow | CategoricalFlow | LiftedFlow:
-    """A continuous normalizing flow: standardisation, then one ODE, then the base.
+    """A continuous normalizing flow: standardisation, then one ODE or several, then the base.
 
     The network of the field starts at zero, so that the untrained flow on the normal base is the Gaussian of the data,
     of diagonal covariance or, with ``whiten``, of the full one; not so with ``residual``. Discrete data (``levels``)
@@ -60,13 +66,17 @@ def density_model(
 
     Args:
         shape: shape S of one sample, such as ``(2,)`` or ``(1, 8, 8)``.
-        field: ``"mlp"``, which flattens images, or ``"conv"`` for images; both know their divergence in closed form, of
-            up to two hidden layers.
-        hidden: widths of the hidden layers of a perceptron.
-        filters: of convolutions.
+        field: ``"mlp"``, a perceptron, which flattens images; or for images ``"conv"`` (:class:`~anode.ConvField`),
+            ``"stack"`` (:class:`~anode.ConvStack`) and ``"unet"`` (:class:`~anode.UNetField`). The first two know their
+            divergence in closed form, of up to two hidden layers; that of the others is for Hutchinson's estimator.
+        hidden: widths of the hidden layers of a perceptron; filters of a stack, or of the levels of a U-Net.
+        filters: of ``"conv"``.
         activation: see :class:`~anode.MLPField`; the first one, for convolutions.
         time: see :class:`~anode.MLPField` and :class:`~anode.ConvField`.
         residual: see :class:`~anode.MLPField`.
+        blocks: how many ODEs in a row, each with a field of its own; at every scale, before and after its squeeze.
+        multiscale: make images smaller in steps and leave half of the channels to the base at each, by
+            :func:`cnf.multiscale`; for fields of images of any size.
         context: number of context features c of a conditional density p(x given c).
         whiten: take the correlations of the data out before the ODE, see :class:`~cnf.Whiten`, and those that are left
             within the components of a mixture, too.
@@ -85,6 +95,7 @@ def density_model(
         probes: number of Hutchinson probes.
         noise: ``"rademacher"`` or ``"gaussian"`` probes.
         levels: number of values of each element of discrete data, 256 for 8-bit images; None for real numbers.
+        dequantization: ``"uniform"`` or ``"learned"`` noise; see :class:`~cnf.Dequantize`; used with ``levels``.
         alpha: see :class:`~cnf.Logit`; used with ``levels``.
         solver: the numerics, as a :class:`~anode.Solver` or its fields.
         data: samples (N, *S) to take moments from; without them the data should be standardised, and white.
@@ -105,6 +116,7 @@ def density_model(
     """
     arguments = {name: value for name, value in locals().items() if name != "data"}
     check(shape, field, base, extra, augmentation, posterior, residual, context)
+    check_scales(field, blocks, multiscale, base, extra, augmentation)
     solver = solver if isinstance(solver, Solver) else Solver(**solver)
     mixed = extra > 0 and augmentation in MIXTURES
     augmented = 0 if mixed else extra
@@ -115,21 +127,24 @@ def density_model(
     augment = VariationalAugment(augmented, posterior, shape) if augmented else None
     if data is not None:
         _fit(scaling, augment, start, _real(data, shape, levels, alpha))
-    if field == "conv":
-        network = convolutions(filters, activation, time)
-    else:
-        network = perceptrons(hidden, activation, time, residual, math.prod(shape[1:]))
-    dynamics = field_of(augmentation, network, shape, context, extra)
-    ode = Continuous(dynamics, solver, divergence, probes, noise, augmented)
-    lifts: list[Lift] = [] if levels is None else [Dequantize(levels)]
+    make = network(field, hidden, filters, activation, time, residual, math.prod(shape[1:]))
+
+    def ode(channels: int | None = None) -> Continuous:
+        """An ODE of the state; or of images with so many channels, of another size and with augmented ones anywhere."""
+        dynamics = field_of(augmentation, make, shape, context, extra) if channels is None else make(channels, context)
+        return Continuous(dynamics, solver, divergence, probes, noise, augmented if channels is None else 0)
+
+    odes: list[Transform] = [several_scales(state, ode, blocks)] if multiscale else [ode() for _ in range(blocks)]
+    lifts: list[Lift] = [] if levels is None else [Dequantize(levels, dequantization, shape)]
     if augment is not None:
         lifts += [Through(Compose(static), shape), augment]
     model: Flow | CategoricalFlow | LiftedFlow
     if mixed:
         draw, told = posterior == "fitted", augmentation == "categorical"
-        model = CategoricalFlow(Compose(static), cast(Mixture, start), ode, draw, told)
+        model = CategoricalFlow(Compose(static), cast(Mixture, start), cast(Continuous, odes[0]), draw, told)
     else:
-        model = Flow(ode if augmented else Compose([*static, ode]), start)
+        chain = odes if augmented else [*static, *odes]
+        model = Flow(chain[0] if len(chain) == 1 else Compose(chain), start)
     if lifts:
         model = LiftedFlow(lifts[0] if len(lifts) == 1 else Lifts(lifts), model)
     model.arguments = {

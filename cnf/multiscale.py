@@ -77,16 +77,38 @@ class Multiscale(Transform):
 
     def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
         """See :meth:`Transform.inverse`."""
-        shapes = halves(z.shape[1:], len(self.scales) - 1)
-        shapes.append(shapes[-1] if shapes else torch.Size(z.shape[1:]))
-        parts = z.flatten(1).split([shape.numel() for shape in shapes], 1)
-        *done, rest = (part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True))
+        *done, rest = self._parts(z)
         *larger, last = self._inward()
         total = last.inverse(rest, c, path)
         for scale, finished in zip(reversed(larger), reversed(done), strict=True):
             whole = torch.cat([finished, total.point], 1)
             total = joined(total, scale.inverse(whole, c, path))
         return total
+
+    def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """See :meth:`Transform.encode`."""
+        done, rest = [], x
+        *larger, last = self._inward()
+        for scale in larger:
+            finished, rest = scale.encode(rest, c).chunk(2, 1)
+            done.append(finished.flatten(1))
+        return torch.cat([*done, last.encode(rest, c).flatten(1)], 1).view_as(x)
+
+    def decode(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Tensor:
+        """See :meth:`Transform.decode`."""
+        *done, rest = self._parts(z)
+        *larger, last = self._inward()
+        x = last.decode(rest, c, path)
+        for scale, finished in zip(reversed(larger), reversed(done), strict=True):
+            x = scale.decode(torch.cat([finished, x], 1), c, path)
+        return x
+
+    def _parts(self, z: Tensor) -> list[Tensor]:
+        """What each of the scales left to the base, from the largest image on."""
+        shapes = halves(z.shape[1:], len(self.scales) - 1)
+        shapes.append(shapes[-1] if shapes else torch.Size(z.shape[1:]))
+        parts = z.flatten(1).split([shape.numel() for shape in shapes], 1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _inward(self) -> list[Transform]:
         return cast("list[Transform]", list(self.scales))
@@ -111,7 +133,9 @@ def multiscale(shape: Sequence[int], block: Callable[[int], Transform], blocks: 
     """
     channels, height, width = shape
     if height % 2 or width % 2:
-        raise InputError(f"images of {height}x{width} have no scales, being of odd size: pad or crop them")
+        raise InputError(
+            f"images of {height}x{width} have no scales, being of odd size: pad or crop them, or take one scale"
+        )
     scales: list[Transform] = []
     while height % 2 == width % 2 == 0 and min(height, width) // 2 >= SMALLEST:
         before, after = ([block(n) for _ in range(blocks)] for n in (channels, 4 * channels))

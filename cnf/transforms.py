@@ -20,16 +20,18 @@ ENERGIES = ("kinetic", "frobenius", "acceleration")
 
 @dataclass(frozen=True)
 class PathOptions:
-    """What training asks of the paths of ODEs, besides where they end.
+    """What is asked of the paths of ODEs.
 
     Attributes:
         energies: which of ``"kinetic"``, ``"frobenius"`` and ``"acceleration"`` to integrate along each path; see
             :class:`~cnf.Continuous`.
         steer: b; the base is put at a time drawn uniformly from [-b, b] rather than at 0 (STEER). The resulting
             likelihood is for training only.
+        until: s; every ODE runs between the times 0 and s of its 1, so that the data are x(s). At 0 the static
+            transforms alone are left.
 
     Raises:
-        InputError: for an unknown energy, or ``steer`` outside [0, 1).
+        InputError: for an unknown energy, ``until`` outside [0, 1], or ``steer`` outside [0, until).
 
     References:
         Ghosh, Behl, Dupont, Torr, Namboodiri 2020, arXiv 2006.10711 (STEER).
@@ -37,13 +39,16 @@ class PathOptions:
 
     energies: tuple[str, ...] = ()
     steer: float = 0.0
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         for name in self.energies:
             if name not in ENERGIES:
                 raise InputError(f"energy {name!r} is unknown; choose from {', '.join(ENERGIES)}")
-        if not 0 <= self.steer < 1:
-            raise InputError(f"steer={self.steer} must lie in [0, 1): the data are at time 1")
+        if not 0 <= self.until <= 1:
+            raise InputError(f"until={self.until} must lie in [0, 1]: it is a time between base and data")
+        if self.steer and not 0 <= self.steer < self.until:
+            raise InputError(f"steer={self.steer} must lie in [0, {self.until:g}): the data are at time {self.until:g}")
 
 
 class Transport(NamedTuple):
@@ -85,9 +90,9 @@ class Transform(nn.Module):
         """Data to base, points only."""
         return self(x, c).point
 
-    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Tensor:
         """Base to data, points only."""
-        return self.inverse(z, c).point
+        return self.inverse(z, c, path).point
 
 
 class Compose(Transform):
@@ -124,10 +129,10 @@ class Compose(Transform):
             x = transform.encode(x, c)
         return x
 
-    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Tensor:
         """See :meth:`Transform.decode`."""
         for transform in reversed(self._inward()):
-            z = transform.decode(z, c)
+            z = transform.decode(z, c, path)
         return z
 
 
@@ -182,10 +187,16 @@ class Logit(Transform):
         self.alpha = alpha
 
     def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.forward`; x in [0, 1], which is checked."""
+        """See :meth:`Transform.forward`.
+
+        Raises:
+            InputError: for x outside [0, 1], or so near to 0 or 1 for alpha that its logit is infinite.
+        """
         z = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
         if not torch.isfinite(z).all():
-            raise InputError(f"x must lie in [0, 1], and between them with alpha=0 (alpha={self.alpha}); it does not")
+            if ((x >= 0) & (x <= 1)).all():
+                raise InputError(f"alpha={self.alpha} makes logits infinite in {x.dtype}: pass 1e-6 or more")
+            raise InputError("x must lie in [0, 1]; it does not")
         return Transport(z, -self._log_slope(z))
 
     def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:

@@ -169,10 +169,10 @@ def test_trajectory_runs_from_base_to_data(float64):
     torch.testing.assert_close(path[-1], flow.decode(z), rtol=1e-7, atol=1e-7)
 
 
-def test_trajectory_needs_one_ode_next_to_the_base():
+def test_parts_need_one_ode_next_to_the_base():
     flow = Flow(Compose([Continuous(MLPField(2)), Standardize((2,))]), Normal((2,)))
     with pytest.raises(InputError, match="Continuous"):
-        flow.trajectory(torch.randn(3, 2), [0.0, 1.0])
+        flow.parts()
 
 
 def test_hutchinson_flow_is_an_unbiased_estimate(float64):

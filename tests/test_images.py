@@ -463,7 +463,7 @@ class TestLabelled:
         data = images.labelled("digits", seed=5)
         assert (data.name, data.levels, data.shape, data.outputs) == ("digits", 17, (1, 8, 8), 10)
         assert [len(part.x) for part in (data.train, data.validation, data.test)] == [1439, 179, 179]
-        assert torch.equal(data.train.x, images.digits(seed=5).train)
+        assert torch.equal(data.train.x, images.load("digits", seed=5).train)
         assert images.labelled("digits", image_size=4).shape == (1, 4, 4)
 
     def test_folder(self, tmp_path, monkeypatch):

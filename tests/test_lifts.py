@@ -26,7 +26,7 @@ class Uniform(nn.Module):
     def log_prob(self, z):
         return torch.where(((z >= 0) & (z < 1)).all(1), 0.0, -math.inf)
 
-    def sample(self, n):
+    def sample(self, n, temperature=1.0):
         return torch.rand(n, 2)
 
 

@@ -21,6 +21,14 @@ VARIANTS = {
         {"shape": (1, 4, 4), "levels": 17, "field": "conv", "filters": 4, "time": "concat"},
         lambda: torch.randint(17, (5, 1, 4, 4)),
     ),
+    "scales": (
+        {"shape": (1, 8, 8), "levels": 17, "field": "stack", "hidden": (4,), "multiscale": True, "blocks": 2},
+        lambda: torch.randint(17, (5, 1, 8, 8)),
+    ),
+    "U-Net": (
+        {"shape": (1, 4, 4), "levels": 17, "field": "unet", "hidden": (4, 8), "dequantization": "learned"},
+        lambda: torch.randint(17, (5, 1, 4, 4)),
+    ),
     "joint": ({"shape": (2,), "extra": 1, "posterior": "learned"}, lambda: torch.randn(5, 2)),
     "frozen": (
         {"shape": (2,), "extra": 2, "augmentation": "frozen", "base": "conditional"},

@@ -251,7 +251,7 @@ def test_digits_are_reported_as_a_bound(run, tmp_path):
 def test_a_bound_of_estimates_is_of_one_sample(run, undrawn):
     status, out, _ = run("density", "digits", *TINY, "--divergence", "hutchinson")
     assert status == 0
-    assert "upper bound, 1 importance sample(s)" in out
+    assert "estimate of an upper bound, one draw of uniform dequantisation as in FFJORD, 1 probe(s)" in out
 
 
 def test_hutchinson_is_reported_as_an_estimate(run, undrawn):
@@ -376,7 +376,7 @@ class TestResume:
         assert run("density", "moons", *TINY)[0] == 0
         status, _, err = run("density", "--resume", "runs/moons", "--lr", "0.5")
         assert status == 2
-        assert "takes every setting but --device from the run" in err
+        assert "takes every setting but --device and --budget-minutes from the run" in err
         assert run("density", "--resume", "runs/moons", "--device", "cpu")[0] == 0
 
     def test_a_finished_run_is_reported_again(self, run, undrawn):

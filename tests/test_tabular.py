@@ -162,7 +162,7 @@ class TestRefused:
         path = tmp_path / "t.xlsx"
         path.write_text("?")
         self.refuse(path, "not a table")
-        self.refuse(tmp_path, "not a table")
+        self.refuse(tmp_path, "no image")
 
     @pytest.mark.parametrize(
         ("scale", "offset", "names"), [(1, 1e12, "constant"), (1e-60, 0, "constant"), (1e45, 0, "large")]

@@ -30,8 +30,8 @@ def measure(model: Classifier, pairs: Pairs, classes: object) -> dict[str, Any]:
         classes: their names; None where targets are values.
 
     Returns:
-        ``samples``, their number n; ``accuracy``, the share k / n of those that are right, and its ``standard_error``,
-        binomial, of (k + 1) / (n + 2), so that it is never zero; ``loss`` and its name ``loss_kind``; ``nfe``,
+        ``samples``, their number n; ``accuracy``, the share of those that are right, and its ``standard_error``, see
+        :func:`standard_error`; ``loss`` and its name ``loss_kind``; ``nfe``,
         evaluations of the field a solve; ``tolerance``; and, for an adaptive solver, ``tighter``: accuracy, loss and
         evaluations at tolerances ten times tighter, and ``changed``, the share of samples whose class is another
         there. It is None where that solve fails.
@@ -40,11 +40,10 @@ def measure(model: Classifier, pairs: Pairs, classes: object) -> dict[str, Any]:
     found = supervised.measure(objective, pairs)
     solver = solver_of(model)
     n = len(pairs.x)
-    share = (n * found["accuracy"] + 1) / (n + 2)
     figures: dict[str, Any] = {
         "samples": n,
         "accuracy": found["accuracy"],
-        "standard_error": math.sqrt(share * (1 - share) / n),
+        "standard_error": standard_error(found["accuracy"], n),
         "loss": found["loss"],
         "loss_kind": loss_of(classes),
         "nfe": found["nfe"],
@@ -59,6 +58,12 @@ def measure(model: Classifier, pairs: Pairs, classes: object) -> dict[str, Any]:
     except SolverError:
         figures["tighter"] = None
     return figures
+
+
+def standard_error(accuracy: float, n: int) -> float:
+    """Of an accuracy k / n: binomial, of (k + 1) / (n + 2), so that it is never zero."""
+    share = (n * accuracy + 1) / (n + 2)
+    return math.sqrt(share * (1 - share) / n)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ POINTER = "latest"
 TENSORBOARD = "tensorboard"
 LARGEST_METRICS = 2**30  # bytes
 LARGEST_POINTER = 2**12  # bytes
-PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png")
+SAMPLES = "samples"  # pictures of what the model draws while it learns
+OF_IMAGES = ("interpolations.png", "neighbours.png", "temperatures.png")
+PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png", *OF_IMAGES)
 FILES = (WEIGHTS, METRICS, RESULT, *PICTURES, CONFIG)
 
 
@@ -35,7 +38,8 @@ class Run:
 
     ``state/`` holds a folder for each saved step and a pointer to the newest complete one; the pointer is replaced
     by renaming, so that a kill at any moment leaves a whole state behind. With it stands the digest of the records
-    until then, so that altered ones are noticed. ``tensorboard/`` is for those who ask for it.
+    until then, so that altered ones are noticed. ``samples/`` holds pictures of a density of images while it learns;
+    ``tensorboard/`` is for those who ask for it.
 
     Args:
         folder: where it lies.
@@ -75,8 +79,10 @@ class Run:
             raise InputError(f"{self.folder} is not a run, so --overwrite leaves it alone: pass another --out")
         for name in (STATE, TENSORBOARD):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (*(self.folder / name for name in FILES), *(self.folder / SAMPLES).glob("step-*.png")):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # of what is not ours
+            (self.folder / SAMPLES).rmdir()
 
     def config(self, kind: str) -> dict[str, Any]:
         """The configuration of a run, whose model is of the given kind.
@@ -116,6 +122,12 @@ class Run:
         for old in states.iterdir():
             if old.is_dir() and old.name != str(step):
                 shutil.rmtree(old)
+
+    @property
+    def step(self) -> int:
+        """The step of the newest state, 0 before the first."""
+        pointer = self._pointer()
+        return 0 if pointer is None else pointer["step"]
 
     def load_state(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The newest state, or None before the first; records made after it are dropped. No code from it is executed.
@@ -189,6 +201,21 @@ def columns_of(content: dict[str, Any], path: str | Path) -> tuple[str, ...]:
     if not fits(columns, list[str]):
         raise CheckpointError(f"{path} holds columns without names: restore it or train again")
     return tuple(columns)
+
+
+def classes_of(content: dict[str, Any], path: str | Path) -> tuple[str, ...]:
+    """The names of the classes that a density is given, by its configuration; none for one of samples alone.
+
+    Raises:
+        InputError: when it is given something else.
+        CheckpointError: when they are no names, or not as many as the model takes.
+    """
+    context, names = content["model"].get("context", 0), content.get("classes") or []
+    if context and not names:
+        raise InputError(f"{path} is a density given {context} numbers that are no classes: use it by cnf.load")
+    if not fits(names, list[str]) or len(names) != context:
+        raise CheckpointError(f"{path} holds other classes than its model takes: restore it or train again")
+    return tuple(names)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from train_flows.guards import Guards
 from train_flows.loop import shuffled_batches
 from train_flows.settings import Labels, Network, Numerics, RunSettings
 from train_flows.supervised import Supervised, measure, suited_pairs
+from train_flows.task import Task
 from train_flows.text import lines_of
 from train_flows.training import Epochs
 
@@ -70,17 +71,18 @@ def main(args: list[str]) -> None:
     session.begin_noise(where)
     run = session.open_run(settings, KIND, dataset, model, classes=dataset.classes)
     before = time.monotonic() - started
-    notes = list(dataset.notes)
+    notes, stopped = list(dataset.notes), ()
     with session.resumable(run, "classify"):
         try:
-            if not fit(settings, run, dataset, model):
-                raise KeyboardInterrupt
+            stopped = fit(settings, run, dataset, model, where.deadline(started))
         except TrainingError as error:
             if not (error.solving and session.load_best(run, model)):
                 raise
             notes.append(f"training ended early: {error}")
             print(f"note: {notes[-1]}")
-        report(settings, run, dataset, model, before, notes)
+        report(settings, run, dataset, model, before, (*notes, *stopped))
+        for note in stopped:
+            print(f"{note}; {session.how_to_go_on(run, 'classify')}")
 
 
 def parse(args: list[str]) -> Settings:
@@ -94,8 +96,8 @@ def parse(args: list[str]) -> Settings:
     return settings
 
 
-def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> bool:
-    """Train, keeping the weights of the best validation loss in the run folder; whether training came to its end."""
+def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier, deadline: float) -> tuple[str, ...]:
+    """Train, keeping the weights of the best validation loss in the run folder; see :func:`session.fit`."""
     objective = Supervised(model, accuracy.loss_of(dataset.classes), settings.training.precision)
     train, validation, test, shown = (
         suited_pairs(model, part) for part in (dataset.train, dataset.validation, dataset.test, _shown(dataset))
@@ -110,8 +112,8 @@ def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier) -> b
         return {f"{name}_{figure}": found[name][figure] for name in parts for figure in ("loss", "accuracy")}
 
     batch = shuffled_batches(tuple(train), training.batch_size, settings.run.of_data())
-    of_task = (objective, model, batch, training, validate)
-    return session.fit(run, *of_task, "validation_loss", settings.guards, settings.run)
+    task = Task(objective, batch, validate, training)
+    return session.fit(run, model, task, "validation_loss", settings.guards, settings.run, deadline)
 
 
 def _shown(dataset: Labelled) -> Pairs:

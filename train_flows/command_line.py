@@ -72,11 +72,16 @@ def cooked(default: Any, recipe: Mapping[str, Any]) -> Any:
 
 
 def _resumed(settings: Any, default: Any, kind: str) -> Any:
-    """The settings a run was started with; only the device may be another, for it may not exist here."""
-    folder, device = settings.run.resume, settings.run.device
-    if settings != dataclasses.replace(default, run=RunSettings(resume=folder, device=device)):
-        raise InputError(f"--resume {folder} takes every setting but --device from the run: drop the other options")
-    return stored(folder, default, kind, {} if device == "auto" else {"device": device})
+    """The settings a run was started with, but for those of a sitting: its device and its budget of time."""
+    folder, device, minutes = settings.run.resume, settings.run.device, settings.run.budget_minutes
+    if settings != dataclasses.replace(default, run=RunSettings(resume=folder, device=device, budget_minutes=minutes)):
+        raise InputError(
+            f"--resume {folder} takes every setting but --device and --budget-minutes from the run: "
+            "drop the other options"
+        )
+    return stored(
+        folder, default, kind, {"budget_minutes": minutes, **({} if device == "auto" else {"device": device})}
+    )
 
 
 def stored(folder: str, default: S, kind: str, differing: Mapping[str, Any]) -> S:

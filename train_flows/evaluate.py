@@ -17,7 +17,7 @@ from anode import InputError, Solver, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.resolving import solver_of
 from cnf.models import KIND as DENSITY
-from train_flows import accuracy, held_out, likelihood, processes, session
+from train_flows import accuracy, generative, held_out, likelihood, processes, session
 from train_flows.settings import Device, Flag, check_seed, find_device
 from train_flows.supervised import suited_pairs
 from train_flows.training import Precision
@@ -35,6 +35,7 @@ class Settings:
     atol: float | None = None  # absolute tolerance; the run's own when omitted
     divergence: Literal["exact", "hutchinson"] | None = None  # of a density; the run's own when omitted
     samples: int | None = None  # importance samples, for a density whose likelihood is a bound; 64 when omitted
+    classify: Flag = False  # by the density given each class; for one that was trained with --conditional
     precision: Precision | None = None  # of a density, to see what it does to the NLL; that of training when omitted
     seed: int = 0  # of noise
     device: Device = "auto"
@@ -60,8 +61,20 @@ def _density(settings: Settings, device: torch.device) -> dict[str, Any]:
     solver = _asked(settings, _adaptive(likelihood.odes(model)[0].solver))
     samples = likelihood.importance_samples(model, settings.samples)
     x = held_out.samples(settings.run, settings.data)
+    if settings.classify and not isinstance(x, tuple):
+        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: drop it")
     session.seed_noise(settings.seed)
-    return likelihood.measure(model, x, solver, samples, settings.precision or held_out.precision(settings.run))
+    report = likelihood.measure(model, x, solver, samples, settings.precision or held_out.precision(settings.run))
+    if settings.classify and isinstance(x, tuple):
+        report["classifier"] = generative.measure(model.with_solver(solver), *x, samples)
+    return report
+
+
+def _density_table(report: dict[str, Any]) -> str:
+    blocks = [likelihood.table(report)]
+    if "classifier" in report:
+        blocks.append(generative.table(report["classifier"]))
+    return "\n".join(blocks)
 
 
 def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -70,6 +83,8 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
             raise InputError(
                 f"--{name} {getattr(settings, name)} is for densities, {settings.run} is a classifier: drop it"
             )
+    if settings.classify:
+        raise InputError(f"--classify is for densities, {settings.run} is a classifier: drop it")
     model = anode.load(settings.run, device)
     solver = solver_of(model)
     if settings.rtol is not None or settings.atol is not None:
@@ -94,6 +109,6 @@ def _adaptive(solver: Solver) -> Solver:
 
 
 MEASURES: dict[str, tuple[Callable[[Settings, torch.device], dict[str, Any]], Callable[[dict[str, Any]], str]]] = {
-    DENSITY: (_density, likelihood.table),
+    DENSITY: (_density, _density_table),
     CLASSIFIER: (_classifier, accuracy.table),
 }

@@ -16,9 +16,11 @@ from torch import Tensor
 from anode import InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from cnf.models import KIND as DENSITY
+from cnf.objectives import Batch
 from train_flows import data
-from train_flows.checkpoint import Run, columns_of
+from train_flows.checkpoint import Run, classes_of, columns_of
 from train_flows.data import classes, images, tables
+from train_flows.data.dataset import indicators
 from train_flows.data.labelled import Pairs
 from train_flows.data.stored import Stored, open_large
 from train_flows.settings import RunSettings, Source
@@ -27,7 +29,7 @@ from train_flows.training import Precision, Training
 
 @dataclass(frozen=True)
 class Portions:
-    """The rows of a large table as samples of a density; see :class:`train_flows.likelihood.Portions`.
+    """The rows of a large table as samples of a density; see :class:`train_flows.portions.Portions`.
 
     Attributes:
         table: on disk.
@@ -45,15 +47,16 @@ class Portions:
             yield self.sampled(torch.from_numpy(values))
 
 
-def samples(folder: str, source: str | None) -> Tensor | Portions:
-    """Samples (N, *S) for a density; those of a large table in portions.
+def samples(folder: str, source: str | None) -> Batch | Portions:
+    """Samples (N, *S) for a density, in pairs with the classes they are given; those of a large table in portions.
 
     Args:
         folder: of a run, or of a model that was saved without one.
-        source: a data set or table; the test part of the run's own data when None.
+        source: a data set, a table or a folder of images; the test part of the run's own data when None.
 
     Raises:
-        InputError: when the run's own data have changed, or other data have other columns.
+        InputError: when the run's own data have changed, or other data have other columns, or images another form or
+            no classes where they are given.
     """
     if source is None:
         return _own(folder)
@@ -62,7 +65,7 @@ def samples(folder: str, source: str | None) -> Tensor | Portions:
         return _own(folder)
     if trained["jitter"]:
         print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
-    return _other(folder, source)
+    return _other_images(folder, source) if data.pictures(source) else _other(folder, source)
 
 
 def pairs(folder: str, source: str | None) -> tuple[Pairs, tuple[str, ...] | None]:
@@ -89,20 +92,28 @@ def _images(config: dict[str, Any], folder: str, source: str) -> Pairs:
     """All images of a folder, or those of its test part, with the classes of a run."""
     size = config["settings"]["data"]["image_size"]
     _, train, test, found, _, levels = images.read(source, size=size)
-    part, wanted = test or train, config["classes"] or []
+    part = test or train
+    y = _relabelled(part.y, found, config["classes"] or [], folder, source)
+    _check_images(part.x, levels, config, folder, source)
+    return Pairs(part.x, y)
+
+
+def _relabelled(y: Tensor, found: Sequence[str], wanted: Sequence[str], folder: str, source: str) -> Tensor:
+    """Labels (N,) of the classes that were found as those of the classes of a run."""
     unknown = sorted(set(found) - set(wanted))
     if unknown:
         raise InputError(f"{source} holds the class {unknown[0]}, {folder} knows {_some(wanted)}: rename or remove it")
-    shapes = [
-        (*shape, kind)
-        for shape, kind in ((part.x.shape[1:], levels), (config["model"]["shape"], config["model"]["levels"]))
-    ]
-    if shapes[0] != shapes[1]:
-        got, trained = ("x".join(map(str, shape[:-1])) for shape in shapes)
-        raise InputError(
-            f"{source} has images {got}, {folder} was trained on {trained} with {shapes[1][-1]} levels: convert them"
-        )
-    return Pairs(part.x, torch.tensor([wanted.index(name) for name in found])[part.y])
+    return torch.tensor([wanted.index(name) for name in found])[y]
+
+
+def _check_images(x: Tensor, levels: int | None, config: dict[str, Any], folder: str, source: str) -> None:
+    """Raise an :class:`~anode.InputError` for images of another shape, or with other levels, than a model takes."""
+    shape, known = tuple(config["model"]["shape"]), config["model"]["levels"]
+    if (tuple(x.shape[1:]), levels) == (shape, known):
+        return
+    got, trained = ("x".join(map(str, size)) for size in (x.shape[1:], shape))
+    what = "numbers" if known is None else f"{trained} with {known} levels"
+    raise InputError(f"{source} has images {got} with {levels} levels, {folder} was trained on {what}: convert them")
 
 
 def precision(folder: str) -> Precision:
@@ -122,11 +133,11 @@ def _seed(settings: dict[str, Any]) -> int:
     return RunSettings(**settings["run"]).of_data()
 
 
-def _own(folder: str) -> Tensor:
+def _own(folder: str) -> Batch:
     config = Run(folder).config(DENSITY)
     dataset = data.load(**config["settings"]["data"], seed=_seed(config["settings"]))
     _check_unchanged(config, folder, dataset.digest())
-    return dataset.test
+    return dataset.samples("test")
 
 
 def _check_unchanged(config: dict[str, Any], folder: str, digest: str) -> None:
@@ -137,12 +148,35 @@ def _check_unchanged(config: dict[str, Any], folder: str, digest: str) -> None:
         )
 
 
+def _other_images(folder: str, source: str) -> Batch:
+    """The test part of a set by name, split as the run's own data were; of a folder, or failing that, all of it."""
+    config, settings = storage.read_config(folder, DENSITY), _settings(folder)
+    root, size = settings["data"]["data_root"], settings["data"]["image_size"]
+    published = images.read(source, root, size=size, classified=False)
+    if images.known(source):
+        part = images.arranged(published, _seed(settings)).test
+    else:
+        part = published.test or published.train
+    _check_images(part.x, published.levels, config, folder, source)
+    wanted = classes_of(config, folder)
+    if not wanted:
+        return part.x
+    if not published.classes:
+        raise InputError(_unlabelled(folder, source))
+    return part.x, indicators(_relabelled(part.y, published.classes, wanted, folder, source), len(wanted))
+
+
+def _unlabelled(folder: str, source: str) -> str:
+    return f"{source} holds no classes, which {folder} is a density given: pass a folder of images in classes"
+
+
 def _other(folder: str, source: str) -> Tensor | Portions:
     config = storage.read_config(folder, DENSITY)
+    if classes_of(config, folder):
+        raise InputError(_unlabelled(folder, source))
     if source in data.NAMES:  # split as the run's own data were, so that the test part was not trained on
         settings = _settings(folder)
-        options = settings["data"] | {"source": source, "jitter": False}
-        dataset = data.load(**options, seed=_seed(settings))
+        dataset = data.load(source, _seed(settings), data_root=settings["data"]["data_root"])
         x, columns = dataset.test, dataset.columns
     elif (table := open_large(source)) is not None:
         for _ in table.chunks():  # all of it is good before the first solve

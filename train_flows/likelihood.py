@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
-from cnf import Continuous, Density, Dequantize, LiftedFlow, PathOptions, Standardize
-from train_flows import processes
+from cnf import Continuous, Density, LiftedFlow, PathOptions, Standardize
+from cnf.objectives import Batch
+from train_flows import bits, processes
 from train_flows.moments import Moments
-from train_flows.precision import layers_in, suited
+from train_flows.portions import Given, Samples, chunks, given, portions, together
+from train_flows.precision import layers_in
 from train_flows.text import lines_of
 from train_flows.training import Precision
-
-CHUNK = 2500  # samples solved together
-
-
-class Portions(Protocol):
-    """Samples too many for memory: tensors (n, *S), one after the other, as often as they are asked for."""
-
-    def __len__(self) -> int:
-        """Number of all samples."""
-        ...
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """From the beginning."""
-        ...
-
-
-Samples = Tensor | Portions
 
 
 def measure(
@@ -44,35 +29,44 @@ def measure(
 
     Args:
         model: the density.
-        x: (N, *S), at least two, or portions of them.
+        x: (N, *S), at least two, or portions of them, or the pair (x, c) of samples and contexts (N, C).
         solver: an adaptive solver; the NLL is also taken at tolerances ten times tighter.
         samples: importance samples of a bound.
         precision: of the fields, to see what it does to the NLL; all other figures are without.
 
     Returns:
         ``nll``, ``nll_tighter`` and, for another precision, ``nll_bfloat16`` (see :func:`nll`; None where the tighter
-        or less precise solve fails); ``inverse_error``, the mean
+        or less precise solve fails); ``nll_one_draw`` of discrete data, by one draw of the dequantisation, where
+        ``nll`` is of more (see :mod:`train_flows.bits`); ``inverse_error``, the mean
         of ||x - decode(encode(x))||, in the units of the data (for a lifted flow, of y = lift(x)), and
         ``inverse_error_standardized``, in units of the standardisation (None for a lifted flow); ``nfe_log_prob`` and
-        ``nfe_sample``, evaluations of the field a solve of up to 2,500 samples.
+        ``nfe_sample``, evaluations of the field a solve of up to 2,500 samples, fewer of many dimensions.
     """
-    if len(x) < 2:
-        raise InputError(f"{len(x)} samples are too few to evaluate on: pass at least 2")
+    count = len(x[0]) if isinstance(x, tuple) else len(x)
+    if count < 2:
+        raise InputError(f"{count} samples are too few to evaluate on: pass at least 2")
     tighter = dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10)
     at, at_tighter = model.with_solver(solver), model.with_solver(tighter)
     with torch.no_grad():
         with torch.random.fork_rng():  # so that the next solves see the same noise
             value, nfe_log_prob = nll(at, x, samples)
+        one_draw = {}
+        if value["dequantisation"] and value["samples"] > 1:
+            with torch.random.fork_rng():
+                one_draw["nll_one_draw"] = nll(at, x, 1)[0]
         less = {}
         if precision != "float32":
             with torch.random.fork_rng(), layers_in(precision, next(model.parameters()).device):
                 less[f"nll_{precision}"] = _nll_or_none(at, x, samples)
         value_tighter = _nll_or_none(at_tighter, x, samples)
         with count_evals(at) as nfe_sample:
-            at.sample(min(len(x), CHUNK))
+            part, c = next(portions(at, x))
+            n = min(count, together(part.shape[1:]))
+            at.sample(n, None if c is None else c[:n])
         error, error_standardized = _inverse_error(at, x)
     return {
         "nll": value,
+        **one_draw,
         "nll_tighter": value_tighter,
         **less,
         "inverse_error": error,
@@ -94,40 +88,48 @@ def nll(model: Density, x: Samples, samples: int = 64) -> tuple[dict[str, Any], 
 
     Args:
         model: the density.
-        x: (N, *S), or portions of them.
+        x: see :func:`measure`.
         samples: importance samples of a bound; one, whatever is asked, where its divergence is estimated (importance
             weights of estimates would give no bound).
 
     Returns:
-        ``value``, ``standard_error`` (over x), ``kind``, ``tolerance``, ``probes``, ``samples``, and
+        ``value``, ``standard_error`` (over x), ``kind``, ``tolerance``, ``probes``, ``samples``;
         ``value_standardized``, the NLL of the data divided by their standard deviations, the unit of published tables
-        (None for discrete data); and the mean number of evaluations a solve.
+        (None for discrete data); for these (else None) their ``dequantisation``, and ``bits_per_dim`` with
+        ``bits_per_dim_standard_error``, the same value in another unit; and the mean number of evaluations a solve.
     """
-    lifted = isinstance(model, LiftedFlow)
-    samples = samples if lifted and model.flow.kind == "exact" else 1
-    log_p, counts = Moments(), []
+    log_p, counts, dims = Moments(), [], 1
 
-    def solved(part: Tensor) -> tuple[Tensor, Evaluations]:
+    def solved(part: Given) -> tuple[Tensor, Evaluations]:
         with count_evals(model) as nfe:
-            return log_prob(model, part, samples).cpu(), nfe
+            return log_prob(model, part[0], samples, part[1]).cpu(), nfe
 
-    for portion in _portions(model, x):
-        for value, nfe in processes.shared_out(portion.split(CHUNK), solved):
+    for portion in portions(model, x):
+        dims = portion[0][0].numel()
+        for value, nfe in processes.shared_out(list(chunks(portion)), solved):
             log_p.add(value[:, None])
             counts.append(nfe)
-    value = -log_p.mean.item()
-    discrete = any(isinstance(part, Dequantize) for part in model.modules())
+    value, error = -log_p.mean.item(), math.sqrt(log_p.scatter.item() / (log_p.count - 1) / log_p.count)
+    figure = {"value": value, "standard_error": error, **kind_of(model, samples)}
+    discrete = figure["dequantisation"] is not None
+    figure |= {
+        "value_standardized": None if discrete else value - log_scale(model),
+        "bits_per_dim": bits.per_dim(value, dims) if discrete else None,
+        "bits_per_dim_standard_error": bits.per_dim(error, dims) if discrete else None,
+    }
+    return figure, each(counts)
+
+
+def kind_of(model: Density, samples: int) -> dict[str, Any]:
+    """What :func:`log_prob` with so many samples asked for is; see :func:`nll`."""
     ode = next(iter(odes(model)), None)
-    figure = {
-        "value": value,
-        "standard_error": math.sqrt(log_p.scatter.item() / (log_p.count - 1) / log_p.count),
+    return {
         "kind": model.kind,
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
-        "samples": samples if lifted else None,
-        "value_standardized": None if discrete else value - log_scale(model),
+        "samples": _draws(model, samples) if isinstance(model, LiftedFlow) else None,
+        "dequantisation": bits.dequantisation(model),
     }
-    return figure, each(counts)
 
 
 def each(counts: Iterable[Evaluations]) -> float:
@@ -147,34 +149,42 @@ def importance_samples(model: Density, asked: int | None) -> int:
     return 64 if asked is None else asked
 
 
-def log_prob(model: Density, x: Tensor, samples: int) -> Tensor:
+def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None) -> Tensor:
     """Log-densities (B,) in nats, of a bound by so many draws; by one, where the log-density is estimated."""
     if not isinstance(model, LiftedFlow):
-        return model.log_prob(x)
-    return model.log_prob(x, samples=samples if model.flow.kind == "exact" else 1)
+        return model.log_prob(x, c)
+    return model.log_prob(x, c, samples=_draws(model, samples))
+
+
+def _draws(model: LiftedFlow, samples: int) -> int:
+    """So many as are asked for; one, where the log-density is estimated."""
+    return samples if model.flow.kind == "exact" else 1
 
 
 @torch.no_grad()
-def of_one_draw(model: Density, x: Tensor, energies: Sequence[str] = ()) -> dict[str, float]:
+def of_one_draw(model: Density, x: Batch, energies: Sequence[str] = ()) -> dict[str, float]:
     """The mean NLL in nats, of a bound from one draw, and mean path energies, of the same solves.
 
     Args:
         model: the density.
-        x: (N, *S).
+        x: (N, *S), or the pair (x, c) of samples and contexts (N, C).
         energies: which; see :class:`~cnf.PathOptions`.
 
     Returns:
-        ``nll``, the mean evaluations of a solve as ``nfe_log_prob``, and the energies by name.
+        ``nll``, of discrete data also as ``bits_per_dim``, the mean evaluations of a solve as ``nfe_log_prob``, and
+        the energies by name.
     """
 
-    def solved(part: Tensor) -> tuple[dict[str, Tensor], Evaluations]:
+    def solved(part: Given) -> tuple[dict[str, Tensor], Evaluations]:
         with count_evals(model) as nfe:
-            bound = model.elbo_on_path(part, path=PathOptions(tuple(energies)))
+            bound = model.elbo_on_path(*part, PathOptions(tuple(energies)))
         return {"nll": -bound.value.cpu(), **{name: bound.energies[name].cpu() for name in energies}}, nfe
 
-    found, counts = zip(*processes.shared_out(x.split(CHUNK), solved), strict=True)
+    found, counts = zip(*processes.shared_out(list(chunks(given(x))), solved), strict=True)
     figures = {name: _mean([part[name] for part in found]) for name in found[0]}
-    return {"nll": figures.pop("nll"), "nfe_log_prob": each(counts), **figures}
+    value = figures.pop("nll")
+    in_bits = {"bits_per_dim": bits.per_dim(value, x[0].numel())} if bits.dequantisation(model) else {}
+    return {"nll": value, **in_bits, "nfe_log_prob": each(counts), **figures}
 
 
 def log_scale(model: Density) -> float:
@@ -185,7 +195,12 @@ def log_scale(model: Density) -> float:
 def table(report: dict[str, Any]) -> str:
     """A report as lines to read."""
     relative = report["inverse_error_standardized"]
-    likelihoods = {"NLL": "nll", "NLL, tighter": "nll_tighter", "NLL, bfloat16": "nll_bfloat16"}
+    likelihoods = {
+        "NLL": "nll",
+        "NLL, one draw": "nll_one_draw",
+        "NLL, tighter": "nll_tighter",
+        "NLL, bfloat16": "nll_bfloat16",
+    }
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
     lines = [
         *(
@@ -202,31 +217,42 @@ def table(report: dict[str, Any]) -> str:
 
 def describe(figure: dict[str, Any]) -> str:
     """A likelihood in words: value, standard error, kind and how it was computed."""
-    how = {
-        "exact": "exact",
-        "estimate": f"unbiased estimate, {figure['probes']} probe(s)",
-        "bound": f"upper bound, {figure['samples']} importance sample(s)",
-    }[figure["kind"]]
-    rtol, atol = figure["tolerance"]["rtol"], figure["tolerance"]["atol"]
-    return f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats ({how}, rtol {rtol:g}, atol {atol:g})"
+    value = f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats"
+    if figure["bits_per_dim"] is not None:
+        value += f", {figure['bits_per_dim']:.4f} +- {figure['bits_per_dim_standard_error']:.4f} bits/dim"
+    return f"{value} ({how(figure)})"
+
+
+def how(figure: dict[str, Any], bound: str = "upper bound") -> str:
+    """The kind of likelihood behind a figure, and how it was computed, in words; a bound on what is told."""
+    return f"{_kind(figure, bound)}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
+
+
+def _kind(figure: dict[str, Any], bound: str) -> str:
+    """What kind of figure a likelihood is, and of how many draws and probes."""
+    probes = f"{figure['probes']} probe(s)"
+    if figure["kind"] != "bound":
+        return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
+    if figure["samples"] > 1:
+        return f"{bound}, {figure['samples']} importance sample(s)"
+    draw = {
+        "uniform": "one draw of uniform dequantisation as in FFJORD",
+        "learned": "one draw of learned dequantisation",
+        None: "one draw",
+    }[figure["dequantisation"]]
+    return f"{bound}, {draw}" if figure["probes"] is None else f"estimated {bound}, {draw}, {probes}"
 
 
 def _inverse_error(model: Density, x: Samples) -> tuple[float, float | None]:
     scales = [part.scale for part in model.modules() if isinstance(part, Standardize)]
     scale = scales[0] if scales and not isinstance(model, LiftedFlow) else None
     norms = Moments()
-    for portion in _portions(model, x):
-        y = model.lift(portion).point if isinstance(model, LiftedFlow) else portion
-        error = torch.cat([part - model.returned(part) for part in y.split(CHUNK)])
+    for portion, c in portions(model, x):
+        y = model.lift(portion, c).point if isinstance(model, LiftedFlow) else portion
+        error = torch.cat([part - model.returned(part, each) for part, each in chunks((y, c))])
         norms.add(torch.stack([_norms(error), _norms(error if scale is None else error / scale)], dim=1))
     plain, relative = norms.mean.tolist()
     return plain, None if scale is None else relative
-
-
-def _portions(model: Density, x: Samples) -> Iterator[Tensor]:
-    """The samples as they come, suited to a model."""
-    for portion in (x,) if isinstance(x, Tensor) else x:
-        yield suited(model, portion)
 
 
 def _mean(parts: Sequence[Tensor]) -> float:

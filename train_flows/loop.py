@@ -19,6 +19,7 @@ from anode.plain import check_arguments
 from train_flows import processes
 from train_flows.average import Average
 from train_flows.errors import TrainingError
+from train_flows.growth import Growth
 from train_flows.guards import Guards, Step, take
 from train_flows.journal import Journal
 from train_flows.restoring import check_parts, check_progress
@@ -83,6 +84,7 @@ def train(
     quiet: bool = False,
     deadline: float = math.inf,
     guards: Guards = Guards(),  # noqa: B008 - a value
+    growth: Growth = Growth(),  # noqa: B008 - a value
 ) -> bool:
     """Minimise an objective, from the state in the journal if it has one.
 
@@ -98,6 +100,7 @@ def train(
         quiet: show neither records nor a progress bar.
         deadline: of ``time.monotonic()``, after which to stop.
         guards: what to do when a step goes wrong.
+        growth: of the learning rate.
 
     Returns:
         Whether all steps were taken; False when a signal or the deadline asked to stop, with the state saved.
@@ -109,7 +112,7 @@ def train(
     fused = device.type in ("cpu", "cuda")  # a fifth of the time on small models
     decay = training.weight_decay
     optimizer = torch.optim.Adam(objective.parameters(), lr=training.lr, weight_decay=decay, fused=fused)
-    schedule = _schedule(optimizer, training)
+    schedule = _schedule(optimizer, training, growth)
     average = Average(objective.parameters(), training.ema)
     parts = {"objective": objective, "optimizer": optimizer, "schedule": schedule, "average": average}
     progress = _restore(journal, parts, device, training)
@@ -206,12 +209,17 @@ def _line(figures: dict[str, float], steps: int) -> str:
     return "  ".join([*shown, f"{figures['seconds']:.0f} s"])
 
 
-def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> LRScheduler:
-    if training.schedule == "cosine":
-        return LambdaLR(optimizer, partial(_cosine, training))
+def _schedule(optimizer: torch.optim.Optimizer, training: Training, growth: Growth) -> LRScheduler:
     if training.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
-    return LambdaLR(optimizer, lambda _: 1.0)
+    return LambdaLR(optimizer, partial(_share, training, growth))
+
+
+def _share(training: Training, growth: Growth, step: int) -> float:
+    """The share of the learning rate at a step."""
+    restarted = training.restart is not None and step >= training.restart
+    begun = training.restart if restarted else 0
+    return growth.share(step - begun) * (_cosine(training, step) if training.schedule == "cosine" else 1.0)
 
 
 def _cosine(training: Training, step: int) -> float:

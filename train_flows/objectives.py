@@ -68,8 +68,13 @@ def staged(goal: Objective, training: Training) -> Training:
     return dataclasses.replace(training, restart=matching_steps(goal, training.steps) or None)
 
 
-def check(goal: Objective, augmented: Augmentation, steps: int) -> None:
-    """Raise an :class:`~anode.InputError` for settings that contradict each other or the number of steps."""
+def check(goal: Objective, augmented: Augmentation, steps: int, conditional: bool = False) -> None:
+    """Raise an :class:`~anode.InputError` for settings that contradict each other, the number of steps or the data."""
+    if conditional and goal.coupling != "independent":
+        raise InputError(
+            f"--coupling {goal.coupling} would make base points tell of the class, those of sampling do not: drop it, "
+            "or --conditional"
+        )
     if augmented.warm_up < 0:
         raise InputError(f"--warm-up {augmented.warm_up} must be a number of steps from 0")
     last = goal.likelihood_steps

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anode import Classifier
 from cnf import Density
-from train_flows import curves, likelihood, plots, supervised
+from train_flows import curves, image_pictures, likelihood, plots, supervised
 from train_flows.checkpoint import Run
 from train_flows.data import Dataset
 from train_flows.data.labelled import Labelled
@@ -24,16 +24,17 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
     """Draw what suits the data: density and flow in two dimensions, images, or a corner plot; and the curves."""
     shown = dataset.train[:POINTS]
     if dataset.levels is not None:
-        figure = plots.image_grids({"data": shown.numpy(), "samples": model.sample(64).cpu().numpy()})
+        image_pictures.draw(run, dataset, model)
     elif dataset.shape == (2,):
-        figure = plots.density_2d(*_density(model, shown), dataset.columns)
+        plots.density_2d(*_density(model, shown), dataset.columns).savefig(run.folder / "samples.png", dpi=150)
         _flow(run, model, shown)
     else:
         samples = model.sample(5000).cpu()
         sets = {"data": shown.flatten(1).numpy(), "samples": samples.flatten(1).numpy()}
-        figure = plots.corner(sets, dataset.columns)
-    figure.savefig(run.folder / "samples.png", dpi=150)
+        plots.corner(sets, dataset.columns).savefig(run.folder / "samples.png", dpi=150)
     panels = {"nats": ("loss", "nll"), "evaluations of the field": ("nfe_forward", "nfe_backward", "nfe_log_prob")}
+    if dataset.levels is not None:
+        panels = {"bits/dim": ("bits_per_dim",)} | panels
     curves.of_a_run(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
 
 

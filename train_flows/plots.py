@@ -76,9 +76,9 @@ def flow_animation(frames: Array, times: Sequence[float], box: tuple[float, floa
     return FuncAnimation(figure, draw, frames=len(frames))
 
 
-def save_gif(animation: FuncAnimation, path: Path, fps: int = 15) -> None:
+def save_gif(animation: FuncAnimation, path: Path, fps: int = 15, dpi: int = 80) -> None:
     """Write an animation as a GIF."""
-    animation.save(path, writer=PillowWriter(fps=fps), dpi=80)
+    animation.save(path, writer=PillowWriter(fps=fps), dpi=dpi)
 
 
 def corner(sets: Mapping[str, Array], columns: Sequence[str], most: int = 6) -> Figure:
@@ -118,29 +118,8 @@ def _densities(axes: Axes, sets: Sequence[Array], edges: Sequence[float]) -> Non
         axes.hist(x, edges, density=True, color=f"C{i}", histtype="step" if i else "stepfilled", alpha=1 if i else 0.5)
 
 
-def image_grids(sets: Mapping[str, Array], rows: int = 8) -> Figure:
-    """Squares of images side by side.
-
-    Args:
-        sets: names to images (N, C, H, W), values from 0.
-        rows: images along a side, at most.
-    """
-    top = max(1, *(images.max() for images in sets.values()))
-    figure = Figure(figsize=(4.5 * len(sets), 4.8), layout="constrained")
-    for axes, (title, images) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
-        side = min(rows, max(1, int(np.sqrt(len(images)))))
-        framed = np.pad(images[: side * side] / top, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.3)
-        _, channels, height, width = framed.shape
-        tiles = framed.reshape(side, side, channels, height, width).transpose(0, 3, 1, 4, 2)
-        axes.imshow(tiles.reshape(side * height, side * width, channels).clip(0, 1), cmap="gray", vmin=0, vmax=1)
-        axes.set(title=title, xticks=[], yticks=[])
-    return figure
-
-
 def samples(x: Array, columns: Sequence[str]) -> Figure:
-    """Samples alone: images (N, C, H, W) as a grid, points (N, 2) as a histogram, others (N, D) as a corner plot."""
-    if x.ndim == 4:
-        return image_grids({"samples": x})
+    """Samples alone: points (N, 2) as a histogram, others (N, D) as a corner plot."""
     if x.shape[1] != 2:
         return corner({"samples": x}, columns)
     figure = Figure(figsize=(5, 5), layout="constrained")

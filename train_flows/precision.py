@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnf.objectives import Batch
 from train_flows.training import Precision
 
 
@@ -16,6 +17,11 @@ def suited(model: nn.Module, x: Tensor) -> Tensor:
     """Samples where a model is, and, unless they are whole numbers, in its precision."""
     like = next(model.parameters())
     return x.to(like.device, like.dtype if x.is_floating_point() else None)
+
+
+def suited_batch(model: nn.Module, batch: Batch) -> Batch:
+    """Samples x, or the pair (x, c) of samples and contexts, where a model is, and in its precision."""
+    return suited(model, batch) if isinstance(batch, Tensor) else (suited(model, batch[0]), suited(model, batch[1]))
 
 
 @contextmanager

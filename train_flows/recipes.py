@@ -28,6 +28,33 @@ DENSITY: dict[str, dict[str, Any]] = {
         "ema": 0.99,
     },
 }
+MULTISCALE: dict[str, Any] = {  # of RNODE, whose weights of energies are 0.01 in means and bits: 0.01 log 2 here
+    "field": "stack",
+    "hidden": (64, 64, 64),
+    "activation": ("softplus",),
+    "time": "concat",
+    "blocks": 2,
+    "multiscale": True,
+    "divergence": "hutchinson",
+    "kinetic": 0.0069,
+    "frobenius": 0.0069,
+    "solver": "rk4",
+    "steps": 60000,
+    "batch_size": 200,
+    "lr": 1e-3,
+    "validate_every": 500,
+}
+MATCHED_IMAGES: dict[str, Any] = {  # by flow matching, of one ODE
+    "field": "unet",
+    "hidden": (32, 64),
+    "divergence": "hutchinson",
+    "steps": 60000,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "ema": 0.999,
+    "validate_every": 1000,
+}
+DARK = ("mnist", "fashion")  # whose many black pixels a larger alpha would spread over much of the line
 FFJORD: dict[str, Any] = {  # of its published code for two dimensions, to compare with
     "hidden": (64, 64, 64),
     "time": "squash",
@@ -57,14 +84,21 @@ ODENET = {"field": "norm-conv", "stem": "conv", "readout": "pool"}
 
 
 def density(source: str, objective: str = "likelihood") -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows density`` and an objective: its own, or that of toys or of tables."""
+    """The recipe of a data set of ``train-flows density`` and an objective: its own, or that of its kind."""
+    if source not in DENSITY and _pictured(source):
+        recipe = MULTISCALE if objective == "likelihood" else MATCHED_IMAGES
+        return {**recipe, "alpha": 1e-6} if source in DARK else recipe
     recipe = DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
     return {name: x for name, x in recipe.items() if objective != "flow-matching" or name not in OF_LIKELIHOOD}
 
 
 def classify(source: str, model: str = "node") -> dict[str, Any]:
     """The recipe of a data set of ``train-flows classify`` and a kind of network: its own, or that of its kind."""
-    pictured = images.known(source) or Path(source).is_dir()
-    kind = "paper" if paper.known(source) else "images" if pictured else "table"
+    kind = "paper" if paper.known(source) else "images" if _pictured(source) else "table"
     recipe = CLASSIFY.get(source, KINDS[kind])
     return {name: x for name, x in recipe.items() if model in ("node", "resnet") or name not in OF_NODES}
+
+
+def _pictured(source: str) -> bool:
+    """Whether data are images."""
+    return images.known(source) or Path(source).is_dir()

@@ -10,6 +10,7 @@ from anode import InputError
 from anode.classifiers import KIND as CLASSIFIER
 from anode.plain import check_arguments
 from cnf.models import KIND as DENSITY
+from train_flows.growth import Growth
 from train_flows.guards import Guards
 from train_flows.settings import (
     Augmentation,
@@ -20,6 +21,7 @@ from train_flows.settings import (
     Numerics,
     Objective,
     RunSettings,
+    Scales,
     Source,
 )
 from train_flows.training import Epochs, Training
@@ -28,10 +30,12 @@ SECTIONS: dict[str, dict[str, type]] = {
     DENSITY: {
         "data": Source,
         "model": Model,
+        "scales": Scales,
         "augmentation": Augmentation,
         "objective": Objective,
         "numerics": DensityNumerics,
         "training": Training,
+        "growth": Growth,
         "guards": Guards,
         "run": RunSettings,
     },

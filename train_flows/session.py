@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -23,8 +25,9 @@ from train_flows.loop import train
 from train_flows.provenance import provenance
 from train_flows.settings import Numerics, RunSettings, find_device
 from train_flows.signals import interrupting
+from train_flows.task import Task
 from train_flows.tensorboard import WithTensorBoard, check_installed
-from train_flows.training import Precision, Training
+from train_flows.training import Precision
 
 STREAMS = 1_000_003  # between the seeds of noise of several processes
 
@@ -71,7 +74,12 @@ def resumable(run: Run, command: str) -> Generator[None]:
         with interrupting():
             yield
     except KeyboardInterrupt:
-        print(f"stopped; continue with: train-flows {command} --resume {run.folder}")
+        print(f"stopped; {how_to_go_on(run, command)}")
+
+
+def how_to_go_on(run: Run, command: str) -> str:
+    """What to type to continue a run that is not at its end."""
+    return f"continue with: train-flows {command} --resume {run.folder}"
 
 
 def fitting_batch(batch_size: int, samples: int) -> int:
@@ -124,32 +132,29 @@ def open_run(settings: Any, kind: str, dataset: Any, model: Any, **about: Any) -
 
 def fit(
     run: Run,
-    objective: nn.Module,
     model: nn.Module,
-    batch: Callable[[int], Any],
-    training: Training,
-    validate: Callable[[], dict[str, float]],
+    task: Task,
     criterion: str,
     guards: Guards,
     where: RunSettings,
-) -> bool:
+    deadline: float = math.inf,
+) -> tuple[str, ...]:
     """Train, keeping the weights of the best validation in the run folder.
 
     Args:
         run: the folder.
-        objective: what to minimise; it trains the weights of ``model``.
         model: what is stored; it holds the best weights at the end.
-        batch: the batch of a step; see :func:`train_flows.loop.shuffled_batches`.
-        training: how to optimise.
-        validate: figures of the current weights.
-        criterion: the one of them to minimise.
+        task: trains the weights of the model.
+        criterion: the validated figure to minimise.
         guards: what to do when a step goes wrong.
         where: whether fields are compiled before training, and records also go to TensorBoard's files.
+        deadline: of ``time.monotonic()``, after which to stop; the first of several processes to reach it stops all.
 
     Returns:
-        Whether training came to its end; False when it was asked to stop.
+        Sentences worth keeping with the figures: where training stands, if the deadline came before its end.
 
     Raises:
+        KeyboardInterrupt: when a signal asks to stop.
         TrainingError: when training cannot go on; the message says what is left in the folder.
     """
 
@@ -158,20 +163,24 @@ def fit(
             keep(run, model)
 
     if where.compile:
-        batches = [batch(step) for step in sorted({0, training.restart or 0})]  # of each stage
-        print(f"compiled in {compile_fields(model, objective, batches, validate):.0f} s")
+        kinds = {0, task.training.restart or 0, *task.growth.double_at}  # steps at which other batches begin
+        batches = [task.batch(step) for step in sorted(kinds)]
+        print(f"compiled in {compile_fields(model, task.objective, batches, task.validate):.0f} s")
+    device = next(model.parameters()).device
     try:
         with _journal(run, where) as journal:
             finished = train(
-                objective,
-                training,
-                batch,
-                validate,
+                task.objective,
+                task.training,
+                task.batch,
+                task.validate,
                 keep_best,
                 journal,
-                next(model.parameters()).device,
+                device,
                 criterion,
+                deadline=deadline,
                 guards=guards,
+                growth=task.growth,
             )
     except TrainingError as error:
         kept = (run.folder / storage.WEIGHTS).exists()
@@ -182,8 +191,10 @@ def fit(
             f"{error.filename or run.folder} could not be written ({error.strerror or error}); the last checkpoint is "
             f"whole: make room and continue with --resume {run.folder}"
         ) from error
+    if not finished and processes.everywhere(time.monotonic() <= deadline, device):
+        raise KeyboardInterrupt
     load_best(run, model)
-    return finished
+    return () if finished else (f"training is at step {run.step} of {task.training.steps}, its time was up",)
 
 
 def _journal(run: Run, where: RunSettings) -> AbstractContextManager[Journal]:
@@ -213,7 +224,7 @@ def load_best(run: Run, model: nn.Module) -> bool:
 
 
 def write_result(run: Run, kind: str, seed: int, seconds: float, figures: dict[str, Any], notes: Any = ()) -> None:
-    """Write ``result.json``: the figures of a finished run, and where they come from."""
+    """Write ``result.json``: the figures of a run, and where they come from."""
     config = run.config(kind)
     settings = {name: section for name, section in config["settings"].items() if name not in ("data", "run")}
     about = {"command": config.get("command"), "settings": settings, "seed": seed, "seconds": round(seconds, 1)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from train_flows import processes
 Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps; auto takes a CUDA GPU where there is one")]
 Data = Annotated[
     tyro.conf.Positional[str | None],
-    tyro.conf.arg(metavar="DATA", help="moons, 8gaussians, ..., digits, power, ..., or the path of a table"),
+    tyro.conf.arg(
+        metavar="DATA", help="moons, ..., digits, mnist, ..., power, ..., or the path of a table or a folder of images"
+    ),
 ]
 Labelled = Annotated[
     tyro.conf.Positional[str | None],
@@ -29,6 +32,7 @@ Labelled = Annotated[
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone: of what no recipe turns on
 
 Activation = Literal["tanh", "softplus", "relu", "silu"]
+TRAINED = 0.9  # of the time of a sitting; the rest is left for figures and pictures
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,12 @@ class Source:
 
     source: Data = None
     jitter: Flag = False  # add noise to columns of few distinct values
-    data_root: str = "data"  # folder of the published tables
+    data_root: str = "data"  # folder of the published tables, and of mnist, fashion, cifar10 and svhn
+    download: Flag = False  # fetch those images that are not there
+    image_size: int | None = None  # height and width to bring images to
+    train_size: int | None = None  # how many images to train on, drawn by the seed; all when omitted
+    test_size: int | None = None  # how many to test on
+    conditional: Flag = False  # a density given the class, of images in classes
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,9 @@ class Network:
 class Model:
     """The field and its divergence."""
 
-    field: Literal["mlp", "conv"] = "mlp"  # a perceptron, or convolutions for images
-    hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers
-    filters: int = 32  # of convolutions
+    field: Literal["mlp", "conv", "stack", "unet"] = "mlp"  # a perceptron; of images 1x1-3x3-1x1, 3x3 ..., or a U-Net
+    hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers, filters of a stack, or of levels of a U-Net
+    filters: int = 32  # of --field conv
     activation: tuple[Activation, ...] = ("tanh",)  # of the hidden layers in turn, the last name of all that are left
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
@@ -86,6 +95,16 @@ class Model:
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
     probes: int = 1  # Hutchinson probes averaged
     noise: Literal["rademacher", "gaussian"] = "rademacher"  # of the probes
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How many ODEs, at which scales of images, and how values of pixels are spread."""
+
+    blocks: int = 1  # ODEs in a row; at every scale, before and after its squeeze
+    multiscale: bool = False  # smaller and smaller images, half of whose channels leave for the base
+    dequantization: Literal["uniform", "learned"] = "uniform"  # noise that fills the gaps between values
+    alpha: float = 0.05  # keeps values from the infinite ends of the logit: 1e-6 to 0.05
 
 
 @dataclass(frozen=True)
@@ -123,13 +142,14 @@ class Numerics:
     solver: str = "dopri5"  # method
     rtol: float = 1e-3  # relative tolerance
     atol: float = 1e-3  # absolute tolerance
-    step_size: float | None = None  # of a fixed-step solver
+    step_size: float | None = None  # of a fixed-step solver; 0.25 when omitted
     gradient: Literal["checkpoint", "direct", "adjoint"] = "checkpoint"  # in little memory, fastest, or by the adjoint
     max_steps: int = 1000  # a solve that takes more, of six evaluations each with dopri5, ends the training
 
     def value(self) -> Solver:
         """The solver."""
-        return Solver(self.solver, self.rtol, self.atol, self.step_size, self.max_steps, self.gradient)
+        size = 0.25 if self.step_size is None and self.solver in FIXED_METHODS else self.step_size
+        return Solver(self.solver, self.rtol, self.atol, size, self.max_steps, self.gradient)
 
 
 @dataclass(frozen=True)
@@ -140,6 +160,7 @@ class DensityNumerics(Numerics):
     rtol: float = 1e-5  # relative tolerance of all figures
     atol: float = 1e-5  # absolute tolerance of all figures
     loosen: float = 10.0  # training solves at this multiple of rtol and atol
+    refine: bool = True  # halve fixed steps of training once their NLL drifts from the adaptive one
 
     def training(self) -> Solver:
         """The solver of training."""
@@ -167,13 +188,20 @@ class RunSettings:
     compile: Flag = False  # vector fields, by torch.compile: faster steps after a minute or so
     tensorboard: Flag = False  # records for TensorBoard, too, in the run folder
     overwrite: Flag = False  # replace an existing run
+    budget_minutes: float | None = None  # of this sitting: train for nine tenths of them; --resume goes on
     resume: str | None = None  # continue this run with all its settings
 
     def check(self) -> None:
-        """Raise an :class:`~anode.InputError` for a seed that some random generator does not take."""
+        """Raise an :class:`~anode.InputError` for a budget that is none, or a seed that no generator takes."""
         for name in ("seed", "data_seed", "noise_seed"):
             if getattr(self, name) is not None:
                 check_seed(getattr(self, name), f"--{name.replace('_', '-')}")
+        if self.budget_minutes is not None and not self.budget_minutes > 0:
+            raise InputError(f"--budget-minutes {self.budget_minutes} must be a positive number")
+
+    def deadline(self, started: float) -> float:
+        """When training has to stop, in a sitting that started then; infinity without a budget."""
+        return math.inf if self.budget_minutes is None else started + 60 * TRAINED * self.budget_minutes
 
     def of_data(self) -> int:
         """The seed of the data, their split and batches."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from anode import InputError
-from train_flows.settings import Augmentation, Model, Objective
+from train_flows.settings import Augmentation, Model, Objective, Scales
 
 OF_LIKELIHOOD = ("kinetic", "frobenius", "acceleration", "steer")
 OF_MATCHING = ("coupling", "interpolation", "sigma")
@@ -29,8 +30,9 @@ class Use:
 
 
 USES = (
-    Use(("hidden",), "--field mlp", lambda model, augmented, goal: model.field == "mlp"),
+    Use(("hidden",), "--field mlp, stack or unet", lambda model, augmented, goal: model.field != "conv"),
     Use(("filters",), "--field conv", lambda model, augmented, goal: model.field == "conv"),
+    Use(("activation", "time"), "--field mlp, conv or stack", lambda model, augmented, goal: model.field != "unet"),
     Use(("components",), "--base mixture", lambda model, augmented, goal: model.base == "mixture"),
     Use(
         ("probes", "noise"), "--divergence hutchinson", lambda model, augmented, goal: model.divergence == "hutchinson"
@@ -54,15 +56,22 @@ USES = (
 )
 
 
-def check(model: Model, augmented: Augmentation, goal: Objective) -> None:
-    """Raise an :class:`~anode.InputError` for an option that was chosen in vain."""
+def check(model: Model, augmented: Augmentation, goal: Objective, recipe: Mapping[str, Any]) -> None:
+    """Raise an :class:`~anode.InputError` for an option that was chosen in vain, other than by the recipe."""
     chosen = {
         field.name: value
         for section in (model, augmented, goal)
         for field in dataclasses.fields(section)
-        if (value := getattr(section, field.name)) != field.default
+        if (value := getattr(section, field.name)) not in (field.default, recipe.get(field.name, field.default))
     }
     for use in USES:
         for name in use.options:
             if name in chosen and not use.here(model, augmented, goal):
                 raise InputError(f"--{name.replace('_', '-')} {chosen[name]} is for {use.where}: drop it")
+
+
+def check_discrete(scales: Scales, levels: int | None) -> None:
+    """Raise an :class:`~anode.InputError` for an option of discrete data that was chosen for real numbers."""
+    for name in ("dequantization", "alpha"):
+        if levels is None and (value := getattr(scales, name)) != getattr(Scales(), name):
+            raise InputError(f"--{name} {value} is for images and other discrete data: drop it")

@@ -14,11 +14,11 @@ import torch
 
 from anode import SolverError
 from train_flows import density
-from train_flows.density import Task
 from train_flows.errors import TrainingError
 from train_flows.journal import Memory
 from train_flows.loop import train
 from train_flows.objectives import BOTH, matching_steps
+from train_flows.task import Task
 
 PILOT = 0.1  # of the time, before the clock starts, for a copy to tell its pace
 USED = 0.95  # of the time, by plan
@@ -71,6 +71,7 @@ def train_for(seconds: float, task: Task, keep_best: Callable[[], None]) -> Time
             torch.device("cpu"),
             quiet=True,
             deadline=deadline,
+            growth=task.growth,
         )
         if not finished and time.monotonic() < deadline:
             raise KeyboardInterrupt

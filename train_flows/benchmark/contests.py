@@ -16,8 +16,9 @@ from train_flows import density, likelihood
 from train_flows.benchmark import peers
 from train_flows.benchmark.clock import MANY, fit_into, train_for
 from train_flows.data import Dataset
-from train_flows.density import Task
+from train_flows.portions import CHUNK
 from train_flows.settings import Objective
+from train_flows.task import Task
 from train_flows.training import Training
 
 CNF = "CNF"
@@ -155,7 +156,7 @@ def compete(name: str, recipe: density.Settings, dataset: Dataset, seconds: floa
 def _log_prob(model: Density, x: Tensor) -> tuple[Tensor, float | None]:
     """Log-probabilities in nats, of discrete data by one draw of the noise, the same for all models; and their NFE."""
     torch.manual_seed(0)
-    parts = x.split(likelihood.CHUNK)
+    parts = x.split(CHUNK)
     with count_evals(model) as nfe:
         log_p = torch.cat([model.elbo(part) for part in parts])
     return log_p.double(), _of_a_solve(nfe.forward, len(parts))
@@ -163,7 +164,7 @@ def _log_prob(model: Density, x: Tensor) -> tuple[Tensor, float | None]:
 
 def _sampling(model: Density) -> tuple[float, float | None]:
     """Seconds that many samples take, and the NFE of a solve."""
-    sizes = [likelihood.CHUNK] * (SAMPLES // likelihood.CHUNK)
+    sizes = [CHUNK] * (SAMPLES // CHUNK)
     started = time.monotonic()
     with count_evals(model) as nfe:
         for n in sizes:

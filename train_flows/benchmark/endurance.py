@@ -95,6 +95,7 @@ def saving(steps: int, folder: Path) -> dict[str, float]:
         session.keep(run, model)
         kept += time.perf_counter() - started
 
-    train(task.objective, task.training, task.batch, task.validate, keep_best, journal, CPU, quiet=True)
+    of_task = (task.objective, task.training, task.batch, task.validate)
+    train(*of_task, keep_best, journal, CPU, quiet=True, growth=task.growth)
     seconds, seconds_saving = run.records()[-1]["seconds_training"], journal.seconds + kept
     return {"seconds": seconds, "seconds_saving": seconds_saving, "share": seconds_saving / seconds}

@@ -51,7 +51,7 @@ class Peer(Transform):
         """See :meth:`Transform.encode`."""
         return self.lazy(c)(x.flatten(1)).reshape(x.shape)
 
-    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+    def decode(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Tensor:
         """See :meth:`Transform.decode`; spares the log-determinant."""
         return self.lazy(c).inv(z.flatten(1)).reshape(z.shape)
 

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from cnf.objectives import Batch
 from train_flows.data.rows import Rows
+
+
+class Classes(NamedTuple):
+    """Classes of the samples of a data set, int64 (N,) of each part.
+
+    Attributes:
+        names: of the classes.
+        train: of the training samples.
+        validation: of the validation samples.
+        test: of the test samples.
+    """
+
+    names: tuple[str, ...]
+    train: Tensor
+    validation: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +44,8 @@ class Dataset:
         table: whether it is a table, whose columns may have any units.
         notes: sentences worth printing.
         disk: all training rows of a table that stays on disk.
+        classes: of the samples; None where they are not known.
+        conditional: whether the distribution is that of samples given their class.
     """
 
     name: str
@@ -36,15 +57,34 @@ class Dataset:
     table: bool = False
     notes: tuple[str, ...] = ()
     disk: Rows | None = None
+    classes: Classes | None = None
+    conditional: bool = False
 
     def digest(self) -> str:
-        """SHA-256 of all samples, or of their file, to tell whether a data set is the one it was."""
+        """SHA-256 of all samples and what they are given, or of their file, to tell whether a data set is the same."""
         if self.disk:
             return self.disk.digest()
         digest = hashlib.sha256()
         for part in (self.train, self.validation, self.test):
             digest.update(part.numpy().tobytes())
+        if self.given:
+            names, *labels = self.given
+            digest.update("\n".join(names).encode())
+            for part in labels:
+                digest.update(part.numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def given(self) -> Classes | None:
+        """The classes that samples are given; None for a distribution of samples alone."""
+        return self.classes if self.conditional else None
+
+    def samples(self, part: str, most: int | None = None) -> Batch:
+        """At most so many samples x (N, *S) of a part, or pairs (x, c) with the classes they are given, (N, K)."""
+        x: Tensor = getattr(self, part)[:most]
+        if self.given is None:
+            return x
+        return x, indicators(getattr(self.given, part)[:most], len(self.given.names))
 
     @property
     def size(self) -> int:
@@ -55,6 +95,11 @@ class Dataset:
     def shape(self) -> torch.Size:
         """Shape S of one sample."""
         return torch.Size(self.train.shape[1:])
+
+
+def indicators(labels: Tensor, classes: int) -> Tensor:
+    """Labels (N,) as contexts (N, K) of a density given one of K classes: 1 for that class, 0 for others."""
+    return F.one_hot(labels, classes).to(torch.get_default_dtype())
 
 
 def split(x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,8 @@
 Either ``FOLDER/CLASS/*``, or ``FOLDER/train/CLASS/*`` with ``FOLDER/test/CLASS/*`` or, failing that,
 ``FOLDER/val/CLASS/*``. Images may lie deeper in the folder of their class; what begins with a dot is passed over, and
 so are links to folders below those of the classes.
+
+Where no classes are asked for, the folder or its parts may also hold the images themselves.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Header(NamedTuple):
     mode: str
 
 
-def read(folder: str | Path, size: int | None = None) -> tuple[Pairs, Pairs | None, tuple[str, ...], tuple[str, ...]]:
+def read(
+    folder: str | Path, size: int | None = None, classified: bool = True
+) -> tuple[Pairs, Pairs | None, tuple[str, ...], tuple[str, ...]]:
     """Training part or all images, test part if there is one, class names and notes.
 
     Images are uint8 (N, C, H, W), with one channel when all are grey and else three; classes int64 (N,), the names in
@@ -52,6 +56,8 @@ def read(folder: str | Path, size: int | None = None) -> tuple[Pairs, Pairs | No
         folder: laid out as described above.
         size: height and width to resize to, with what is too wide or too high cut off evenly; without it all images
             must be of one size.
+        classified: whether there have to be classes. If not, and there are less than two, all images of a part are
+            taken, with no names of classes, and y (N, 0).
 
     Raises:
         InputError: when the folder is laid out otherwise, a file is no image or a damaged one, or sizes differ.
@@ -65,15 +71,25 @@ def read(folder: str | Path, size: int | None = None) -> tuple[Pairs, Pairs | No
         )
     training, testing, notes = _parts(folder)
     classes = tuple(sorted(_subfolders(training), key=in_order))
-    _check_classes(training, testing, classes)
+    if classified or len(classes) > 1:
+        _check_classes(training, testing, classes)
+        notes += () if classified else _unused(training, testing)
+    else:
+        classes = ()
     train, test = (_files(part, classes) if part else [] for part in (training, testing))
     x, y = _images([path for path, _ in train + test], size), torch.tensor([label for _, label in train + test])
+    if not classes:
+        y = torch.empty(len(x), 0)
     first, second = (Pairs(x[rows], y[rows]) for rows in (slice(len(train)), slice(len(train), None)))
     return first, second if testing else None, classes, notes + _origin(folder, len(train))
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return [path.name for path in folder.iterdir() if path.is_dir() and _shown(path)]
+
+
+def _shown(path: Path) -> bool:
+    return not path.name.startswith(".")
 
 
 def _parts(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
@@ -104,15 +120,21 @@ def _check_classes(training: Path, testing: Path | None, classes: tuple[str, ...
         raise InputError(f"{testing} holds the class {unknown[0]}, which {training} lacks: add or remove it")
 
 
+def _unused(*parts: Path | None) -> tuple[str, ...]:
+    """Notes on files that lie beside the folders of classes."""
+    found = {part: [path for path in part.iterdir() if _shown(path) and not path.is_dir()] for part in parts if part}
+    return tuple(f"{len(paths)} file(s) in {part}, in no class, are not used" for part, paths in found.items() if paths)
+
+
 def _files(part: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     """The images of a part, in order of their classes and paths, with their class; a test part may lack classes."""
     found = []
-    for label, name in enumerate(classes):
-        if not (part / name).is_dir():
+    for label, folder in enumerate([part / name for name in classes] or [part]):
+        if not folder.is_dir():
             continue
-        paths = sorted(_walk(part / name))
+        paths = sorted(_walk(folder))
         if not paths:
-            raise InputError(f"{part / name} holds no images: add some, or remove the folder")
+            raise InputError(f"{folder} holds no images: add some, or remove the folder")
         found += [(path, label) for path in paths]
     return found
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from anode import InputError
 from train_flows.data import image_folders, image_sets
 from train_flows.data import labelled as pairs
-from train_flows.data.dataset import Dataset, split
+from train_flows.data.dataset import Classes, Dataset
 from train_flows.data.labelled import Labelled, Pairs
 
 NAMES = ("digits", *image_sets.PUBLISHED)
@@ -28,7 +28,7 @@ class Images(NamedTuple):
         name: what to call them.
         train: the training part, or all of them.
         test: the test part, if there is one.
-        classes: their names.
+        classes: their names; none where images are in no classes, whose targets are (N, 0).
         notes: sentences worth printing.
         levels: number of values a pixel takes.
     """
@@ -41,10 +41,56 @@ class Images(NamedTuple):
     levels: int
 
 
-def digits(seed: int = 0) -> Dataset:
-    """The 1,797 handwritten digits of scikit-learn as uint8 images (1, 8, 8) with 17 levels, split by ``seed``."""
-    columns = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))
-    return Dataset("digits", *split(_digits().x, seed), columns, levels=DIGITS_LEVELS)
+def load(
+    source: str,
+    seed: int = 0,
+    data_root: str | Path = "data",
+    download: bool = False,
+    image_size: int | None = None,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    conditional: bool = False,
+) -> Dataset:
+    """Load images to learn the density of, uint8 (N, C, H, W), in classes or not.
+
+    Args:
+        source: see :func:`labelled`, and so for the others.
+        seed: of the split and of subsets.
+        data_root: the folder of the published sets.
+        download: fetch a published set that is not there.
+        image_size: height and width.
+        train_size: how many images to train on.
+        test_size: how many images to test on.
+        conditional: of the density given the class.
+
+    Raises:
+        InputError: when there are no such images, they cannot be used, or they are too few; or when they are in no
+            classes that could be given.
+    """
+    images = read(source, data_root, download, image_size, classified=False)
+    found = arranged(images, seed, train_size, test_size)
+    if len(found.test.x) < 2:  # as many as a standard error needs
+        raise InputError(f"{found.name} has one image to test on: at least 2 are needed, pass or add more")
+    if conditional and not images.classes:
+        raise InputError(f"--conditional is for images in classes, {found.name} has none: {image_folders.LAYOUT}")
+    parts = (found.train, found.validation, found.test)
+    classes = Classes(images.classes, *(part.y for part in parts)) if images.classes else None
+    return Dataset(
+        found.name,
+        *(part.x for part in parts),
+        _pixels(found.shape),
+        levels=found.levels,
+        notes=found.notes,
+        classes=classes,
+        conditional=conditional,
+    )
+
+
+def _pixels(shape: torch.Size) -> tuple[str, ...]:
+    """Names of the pixels of an image, flattened."""
+    channels, height, width = shape
+    kinds = ("pixel",) if channels == 1 else ("red", "green", "blue")
+    return tuple(f"{kind}_{row}_{column}" for kind in kinds for row in range(height) for column in range(width))
 
 
 def known(source: str) -> bool:
@@ -89,7 +135,7 @@ def arranged(images: Images, seed: int, train_size: int | None = None, test_size
     for argument, (size, part) in sizes.items():
         _check_size(name, argument, size, len(part.x))
     (train, validation, test), subsets = _subsets(parts, train_size, test_size, seed)
-    notes += subsets + pairs.missing_classes(train, classes)
+    notes += subsets + (pairs.missing_classes(train, classes) if classes else ())
     return Labelled(name, train, validation, test, (), classes, notes, levels)
 
 
@@ -98,8 +144,14 @@ def _digits() -> Pairs:
     return Pairs(torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1), torch.from_numpy(bunch.target).long())
 
 
-def read(source: str, data_root: str | Path = "data", download: bool = False, size: int | None = None) -> Images:
-    """All images as they are published; see :func:`labelled`."""
+def read(
+    source: str,
+    data_root: str | Path = "data",
+    download: bool = False,
+    size: int | None = None,
+    classified: bool = True,
+) -> Images:
+    """All images as they are published; see :func:`labelled`, and for those of a folder, :mod:`image_folders`."""
     if source in image_sets.PUBLISHED:
         train, test, classes = image_sets.read(source, data_root, download)
         return Images(source, _averaged(source, train, size), _averaged(source, test, size), classes, (), LEVELS)
@@ -107,7 +159,7 @@ def read(source: str, data_root: str | Path = "data", download: bool = False, si
         raise InputError(f"--download is for {', '.join(image_sets.PUBLISHED)}, not for {source}: drop it")
     if source == "digits":
         return Images(source, _averaged(source, _digits(), size), None, image_sets.DIGITS, (), DIGITS_LEVELS)
-    return Images(Path(source).resolve().name, *image_folders.read(source, size), LEVELS)
+    return Images(Path(source).resolve().name, *image_folders.read(source, size, classified), LEVELS)
 
 
 def _averaged(name: str, images: Pairs, size: int | None) -> Pairs:
