@@ -53,7 +53,7 @@ class Chosen(NamedTuple):
     acceleration: float
 
 
-CHOSEN = {"checkerboard": Chosen(8, 1e-2)}
+CHOSEN = {"checkerboard": Chosen(8, 1e-2), "parkinsons.csv.gz": Chosen(8, 1e-1)}
 UNCHOSEN = Chosen(8, 1e-3)  # of other data
 
 
