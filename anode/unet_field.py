@@ -59,7 +59,7 @@ class UNetField(Field):
             down_block_types=("DownBlock2D",) * len(filters),
             up_block_types=("UpBlock2D",) * len(filters),
             layers_per_block=1,
-            norm_num_groups=math.gcd(8, *filters),
+            norm_num_groups=_groups(filters),
             add_attention=False,
             class_embed_type="identity" if context else None,
         )
@@ -83,6 +83,15 @@ class UNetField(Field):
             )
         embedded = {} if self.embedding is None else {"class_labels": self.embedding(c)}
         return self.network(x, TIME_STEPS * t.to(x.dtype).expand(len(x)), return_dict=False, **embedded)[0]
+
+
+def _groups(filters: Sequence[int]) -> int:
+    """In how many groups channels are normalised: up to 8, of two channels at least.
+
+    Of one alone, its mean would be taken out, and with it what the embedding of time and context has added.
+    """
+    groups = math.gcd(8, *filters)
+    return max(1, groups // 2) if groups == min(filters) else groups
 
 
 def _unet() -> Any:

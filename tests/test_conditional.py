@@ -10,28 +10,20 @@ import torch
 from PIL import Image
 
 import cnf
-from anode import CheckpointError, storage
-from train_flows import generative, image_plots, likelihood
+from anode import CheckpointError, Solver, storage
+from train_flows import drift, generative, image_plots, likelihood, recipes
 from train_flows.checkpoint import classes_of
 from train_flows.data.dataset import indicators
 
-TINY = ["--steps", 4, "--validate-every", 2, "--hidden", 8, 8, "--batch-size", 16, "--no-whiten"]
-PLAIN = ["--field", "mlp", "--blocks", 1, "--no-multiscale", "--divergence", "exact", "--solver", "dopri5"]
-LEARNING = [
-    *TINY,
-    *PLAIN,
-    "--frobenius",
-    0,
-    "--objective",
-    "likelihood",
-    "--steps",
-    40,
-    "--validate-every",
-    20,
-    "--lr",
-    0.03,
-]
+TINY = ["--steps", 4, "--validate-every", 2, "--hidden", 8, 8, "--batch-size", 16]
+LEARNING = [*TINY, "--objective", "likelihood", "--steps", 40, "--validate-every", 20, "--lr", 0.03]
 GREYS = {"bright": (150, 256), "dark": (0, 100)}
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """Train by the defaults: recipes of images are for larger ones."""
+    monkeypatch.setattr(recipes, "density", lambda *_: {})
 
 
 @pytest.fixture
@@ -83,7 +75,7 @@ class TestClassifier:
         assert (figures["tested"], figures["classes"]) == (4, 3)
         assert (figures["kind"], figures["samples"], figures["probes"]) == ("bound", 2000, None)
 
-    @pytest.mark.parametrize("more", [{"divergence": "hutchinson"}, {"extra": 1}, {}])
+    @pytest.mark.parametrize("more", [{"divergence": "hutchinson"}, {"extra": 1}, {"dequantization": "learned"}, {}])
     def test_classes_see_the_same_noise_and_samples_do_not(self, more):
         model, x = model_of((1, 2, 1), **more), torch.ones(40, 1, 2, 1)
         for name, weight in model.named_parameters():
@@ -137,7 +129,7 @@ class TestPrograms:
         _, out, _ = run("evaluate", "runs/greys", "others", "--classify", "--samples", 4)
         (line,) = (line for line in out.splitlines() if line.startswith("accuracy"))
         assert "1.0000 +- 0.0" in line
-        assert "24 samples, by the likelihood of each of 2 classes: lower bound, 4 importance sample(s), rtol" in line
+        assert "24 samples, by the NLL given each of 2 classes: upper bound, 4 importance sample(s), rtol" in line
 
     def test_samples_are_of_their_class(self, run, tmp_path):
         greys(tmp_path / "greys")
@@ -164,7 +156,7 @@ class TestPrograms:
         assert run("density", "--resume", "runs/digits")[0] == 0
         status, out, _ = run("evaluate", "runs/digits", "--classify", "--samples", 1)
         assert status == 0
-        assert "20 samples, by the likelihood of each of 10 classes" in out
+        assert "20 samples, by the NLL given each of 10 classes" in out
         assert run("sample", "runs/digits", "-n", 3, "--label", "7")[0] == 0
         assert pd.read_csv("samples.csv")["label"].tolist() == [7, 7, 7]
         status, _, err = run("sample", "runs/digits", "--label", "ten", "--out", "no.csv")
@@ -244,3 +236,39 @@ def test_rows_hold_their_class():
     for tick, wanted in zip(axes.get_yticks(), ([1, 1], [2, 0], [3, 0]), strict=True):
         row = shown[int(tick) + 1]
         assert [row[2], row[5]] == pytest.approx([value / 3 for value in wanted])
+
+
+@pytest.mark.parametrize("more", [{}, {"extra": 2, "augmentation": "categorical"}])
+def test_paths_end_at_samples_of_their_class(more):
+    model, c = model_of((1, 2, 1), **more), indicators(torch.arange(30) % 3, 3)
+    ends = []
+    for draw in (lambda: model.sample(30, c), lambda: model.sample_paths(30, [0.0, 0.5, 1.0], c)[-1]):
+        torch.manual_seed(3)
+        ends.append(draw())
+    assert torch.equal(*ends)
+    torch.manual_seed(3)
+    assert not torch.equal(model.sample(30, c.roll(1, 0)), ends[0])
+
+
+@pytest.mark.parametrize("field", ["mlp", "conv", "stack", "unet"])
+def test_every_field_is_told_the_class(field):
+    more = {"solver": Solver("rk4", step_size=0.5), "divergence": "hutchinson", "multiscale": field == "stack"}
+    x = torch.randint(4, (5, 1, 4, 4))
+    model = cnf.density_model((1, 4, 4), field=field, hidden=(4, 4), filters=4, levels=4, context=2, data=x, **more)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    found = generative.log_given_each(model, x, 2, samples=1)
+    assert (found[:, 0] != found[:, 1]).all()
+
+
+def test_drift_is_of_the_true_classes():
+    model = model_of()
+    fixed, adaptive = (model.with_solver(solver) for solver in (Solver("rk4", step_size=0.5), Solver()))
+    x, c = torch.randint(4, (600, 1, 1, 1)), indicators(torch.randint(3, (600,)), 3)
+    torch.manual_seed(5)
+    found = drift.compare(fixed, adaptive, (x, c))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        wanted = -fixed.elbo(x[:500], c[:500]).double().mean().item()
+    assert found["nll_training_solver"] == pytest.approx(wanted, abs=1e-6)
+    assert 0 < abs(found["drift"]) < 0.1

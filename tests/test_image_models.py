@@ -96,6 +96,12 @@ def _probes(x, n, noise):
 
 
 class TestUNet:
+    @pytest.mark.parametrize("filters", [(2,), (4,), (6, 3), (8, 8), (5, 5)])
+    def test_few_filters_see_time(self, filters):
+        """The norm of a channel alone would take it out again."""
+        field, x = UNetField(1, filters), torch.randn(3, 1, 4, 4)
+        assert (field(torch.tensor(0.9), x) - field(torch.tensor(0.1), x)).abs().max() > 1e-4
+
     def test_keeps_the_shape_and_starts_at_zero(self):
         x = torch.randn(3, 2, 8, 4)
         assert UNetField(2, (4, 8), zero_init=True)(torch.tensor(0.1), x).abs().max() == 0
@@ -203,6 +209,7 @@ class TestScales:
         assert recipe["alpha"] == 1e-6
         assert "alpha" not in recipes.density("cifar10")
         assert recipes.density("mnist", "flow-matching")["field"] == "unet"
+        assert recipes.density("mnist", image_size=14)["hidden"] == (512, 512)
 
     def test_blocks_follow_each_other(self, float64):
         model = disturbed(density_model((1, 4, 4), field="conv", filters=3, blocks=3))

@@ -117,7 +117,7 @@ def parse(args: list[str]) -> Settings:
 
 def recipe(settings: Settings) -> dict[str, Any]:
     """Values that suit the data and the objective, where others are not typed."""
-    return recipes.density(settings.data.source or "", settings.objective.objective)
+    return recipes.density(settings.data.source or "", settings.objective.objective, settings.data.image_size)
 
 
 def build(settings: Settings, dataset: Dataset) -> Density:

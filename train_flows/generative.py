@@ -27,7 +27,7 @@ def measure(model: Density, x: Tensor, c: Tensor, samples: int = 64) -> dict[str
 
     Returns:
         ``accuracy`` and its ``standard_error``, see :func:`train_flows.accuracy.standard_error`; ``tested``, N;
-        ``classes``, K; and of the log-densities their ``kind``, ``tolerance``, ``probes`` and ``samples``.
+        ``classes``, K; and what the log-densities are, see :func:`train_flows.likelihood.kind_of`.
     """
     right = log_given_each(model, x, c.shape[1], samples).argmax(1) == c.argmax(1).cpu()
     accuracy = right.double().mean().item()
@@ -62,5 +62,5 @@ def log_given_each(model: Density, x: Tensor, classes: int, samples: int = 64) -
 def table(figures: dict[str, Any]) -> str:
     """Measured figures as lines to read."""
     value = f"{figures['accuracy']:.4f} +- {figures['standard_error']:.4f}"
-    how = f"{figures['tested']} samples, by the likelihood of each of {figures['classes']} classes"
-    return lines_of([("accuracy", f"{value} ({how}: {likelihood.how(figures, 'lower bound')})")])
+    how = f"{figures['tested']} samples, by the NLL given each of {figures['classes']} classes"
+    return lines_of([("accuracy", f"{value} ({how}: {likelihood.how(figures)})")])

@@ -223,24 +223,24 @@ def describe(figure: dict[str, Any]) -> str:
     return f"{value} ({how(figure)})"
 
 
-def how(figure: dict[str, Any], bound: str = "upper bound") -> str:
-    """The kind of likelihood behind a figure, and how it was computed, in words; a bound on what is told."""
-    return f"{_kind(figure, bound)}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
+def how(figure: dict[str, Any]) -> str:
+    """The kind of NLL behind a figure, and how it was computed, in words."""
+    return f"{_kind(figure)}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
 
 
-def _kind(figure: dict[str, Any], bound: str) -> str:
+def _kind(figure: dict[str, Any]) -> str:
     """What kind of figure a likelihood is, and of how many draws and probes."""
     probes = f"{figure['probes']} probe(s)"
     if figure["kind"] != "bound":
         return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
     if figure["samples"] > 1:
-        return f"{bound}, {figure['samples']} importance sample(s)"
+        return f"upper bound, {figure['samples']} importance sample(s)"
     draw = {
         "uniform": "one draw of uniform dequantisation as in FFJORD",
         "learned": "one draw of learned dequantisation",
         None: "one draw",
     }[figure["dequantisation"]]
-    return f"{bound}, {draw}" if figure["probes"] is None else f"estimated {bound}, {draw}, {probes}"
+    return f"upper bound, {draw}" if figure["probes"] is None else f"estimated upper bound, {draw}, {probes}"
 
 
 def _inverse_error(model: Density, x: Samples) -> tuple[float, float | None]:

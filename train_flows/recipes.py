@@ -27,7 +27,20 @@ DENSITY: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "ema": 0.99,
     },
+    "small images": {
+        **MATCHED,
+        "hidden": (512, 512),
+        "acceleration": 0.02,
+        "steps": 9000,
+        "validate_every": 1000,
+        "batch_size": 256,
+        "lr": 5e-3,
+        "restart_lr": 2e-3,
+        "ema": 0.99,
+        "solver": "rk4",
+    },
 }
+SMALL_SIZE = 16  # pixels a side, for which a perceptron trains within minutes
 MULTISCALE: dict[str, Any] = {  # of RNODE, whose weights of energies are 0.01 in means and bits: 0.01 log 2 here
     "field": "stack",
     "hidden": (64, 64, 64),
@@ -83,12 +96,20 @@ OF_NODES = ("extra", "field")  # what recipes say of these is not for other netw
 ODENET = {"field": "norm-conv", "stem": "conv", "readout": "pool"}
 
 
-def density(source: str, objective: str = "likelihood") -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows density`` and an objective: its own, or that of its kind."""
-    if source not in DENSITY and _pictured(source):
-        recipe = MULTISCALE if objective == "likelihood" else MATCHED_IMAGES
-        return {**recipe, "alpha": 1e-6} if source in DARK else recipe
-    recipe = DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
+def density(source: str, objective: str = "likelihood", image_size: int | None = None) -> dict[str, Any]:
+    """The recipe of a data set of ``train-flows density`` and an objective: its own, or that of its kind.
+
+    Args:
+        source: a name or a path.
+        objective: what is typed.
+        image_size: height and width that images are brought to.
+    """
+    if source in DENSITY or not _pictured(source):
+        recipe = DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
+    else:
+        small = image_size is not None and image_size <= SMALL_SIZE
+        recipe = DENSITY["small images"] if small else MULTISCALE if objective == "likelihood" else MATCHED_IMAGES
+        recipe = {**recipe, "alpha": 1e-6} if source in DARK else recipe
     return {name: x for name, x in recipe.items() if objective != "flow-matching" or name not in OF_LIKELIHOOD}
 
 

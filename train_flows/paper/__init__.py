@@ -40,7 +40,7 @@ def main(args: list[str]) -> None:
         return
     into = files(command)
     torch.set_num_threads(1)  # as in the processes beside this one: more do not help networks of this size
-    device = find_device(command.images.device if settings.experiment in ON_IMAGES else "cpu")
+    device = find_device(command.sets.device or ("auto" if settings.experiment in ON_IMAGES else "cpu"))
     workers = settings.workers or (None if device.type == "cuda" else os.cpu_count() or 1)
     sizes = {"quick": settings.quick, "small": command.images.small}
     write = partial(_write, into.results, {"experiment": settings.experiment, **sizes, "workers": workers})
@@ -52,7 +52,7 @@ def main(args: list[str]) -> None:
         trained = _sittings(command, into, write, str(device), workers, how)
         report = experiment.run(trained, command.scale, command.data)
     elif settings.experiment in ON_DENSITIES:
-        trained = _sittings(command, into, write, "cpu", workers, How(experiment.attempt))
+        trained = _sittings(command, into, write, str(device), workers or 1, How(experiment.attempt))
         report = experiment.run(trained, settings.quick, command.data)
     else:
         trained = Attempts(settings.all_seeds, workers or 1, settings.quick, write)

@@ -71,6 +71,7 @@ class Sets:
 
     data: tuple[str, ...] = ()  # images (mnist, ..., folders under the data root) or densities (moons, ..., tables)
     data_root: str = "data"  # where they are
+    device: Device | None = None  # when omitted, a GPU where there is one for images, the CPU for densities
     budget_minutes: float | None = None  # stop after so long; --resume goes on
     resume: Flag = False  # keep the runs there are, and train what is missing
 
@@ -81,7 +82,6 @@ class Images:
 
     download: Flag = False  # fetch those of the four that are not there
     small: Flag = False  # for CPUs: 2,000 images at most, of 16 pixels a side at most, half the filters and epochs
-    device: Device = "auto"
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def attempt(trial: DensityTrial, seed: int, place: Place, measure: Measure = _no
         return None
     settings, dataset = trial.settings(seed), load(trial, seed, place.data_root)
     torch.manual_seed(seed)
-    trained = density.build(settings, dataset)
+    device = torch.device(place.device)
+    trained = density.build(settings, dataset).to(device)
     model = trained.with_solver(settings.numerics.figures())
     task, journal = density.task(settings, dataset, trained, model), Memory()
     best: dict[str, Any] = {}
@@ -104,15 +105,14 @@ def attempt(trial: DensityTrial, seed: int, place: Place, measure: Measure = _no
         return task.validate() | measure(model, dataset)
 
     def work() -> bool:
-        cpu = torch.device("cpu")
         of_task = (task.objective, task.training, task.batch)
-        return train(*of_task, validate, keep_best, journal, cpu, quiet=True, growth=task.growth)
+        return train(*of_task, validate, keep_best, journal, device, quiet=True, growth=task.growth)
 
     def test() -> None:
         model.load_state_dict(best)
         journal.records[-1] |= _tested(model, dataset, seed)
 
-    return Outcome(trial, seed, status_of(work, journal, test), journal.records, device_name(torch.device("cpu")))
+    return Outcome(trial, seed, status_of(work, journal, test), journal.records, device_name(device))
 
 
 @torch.no_grad()

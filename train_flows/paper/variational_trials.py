@@ -69,7 +69,8 @@ def attempt(trial: VariationalTrial, seed: int, place: Place) -> Outcome | None:
         return None
     target = targets.load(trial.data)
     torch.manual_seed(seed)
-    flow = Flow(TRANSFORMS[trial.transform](target.dim, **trial.size), Normal((target.dim,)))
+    device = torch.device(place.device)
+    flow = Flow(TRANSFORMS[trial.transform](target.dim, **trial.size), Normal((target.dim,))).to(device)
     measured = flow.with_solver(FIGURES)
     every = max(1, trial.steps // trial.records)
     training = Training(every * trial.records, trial.batch_size, trial.lr, validate_every=every)
@@ -86,7 +87,7 @@ def attempt(trial: VariationalTrial, seed: int, place: Place) -> Outcome | None:
             validate,
             lambda: None,
             journal,
-            torch.device("cpu"),
+            device,
             criterion="kl",
             quiet=True,
         )
@@ -100,7 +101,7 @@ def attempt(trial: VariationalTrial, seed: int, place: Place) -> Outcome | None:
 
     status = status_of(work, journal, test)
     shown = None if samples is None or seed else samples[:SHOWN].tolist()
-    return Outcome(trial, seed, status, journal.records, device_name(torch.device("cpu")), shown)
+    return Outcome(trial, seed, status, journal.records, device_name(device), shown)
 
 
 @torch.no_grad()
