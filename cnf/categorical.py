@@ -20,12 +20,12 @@ from cnf.transforms import Compose, PathOptions, Transform
 class CategoricalFlow(Density):
     """A mixture of K flows that share one field, each in the coordinates of its own component.
 
-        p(x) = sum_k weights_k N(z_k; 0, I) |det dz_k/dx|,    z_k = g((s(x) - means_k) / scales_k, k)
+        p(x) = sum_k weights_k N(z_k; 0, I) |det dz_k/dx|,    z_k = g(R_k (s(x) - means_k), k)
 
-    with static transforms s and the flow g of an ODE whose context is k. Modes, scales and weights are no work of the
-    ODE, and what it has to bend looks alike in every component. The likelihood is an exact sum, of K times the work of
-    one flow; a sample takes the work of one. Training can take that, too: it draws k by the mixture as it was at first,
-    q(k given x), and raises E_q [log p(x, k) - log q(k given x)], a lower bound.
+    with static transforms s, the whitening R_k of the component and the flow g of an ODE whose context is k. Modes,
+    scales and weights are no work of the ODE, and what it has to bend looks alike in every component. The likelihood is
+    an exact sum, of K times the work of one flow; a sample takes the work of one. Training can take that, too: it draws
+    k by the mixture as it was at first, q(k given x), and raises E_q [log p(x, k) - log q(k given x)], a lower bound.
 
     Args:
         static: s, next to the data.

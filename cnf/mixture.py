@@ -18,18 +18,21 @@ FITTED = 20_000  # points that a mixture is fitted to
 
 
 class Mixture(Base):
-    """A mixture of K Gaussians with diagonal covariance, whose means, scales and weights are learned.
+    """A mixture of K Gaussians, whose means, scales and weights are learned, and their correlations where asked for.
 
-        p(z) = sum_k weights_k N(z; means_k, diag(scales_k^2))
+        p(z) = sum_k weights_k N(z; means_k, C_k),    C_k^(-1) = R_k' R_k,    R_k = diag(1 / scales_k) (I + U_k)
 
-    A base of several pieces spares the flow from tearing one Gaussian apart. :meth:`fit` starts it as the mixture that
-    data have already. Otherwise it starts near the standard normal, all weights equal: means are drawn from
-    N(0, 0.1^2) and every scale is sqrt(1 - 0.1^2), so that the mean of p over that draw is N(0, I), and components
-    differ enough to part. With one component it starts at N(0, I) itself.
+    with strictly upper triangular U_k, zero unless components are correlated. A base of several pieces spares the flow
+    from tearing one Gaussian apart. :meth:`fit` starts it as the mixture that data have already. Otherwise it starts
+    near the standard normal, all weights equal: means are drawn from N(0, 0.1^2) and every scale is sqrt(1 - 0.1^2), so
+    that the mean of p over that draw is N(0, I), and components differ enough to part. With one component it starts at
+    N(0, I) itself.
 
     Args:
         shape: shape S of one sample.
         components: K.
+        correlated: whether components have a full covariance, D (D - 1) / 2 numbers more each for samples of D
+            elements, instead of a diagonal one.
 
     Raises:
         InputError: when ``components`` is less than 1.
@@ -40,7 +43,7 @@ class Mixture(Base):
         (torch.Size([5]), torch.Size([3]))
     """
 
-    def __init__(self, shape: Sequence[int], components: int = 8) -> None:
+    def __init__(self, shape: Sequence[int], components: int = 8, correlated: bool = False) -> None:
         super().__init__(shape)
         if components < 1:
             raise InputError(f"components={components} must be at least 1")
@@ -48,6 +51,8 @@ class Mixture(Base):
         self.means = nn.Parameter(spread * torch.randn(components, *self.shape))
         self.log_scales = nn.Parameter(torch.full_like(self.means, math.log1p(-(spread**2)) / 2))
         self.logits = nn.Parameter(torch.zeros(components))
+        above = self.shape.numel() * (self.shape.numel() - 1) // 2
+        self.mixing = nn.Parameter(torch.zeros(components, above)) if correlated else None  # U_k, row by row
 
     @property
     def weights(self) -> Tensor:
@@ -59,7 +64,7 @@ class Mixture(Base):
         return torch.logsumexp(self.log_joint(z.unsqueeze(1), slice(None)), 1)
 
     def log_joint(self, z: Tensor, k: Tensor | slice) -> Tensor:
-        """Log p(z, k) = log weights_k N(z; means_k, diag(scales_k^2)).
+        """Log p(z, k) = log weights_k N(z; means_k, C_k).
 
         Args:
             z: points (B, *S) for components k (B,); or (B, 1, *S) for K of them.
@@ -68,7 +73,7 @@ class Mixture(Base):
         Returns:
             (B,), or (B, K).
         """
-        eps = (z - self.means[k]) * torch.exp(-self.log_scales[k])
+        eps = self._whitened(z, k)
         log_normal = -(0.5 * (eps.square() + math.log(2 * math.pi)) + self.log_scales[k])
         return self.logits.log_softmax(0)[k] + log_normal.flatten(-len(self.shape)).sum(-1)
 
@@ -81,9 +86,11 @@ class Mixture(Base):
         """See :meth:`Base.sample_beside`; from the components as likely as a makes them."""
         own = self.shape[0] - a.shape[1]
         with torch.no_grad():
-            eps = (a.unsqueeze(1) - self.means[:, own:]) * torch.exp(-self.log_scales[:, own:])
-            log_normal = -(0.5 * eps.square() + self.log_scales[:, own:]).flatten(2).sum(2)
-            z = self.placed(self._noise(len(a)), drawn(self.logits + log_normal))[:, :own]
+            z = self._noise(len(a))
+            eps = self._whitened(torch.cat([z[:, :own], a], 1).unsqueeze(1), slice(None))[:, :, own:]  # of a alone
+            k = drawn(self.logits - (0.5 * eps.square() + self.log_scales[:, own:]).flatten(2).sum(2))
+            z[:, own:] = eps[torch.arange(len(a)), k]
+            z = self.placed(z, k)[:, :own]
         return torch.cat([z, a], 1)
 
     def sample_components(self, n: int) -> Tensor:
@@ -92,13 +99,35 @@ class Mixture(Base):
         return drawn(self.logits.detach().expand(n, -1))
 
     def standardized(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Points (B, *S) in coordinates of components (B,), (x - means_k) / scales_k, and log |det| of the map."""
-        log_scales = self.log_scales[k]
-        return (x - self.means[k]) * torch.exp(-log_scales), -log_scales.flatten(1).sum(1)
+        """Points (B, *S) in coordinates of components (B,), R_k (x - means_k), and log |det| of the map."""
+        return self._whitened(x, k), -self.log_scales[k].flatten(1).sum(1)
 
     def placed(self, x: Tensor, k: Tensor) -> Tensor:
-        """Points in the coordinates of components back where they belong, means_k + scales_k x."""
-        return self.means[k] + self.log_scales[k].exp() * x
+        """Points in the coordinates of components back where they belong, means_k + R_k^(-1) x."""
+        y = self.log_scales[k].exp() * x
+        if self.mixing is not None:
+            upper, flat = self._unit_triangular(self.mixing)[k], y.flatten(1).unsqueeze(2)
+            y = torch.linalg.solve_triangular(upper, flat, upper=True, unitriangular=True).view(y.shape)
+        return self.means[k] + y
+
+    def _whitened(self, z: Tensor, k: Tensor | slice) -> Tensor:
+        """R_k (z - means_k) of points (B, *S) for components (B,), or (B, 1, *S) for all.
+
+        As R_k is upper triangular, an element is made of those from its place on alone.
+        """
+        y = z - self.means[k]
+        if self.mixing is not None:
+            upper = self._unit_triangular(self.mixing)[k]
+            y = torch.einsum("...ij,...j->...i", upper, y.flatten(-len(self.shape))).view(y.shape)
+        return y * torch.exp(-self.log_scales[k])
+
+    def _unit_triangular(self, mixing: Tensor) -> Tensor:
+        """The matrices I + U_k (K, D, D)."""
+        n = self.shape.numel()
+        matrices = torch.eye(n, dtype=mixing.dtype, device=mixing.device).repeat(len(mixing), 1, 1)
+        rows, columns = torch.triu_indices(n, n, 1, device=mixing.device)
+        matrices[:, rows, columns] = mixing
+        return matrices
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> Self:
@@ -113,9 +142,17 @@ class Mixture(Base):
             raise InputError(f"{len(z)} points are too few to fit components={k} to: pass at least {max(2, k)}")
         chosen = z[torch.randperm(len(z))[:FITTED]].flatten(1).double().cpu().numpy()
         seed = int(torch.randint(2**31 - 1, ()))
-        found = GaussianMixture(k, covariance_type="diag", reg_covar=1e-4, random_state=seed).fit(chosen)
+        kind = "diag" if self.mixing is None else "full"
+        found = GaussianMixture(k, covariance_type=kind, reg_covar=1e-4, random_state=seed).fit(chosen)
+        precisions = torch.from_numpy(found.precisions_)
+        scales = precisions.rsqrt()
+        if self.mixing is not None:
+            roots = torch.linalg.cholesky(precisions).mT
+            scales = 1 / roots.diagonal(dim1=1, dim2=2)
+            rows, columns = torch.triu_indices(*roots.shape[1:], 1)
+            self.mixing.copy_((roots * scales.unsqueeze(2))[:, rows, columns])
         self.means.copy_(torch.from_numpy(found.means_).view_as(self.means))
-        self.log_scales.copy_(torch.from_numpy(found.covariances_).log().view_as(self.means) / 2)
+        self.log_scales.copy_(scales.log().view_as(self.means))
         self.logits.copy_(torch.from_numpy(found.weights_).log())
         return self
 

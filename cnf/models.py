@@ -78,7 +78,8 @@ def density_model(
         multiscale: make images smaller in steps and leave half of the channels to the base at each, by
             :func:`cnf.multiscale`; for fields of images of any size.
         context: number of context features c of a conditional density p(x given c).
-        whiten: take the correlations of the data out before the ODE; see :class:`~cnf.Whiten`.
+        whiten: take the correlations of the data out before the ODE, see :class:`~cnf.Whiten`, and those that are left
+            within the components of a mixture, too.
         base: ``"normal"``; ``"mixture"``, a learned mixture of Gaussians, fitted to ``data`` to begin with; or
             ``"conditional"``, of p(z given a), for a flow with augmented dimensions a.
         components: of the mixture.
@@ -122,7 +123,7 @@ def density_model(
     state = (shape[0] + augmented, *shape[1:])
     scaling = [Standardize(shape), *([Whiten(shape)] if whiten else [])]
     static = [*([] if levels is None else [Logit(alpha)]), *scaling]
-    start = _base("mixture" if mixed else base, state, extra if mixed else components, extra)
+    start = _base("mixture" if mixed else base, state, extra if mixed else components, extra, whiten)
     augment = VariationalAugment(augmented, posterior, shape) if augmented else None
     if data is not None:
         _fit(scaling, augment, start, _real(data, shape, levels, alpha))
@@ -156,10 +157,10 @@ def density_model(
     return model
 
 
-def _base(name: str, state: Sequence[int], components: int, extra: int) -> Base:
+def _base(name: str, state: Sequence[int], components: int, extra: int, correlated: bool) -> Base:
     if name == "conditional":
         return Conditional(state, extra)
-    return Mixture(state, components) if name == "mixture" else Normal(state)
+    return Mixture(state, components, correlated) if name == "mixture" else Normal(state)
 
 
 def _fit(scaling: Sequence[Standardize | Whiten], augment: VariationalAugment | None, base: Base, data: Tensor) -> None:

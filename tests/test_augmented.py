@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from fields import wild
+from sklearn.mixture import GaussianMixture
 from torch import nn
 
 from anode import ConvField, FrozenField, InputError, MLPField, SecondOrderField, Solver, count_evals
@@ -40,6 +41,7 @@ VARIANTS = {
     "frozen, conditional base": {"extra": 1, "augmentation": "frozen", "base": "conditional", "posterior": "learned"},
     "momentum": {"extra": 1, "augmentation": "momentum"},
     "categorical": {"extra": 3, "augmentation": "categorical"},
+    "categorical, whitened": {"extra": 3, "augmentation": "categorical", "whiten": True},
     "copies": {"extra": 3, "augmentation": "copies"},
     "categorical, fitted": {"extra": 3, "augmentation": "categorical", "posterior": "fitted"},
 }
@@ -533,3 +535,15 @@ def test_a_mixture_starts_as_that_of_points(float64):
     torch.testing.assert_close(base.weights[order], torch.tensor([0.75, 0.25]), rtol=0, atol=0.01)
     torch.testing.assert_close(base.means[order], torch.tensor([[-3.0, -3.0], [2.0, 2.0]]), rtol=0, atol=0.1)
     torch.testing.assert_close(base.log_scales.exp()[order][:, 0], torch.tensor([0.5, 0.2]), rtol=0.1, atol=0)
+
+
+def test_a_mixture_takes_over_the_correlations_of_points(float64):
+    roots = torch.tensor([[[1.0, 0.0], [0.9, 0.2]], [[0.3, 0.0], [-0.5, 0.1]]])
+    z = torch.cat([torch.randn(900, 2) @ roots[0].T - 3, torch.randn(300, 2) @ roots[1].T + 3])
+    base = Mixture((2,), 2, correlated=True).fit(z)
+    order = base.weights.argsort(descending=True)
+    edges = torch.stack([base.placed(e.expand(2, 2), order) for e in (*torch.eye(2), torch.zeros(2))])
+    halves = (edges[:2] - edges[2]).movedim(0, 2)  # columns of C_k^(1/2)
+    torch.testing.assert_close(halves @ halves.mT, roots @ roots.mT, rtol=0.1, atol=0.02)
+    fitted = GaussianMixture(2, covariance_type="full", reg_covar=1e-4, random_state=0).fit(z.numpy())
+    assert base.log_prob(z).mean().item() == pytest.approx(fitted.score(z.numpy()), abs=1e-6)

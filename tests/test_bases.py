@@ -10,39 +10,64 @@ from cnf.bases import Normal
 from cnf.mixture import Mixture
 
 
-def far_mixture(shape=(2,), components=5):
-    """A mixture whose components differ in place, width and weight."""
-    base = Mixture(shape, components)
-    for parameter, std in ((base.means, 2.0), (base.log_scales, 0.4), (base.logits, 1.0)):
-        torch.nn.init.normal_(parameter, std=std)
+def far_mixture(shape=(2,), components=5, correlated=False):
+    """A mixture whose components differ in place, width and weight, and in their correlations."""
+    base = Mixture(shape, components, correlated)
+    for name, parameter in base.named_parameters():
+        torch.nn.init.normal_(parameter, std={"means": 2.0, "log_scales": 0.4, "logits": 1.0, "mixing": 0.5}[name])
     return base
 
 
 def by_torch(base):
     """The same mixture, of samples of one dimension of shape, by torch.distributions."""
-    normal = torch.distributions.Independent(torch.distributions.Normal(base.means, base.log_scales.exp()), 1)
+    normal = torch.distributions.MultivariateNormal(base.means, covariances(base))
     return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=base.logits), normal)
 
 
+def covariances(base):
+    """Those of the components (K, D, D), from the definition of their parameters."""
+    roots = []
+    for k, scales in enumerate(base.log_scales.exp()):
+        upper, above = torch.eye(len(scales), dtype=scales.dtype), iter(() if base.mixing is None else base.mixing[k])
+        for i in range(len(scales)):
+            for j in range(i + 1, len(scales)):
+                upper[i, j] = next(above, 0.0)
+        roots.append(torch.linalg.inv(upper / scales[:, None]))
+    return torch.stack([root @ root.T for root in roots])
+
+
 @torch.no_grad()
-def test_a_mixture_integrates_to_one(float64):
-    base = far_mixture()
+@pytest.mark.parametrize("correlated", [False, True])
+def test_a_mixture_integrates_to_one(float64, correlated):
+    base = far_mixture(correlated=correlated)
     axis = torch.arange(-25, 25, 0.1)
     points = torch.cartesian_prod(axis, axis)
     assert base.log_prob(points).exp().sum().item() * 0.1**2 == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize(("dim", "components"), [(1, 1), (2, 5), (40, 3)])
-def test_a_mixture_is_that_of_torch(float64, dim, components):
-    base = far_mixture((dim,), components)
+@pytest.mark.parametrize("correlated", [False, True])
+@pytest.mark.parametrize(("dim", "components"), [(1, 1), (2, 5), (10, 3)])
+def test_a_mixture_is_that_of_torch(float64, dim, components, correlated):
+    base = far_mixture((dim,), components, correlated)
     z = 3 * torch.randn(50, dim)
     torch.testing.assert_close(base.log_prob(z), by_torch(base).log_prob(z))
     assert base.weights.shape == (components,)
     torch.testing.assert_close(base.weights, by_torch(base).mixture_distribution.probs)
 
 
-def test_samples_of_several_axes_are_the_flattened_ones(float64):
-    image, flat = far_mixture((1, 2, 3), 4), Mixture((6,), 4)
+@pytest.mark.parametrize("correlated", [False, True])
+def test_coordinates_of_components_are_of_their_density(float64, correlated):
+    base = far_mixture((1, 2, 2), correlated=correlated)
+    z, k = 3 * torch.randn(50, 1, 2, 2), torch.arange(50) % 5
+    eps, log_det = base.standardized(z, k)
+    density = base.log_joint(z, k) - base.logits.log_softmax(0)[k]
+    torch.testing.assert_close(Normal((1, 2, 2)).log_prob(eps) + log_det, density)
+    torch.testing.assert_close(base.placed(eps, k), z)
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_samples_of_several_axes_are_the_flattened_ones(float64, correlated):
+    image, flat = far_mixture((1, 2, 3), 4, correlated), Mixture((6,), 4, correlated)
     flat.load_state_dict({name: value.reshape(4, -1).squeeze() for name, value in image.state_dict().items()})
     z = torch.randn(7, 1, 2, 3)
     torch.testing.assert_close(image.log_prob(z), flat.log_prob(z.flatten(1)))
@@ -79,15 +104,15 @@ def test_the_mean_of_starts_is_the_standard_normal(float64):
 
 
 @torch.no_grad()
-def test_the_sampler_agrees_with_the_density(float64):
+@pytest.mark.parametrize("correlated", [False, True])
+def test_the_sampler_agrees_with_the_density(float64, correlated):
     """Means of a component's posterior weight, of z and of z z' by samples against those of the density."""
-    base, n = far_mixture(), 40_000
+    base, n = far_mixture(correlated=correlated), 40_000
     z = base.sample(n)
     second = torch.einsum("ni,nj->nij", z, z)
-    variances = torch.diag_embed(torch.exp(2 * base.log_scales))
     weights = base.weights[:, None]
     mean = (weights * base.means).sum(0)
-    moment = (weights[..., None] * (torch.einsum("ki,kj->kij", base.means, base.means) + variances)).sum(0)
+    moment = (weights[..., None] * (torch.einsum("ki,kj->kij", base.means, base.means) + covariances(base))).sum(0)
     share = (by_torch(base).component_distribution.log_prob(z[:, None]) + base.weights.log()).softmax(1)
     for got, wanted in ((z, mean), (second, moment), (share, base.weights)):
         assert ((got.mean(0) - wanted).abs() < 4.5 * got.std(0) / n**0.5).all()
@@ -105,20 +130,22 @@ def test_samples_have_no_graph_and_follow_the_seed():
     assert base.log_prob(base.sample(0)).shape == (0,)
 
 
-def test_every_parameter_has_a_gradient_at_the_start():
-    base = Mixture((3,), 4)
+@pytest.mark.parametrize("correlated", [False, True])
+def test_every_parameter_has_a_gradient_at_the_start(correlated):
+    base = Mixture((3,), 4, correlated)
     base.log_prob(torch.randn(50, 3)).mean().backward()
     assert all((parameter.grad != 0).all() for parameter in base.parameters())
 
 
-def test_gradients_equal_finite_differences(float64):
-    base = far_mixture(components=3)
+@pytest.mark.parametrize("correlated", [False, True])
+def test_gradients_equal_finite_differences(float64, correlated):
+    base = far_mixture((3,), 3, correlated)
     names, values = zip(*base.named_parameters(), strict=True)
 
     def log_prob(z, *values):
         return torch.func.functional_call(_Call(base), {f"base.{n}": v for n, v in zip(names, values, strict=True)}, z)
 
-    assert torch.autograd.gradcheck(log_prob, (torch.randn(4, 2, requires_grad=True), *values))
+    assert torch.autograd.gradcheck(log_prob, (torch.randn(4, 3, requires_grad=True), *values))
 
 
 class _Call(torch.nn.Module):
@@ -186,18 +213,20 @@ def test_points_that_no_mixture_fits_are_named(z, names):
         Mixture((2,), 1).fit(torch.zeros(1, 2))
 
 
-def test_a_mixture_is_drawn_given_a_part_of_it(float64):
-    """The rest has the mean of p(z given a), by its closed form."""
-    base = far_mixture()
+@pytest.mark.parametrize("correlated", [False, True])
+def test_a_mixture_is_drawn_given_a_part_of_it(float64, correlated):
+    """The rest has the moments of p(z given a), of components with Gaussian regressions on a."""
+    base = far_mixture(correlated=correlated)
     a = torch.tensor([[0.7]]).expand(200_000, 1)
     z = base.sample_beside(a)
     assert torch.equal(z[:, 1:], a)
-    means, scales = base.means[:, 1], base.log_scales[:, 1].exp()
-    shares = base.weights * torch.distributions.Normal(means, scales).log_prob(a[0]).exp()
+    mean, cov = base.means, covariances(base)
+    shares = base.weights * torch.distributions.Normal(mean[:, 1], cov[:, 1, 1].sqrt()).log_prob(a[0]).exp()
     shares = shares / shares.sum()
-    expected = (shares * base.means[:, 0]).sum()
-    second = (shares * (base.means[:, 0].square() + base.log_scales[:, 0].exp().square())).sum()
-    for got, wanted in ((z[:, 0], expected), (z[:, 0].square(), second)):
+    given = mean[:, 0] + cov[:, 0, 1] / cov[:, 1, 1] * (a[0] - mean[:, 1])
+    left = cov[:, 0, 0] - cov[:, 0, 1].square() / cov[:, 1, 1]
+    second = (shares * (given.square() + left)).sum()
+    for got, wanted in ((z[:, 0], (shares * given).sum()), (z[:, 0].square(), second)):
         assert (got.mean() - wanted).abs() < 5 * got.std() / len(a) ** 0.5
 
 

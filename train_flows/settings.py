@@ -89,7 +89,7 @@ class Model:
     activation: tuple[Activation, ...] = ("tanh",)  # of the hidden layers in turn, the last name of all that are left
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
-    whiten: bool = False  # take the correlations of the data out before the ODE
+    whiten: bool = False  # take the correlations of the data, and of a mixture's components, out before the ODE
     base: Literal["normal", "mixture", "conditional"] = "normal"  # N(0, I), a learned mixture, or one given --extra
     components: int = 8  # of the mixture
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
