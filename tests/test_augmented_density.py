@@ -111,7 +111,7 @@ def test_a_loose_bound_takes_more_draws():
     assert found["nll_test"] < -model.elbo(x).mean().item()
 
 
-@pytest.mark.parametrize(("data", "count"), [("checkerboard", 7), ("digits", 9)])
+@pytest.mark.parametrize(("data", "count"), [("checkerboard", 10), ("digits", 9)])
 def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(data, count):
     plain, *trials = augmented_density._trials(data, quick=False, data_root="nowhere")
     dataset = load(plain, 0, "nowhere")

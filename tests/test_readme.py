@@ -311,7 +311,8 @@ def test_what_runs_survive_is_that_of_the_file():
         assert " ".join(line.split()) in " ".join(README.split())
 
 
-EXACT, BOUNDS = ("categorical", "copies", "mixture base"), ("joint, learned q", "joint", "frozen")
+EXACT = ("categorical", "copies", "mixture base", "p=0, matched")
+BOUNDS = ("joint, learned q", "joint", "joint, p=2", "joint, p=4", "joint, matched", "frozen", "momentum")
 TABLES = ("parkinsons.csv.gz",)
 AUGMENTED = ("checkerboard", "separated-8gaussians", *TABLES)
 

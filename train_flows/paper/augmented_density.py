@@ -34,7 +34,12 @@ __all__ = ["DATA", "attempt", "run"]
 DATA = ("separated-8gaussians", "checkerboard", "annulus", "nested-annuli", "2spirals", "digits")
 PLAIN = "p=0"
 TELLING = (PLAIN, "categorical", "mixture base")
-CONTROLS = (("copies", "mixture base"), ("categorical", "mixture base"), ("categorical", "copies"))
+CONTROLS = (
+    ("copies", "mixture base"),
+    ("categorical", "mixture base"),
+    ("categorical", "copies"),
+    ("joint, matched", "p=0, matched"),
+)
 STEPS = {"parkinsons.csv.gz": 800, "protein.csv.gz": 1000}  # those of the first overfit soon after
 CHANNELS = (2, 4)  # augmented ones of images, besides 1
 CONVOLUTIONS: dict[str, Any] = {  # of images: one ODE, whose divergence is exact, so that bounds can be tightened
@@ -78,9 +83,20 @@ def variants(data: str) -> dict[str, dict[str, Any]]:
         "copies": {"augmentation": "copies", "extra": k, "posterior": "fitted"},
         "categorical": {"augmentation": "categorical", "extra": k, "posterior": "fitted"},
         "joint": {"extra": 1},
+        **(_of_two_dimensions() if data in toy.DENSITIES else {}),
         **({f"joint, p={p}": {"extra": p} for p in CHANNELS} if images.known(data) else {}),
         "joint, learned q": {"extra": 1, "posterior": "learned"},
         "frozen": {"augmentation": "frozen", "extra": 2, "base": "conditional", "posterior": "learned"},
+    }
+
+
+def _of_two_dimensions() -> dict[str, dict[str, Any]]:
+    """Positions that move by their momentum, and flow matching before likelihood, for both that are compared."""
+    matched = {"objective": "flow-matching+likelihood", "likelihood_steps": 1000}
+    return {
+        "momentum": {"augmentation": "momentum", "extra": 2},
+        f"{PLAIN}, matched": matched,
+        "joint, matched": {"extra": 1, **matched},
     }
 
 
