@@ -101,3 +101,12 @@ def test_programs_tell_them(run, monkeypatch, tmp_path):
     assert json.loads(run("evaluate", "runs/digits", "--json", "--samples", 1)[1]).keys() == report.keys() - {
         "nll_one_draw"
     }
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "expected"), [(4, 1, 64), (2**11, 8, 64), (2**12 + 1, 8, 16), (10**4, 28, 1)]
+)
+def test_many_numbers_take_fewer_draws(count, side, expected):
+    x = torch.zeros(()).expand(count, 1, side, side)
+    assert likelihood._affordable(x, count) == likelihood._affordable((x, x), count) == expected
+    assert count * side**2 * expected <= max(likelihood.MOST_NUMBERS, x.numel())

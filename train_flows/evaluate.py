@@ -34,7 +34,7 @@ class Settings:
     rtol: float | None = None  # relative tolerance; the run's own when omitted
     atol: float | None = None  # absolute tolerance; the run's own when omitted
     divergence: Literal["exact", "hutchinson"] | None = None  # of a density; the run's own when omitted
-    samples: int | None = None  # importance samples, for a density whose likelihood is a bound; 64 when omitted
+    samples: int | None = None  # importance samples, for a density whose likelihood is a bound; up to 64 when omitted
     classify: Flag = False  # by the density given each class; for one that was trained with --conditional
     precision: Precision | None = None  # of a density, to see what it does to the NLL; that of training when omitted
     seed: int = 0  # of noise
@@ -59,14 +59,16 @@ def _density(settings: Settings, device: torch.device) -> dict[str, Any]:
     for ode in likelihood.odes(model):
         ode.divergence = settings.divergence or ode.divergence
     solver = _asked(settings, _adaptive(likelihood.odes(model)[0].solver))
-    samples = likelihood.importance_samples(model, settings.samples)
+    likelihood.check_importance_samples(model, settings.samples)
     x = held_out.samples(settings.run, settings.data)
     if settings.classify and not isinstance(x, tuple):
         raise InputError(f"--classify is for densities given the class, {settings.run} is given none: drop it")
     session.seed_noise(settings.seed)
-    report = likelihood.measure(model, x, solver, samples, settings.precision or held_out.precision(settings.run))
+    report = likelihood.measure(
+        model, x, solver, settings.samples, settings.precision or held_out.precision(settings.run)
+    )
     if settings.classify and isinstance(x, tuple):
-        report["classifier"] = generative.measure(model.with_solver(solver), *x, samples)
+        report["classifier"] = generative.measure(model.with_solver(solver), *x, report["nll"]["samples"] or 1)
     return report
 
 

@@ -21,9 +21,12 @@ from train_flows.precision import layers_in
 from train_flows.text import lines_of
 from train_flows.training import Precision
 
+DRAWS = 64  # importance samples of a bound, unless others are asked for
+MOST_NUMBERS = 2**23  # of all of them
+
 
 def measure(
-    model: Density, x: Samples, solver: Solver, samples: int = 64, precision: Precision = "float32"
+    model: Density, x: Samples, solver: Solver, samples: int | None = None, precision: Precision = "float32"
 ) -> dict[str, Any]:
     """Measure a density on samples.
 
@@ -31,7 +34,7 @@ def measure(
         model: the density.
         x: (N, *S), at least two, or portions of them, or the pair (x, c) of samples and contexts (N, C).
         solver: an adaptive solver; the NLL is also taken at tolerances ten times tighter.
-        samples: importance samples of a bound.
+        samples: importance samples of a bound; 64, or fewer of many numbers, when None.
         precision: of the fields, to see what it does to the NLL; all other figures are without.
 
     Returns:
@@ -45,6 +48,7 @@ def measure(
     count = len(x[0]) if isinstance(x, tuple) else len(x)
     if count < 2:
         raise InputError(f"{count} samples are too few to evaluate on: pass at least 2")
+    samples = _affordable(x, count) if samples is None else samples
     tighter = dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10)
     at, at_tighter = model.with_solver(solver), model.with_solver(tighter)
     with torch.no_grad():
@@ -83,7 +87,7 @@ def _nll_or_none(model: Density, x: Samples, samples: int) -> dict[str, Any] | N
         return None
 
 
-def nll(model: Density, x: Samples, samples: int = 64) -> tuple[dict[str, Any], float]:
+def nll(model: Density, x: Samples, samples: int = DRAWS) -> tuple[dict[str, Any], float]:
     """The mean negative log-likelihood in nats, what kind of figure it is, and the evaluations of a solve.
 
     Args:
@@ -138,15 +142,17 @@ def each(counts: Iterable[Evaluations]) -> float:
     return sum(nfe.forward for nfe in counts) / max(1, sum(nfe.solves for nfe in counts))
 
 
-def importance_samples(model: Density, asked: int | None) -> int:
-    """How many to take: those asked for, or 64.
+def _affordable(x: Samples, count: int) -> int:
+    """How many importance samples of so many x take eight million numbers at most: a power of two up to 64."""
+    one = x if isinstance(x, Tensor) else x[0] if isinstance(x, tuple) else next(iter(x))
+    allowed = MOST_NUMBERS // (count * max(1, one[0].numel()))
+    return min(DRAWS, 2 ** max(0, allowed.bit_length() - 1))
 
-    Raises:
-        InputError: when some are asked for, and the model knows no bound that they would tighten.
-    """
+
+def check_importance_samples(model: Density, asked: int | None) -> None:
+    """Raise an :class:`~anode.InputError` for a number of importance samples where no bound would be tightened."""
     if asked is not None and model.kind != "bound":
         raise InputError(f"--samples {asked} is for bounds, this log-density is of kind {model.kind!r}: drop it")
-    return 64 if asked is None else asked
 
 
 def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None) -> Tensor:

@@ -70,7 +70,8 @@ def main(args: list[str]) -> None:
     settings = tyro.cli(Settings, args=args, prog="train-flows sample")
     _check(settings)
     model = cnf.load(settings.run, find_device(settings.device))
-    samples = likelihood.importance_samples(model, settings.samples)
+    likelihood.check_importance_samples(model, settings.samples)
+    samples = likelihood.DRAWS if settings.samples is None else settings.samples
     layout = _layout(settings, model)
     labels = _labels(settings, layout.classes)
     _check_picture(settings, layout.shape)
