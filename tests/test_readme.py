@@ -76,14 +76,45 @@ def cells(result):
     ]
 
 
-def test_the_table_of_results_is_that_of_the_files():
+def rows_of_results(images):
+    """Those of the README's tables of densities, with the files at their ends."""
     rows = re.findall(r"^\| (`train-flows density .+) \|$", README, flags=re.MULTILINE)
+    return [row for row in rows if images == bool(re.search("digits|mnist", row))]
+
+
+def test_the_table_of_results_is_that_of_the_files():
+    rows = rows_of_results(images=False)
     assert len(rows) == 3
     for row in rows:
         *shown, file = row.split(" | ")
         result = json.loads((ROOT / "assets" / "results" / file.strip("`")).read_text())
         assert shown == cells(result)
         assert (result["nll"]["kind"], result["nll"]["tolerance"]) == ("exact", {"rtol": 1e-5, "atol": 1e-5})
+        assert result["seed"] == 0
+        assert with_defaults(result["settings"]) == settings_of(result["command"])
+
+
+def cells_of_images(result):
+    """A row of the table of densities of images."""
+    one, more, drift = result["nll_one_draw"], result["nll"], result.get("drift")
+    return [
+        f"`{result['command']}`",
+        f"{one['bits_per_dim']:.3f} +- {one['bits_per_dim_standard_error']:.3f}",
+        f"{more['bits_per_dim']:.3f} (K = {more['samples']})",
+        "-" if drift is None else f"{drift['bits_per_dim']:+.4f}",
+        f"{result['nfe_log_prob']:.0f} / {result['nfe_sample']}",
+        f"{result['seconds']:.0f}",
+    ]
+
+
+def test_the_table_of_images_is_that_of_the_files():
+    rows = rows_of_results(images=True)
+    assert len(rows) == 2
+    for row in rows:
+        *shown, file = row.split(" | ")
+        result = json.loads((ROOT / "assets" / "results" / file.strip("`")).read_text())
+        assert shown == cells_of_images(result)
+        assert (result["nll"]["dequantisation"], result["nll"]["tolerance"]) == ("uniform", {"rtol": 1e-5, "atol": 1e-5})
         assert result["seed"] == 0
         assert with_defaults(result["settings"]) == settings_of(result["command"])
 
