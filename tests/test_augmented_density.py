@@ -135,6 +135,19 @@ def test_both_sides_are_penalised_alike():
     assert penalised == {augmented_density.UNCHOSEN.acceleration}
 
 
+@pytest.mark.parametrize(("data", "full"), [("moons", False), ("some.csv", True)])
+def test_all_mixtures_of_a_table_have_full_covariances(tmp_path, data, full):
+    rows = "\n".join(f"{a},{b}" for a, b in torch.randn(100, 2).tolist())
+    (tmp_path / "some.csv").write_text(f"a,b\n{rows}\n")
+    trials = augmented_density._trials(data, quick=True, data_root=str(tmp_path))
+    mixtures = [trial for trial in trials if trial.name.startswith(("mixture", "copies", "categorical"))]
+    tuned = [trial for trial in augmented_tuning._trials(data, True, str(tmp_path)) if "K=" in trial.name]
+    for trial in [*mixtures, *tuned]:
+        dataset = load(trial, 0, str(tmp_path))
+        model = density.build(trial.settings(0), dataset)
+        assert any(name.endswith("mixing") for name, _ in model.named_parameters()) == full
+
+
 def test_settings_are_chosen_where_they_cost_least_at_no_loss():
     def tried(name, nfe_end, validation_nll=2.0, nfe_validation=50.0, best=2.0):
         records = [{"nll_test": 3.0, METRIC: 40.0}, {"nll_test": 2.5, METRIC: 40.0}, {"nll_test": 2.0, METRIC: nfe_end}]

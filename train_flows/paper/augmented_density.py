@@ -20,7 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train_flows import density
+from train_flows import density, recipes
 from train_flows.data import Dataset, toy
 from train_flows.paper import density_trials
 from train_flows.paper.costs import TOLERANCES, costs
@@ -60,15 +60,21 @@ UNCHOSEN = Chosen(8, 1e-3)  # of other data
 def variants(data: str) -> dict[str, dict[str, Any]]:
     """What is compared, by name: options of ``train-flows density``."""
     k = CHOSEN.get(data, UNCHOSEN).components
+    mixed = {"extra": k, **mixture_of_flows(data)}
     return {
         PLAIN: {},
-        "mixture base": {"base": "mixture", "components": k},
-        "copies": {"augmentation": "copies", "extra": k, "posterior": "fitted"},
-        "categorical": {"augmentation": "categorical", "extra": k, "posterior": "fitted"},
+        "mixture base": {"base": "mixture", "components": k, "correlated": mixed["correlated"]},
+        "copies": {"augmentation": "copies", **mixed},
+        "categorical": {"augmentation": "categorical", **mixed},
         "joint": {"extra": 1},
         "joint, learned q": {"extra": 1, "posterior": "learned"},
         "frozen": {"augmentation": "frozen", "extra": 2, "base": "conditional", "posterior": "learned"},
     }
+
+
+def mixture_of_flows(data: str) -> dict[str, Any]:
+    """Its options beside how many: where the recipe whitens the data, as that of tables does, components are, too."""
+    return {"posterior": "fitted", "correlated": recipes.density(data).get("whiten", False)}
 
 
 def run(attempt_all: AttemptInSittings, quick: bool, data: Sequence[str]) -> Report:

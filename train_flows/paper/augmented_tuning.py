@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from cnf import Density
 from train_flows.data import Dataset
 from train_flows.paper import augmented_density, density_trials
-from train_flows.paper.augmented_density import METRICS, PLAIN, matched, plain_trial
+from train_flows.paper.augmented_density import METRICS, PLAIN, matched, mixture_of_flows, plain_trial
 from train_flows.paper.costs import costs
 from train_flows.paper.density_trials import DensityTrial, load
 from train_flows.paper.equal_nll import compared
@@ -55,7 +55,7 @@ def _trials(data: str, quick: bool, data_root: str) -> list[DensityTrial]:
     dataset = load(plain, 0, data_root)
     tried = {_penalised(weight): {"acceleration": weight} for weight in (0.0, *WEIGHTS)}
     for k in COMPONENTS:
-        options = {"augmentation": "categorical", "extra": k, "posterior": "fitted", "acceleration": 0.0}
+        options = {"augmentation": "categorical", "extra": k, **mixture_of_flows(data), "acceleration": 0.0}
         tried[_mixed(k)] = matched(plain, options, dataset)
     return [dataclasses.replace(plain, name=name, options=plain.options | more) for name, more in tried.items()]
 
