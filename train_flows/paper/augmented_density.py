@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train_flows import density, recipes
-from train_flows.data import Dataset, toy
+from train_flows.data import Dataset, images, toy
 from train_flows.paper import density_trials
 from train_flows.paper.costs import TOLERANCES, costs
 from train_flows.paper.density_trials import DensityTrial, load
@@ -36,6 +36,18 @@ PLAIN = "p=0"
 TELLING = (PLAIN, "categorical", "mixture base")
 CONTROLS = (("copies", "mixture base"), ("categorical", "mixture base"), ("categorical", "copies"))
 STEPS = {"parkinsons.csv.gz": 800, "protein.csv.gz": 1000}  # those of the first overfit soon after
+CHANNELS = (2, 4)  # augmented ones of images, besides 1
+CONVOLUTIONS: dict[str, Any] = {  # of images: one ODE, whose divergence is exact, so that bounds can be tightened
+    "field": "conv",
+    "activation": ("tanh",),
+    "time": "bias",
+    "blocks": 1,
+    "multiscale": False,
+    "divergence": "exact",
+    "solver": "dopri5",
+    "kinetic": 0.0,
+    "frobenius": 0.0,
+}
 REGULARISATIONS = ("free", "penalised")
 METRICS = tuple(f"nfe_{what}_{tolerance:.0e}" for what in ("log_prob", "sample") for tolerance in TOLERANCES)
 attempt = partial(density_trials.attempt, measure=costs)
@@ -67,6 +79,7 @@ def variants(data: str) -> dict[str, dict[str, Any]]:
         "copies": {"augmentation": "copies", **mixed},
         "categorical": {"augmentation": "categorical", **mixed},
         "joint": {"extra": 1},
+        **({f"joint, p={p}": {"extra": p} for p in CHANNELS} if images.known(data) else {}),
         "joint, learned q": {"extra": 1, "posterior": "learned"},
         "frozen": {"augmentation": "frozen", "extra": 2, "base": "conditional", "posterior": "learned"},
     }
@@ -103,12 +116,11 @@ def _name(variant: str, regularisation: str) -> str:
 
 def plain_trial(data: str, quick: bool) -> DensityTrial:
     """The plain flow, with the options that all variants share: likelihood alone, so that its curve is of one piece."""
-    steps, records = STEPS.get(data, 4000), 20  # tables learn most within their first hundred steps
-    if data in toy.DENSITIES:
-        steps, records = 2000, 10
+    steps = 2000 if data in toy.DENSITIES else STEPS.get(data, 4000)
+    records = 20 if data in STEPS else 10  # of short trainings, which learn most within their first hundred steps
     options: dict[str, Any] = {"steps": steps, "validate_every": math.ceil(steps / records), "objective": "likelihood"}
-    if data == "digits":
-        options |= {"field": "conv", "activation": ("tanh",)}
+    if images.known(data):
+        options |= CONVOLUTIONS
     return DensityTrial(PLAIN, data, options, quick)
 
 

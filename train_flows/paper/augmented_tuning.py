@@ -3,7 +3,8 @@
 The number of components is that of the categorical flow that samples with the fewest evaluations at equal likelihood,
 beside the plain flow, among those that come to be as good as that (of the best, where none does): with many components
 the mixture alone can stop short of it. The weight of the penalty on acceleration, the same for all variants, is that of
-the plain flow's fewest evaluations whose validation NLL is at most 0.02 nats above that without.
+the plain flow's fewest evaluations whose validation NLL is at most 0.02 nats above that without; the smallest, where
+all cost more.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _weights(data: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         findings[f"{data}: {_penalised(weight)}, validation NLL"] = nll[weight]
         findings[f"{data}: {_penalised(weight)}, NFE of log_prob"] = nfe[weight]
     good = [weight for weight in WEIGHTS if nll[weight] <= nll[0.0] + ALLOWED]
-    findings[f"{data}: acceleration"] = min(good, key=lambda weight: nfe[weight], default=math.nan)
+    none = math.nan if math.isnan(nll[0.0]) else min(WEIGHTS)
+    findings[f"{data}: acceleration"] = min(good, key=lambda weight: nfe[weight], default=none)
     return findings
 
 

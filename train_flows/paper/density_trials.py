@@ -20,7 +20,7 @@ from train_flows.data import Dataset, toy
 from train_flows.journal import Memory
 from train_flows.loop import train
 from train_flows.paper.outcomes import Outcome, Place, status_of
-from train_flows.portions import CHUNK
+from train_flows.portions import together
 from train_flows.provenance import device_name
 
 QUICK = {"steps": 4, "validate_every": 2, "likelihood_steps": 2, "batch_size": 32, "hidden": (8, 8)}
@@ -121,7 +121,7 @@ def _tested(model: Density, dataset: Dataset, seed: int) -> dict[str, float]:
     validated, nfe_validation = likelihood.nll(model, dataset.validation[: density.VALIDATION], samples=1)
     figure, nfe = likelihood.nll(model, dataset.test, samples=1)
     with count_evals(model) as counted:
-        model.sample(CHUNK)
+        model.sample(min(len(dataset.test), together(dataset.shape)))
     return {
         "validation_nll": validated["value"],
         "nfe_validation": nfe_validation,
