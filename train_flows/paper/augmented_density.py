@@ -65,7 +65,11 @@ class Chosen(NamedTuple):
     acceleration: float
 
 
-CHOSEN = {"checkerboard": Chosen(8, 1e-2), "parkinsons.csv.gz": Chosen(8, 1e-1)}
+CHOSEN = {
+    "checkerboard": Chosen(8, 1e-2),
+    "parkinsons.csv.gz": Chosen(8, 1e-1),
+    "protein.csv.gz": Chosen(32, 1e-4),
+}
 UNCHOSEN = Chosen(8, 1e-3)  # of other data
 
 
