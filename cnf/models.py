@@ -49,6 +49,7 @@ def density_model(
     extra: int = 0,
     augmentation: str = "joint",
     posterior: str = "normal",
+    correlated: bool = False,
     divergence: str = "exact",
     probes: int = 1,
     noise: str = "rademacher",
@@ -78,8 +79,7 @@ def density_model(
         multiscale: make images smaller in steps and leave half of the channels to the base at each, by
             :func:`cnf.multiscale`; for fields of images of any size.
         context: number of context features c of a conditional density p(x given c).
-        whiten: take the correlations of the data out before the ODE, see :class:`~cnf.Whiten`, and those that are left
-            within the components of a mixture, too.
+        whiten: take the correlations of the data out before the ODE; see :class:`~cnf.Whiten`.
         base: ``"normal"``; ``"mixture"``, a learned mixture of Gaussians, fitted to ``data`` to begin with; or
             ``"conditional"``, of p(z given a), for a flow with augmented dimensions a.
         components: of the mixture.
@@ -88,6 +88,7 @@ def density_model(
             da/dt = 0, so that there is a flow of x for every a; ``"momentum"``: dx/dt = a, as many as x has;
             ``"categorical"``: a mixture of ``extra`` flows, whose density is exact; ``"copies"``: the same of copies of
             one flow, at different places and scales.
+        correlated: whether the components of a mixture have a full covariance; see :class:`~cnf.Mixture`.
         posterior: a ~ q(a given x): ``"normal"`` or ``"learned"``; see :class:`~cnf.VariationalAugment`. For
             mixtures: ``"fitted"`` draws one component in training, by the mixture fitted to ``data``, which
             spares the sum over all.
@@ -123,7 +124,7 @@ def density_model(
     state = (shape[0] + augmented, *shape[1:])
     scaling = [Standardize(shape), *([Whiten(shape)] if whiten else [])]
     static = [*([] if levels is None else [Logit(alpha)]), *scaling]
-    start = _base("mixture" if mixed else base, state, extra if mixed else components, extra, whiten)
+    start = _base("mixture" if mixed else base, state, extra if mixed else components, extra, correlated)
     augment = VariationalAugment(augmented, posterior, shape) if augmented else None
     if data is not None:
         _fit(scaling, augment, start, _real(data, shape, levels, alpha))

@@ -41,7 +41,7 @@ VARIANTS = {
     "frozen, conditional base": {"extra": 1, "augmentation": "frozen", "base": "conditional", "posterior": "learned"},
     "momentum": {"extra": 1, "augmentation": "momentum"},
     "categorical": {"extra": 3, "augmentation": "categorical"},
-    "categorical, whitened": {"extra": 3, "augmentation": "categorical", "whiten": True},
+    "categorical, correlated": {"extra": 3, "augmentation": "categorical", "correlated": True},
     "copies": {"extra": 3, "augmentation": "copies"},
     "categorical, fitted": {"extra": 3, "augmentation": "categorical", "posterior": "fitted"},
 }

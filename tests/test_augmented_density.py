@@ -135,6 +135,19 @@ def test_both_sides_are_penalised_alike():
     assert penalised == {augmented_density.UNCHOSEN.acceleration}
 
 
+@pytest.mark.parametrize(("data", "full"), [("moons", False), ("some.csv", True)])
+def test_all_mixtures_of_a_table_have_full_covariances(tmp_path, data, full):
+    rows = "\n".join(f"{a},{b}" for a, b in torch.randn(100, 2).tolist())
+    (tmp_path / "some.csv").write_text(f"a,b\n{rows}\n")
+    trials = augmented_density._trials(data, quick=True, data_root=str(tmp_path))
+    mixtures = [trial for trial in trials if trial.name.startswith(("mixture", "copies", "categorical"))]
+    tuned = [trial for trial in augmented_tuning._trials(data, True, str(tmp_path)) if "K=" in trial.name]
+    for trial in [*mixtures, *tuned]:
+        dataset = load(trial, 0, str(tmp_path))
+        model = density.build(trial.settings(0), dataset)
+        assert any(name.endswith("mixing") for name, _ in model.named_parameters()) == full
+
+
 def test_settings_are_chosen_where_they_cost_least_at_no_loss():
     def tried(name, nfe_end, validation_nll=2.0, nfe_validation=50.0, best=2.0):
         records = [{"nll_test": 3.0, METRIC: 40.0}, {"nll_test": 2.5, METRIC: 40.0}, {"nll_test": 2.0, METRIC: nfe_end}]
@@ -150,6 +163,9 @@ def test_settings_are_chosen_where_they_cost_least_at_no_loss():
     assert findings["moons: components"] == 16
     outcomes[-2] = tried(augmented_tuning._mixed(16), 10, best=2.1)  # never as good as the plain flow
     assert augmented_tuning._findings(outcomes, ["moons"])["moons: components"] == 8
+    costly = {**plain, 0.0: (1.9, 60.0)}  # all weights cost more than may be
+    others = [tried(augmented_tuning._penalised(weight), 40.0, *found) for weight, found in costly.items()]
+    assert augmented_tuning._findings(others, ["moons"])["moons: acceleration"] == 1e-4
     harder = {**plain, 0.0: (9.0, 60.0)}  # a seed that failed with the largest weight has no say
     others = [tried(augmented_tuning._penalised(weight), 40.0, *found) for weight, found in harder.items()]
     others = [dataclasses.replace(each, seed=101) for each in others]

@@ -36,7 +36,7 @@ VARIANTS = {
     ),
     "momentum": ({"shape": (2,), "extra": 2, "augmentation": "momentum"}, lambda: torch.randn(5, 2)),
     "categorical": (
-        {"shape": (2,), "extra": 3, "augmentation": "categorical", "posterior": "fitted"},
+        {"shape": (2,), "extra": 3, "augmentation": "categorical", "posterior": "fitted", "correlated": True},
         lambda: torch.randn(5, 2),
     ),
     "solver": ({"shape": (2,), "solver": Solver("rk4", step_size=0.25)}, lambda: torch.randn(5, 2)),

@@ -615,7 +615,7 @@ class TestObjectives:
             ("--extra", "1", "--augmentation", "frozen", "--base", "conditional", "--posterior", "learned"),
             ("--extra", "2", "--augmentation", "momentum"),
             ("--extra", "3", "--augmentation", "categorical", "--acceleration", "0.01"),
-            ("--extra", "3", "--augmentation", "copies", "--posterior", "fitted"),
+            ("--extra", "3", "--augmentation", "copies", "--posterior", "fitted", "--correlated"),
         ],
     )
     def test_augmented_densities_are_trained_sampled_and_evaluated(self, run, undrawn, tmp_path, typed):
@@ -689,6 +689,7 @@ class TestObjectives:
             (("--warm-up", "10"), "--warm-up 10 is for --posterior learned"),
             (("--base", "mixture", "--components", "0"), "components"),
             (("--components", "5"), "--components 5 is for --base mixture"),
+            (("--correlated", "--extra", "2"), "--correlated True is for mixtures"),
             (("--filters", "7"), "--filters 7 is for --field conv"),
             (("--matching-kl", "2", "--objective", "flow-matching"), "--matching-kl 2.0 is for --posterior learned"),
             (("--probes", "3"), "--probes 3 is for --divergence hutchinson"),

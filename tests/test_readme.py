@@ -114,7 +114,10 @@ def test_the_table_of_images_is_that_of_the_files():
         *shown, file = row.split(" | ")
         result = json.loads((ROOT / "assets" / "results" / file.strip("`")).read_text())
         assert shown == cells_of_images(result)
-        assert (result["nll"]["dequantisation"], result["nll"]["tolerance"]) == ("uniform", {"rtol": 1e-5, "atol": 1e-5})
+        assert (result["nll"]["dequantisation"], result["nll"]["tolerance"]) == (
+            "uniform",
+            {"rtol": 1e-5, "atol": 1e-5},
+        )
         assert result["seed"] == 0
         assert with_defaults(result["settings"]) == settings_of(result["command"])
 

@@ -135,6 +135,7 @@ def blank(settings: Settings, dataset: Dataset, **more: Any) -> Density:
         extra=augmented.extra,
         augmentation=augmented.augmentation,
         posterior=augmented.posterior,
+        correlated=augmented.correlated,
         levels=dataset.levels,
         context=len(dataset.given.names) if dataset.given else 0,
         solver=settings.numerics.training(),

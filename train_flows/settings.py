@@ -89,7 +89,7 @@ class Model:
     activation: tuple[Activation, ...] = ("tanh",)  # of the hidden layers in turn, the last name of all that are left
     time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
     residual: Flag = False  # the field is the network less the state
-    whiten: bool = False  # take the correlations of the data, and of a mixture's components, out before the ODE
+    whiten: bool = False  # take the correlations of the data out before the ODE
     base: Literal["normal", "mixture", "conditional"] = "normal"  # N(0, I), a learned mixture, or one given --extra
     components: int = 8  # of the mixture
     divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
@@ -114,6 +114,7 @@ class Augmentation:
     extra: int = 0  # augmented dimensions, channels of images; or how many components
     augmentation: Literal["joint", "frozen", "momentum", "categorical", "copies"] = "joint"  # what to make of them
     posterior: Literal["normal", "learned", "fitted"] = "normal"  # how they are drawn, given the data
+    correlated: Flag = False  # the components of a mixture have a full covariance instead of a diagonal one
     samples: int = 1  # draws of them in training, for a tighter bound
     warm_up: int = 0  # steps over which what a learned posterior costs comes to count in full
     matching_kl: float = 1.0  # what it costs in flow matching

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from anode import InputError
+from cnf.augmented_fields import MIXTURES
 from train_flows.settings import Augmentation, Model, Objective, Scales
 
 OF_LIKELIHOOD = ("kinetic", "frobenius", "acceleration", "steer")
@@ -34,6 +35,11 @@ USES = (
     Use(("filters",), "--field conv", lambda model, augmented, goal: model.field == "conv"),
     Use(("activation", "time"), "--field mlp, conv or stack", lambda model, augmented, goal: model.field != "unet"),
     Use(("components",), "--base mixture", lambda model, augmented, goal: model.base == "mixture"),
+    Use(
+        ("correlated",),
+        "mixtures",
+        lambda model, augmented, goal: model.base == "mixture" or augmented.augmentation in MIXTURES,
+    ),
     Use(
         ("probes", "noise"), "--divergence hutchinson", lambda model, augmented, goal: model.divergence == "hutchinson"
     ),

@@ -20,7 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train_flows import density
+from train_flows import density, recipes
 from train_flows.data import Dataset, images, toy
 from train_flows.paper import density_trials
 from train_flows.paper.costs import TOLERANCES, costs
@@ -70,18 +70,23 @@ class Chosen(NamedTuple):
     acceleration: float
 
 
-CHOSEN = {"checkerboard": Chosen(8, 1e-2), "parkinsons.csv.gz": Chosen(8, 1e-1)}
+CHOSEN = {
+    "checkerboard": Chosen(8, 1e-2),
+    "parkinsons.csv.gz": Chosen(8, 1e-1),
+    "protein.csv.gz": Chosen(32, 1e-4),
+}
 UNCHOSEN = Chosen(8, 1e-3)  # of other data
 
 
 def variants(data: str) -> dict[str, dict[str, Any]]:
     """What is compared, by name: options of ``train-flows density``."""
     k = CHOSEN.get(data, UNCHOSEN).components
+    mixed = {"extra": k, **mixture_of_flows(data)}
     return {
         PLAIN: {},
-        "mixture base": {"base": "mixture", "components": k},
-        "copies": {"augmentation": "copies", "extra": k, "posterior": "fitted"},
-        "categorical": {"augmentation": "categorical", "extra": k, "posterior": "fitted"},
+        "mixture base": {"base": "mixture", "components": k, "correlated": mixed["correlated"]},
+        "copies": {"augmentation": "copies", **mixed},
+        "categorical": {"augmentation": "categorical", **mixed},
         "joint": {"extra": 1},
         **(_of_two_dimensions() if data in toy.DENSITIES else {}),
         **({f"joint, p={p}": {"extra": p} for p in CHANNELS} if images.known(data) else {}),
@@ -98,6 +103,11 @@ def _of_two_dimensions() -> dict[str, dict[str, Any]]:
         f"{PLAIN}, matched": matched,
         "joint, matched": {"extra": 1, **matched},
     }
+
+
+def mixture_of_flows(data: str) -> dict[str, Any]:
+    """Its options beside how many: where the recipe whitens the data, as that of tables does, components are, too."""
+    return {"posterior": "fitted", "correlated": recipes.density(data).get("whiten", False)}
 
 
 def run(attempt_all: AttemptInSittings, quick: bool, data: Sequence[str]) -> Report:
@@ -126,9 +136,8 @@ def _name(variant: str, regularisation: str) -> str:
 
 def plain_trial(data: str, quick: bool) -> DensityTrial:
     """The plain flow, with the options that all variants share: likelihood alone, so that its curve is of one piece."""
-    steps, records = STEPS.get(data, 4000), 20  # tables learn most within their first hundred steps
-    if data in toy.DENSITIES:
-        steps, records = 2000, 10
+    steps = 2000 if data in toy.DENSITIES else STEPS.get(data, 4000)
+    records = 20 if data in STEPS else 10  # of short trainings, which learn most within their first hundred steps
     options: dict[str, Any] = {"steps": steps, "validate_every": math.ceil(steps / records), "objective": "likelihood"}
     if images.known(data):
         options |= CONVOLUTIONS
