@@ -97,7 +97,7 @@ def density_model(
         noise: ``"rademacher"`` or ``"gaussian"`` probes.
         levels: number of values of each element of discrete data, 256 for 8-bit images; None for real numbers.
         dequantization: ``"uniform"`` or ``"learned"`` noise; see :class:`~cnf.Dequantize`; used with ``levels``.
-        alpha: see :class:`~cnf.Logit`; used with ``levels``.
+        alpha: see :class:`~cnf.Logit`; used with ``levels``, and above 0 then.
         solver: the numerics, as a :class:`~anode.Solver` or its fields.
         data: samples (N, *S) to take moments from; without them the data should be standardised, and white.
 
@@ -118,6 +118,8 @@ def density_model(
     arguments = {name: value for name, value in locals().items() if name != "data"}
     check(shape, field, base, extra, augmentation, posterior, residual, context)
     check_scales(field, blocks, multiscale, base, extra, augmentation)
+    if levels is not None and alpha == 0:
+        raise InputError("alpha=0 makes the logits of values at the ends of the levels infinite: pass 1e-6 or more")
     solver = solver if isinstance(solver, Solver) else Solver(**solver)
     mixed = extra > 0 and augmentation in MIXTURES
     augmented = 0 if mixed else extra

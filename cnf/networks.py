@@ -52,7 +52,10 @@ def check_scales(field: str, blocks: int, multiscale: bool, base: str, extra: in
     if blocks < 1:
         raise InputError(f"blocks={blocks} must be at least 1")
     if multiscale and field not in OF_ANY_SIZE:
-        raise InputError(f"multiscale is for {' and '.join(OF_ANY_SIZE)}, which images of any size suit, not {field!r}")
+        raise InputError(
+            f"multiscale is for {' and '.join(OF_ANY_SIZE)}, which images of any size suit, not for field={field!r}: "
+            "take one scale (--no-multiscale)"
+        )
     if (multiscale or blocks > 1) and extra and augmentation != "joint":
         raise InputError(f"augmentation={augmentation!r} is of one ODE: drop multiscale and blocks")
     if multiscale and base == "conditional":

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from anode import Solver
+from anode import InputError, Solver
 from cnf import Compose, Dequantize, Flow, LiftedFlow, Normal, density_model
 from train_flows import likelihood
 
@@ -44,7 +44,8 @@ def test_uniform_images_take_the_logarithm_of_their_levels(levels, samples):
     figure, _ = likelihood.nll(model, x, samples)
     assert figure["bits_per_dim"] == pytest.approx(math.log2(levels), rel=1e-6)
     assert figure["bits_per_dim_standard_error"] == pytest.approx(0, abs=1e-6)
-    assert likelihood.of_one_draw(model, x)["bits_per_dim"] == pytest.approx(math.log2(levels), rel=1e-6)
+    for batch in (x, (x, torch.zeros(30, 2))):  # alone, and with contexts
+        assert likelihood.of_one_draw(model, batch)["bits_per_dim"] == pytest.approx(math.log2(levels), rel=1e-6)
 
 
 def test_both_bounds_of_an_exact_flow():
@@ -76,6 +77,23 @@ def test_estimates_know_one_draw_alone():
     assert (report["nll"]["samples"], report["nll"]["probes"]) == (1, 2)
     expected = "estimated upper bound, one draw of uniform dequantisation as in FFJORD, 2 probe(s)"
     assert expected in likelihood.table(report)
+
+
+def test_draws_that_would_not_tighten_an_estimate_are_refused():
+    model = wild(divergence="hutchinson")
+    assert likelihood.importance_samples(model, None) == 64  # of which it takes one
+    assert likelihood.importance_samples(model, 1) == 1
+    with pytest.raises(InputError, match="--samples 8 of an estimated log-density are no bound: drop it"):
+        likelihood.importance_samples(model, 8)
+
+
+def test_evaluations_are_those_of_all_odes():
+    """At zero fields each ODE takes as many, whether points go to the base or come from it."""
+    for blocks in (1, 3):
+        model = density_model((1, 2, 2), hidden=(8, 8), levels=17, solver=SOLVER, blocks=blocks)
+        report, record = likelihood.measure(model, images(), SOLVER, samples=4), likelihood.of_one_draw(model, images())
+        found = report["nfe_log_prob"], report["nfe_sample"], record["nfe_log_prob"]
+        assert found == pytest.approx((44 * blocks,) * 3)
 
 
 @pytest.mark.parametrize("options", [{}, {"extra": 1}], ids=["exact", "augmented"])

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import image as files
 from PIL import Image
 
 import cnf
 from anode import CheckpointError, Solver, storage
-from train_flows import drift, generative, image_plots, likelihood, recipes
+from train_flows import data, drift, generative, image_pictures, image_plots, likelihood, recipes
 from train_flows.checkpoint import classes_of
 from train_flows.data.dataset import indicators
 
@@ -148,7 +149,12 @@ class TestPrograms:
         assert run("sample", "runs/greys", "-n", 5, "--out", "all.npy")[0] == 0
         assert np.load("all.npy")[:, -1].tolist() == [0, 1, 0, 1, 0]
         for name, label in (("all.png", ()), ("dark.png", ("--label", "dark"))):
-            assert run("sample", "runs/greys", "-n", 20, "--out", name, *label)[0] == 0
+            assert run("sample", "runs/greys", "-n", 25, "--out", name, *label)[0] == 0
+        heights, widths = zip(
+            *(files.imread(tmp_path / f"{name}.png").shape[:2] for name in ("all", "dark")), strict=True
+        )
+        assert widths[0] > 3 * heights[0]  # a row for each of two classes
+        assert widths[1] == heights[1]  # a square of one class
 
     def test_digits_from_start_to_end(self, run, undrawn):
         sizes = ["--image-size", 4, "--train-size", 64, "--test-size", 20]
@@ -177,6 +183,7 @@ class TestPrograms:
         ("typed", "message"),
         [
             (["moons"], "--conditional is for images, not for moons: drop it"),
+            (["nowhere"], "data='nowhere' is neither a known data set"),
             (["flat"], "--conditional is for images in classes, flat has none: put the images in FOLDER/CLASS/"),
             (
                 ["greys", "--objective", "flow-matching", "--coupling", "optimal_transport"],
@@ -225,6 +232,14 @@ class TestPrograms:
 def test_classes_that_do_not_fit_the_model(classes):
     with pytest.raises(CheckpointError, match="holds other classes than its model takes"):
         classes_of({"model": {"context": 2}, "classes": classes}, "run")
+
+
+@pytest.mark.usefixtures("run")
+def test_no_way_between_test_images_of_different_classes(tmp_path):
+    greys(tmp_path / "greys")
+    dataset = data.load("greys", conditional=True, test_size=2, seed=1)
+    assert len(dataset.classes.test.unique()) == 2
+    assert image_pictures._pairs(dataset) is None
 
 
 def test_rows_hold_their_class():

@@ -95,8 +95,9 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
     near = nearest(images, dataset.train, NEIGHBOURS)
     titles = ("sample", "nearest training images")
     image_plots.beside(images.numpy(), near.numpy(), top, titles).savefig(folder / "neighbours.png")
-    if interpolates(model):
-        start, end, c = _pairs(dataset)
+    pairs = _pairs(dataset)
+    if interpolates(model) and pairs is not None:
+        start, end, c = pairs
         with _same_noise(model):
             between = interpolated(model, suited(model, start), suited(model, end), np.linspace(0, 1, BETWEEN), c)
         figure = image_plots.rows(between.cpu().numpy(), top, "from one test image to another, by way of the base")
@@ -120,14 +121,20 @@ def _beside_data(dataset: Dataset, model: Density) -> Figure:
     return image_plots.in_classes(sets, classes.names, _top(dataset), ROWS)
 
 
-def _pairs(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Test images from which to go to others; of a density given the class, to those of the same class, with it."""
+def _pairs(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """Test images from which to go to others; of a density given the class, to those of the same class, with it.
+
+    None where no class has two.
+    """
     x, classes = dataset.test, dataset.given
     if classes is None:
         start, end = x[: 2 * PAIRS].split(min(PAIRS, len(x) // 2))[:2]
         return start, end, None
     members = [(classes.test == k).nonzero().flatten()[:2] for k in range(len(classes.names))]
-    found = torch.stack([rows for rows in members if len(rows) == 2][:PAIRS])
+    paired = [rows for rows in members if len(rows) == 2][:PAIRS]
+    if not paired:
+        return None
+    found = torch.stack(paired)
     return x[found[:, 0]], x[found[:, 1]], indicators(classes.test[found[:, 0]], len(classes.names))
 
 

@@ -43,7 +43,7 @@ def measure(
         ``nll`` is of more (see :mod:`train_flows.bits`); ``inverse_error``, the mean
         of ||x - decode(encode(x))||, in the units of the data (for a lifted flow, of y = lift(x)), and
         ``inverse_error_standardized``, in units of the standardisation (None for a lifted flow); ``nfe_log_prob`` and
-        ``nfe_sample``, evaluations of the field a solve of up to 2,500 samples, fewer of many dimensions.
+        ``nfe_sample``, evaluations by all ODEs together for up to 2,500 samples, fewer of many dimensions.
     """
     count = len(x[0]) if isinstance(x, tuple) else len(x)
     if count < 2:
@@ -88,7 +88,7 @@ def _nll_or_none(model: Density, x: Samples, samples: int) -> dict[str, Any] | N
 
 
 def nll(model: Density, x: Samples, samples: int = DRAWS) -> tuple[dict[str, Any], float]:
-    """The mean negative log-likelihood in nats, what kind of figure it is, and the evaluations of a solve.
+    """The mean negative log-likelihood in nats, what kind of figure it is, and the evaluations it took.
 
     Args:
         model: the density.
@@ -100,7 +100,7 @@ def nll(model: Density, x: Samples, samples: int = DRAWS) -> tuple[dict[str, Any
         ``value``, ``standard_error`` (over x), ``kind``, ``tolerance``, ``probes``, ``samples``;
         ``value_standardized``, the NLL of the data divided by their standard deviations, the unit of published tables
         (None for discrete data); for these (else None) their ``dequantisation``, and ``bits_per_dim`` with
-        ``bits_per_dim_standard_error``, the same value in another unit; and the mean number of evaluations a solve.
+        ``bits_per_dim_standard_error``, the same value in another unit; and the evaluations, see :func:`each`.
     """
     log_p, counts, dims = Moments(), [], 1
 
@@ -121,7 +121,7 @@ def nll(model: Density, x: Samples, samples: int = DRAWS) -> tuple[dict[str, Any
         "bits_per_dim": bits.per_dim(value, dims) if discrete else None,
         "bits_per_dim_standard_error": bits.per_dim(error, dims) if discrete else None,
     }
-    return figure, each(counts)
+    return figure, each(model, counts)
 
 
 def kind_of(model: Density, samples: int) -> dict[str, Any]:
@@ -136,10 +136,10 @@ def kind_of(model: Density, samples: int) -> dict[str, Any]:
     }
 
 
-def each(counts: Iterable[Evaluations]) -> float:
-    """The mean evaluations of a solve."""
+def each(model: Density, counts: Iterable[Evaluations]) -> float:
+    """The mean evaluations of a way from data to base, by all ODEs of the model, one solve of each."""
     counts = list(counts)
-    return sum(nfe.forward for nfe in counts) / max(1, sum(nfe.solves for nfe in counts))
+    return len(odes(model)) * sum(nfe.forward for nfe in counts) / max(1, sum(nfe.solves for nfe in counts))
 
 
 def _affordable(x: Samples, count: int) -> int:
@@ -151,8 +151,14 @@ def _affordable(x: Samples, count: int) -> int:
 
 def check_importance_samples(model: Density, asked: int | None) -> None:
     """Raise an :class:`~anode.InputError` for a number of importance samples where no bound would be tightened."""
-    if asked is not None and model.kind != "bound":
+    if asked is None:
+        return
+    if not isinstance(model, LiftedFlow):
         raise InputError(f"--samples {asked} is for bounds, this log-density is of kind {model.kind!r}: drop it")
+    if _draws(model, asked) != asked:
+        raise InputError(
+            f"--samples {asked} of an estimated log-density are no bound: drop it, or evaluate with --divergence exact"
+        )
 
 
 def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None) -> Tensor:
@@ -177,8 +183,8 @@ def of_one_draw(model: Density, x: Batch, energies: Sequence[str] = ()) -> dict[
         energies: which; see :class:`~cnf.PathOptions`.
 
     Returns:
-        ``nll``, of discrete data also as ``bits_per_dim``, the mean evaluations of a solve as ``nfe_log_prob``, and
-        the energies by name.
+        ``nll``, of discrete data also as ``bits_per_dim``, the evaluations as ``nfe_log_prob``, see :func:`each`,
+        and the energies by name.
     """
 
     def solved(part: Given) -> tuple[dict[str, Tensor], Evaluations]:
@@ -186,11 +192,12 @@ def of_one_draw(model: Density, x: Batch, energies: Sequence[str] = ()) -> dict[
             bound = model.elbo_on_path(*part, PathOptions(tuple(energies)))
         return {"nll": -bound.value.cpu(), **{name: bound.energies[name].cpu() for name in energies}}, nfe
 
-    found, counts = zip(*processes.shared_out(list(chunks(given(x))), solved), strict=True)
+    points, c = given(x)
+    found, counts = zip(*processes.shared_out(list(chunks((points, c))), solved), strict=True)
     figures = {name: _mean([part[name] for part in found]) for name in found[0]}
     value = figures.pop("nll")
-    in_bits = {"bits_per_dim": bits.per_dim(value, x[0].numel())} if bits.dequantisation(model) else {}
-    return {"nll": value, **in_bits, "nfe_log_prob": each(counts), **figures}
+    in_bits = {"bits_per_dim": bits.per_dim(value, points[0].numel())} if bits.dequantisation(model) else {}
+    return {"nll": value, **in_bits, "nfe_log_prob": each(model, counts), **figures}
 
 
 def log_scale(model: Density) -> float:

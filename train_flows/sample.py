@@ -186,15 +186,16 @@ def _write(file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], layo
 
 
 def _picture(rows: np.ndarray, layout: Layout) -> Figure:
-    """Rows of the file as a picture; of images in classes, with a row for each class."""
+    """Rows of the file as a picture; of images in several classes, with a row for each class."""
     size = math.prod(layout.shape)
     x = rows[:, :size].reshape(-1, *layout.shape)
     if len(layout.shape) == 1:
         return plots.samples(x, layout.columns)
     top = x.max() if layout.levels is None else layout.levels - 1
-    if not layout.classes:
+    labels = rows[:, size].astype(int) if layout.classes else np.zeros(len(x), dtype=int)
+    if len(np.unique(labels)) == 1:
         return image_plots.grid(x, top)
-    return image_plots.in_classes({"samples": (x, rows[:, size].astype(int))}, layout.classes, top)
+    return image_plots.in_classes({"samples": (x, labels)}, layout.classes, top)
 
 
 def _write_head(file: BinaryIO, part: np.ndarray, rows: int) -> None:

@@ -35,6 +35,8 @@ def load(source: str, seed: int = 0, jitter: bool = False, data_root: str | Path
         raise InputError(f"--jitter is for tables from files, not for {source}: drop it")
     if of_images:
         return images.load(source, seed, data_root, **pictured)
+    if source not in NAMES and not Path(source).exists() and not Path(source).suffix:
+        raise InputError(f"data={source!r} is neither a known data set ({', '.join(NAMES)}) nor an existing file")
     for name, value in pictured.items():
         if value is not None and value is not False:
             typed = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
@@ -43,8 +45,6 @@ def load(source: str, seed: int = 0, jitter: bool = False, data_root: str | Path
         return toy.load(source, seed)
     if source in PUBLISHED:
         return tabular.load_published(source, data_root)
-    if not Path(source).exists() and not Path(source).suffix:
-        raise InputError(f"data={source!r} is neither a known data set ({', '.join(NAMES)}) nor an existing file")
     stored = open_large(source)
     return large.load(stored, seed, jitter) if stored else tabular.load(source, seed, jitter)
 
