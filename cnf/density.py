@@ -23,8 +23,7 @@ class Bound(NamedTuple):
     Attributes:
         value: in nats, (B,).
         energies: those of the paths that were asked for, by name, each (B,).
-        kl: log q(a given x) - log N(a; 0, I) of the augmented variables that were drawn, (B,), part of the value; None
-            where none were.
+        kl: see :class:`cnf.lifts.Lifted`; part of the value.
     """
 
     value: Tensor

@@ -68,7 +68,7 @@ class FlowMatching(nn.Module):
         interpolation: ``"straight"``, alpha = t and beta = 1 - t, or ``"variance-preserving"``, alpha = sin(pi t / 2)
             and beta = cos(pi t / 2).
         sigma: standard deviation of the noise, in units of the standardised data.
-        kl: weight of the divergence of q from N(0, I).
+        kl: weight of the divergence of q from N(0, I); of learned dequantisation noise, from uniform noise.
 
     Raises:
         InputError: for an unknown coupling or interpolation, or a coupling where base points belong to their data; a

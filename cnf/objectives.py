@@ -78,8 +78,8 @@ class MaximumLikelihood(nn.Module):
 
         Args:
             batch: samples x (B, *S), or the pair (x, c) of samples and contexts (B, C).
-            kl: share of log q(a given x) - log N(a; 0, I) that counts, of augmented variables a; below 1, the loss is
-                of no bound.
+            kl: share that counts of what q loses by being other than the simplest, see :class:`cnf.lifts.Lifted`;
+                below 1, the loss is of no bound.
         """
         terms = self.terms(batch, kl=kl)
         loss = terms["nll"]

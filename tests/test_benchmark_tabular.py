@@ -14,7 +14,7 @@ import torch
 
 from anode import InputError
 from cnf import Flow, FlowMatching, MaximumLikelihood, Normal, density_model
-from train_flows import benchmark, data, density, likelihood
+from train_flows import benchmark, data, density, gaussian, likelihood
 from train_flows.benchmark import clock, contests, standings, tabular
 from train_flows.benchmark.peers import Peer, build
 from train_flows.data import Dataset
@@ -128,7 +128,7 @@ def test_a_table_from_start_to_end(run, tmp_path, table, monkeypatch):
         assert math.isfinite(row["value"])
         assert row["nll"] - row["value"] == pytest.approx(log_scale, abs=1e-4)
         assert row["contender"] in out
-    assert rows["Gaussian"]["nll"] == pytest.approx(density.gaussian_nll(dataset))
+    assert rows["Gaussian"]["nll"] == pytest.approx(gaussian.nll(dataset))
     for name in contests.CONTENDERS:
         row = rows[name]
         assert row["status"] == "success"

@@ -101,7 +101,7 @@ def cells_of_images(result):
         f"`{result['command']}`",
         f"{one['bits_per_dim']:.3f} +- {one['bits_per_dim_standard_error']:.3f}",
         f"{more['bits_per_dim']:.3f} (K = {more['samples']})",
-        "-" if drift is None else f"{drift['bits_per_dim']:+.4f}",
+        "-" if drift is None else f"{drift['bits_per_dim']:+.0e}",
         f"{result['nfe_log_prob']:.0f} / {result['nfe_sample']}",
         f"{result['seconds']:.0f}",
     ]

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.stats import multivariate_normal
 
 from anode import SolverError
 from cnf import Density, density_model
@@ -21,8 +19,10 @@ from train_flows import (
     command_line,
     data,
     drift,
+    gaussian,
     image_pictures,
     likelihood,
+    likelihood_table,
     objectives,
     pictures,
     processes,
@@ -81,8 +81,9 @@ def main(args: list[str]) -> None:
     settings = parse(args)
     settings.training.check()
     settings.growth.check()
-    unused.check(settings.model, settings.augmentation, settings.objective, recipe(settings))
-    objectives.check(settings.objective, settings.augmentation, settings.training.steps, settings.data.conditional)
+    goal, augmented = settings.objective, settings.augmentation
+    unused.check(unused.Sections(settings.model, settings.scales, augmented, goal), recipe(settings))
+    objectives.check(goal, augmented, settings.scales, settings.training.steps, settings.data.conditional)
     settings.guards.check()
     figures, where = settings.numerics.figures(), settings.run
     device = session.start(where)
@@ -223,14 +224,14 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     started = time.monotonic()
     session.seed_noise(0)  # as ``train-flows evaluate`` does, for figures with noise
     figures = likelihood.measure(model, dataset.samples("test"), settings.numerics.figures())
-    rows = [likelihood.table(figures)]
+    rows = [likelihood_table.table(figures)]
     drifted = drift.of_best(run.records(), dataset.shape.numel(), dataset.levels is not None)
     if drifted is not None:
         figures["drift"] = drifted
         rows.append(lines_of([("drift of training", drift.describe(drifted))]))
     if dataset.table:
-        figures["gaussian_nll"] = gaussian_nll(dataset)
-        rows.append(_comparison(figures, likelihood.log_scale(model)))
+        figures["gaussian_nll"] = gaussian.nll(dataset)
+        rows.append(gaussian.beside(figures, likelihood.log_scale(model)))
     if processes.rank():
         return
     try:
@@ -242,26 +243,3 @@ def report(settings: Settings, run: Run, dataset: Dataset, model: Density, befor
     session.write_result(run, KIND, settings.run.seed, seconds, figures, notes)
     rows.append(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")
-
-
-def _comparison(figures: dict[str, Any], log_scale: float) -> str:
-    """Flow and Gaussian in units of standard deviations, where tables of any units compare."""
-    gaussian = figures["gaussian_nll"]
-    flow = f"{figures['nll']['value'] - log_scale:.4f}"
-    other = "its covariance is singular" if gaussian is None else f"{gaussian - log_scale:.4f}"
-    return lines_of([("NLL, standardized", f"{flow} nats (full-covariance Gaussian: {other})")])
-
-
-def gaussian_nll(dataset: Dataset) -> float | None:
-    """Test NLL in nats of the Gaussian with mean and full covariance of the training part: what a flow should beat.
-
-    None when the covariance is singular, so that there is no such density.
-    """
-    x, test = (part.double().flatten(1).numpy() for part in (dataset.train, dataset.test))
-    scale = x.std(axis=0)  # factored out, for columns of very different units
-    covariance = np.cov((x / scale).T, bias=True)
-    try:
-        gaussian = multivariate_normal(x.mean(axis=0) / scale, covariance)
-    except np.linalg.LinAlgError:
-        return None
-    return float(np.log(scale).sum() - gaussian.logpdf(test / scale).mean())

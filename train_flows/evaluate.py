@@ -17,7 +17,7 @@ from anode import InputError, Solver, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.resolving import solver_of
 from cnf.models import KIND as DENSITY
-from train_flows import accuracy, generative, held_out, likelihood, processes, session
+from train_flows import accuracy, generative, held_out, likelihood, likelihood_table, processes, session
 from train_flows.settings import Device, Flag, check_seed, find_device
 from train_flows.supervised import suited_pairs
 from train_flows.training import Precision
@@ -73,7 +73,7 @@ def _density(settings: Settings, device: torch.device) -> dict[str, Any]:
 
 
 def _density_table(report: dict[str, Any]) -> str:
-    blocks = [likelihood.table(report)]
+    blocks = [likelihood_table.table(report)]
     if "classifier" in report:
         blocks.append(generative.table(report["classifier"]))
     return "\n".join(blocks)

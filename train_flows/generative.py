@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cnf import Density
-from train_flows import likelihood, processes
+from train_flows import likelihood, likelihood_table, processes
 from train_flows.accuracy import standard_error
 from train_flows.data.dataset import indicators
 from train_flows.portions import Given, chunks
@@ -63,4 +63,4 @@ def table(figures: dict[str, Any]) -> str:
     """Measured figures as lines to read."""
     value = f"{figures['accuracy']:.4f} +- {figures['standard_error']:.4f}"
     how = f"{figures['tested']} samples, by the NLL given each of {figures['classes']} classes"
-    return lines_of([("accuracy", f"{value} ({how}: {likelihood.how(figures)})")])
+    return lines_of([("accuracy", f"{value} ({how}: {likelihood_table.how(figures)})")])

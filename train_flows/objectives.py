@@ -12,7 +12,7 @@ from torch import nn
 from anode import InputError
 from cnf import Conditional, Density, FlowMatching, InTurn, MaximumLikelihood, WarmedUp
 from cnf.transforms import ENERGIES
-from train_flows.settings import Augmentation, Objective
+from train_flows.settings import Augmentation, Objective, Scales
 from train_flows.training import Training
 from train_flows.unused import BOTH, LIKELIHOOD, MATCHING, OF_LIKELIHOOD
 
@@ -68,12 +68,16 @@ def staged(goal: Objective, training: Training) -> Training:
     return dataclasses.replace(training, restart=matching_steps(goal, training.steps) or None)
 
 
-def check(goal: Objective, augmented: Augmentation, steps: int, conditional: bool = False) -> None:
+def check(goal: Objective, augmented: Augmentation, scales: Scales, steps: int, conditional: bool = False) -> None:
     """Raise an :class:`~anode.InputError` for settings that contradict each other, the number of steps or the data."""
     if conditional and goal.coupling != "independent":
         raise InputError(
             f"--coupling {goal.coupling} would make base points tell of the class, those of sampling do not: drop it, "
             "or --conditional"
+        )
+    if goal.objective != LIKELIHOOD and (scales.multiscale or scales.blocks > 1):
+        raise InputError(
+            f"--objective {goal.objective} is of one ODE: pass --no-multiscale --blocks 1, or --objective likelihood"
         )
     if augmented.warm_up < 0:
         raise InputError(f"--warm-up {augmented.warm_up} must be a number of steps from 0")

@@ -116,7 +116,7 @@ class Augmentation:
     posterior: Literal["normal", "learned", "fitted"] = "normal"  # how they are drawn, given the data
     correlated: Flag = False  # the components of a mixture have a full covariance instead of a diagonal one
     samples: int = 1  # draws of them in training, for a tighter bound
-    warm_up: int = 0  # steps over which what a learned posterior costs comes to count in full
+    warm_up: int = 0  # steps over which what a learned posterior, or dequantization, costs comes to count in full
     matching_kl: float = 1.0  # what it costs in flow matching
 
 

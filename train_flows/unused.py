@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from anode import InputError
 from cnf.augmented_fields import MIXTURES
@@ -13,6 +13,15 @@ from train_flows.settings import Augmentation, Model, Objective, Scales
 OF_LIKELIHOOD = ("kinetic", "frobenius", "acceleration", "steer")
 OF_MATCHING = ("coupling", "interpolation", "sigma")
 MATCHING, LIKELIHOOD, BOTH = "flow-matching", "likelihood", "flow-matching+likelihood"
+
+
+class Sections(NamedTuple):
+    """The settings that options are looked for in."""
+
+    model: Model
+    scales: Scales
+    augmented: Augmentation
+    goal: Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,52 +36,50 @@ class Use:
 
     options: tuple[str, ...]
     where: str
-    here: Callable[[Model, Augmentation, Objective], bool]
+    here: Callable[[Sections], bool]
 
 
 USES = (
-    Use(("hidden",), "--field mlp, stack or unet", lambda model, augmented, goal: model.field != "conv"),
-    Use(("filters",), "--field conv", lambda model, augmented, goal: model.field == "conv"),
-    Use(("activation", "time"), "--field mlp, conv or stack", lambda model, augmented, goal: model.field != "unet"),
-    Use(("components",), "--base mixture", lambda model, augmented, goal: model.base == "mixture"),
+    Use(("hidden",), "--field mlp, stack or unet", lambda s: s.model.field != "conv"),
+    Use(("filters",), "--field conv", lambda s: s.model.field == "conv"),
+    Use(("activation", "time"), "--field mlp, conv or stack", lambda s: s.model.field != "unet"),
+    Use(("components",), "--base mixture", lambda s: s.model.base == "mixture"),
     Use(
         ("correlated",),
         "mixtures",
-        lambda model, augmented, goal: model.base == "mixture" or augmented.augmentation in MIXTURES,
+        lambda s: s.model.base == "mixture" or s.augmented.augmentation in MIXTURES,
     ),
-    Use(
-        ("probes", "noise"), "--divergence hutchinson", lambda model, augmented, goal: model.divergence == "hutchinson"
-    ),
+    Use(("probes", "noise"), "--divergence hutchinson", lambda s: s.model.divergence == "hutchinson"),
     Use(
         (*OF_LIKELIHOOD, "samples", "warm_up"),
         f"--objective {LIKELIHOOD} or {BOTH}",
-        lambda model, augmented, goal: goal.objective != MATCHING,
+        lambda s: s.goal.objective != MATCHING,
     ),
     Use(
         (*OF_MATCHING, "matching_kl"),
         f"--objective {MATCHING} or {BOTH}",
-        lambda model, augmented, goal: goal.objective != LIKELIHOOD,
+        lambda s: s.goal.objective != LIKELIHOOD,
     ),
     Use(
         ("warm_up", "matching_kl"),
-        "--posterior learned",
-        lambda model, augmented, goal: augmented.posterior == "learned",
+        "--posterior learned or --dequantization learned",
+        lambda s: "learned" in (s.augmented.posterior, s.scales.dequantization),
     ),
-    Use(("likelihood_steps",), f"--objective {BOTH}", lambda model, augmented, goal: goal.objective == BOTH),
+    Use(("likelihood_steps",), f"--objective {BOTH}", lambda s: s.goal.objective == BOTH),
 )
 
 
-def check(model: Model, augmented: Augmentation, goal: Objective, recipe: Mapping[str, Any]) -> None:
+def check(chosen_in: Sections, recipe: Mapping[str, Any]) -> None:
     """Raise an :class:`~anode.InputError` for an option that was chosen in vain, other than by the recipe."""
     chosen = {
         field.name: value
-        for section in (model, augmented, goal)
+        for section in chosen_in
         for field in dataclasses.fields(section)
         if (value := getattr(section, field.name)) not in (field.default, recipe.get(field.name, field.default))
     }
     for use in USES:
         for name in use.options:
-            if name in chosen and not use.here(model, augmented, goal):
+            if name in chosen and not use.here(chosen_in):
                 raise InputError(f"--{name.replace('_', '-')} {chosen[name]} is for {use.where}: drop it")
 
 

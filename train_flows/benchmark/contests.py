@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anode import count_evals
 from cnf import Density
-from train_flows import density, likelihood
+from train_flows import density, gaussian, likelihood
 from train_flows.benchmark import peers
 from train_flows.benchmark.clock import MANY, fit_into, train_for
 from train_flows.data import Dataset
@@ -200,4 +200,4 @@ def _gaussian(dataset: Dataset) -> float | None:
         torch.manual_seed(0)
         train, test = (x + torch.rand(x.shape) for x in (dataset.train, dataset.test))
         dataset = dataclasses.replace(dataset, train=train, test=test)
-    return density.gaussian_nll(dataset)
+    return gaussian.nll(dataset)
