@@ -40,7 +40,7 @@ CONTROLS = (
     ("categorical", "copies"),
     ("joint, matched", "p=0, matched"),
 )
-STEPS = {"parkinsons.csv.gz": 800, "protein.csv.gz": 1000}  # those of the first overfit soon after
+STEPS = {"parkinsons.csv.gz": 800, "protein.csv.gz": 1000, "digits": 1000}  # the first overfits soon after
 CHANNELS = (2, 4)  # augmented ones of images, besides 1
 CONVOLUTIONS: dict[str, Any] = {  # of images: one ODE, whose divergence is exact, so that bounds can be tightened
     "field": "conv",
@@ -48,6 +48,7 @@ CONVOLUTIONS: dict[str, Any] = {  # of images: one ODE, whose divergence is exac
     "time": "bias",
     "blocks": 1,
     "multiscale": False,
+    "batch_size": 128,
     "divergence": "exact",
     "solver": "dopri5",
     "kinetic": 0.0,
@@ -137,7 +138,8 @@ def _name(variant: str, regularisation: str) -> str:
 def plain_trial(data: str, quick: bool) -> DensityTrial:
     """The plain flow, with the options that all variants share: likelihood alone, so that its curve is of one piece."""
     steps = 2000 if data in toy.DENSITIES else STEPS.get(data, 4000)
-    records = 20 if data in STEPS else 10  # of short trainings, which learn most within their first hundred steps
+    table = data not in toy.DENSITIES and not images.known(data)
+    records = 20 if table else 10  # tables learn most within their first hundred steps
     options: dict[str, Any] = {"steps": steps, "validate_every": math.ceil(steps / records), "objective": "likelihood"}
     if images.known(data):
         options |= CONVOLUTIONS
