@@ -13,7 +13,7 @@ from torch import Tensor
 from anode import SolverError
 from anode.storage import written_atomically
 from cnf import Density, Flow, LiftedFlow
-from train_flows import image_plots, plots, processes
+from train_flows import image_plots, likelihood, plots, processes
 from train_flows.checkpoint import SAMPLES, Run
 from train_flows.data import Dataset
 from train_flows.data.dataset import indicators
@@ -28,6 +28,7 @@ NEIGHBOURS = 6  # of each of so many samples:
 COMPARED = 8
 TEMPERATURES, COOLED = (0.7, 0.8, 0.9, 1.0), 10  # samples at each
 MOVING, FRAMES, HELD = 25, 45, 15  # samples, times, and how often the last frame is repeated
+FEWER_FRAMES = 12  # of several ODEs, each of which takes a solve for every time
 CHUNK = 10_000  # training images compared at once
 
 
@@ -102,7 +103,8 @@ def draw(run: Run, dataset: Dataset, model: Density) -> None:
             between = interpolated(model, suited(model, start), suited(model, end), np.linspace(0, 1, BETWEEN), c)
         figure = image_plots.rows(between.cpu().numpy(), top, "from one test image to another, by way of the base")
         figure.savefig(folder / "interpolations.png")
-    times, held = np.linspace(0, 1, FRAMES), [*range(FRAMES), *[FRAMES - 1] * HELD]
+    n = FRAMES if len(likelihood.odes(model)) == 1 else FEWER_FRAMES
+    times, held = np.linspace(0, 1, n), [*range(n), *[n - 1] * HELD]
     with _same_noise(model):
         frames = model.sample_paths(MOVING, times.tolist(), _suited(model, contexts(dataset, MOVING))).cpu().numpy()
     moving = image_plots.animation(frames[held], times[held].tolist(), top)

@@ -55,6 +55,7 @@ MULTISCALE: dict[str, Any] = {  # of RNODE, whose weights of energies are 0.01 i
     "steps": 60000,
     "batch_size": 200,
     "lr": 1e-3,
+    "lr_warm_up": 500,  # first steps of ten fields at once are too long else
     "validate_every": 500,
 }
 MATCHED_IMAGES: dict[str, Any] = {  # by flow matching, of one ODE
