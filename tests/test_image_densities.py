@@ -155,6 +155,11 @@ class TestRefused:
         self.refuse(r"000\.png is 4x3 but .*more/000\.png is 5x3 pixels: bring them to one by --image-size", tmp_path)
         assert data.load(str(tmp_path), image_size=2).shape == (3, 2, 2)
 
+    def test_images_of_several_modes(self, tmp_path):
+        pictures(tmp_path)
+        pictures(tmp_path / "more", n=1, mode="L")
+        self.refuse(r"more/000\.png is grey, .*000\.png in colour: convert them to one mode", tmp_path)
+
     def test_what_is_no_image(self, tmp_path):
         pictures(tmp_path)
         (tmp_path / "table.csv").write_text("1,2")

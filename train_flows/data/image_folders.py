@@ -60,7 +60,8 @@ def read(
             taken, with no names of classes, and y (N, 0).
 
     Raises:
-        InputError: when the folder is laid out otherwise, a file is no image or a damaged one, or sizes differ.
+        InputError: when the folder is laid out otherwise, a file is no image or a damaged one, or sizes differ; or,
+            where there need not be classes, if some are grey and others in colour.
     """
     folder = Path(folder)
     if size is not None and not 1 <= size <= LARGEST:
@@ -77,7 +78,8 @@ def read(
     else:
         classes = ()
     train, test = (_files(part, classes) if part else [] for part in (training, testing))
-    x, y = _images([path for path, _ in train + test], size), torch.tensor([label for _, label in train + test])
+    x = _images([path for path, _ in train + test], size, alike=not classified)
+    y = torch.tensor([label for _, label in train + test])
     if not classes:
         y = torch.empty(len(x), 0)
     first, second = (Pairs(x[rows], y[rows]) for rows in (slice(len(train)), slice(len(train), None)))
@@ -149,12 +151,21 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _images(paths: list[str], size: int | None) -> Tensor:
-    """All images (N, C, H, W); their headers are read first, for one array to take the pixels as they come."""
+def _images(paths: list[str], size: int | None, alike: bool) -> Tensor:
+    """All images (N, C, H, W); their headers are read first, for one array to take the pixels as they come.
+
+    Where they are not all grey, those that are get three equal channels; not if they have to be alike, for these have
+    no density.
+    """
     chunks = [range(start, min(start + CHUNK, len(paths))) for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor() as pool:  # images of some size are decoded side by side
         headers = [h for part in pool.map(lambda rows: [_header(paths[i]) for i in rows], chunks) for h in part]
-        mode = "L" if all(header.mode in GREY for header in headers) else "RGB"
+        grey = [header.mode in GREY for header in headers]
+        if alike and any(grey) and not all(grey):
+            raise InputError(
+                f"{paths[grey.index(True)]} is grey, {paths[grey.index(False)]} in colour: convert them to one mode"
+            )
+        mode = "L" if all(grey) else "RGB"
         width, height = (size, size) if size else _common_size(paths, headers)
         x = np.empty((len(paths), len(mode), height, width), np.uint8)
 
