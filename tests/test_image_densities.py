@@ -91,12 +91,6 @@ class TestLoad:
         flat = found.train[0].flatten().tolist()
         assert flat[found.columns.index("green_2_1")] == found.train[0, 1, 2, 1]
 
-    def test_grey_and_colour_together_are_colour(self, tmp_path):
-        grey = pictures(tmp_path / "a" / "x", mode="L")
-        colour = pictures(tmp_path / "a" / "y", seed=1)
-        found = data.load(str(tmp_path / "a"))
-        assert rows(torch.cat([found.train, found.validation, found.test])) == rows([*grey.repeat(3, 1), *colour])
-
     def test_parts_without_classes(self, tmp_path):
         train, test = pictures(tmp_path / "train"), pictures(tmp_path / "test", n=4, seed=1)
         found = data.load(str(tmp_path))
