@@ -172,7 +172,8 @@ def _findings(outcomes: Sequence[Outcome], data: Sequence[str]) -> dict[str, Any
     for each in data:
         for regularisation in REGULARISATIONS:
             groups = {name: of(outcomes, _name(name, regularisation), each) for name in variants(each)}
-            for name, below in [*((name, PLAIN) for name in groups if name != PLAIN), *CONTROLS]:
+            controls = [pair for pair in CONTROLS if groups.keys() >= set(pair)]
+            for name, below in [*((name, PLAIN) for name in groups if name != PLAIN), *controls]:
                 pairs = list(zip(*shared(groups[name], groups[below]), strict=True))
                 if pairs:
                     where = f"{each}, {regularisation}: {name} / {below}"
