@@ -414,6 +414,7 @@ class TestResume:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_while_the_test_part_is_measured(self, run, undrawn, monkeypatch, number):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what runs in the background
         with monkeypatch.context() as patch:
             patch.setattr(density, "report", lambda *_: signal.raise_signal(number))
             status, out, err = run("density", "moons", *TINY)
