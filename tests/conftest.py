@@ -34,6 +34,12 @@ def real_data() -> Path:
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the pictures at the end out, where they are not the point."""
+    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
+
+
+@pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
     """Run a command line in an empty folder; gives exit status, standard output and standard error."""
     monkeypatch.chdir(tmp_path)

@@ -128,3 +128,9 @@ def test_many_numbers_take_fewer_draws(count, side, expected):
     x = torch.zeros(()).expand(count, 1, side, side)
     assert likelihood._affordable(x, count) == likelihood._affordable((x, x), count) == expected
     assert count * side**2 * expected <= max(likelihood.MOST_NUMBERS, x.numel())
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_draws_of_augmented_variables_are_named(extra):
+    said = likelihood_table.how(likelihood.kind_of(wild(extra=extra), 1))
+    assert ("as in FFJORD and of augmented variables," in said) == bool(extra)

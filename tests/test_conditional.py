@@ -27,12 +27,6 @@ def plain(monkeypatch):
     monkeypatch.setattr(recipes, "density", lambda *_: {})
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leave the pictures out where they are not the point."""
-    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
-
-
 def greys(folder, n=60, names=tuple(GREYS)):
     """Grey images of noise, dark ones and bright ones, in folders of these names."""
     rng = np.random.default_rng(n)

@@ -26,12 +26,6 @@ def plain(monkeypatch):
     monkeypatch.setattr(recipes, "density", lambda *_: {})
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leave the pictures out where they are not the point."""
-    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
-
-
 def pictures(folder, n=20, size=(4, 3), mode="RGB", seed=0):
     """Write images of noise, named in order; returns them (n, C, H, W)."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,12 @@
 """Densities of images: fields, scales and dequantisation, against enumeration, traces and closed forms."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from anode import ConvField, ConvStack, InputError, UNetField, count_evals
 from cnf import (
@@ -20,6 +23,7 @@ from cnf import (
     probe_noise,
 )
 from train_flows import recipes
+from train_flows.checkpoint import Run
 
 PUBLISHED = {"hidden": (64, 64, 64), "activation": "softplus", "time": "concat", "multiscale": True, "blocks": 2}
 KINDS = {
@@ -210,6 +214,21 @@ class TestScales:
         assert "alpha" not in recipes.density("cifar10")
         assert recipes.density("mnist", "flow-matching")["field"] == "unet"
         assert recipes.density("mnist", image_size=14)["hidden"] == (512, 512)
+
+    def test_the_recipe_trains(self, run, undrawn, tmp_path):
+        (tmp_path / "photos").mkdir()
+        for i, pixels in enumerate(np.random.default_rng(0).integers(256, size=(40, 20, 20)).astype(np.uint8)):
+            Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+        few = ["--hidden", 2, 2, "--blocks", 1, "--steps", 2, "--validate-every", 1, "--batch-size", 8]
+        status, out, err = run("density", "photos", *few)
+        assert (status, err) == (0, "")
+        assert "nll: validation NLL in nats (estimated upper bound, one draw of uniform dequantisation" in out
+        records = Run("runs/photos").records()
+        assert records[1]["lr"] == pytest.approx(1e-3 * 2 / 500 * 0.5)  # it warms up, along a cosine of two steps
+        assert all(record["kinetic"] >= 0 and record["frobenius"] >= 0 for record in records)
+        assert records[1]["nfe_forward"] == 5 * 4 * 4  # ODEs, before and after two squeezes and at last; steps; stages
+        result = json.loads((tmp_path / "runs" / "photos" / "result.json").read_text())
+        assert (result["nll"]["probes"], result["drift"]["step_size"]) == (1, 0.25)
 
     def test_blocks_follow_each_other(self, float64):
         model = disturbed(density_model((1, 4, 4), field="conv", filters=3, blocks=3))

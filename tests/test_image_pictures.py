@@ -19,12 +19,6 @@ DATASET = Dataset("images", *[torch.randint(5, (6, 1, 2, 2))] * 3, columns=(), l
 STEPS = [f"step-{step:06d}.png" for step in (0, 2, 4, 6)]
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leave the pictures at the end out."""
-    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
-
-
 def wild(**options):
     """An untrained model of tiny images, far from the identity."""
     model = density_model((1, 2, 2), hidden=(8, 8), levels=5, solver=Solver(rtol=1e-9, atol=1e-9), **options)

@@ -45,11 +45,6 @@ def small(monkeypatch):
     monkeypatch.setattr(rows, "POOL", 16_000)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
-
-
 def write(path, x):
     if path.suffix == ".npy":
         np.save(path, x)

@@ -24,12 +24,6 @@ TINY = ["--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Leave the pictures out where they are not the point."""
-    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
-
-
-@pytest.fixture
 def table(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 3)) @ np.array([[1, 0, 0], [2, 0.5, 0], [0, 1, 30]]) + [0, 10, 1000]

@@ -205,9 +205,10 @@ def fit(
 
 def _validated_as(model: Density) -> str:
     """What the validation figures are."""
-    solver = likelihood.odes(model)[0].solver
-    kind = "upper bound, one sample" if model.draws else model.kind
-    return f"validation NLL in nats ({kind}, rtol {solver.rtol:g}, atol {solver.atol:g})"
+    figure = likelihood.kind_of(model, 1)
+    if model.draws and figure["kind"] == "exact":  # by the sum over components, of which one is drawn here
+        figure |= {"kind": "bound", "samples": 1}
+    return f"validation NLL in nats ({likelihood_table.how(figure)})"
 
 
 def report(settings: Settings, run: Run, dataset: Dataset, model: Density, before: float, notes: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
-from cnf import Continuous, Density, LiftedFlow, PathOptions, Standardize
+from cnf import Continuous, Density, LiftedFlow, PathOptions, Standardize, VariationalAugment
 from cnf.objectives import Batch
 from train_flows import bits, processes
 from train_flows.moments import Moments
@@ -132,6 +132,7 @@ def kind_of(model: Density, samples: int) -> dict[str, Any]:
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
         "samples": _draws(model, samples) if isinstance(model, LiftedFlow) else None,
         "dequantisation": bits.dequantisation(model),
+        "augmented": any(isinstance(part, VariationalAugment) for part in model.modules()),
     }
 
 

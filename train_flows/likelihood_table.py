@@ -55,4 +55,5 @@ def _kind(figure: dict[str, Any]) -> str:
         "learned": "one draw of learned dequantisation",
         None: "one draw",
     }[figure["dequantisation"]]
+    draw += " and of augmented variables" if figure["augmented"] else ""
     return f"upper bound, {draw}" if figure["probes"] is None else f"estimated upper bound, {draw}, {probes}"
