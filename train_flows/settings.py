@@ -26,24 +26,26 @@ class DensityData:
     """Data to learn.
 
     Attributes:
-        source: name of a data set, or the path of a table or of a folder of images.
-        jitter: add noise to the columns of a table that have few distinct values.
-        data_root: folder of POWER, ..., and of MNIST, Fashion-MNIST, CIFAR-10 and SVHN.
-        download: download missing images to the data root.
-        image_size: resize images to this height and width.
-        train_size: number of training images to draw; all if omitted.
-        test_size: number of test images to draw; all if omitted.
-        conditional: learn the density of images given their class.
+        source: name of a data set, or path of a table or of a folder of images
+        context: columns of a table that are given; learn the density of the others given these
+        conditional: learn the density of images given their class
+        jitter: add noise to the columns of a table that have few distinct values
+        image_size: height and width to resize images to
+        train_size: number of training samples; all if omitted
+        test_size: number of test samples; all if omitted
+        data_root: folder of MNIST, CIFAR-10, POWER and other named data sets
+        download: download missing images to the data root
     """
 
     source: str | None = None
+    context: tuple[str, ...] = ()
+    conditional: bool = False
     jitter: bool = False
-    data_root: str = "data"
-    download: bool = False
     image_size: Count | None = None
     train_size: Count | None = None
     test_size: Count | None = None
-    conditional: bool = False
+    data_root: str = "data"
+    download: bool = False
 
 
 @config
@@ -51,24 +53,24 @@ class LabelledData:
     """Data to classify.
 
     Attributes:
-        source: name of a data set, or the path of a table or of a folder of images.
-        target: column of the classes of a table.
-        data_root: folder of MNIST, Fashion-MNIST, CIFAR-10 and SVHN.
-        download: download missing images to the data root.
-        image_size: resize images to this height and width.
-        train_size: number of training samples to draw; all if omitted.
-        test_size: number of test samples to draw; all if omitted.
-        removed_slices: number of ten slices of the plane to validate on instead of training on them.
+        source: name of a data set, or path of a table or of a folder of images
+        target: column of a table that holds the classes
+        image_size: height and width to resize images to
+        train_size: number of training samples; all if omitted
+        test_size: number of test samples; all if omitted
+        removed_slices: validate on this many of ten slices of the plane, and train on the others
+        data_root: folder of MNIST, Fashion-MNIST, CIFAR-10 and SVHN
+        download: download missing images to the data root
     """
 
     source: str | None = None
     target: str | None = None
-    data_root: str = "data"
-    download: bool = False
     image_size: Count | None = None
     train_size: Count | None = None
     test_size: Count | None = None
     removed_slices: Annotated[int, Field(ge=0, le=9)] = 0
+    data_root: str = "data"
+    download: bool = False
 
 
 @config
@@ -76,13 +78,13 @@ class Objective:
     """Loss of a density.
 
     Attributes:
-        objective: loss to minimise; both names together train by flow matching first.
-        likelihood_steps: number of last steps that maximise likelihood; a sixth if omitted.
-        coupling: pairing of data and base points in flow matching.
-        kinetic: weight of the kinetic energy of the paths.
-        frobenius: weight of the squared Frobenius norm of the Jacobian.
-        acceleration: weight of the squared acceleration, which makes solves cheap.
-        loosen: factor of the tolerances in training.
+        objective: loss to minimise; both names together train by flow matching first
+        likelihood_steps: number of last steps that maximise likelihood; a sixth if omitted
+        coupling: pairing of data and base points in flow matching
+        kinetic: weight of the kinetic energy of the paths
+        frobenius: weight of the squared Frobenius norm of the Jacobian
+        acceleration: weight of the squared acceleration, which makes solves cheap
+        loosen: factor of the tolerances in training
     """
 
     objective: ObjectiveName = "likelihood"
@@ -99,22 +101,22 @@ class Training:
     """Optimisation, counted in steps.
 
     Attributes:
-        steps: number of optimiser steps.
-        batch_size: samples per step.
-        lr: learning rate of Adam.
-        schedule: course of the learning rate.
-        lr_warm_up: steps over which the learning rate rises from 0, at the start and after a restart.
-        clip: largest norm of the gradient.
-        weight_decay: weight decay of Adam.
-        ema: decay of the moving average of the weights that is validated and stored; 0 for none.
-        validate_every: steps between validations, records and saved states.
-        likelihood_from: step at which likelihood follows flow matching, where a cosine restarts.
-        restart_lr: learning rate after the restart; that of the start if omitted.
-        precision: precision of the fields in training; states and figures keep theirs.
-        on_stiff: reaction to a failed solve: stop training, or skip the step.
-        max_skipped: give up after this many consecutive skipped steps.
-        kl_warm_up: steps over which the weight of the KL term of learned noise rises to 1.
-        measure: extra figures of every validation; costs are evaluations and NLL in double precision.
+        steps: number of optimiser steps
+        batch_size: samples per step
+        lr: learning rate of Adam
+        schedule: course of the learning rate
+        lr_warm_up: steps over which the learning rate rises from 0, at the start and after a restart
+        clip: largest norm of the gradient
+        weight_decay: weight decay of Adam
+        ema: decay of the moving average of the weights that is validated and stored; 0 for none
+        validate_every: steps between validations, records and saved states
+        likelihood_from: step at which likelihood follows flow matching, where a cosine restarts
+        restart_lr: learning rate after the restart; that of the start if omitted
+        precision: precision of the fields in training; states and figures keep theirs
+        on_stiff: reaction to a failed solve: stop training, or skip the step
+        max_skipped: give up after this many consecutive skipped steps
+        kl_warm_up: steps over which the weight of the KL term of learned noise rises to 1
+        measure: extra figures of every validation; costs are evaluations and NLL in double precision
     """
 
     steps: Count = 600
@@ -140,9 +142,9 @@ class Epochs:
     """Passes through the data, which `Training` counts in steps.
 
     Attributes:
-        epochs: number of passes through the training samples.
-        keep: weights to keep: those of the best validation loss, or the last.
-        snapshots: epochs whose features are stored in features.npz.
+        epochs: number of passes through the training samples
+        keep: weights to keep: those of the best validation loss, or the last
+        snapshots: epochs whose features are stored in features.npz
     """
 
     epochs: Count = 30
@@ -160,16 +162,16 @@ class RunSettings:
     """Where and how to run.
 
     Attributes:
-        out: folder of the run; runs/DATA if omitted.
-        seed: seed of data, weights, batches and noise.
-        device: cpu, cuda, cuda:1 or mps; auto takes a CUDA GPU if there is one.
-        dtype: precision of weights, data and states.
-        deterministic: use deterministic algorithms only, slower on a GPU.
-        compile: compile vector fields, for faster steps after a minute.
-        tensorboard: write records for TensorBoard to the run folder as well.
-        overwrite: replace an existing run.
-        budget_minutes: stop after this time, saved for --resume.
-        resume: folder of a run to continue with its settings.
+        out: folder of the run; runs/DATA if omitted
+        seed: seed of data, weights, batches and noise
+        device: cpu, cuda, cuda:1 or mps; auto takes a CUDA GPU if there is one
+        dtype: precision of weights, data and states
+        deterministic: use deterministic algorithms only, slower on a GPU
+        compile: compile vector fields, for faster steps after a minute
+        tensorboard: write records for TensorBoard to the run folder as well
+        overwrite: replace an existing run
+        budget_minutes: stop after this time, saved for --resume
+        resume: folder of a run to continue with its settings
     """
 
     out: str | None = None
