@@ -14,7 +14,6 @@ from anode.evaluations import Evaluations, count_evals
 from anode.fields import Field, MLPField
 from anode.frozen import FrozenField
 from anode.odenet import NormConvField
-from anode.planar_field import PlanarField
 from anode.resolving import with_solver
 from anode.second_order import SecondOrderField
 from anode.solver import Solver
@@ -38,7 +37,6 @@ __all__ = [
     "NormConvField",
     "ODEBlock",
     "Pixels",
-    "PlanarField",
     "ResNet",
     "SecondOrderField",
     "Solver",
