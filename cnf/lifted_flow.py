@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from typing_extensions import override
 
 from anode.errors import InputError
+from cnf.bases import check_samples
 from cnf.continuous import Continuous
 from cnf.flow import Density, Elbo, MatchingPair, max_copies, repeat_samples
 from cnf.lifts import Lift
@@ -44,6 +46,8 @@ class LiftedFlow(Density):
             )
         self.lift = lift
         self.flow = flow
+        with torch.no_grad():
+            self._shape = lift.project(flow.like.new_zeros(1, *flow.event_shape)).shape[1:]
 
     @property
     @override
@@ -68,12 +72,17 @@ class LiftedFlow(Density):
     @property
     @override
     def event_shape(self) -> torch.Size:
-        return self.lift.project(self.like.new_zeros(1, *self.flow.event_shape)).shape[1:]
+        return self._shape
+
+    @property
+    @override
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.lift.domain, len(self._shape))
 
     @override
     def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
         """Compute log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c)."""
-        y, log_q, kl = self._lift(x, c)
+        y, log_q, kl = self.lift(self._prepare(x, c), c)
         bound = self.flow.elbo(y, c, options)
         return Elbo(bound.value - log_q, bound.energies, kl)
 
@@ -96,6 +105,7 @@ class LiftedFlow(Density):
             Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519, equation 8.
         """
         self.check_num_samples(samples)
+        x = self._prepare(x, c)
         self.lift.check_values(x)
         copies = min(samples, max_copies(x))
         counts = [min(copies, samples - done) for done in range(0, samples, copies)]
@@ -112,7 +122,7 @@ class LiftedFlow(Density):
 
     @override
     def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
-        y, _, kl = self._lift(x, c)
+        y, _, kl = self.lift(self._prepare(x, c), c)
         return self.flow.matching_pair(y, c)._replace(kl=kl)
 
     @override
@@ -133,9 +143,12 @@ class LiftedFlow(Density):
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.flow.round_trip(x, c)
 
-    def _lift(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.lift(x if x.is_floating_point() else x.to(self.like.dtype), c)
+    def _prepare(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """Convert integers to the type of the model, and check shape and type."""
+        x = x if x.is_floating_point() else x.to(self.like.dtype)
+        check_samples("x", x, c, self._shape, self.like.dtype, finite=False)
+        return x
 
     def _log_weight(self, x: Tensor, c: Tensor | None) -> Tensor:
-        y, log_q, _ = self._lift(x, c)
+        y, log_q, _ = self.lift(x, c)
         return self.flow.log_prob(y, c) - log_q

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from typing_extensions import override
 
 from anode.errors import InputError, check_choice
@@ -38,7 +39,12 @@ class Lift(nn.Module):
     """A random map y ~ q(y given x) from whose result x is recovered: x = project(y).
 
     For such a lift log p(x) >= E_q [log p(y) - log q(y given x)].
+
+    Attributes:
+        domain: constraint on the elements of x.
     """
+
+    domain: constraints.Constraint = constraints.real
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> LiftResult:
         """Draw y given x.
@@ -70,6 +76,7 @@ class ComposeLifts(Lift):
     def __init__(self, lifts: Sequence[Lift]) -> None:
         super().__init__()
         self.lifts: Sequence[Lift] = nn.ModuleList(lifts)  # ty: ignore[invalid-assignment]
+        self.domain = lifts[0].domain
 
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> LiftResult:
@@ -102,6 +109,7 @@ class TransformLift(Lift):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.transform = transform
+        self.domain = transform.domain
 
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> LiftResult:
@@ -201,6 +209,7 @@ class Dequantize(Lift):
         check_choice("noise", noise, DEQUANTIZATIONS)
         self.levels = levels
         self.noise = noise
+        self.domain = constraints.integer_interval(0, levels - 1)
         self.head: nn.Module | None = None
         if noise == "learned":
             if shape is None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn import functional as F
 from typing_extensions import override
 
@@ -81,6 +82,11 @@ class MixtureFlow(Density):
     @override
     def event_shape(self) -> torch.Size:
         return self.base.shape
+
+    @property
+    @override
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.static.domain, len(self.event_shape))
 
     @override
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:

@@ -139,7 +139,7 @@ class DensityConfig:
                 raise InputError(f"extra=0 must be at least 1 with augmentation={self.augmentation!r}")
             if self.multiscale or self.blocks > 1:
                 raise InputError(f"augmentation={self.augmentation!r} needs one ODE: leave out multiscale and blocks")
-        self._refuse_unless(self.posterior == "normal" or self.extra > 0, "extra dimensions", "posterior")
+        self._refuse_unless(self.extra > 0, "extra dimensions", "posterior")
         if self.posterior == "learned" and self.mixes_flows:
             raise InputError("posterior='learned' is for continuous augmentation: pass 'normal' or 'fitted'")
         if self.posterior == "fitted" and not self.mixes_flows:
