@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anode import InputError
+from anode.errors import InputError
 from cnf.bases import moments
 from cnf.lifts import Lift, Lifted
 

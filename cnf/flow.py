@@ -63,9 +63,13 @@ class Density(nn.Module):
 
     Attributes:
         description: the configuration it was built from, by :func:`cnf.density_model`; None if composed by hand.
+        context: number of context features of a model built by :func:`cnf.density_model`.
+        levels: number of values of each element of discrete data; None for real numbers.
     """
 
     description: DensityConfig | None = None
+    context: int = 0
+    levels: int | None = None
 
     @property
     def config(self) -> DensityConfig | None:
