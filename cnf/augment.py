@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from anode.errors import InputError
+from anode import InputError
 from cnf.bases import moments
 from cnf.lifts import Lift, Lifted
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anode.errors import InputError
+from anode import InputError
 from cnf.bases import Normal
 from cnf.continuous import Continuous
 from cnf.density import Bound, Density, Ends, check_samples, copies_together, for_each, repeated

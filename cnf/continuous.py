@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.func import jvp
 from typing_extensions import override
 
-from anode import Field, Solver
 from anode.errors import check_choice
+from anode.fields import Field
+from anode.solver import Solver
 from anode.tableaus import Slopes
 from cnf.divergence import Rates, check_probes, exact_divergence, hutchinson_divergence, probe_noise
 from cnf.transforms import Compose, SolveOptions, Transform, Transport

@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from anode.errors import InputError
+from anode import InputError
 
 Coupling = Callable[[Tensor, Tensor], Tensor]
 

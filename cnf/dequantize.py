@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anode.errors import InputError
+from anode import InputError
 from cnf.bases import moments
 from cnf.lifts import Lift, Lifted
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from anode.errors import InputError
+from anode import InputError
 from cnf.continuous import Continuous
 from cnf.density import Bound, Density, Ends, copies_together, repeated
 from cnf.lifts import Lift

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from anode.errors import InputError
+from anode import InputError
 from cnf.bases import Normal
 from cnf.flow import Flow
 
