@@ -33,7 +33,7 @@ RESULT_FILE = "result.json"
 SAMPLES_FOLDER = "samples"  # pictures of samples during training
 TENSORBOARD_FOLDER = "tensorboard"
 PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png", "interpolations.png")
-FILES = (*PICTURES, "features.npz", RESULT_FILE, METRICS_FILE, STATE_FILE, storage.WEIGHTS, storage.CONFIG)
+FILES = (*PICTURES, "features.npz", RESULT_FILE, METRICS_FILE, STATE_FILE, storage.WEIGHTS_FILE, storage.CONFIG_FILE)
 DIGEST_BYTES = 32
 
 
@@ -193,7 +193,7 @@ class Run:
         """Give a model the best weights; return False if there are none."""
 
         def load() -> bool:
-            if not (self.folder / storage.WEIGHTS).exists():
+            if not (self.folder / storage.WEIGHTS_FILE).exists():
                 return False
             storage.load_weights(self.folder, model)
             return True
@@ -341,7 +341,7 @@ def _clear(folder: Path, overwrite: bool) -> None:
                 f"{folder} exists: pass another --out, continue with --resume {folder}, or replace it with --overwrite"
             )
         try:
-            ours = {"schema", "kind", "settings"} <= set(storage.read_json(folder / storage.CONFIG))
+            ours = {"schema", "kind", "settings"} <= set(storage.read_json(folder / storage.CONFIG_FILE))
         except (OSError, ValueError, TypeError):
             ours = False
         if not ours:
