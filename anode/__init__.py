@@ -15,9 +15,8 @@ from anode.fields import Field, MLPField
 from anode.frozen import FrozenField
 from anode.odenet import NormConvField
 from anode.planar_field import PlanarField
-from anode.resolving import with_solver
 from anode.second_order import SecondOrderField
-from anode.solver import Solver
+from anode.solver import Solver, with_solver
 from anode.stages import Classifier
 from anode.standardize import Pixels, Standardize
 from anode.unet_field import UNetField

@@ -137,7 +137,9 @@ class Solver:
             SolverError: if the end time cannot be reached.
         """
         if roles.on_step is not None and not self.supports_on_step:
-            raise InputError(f"on_step is not for {self.method!r} with gradient={self.gradient!r}: see supports_on_step")
+            raise InputError(
+                f"on_step is not for {self.method!r} with gradient={self.gradient!r}: see supports_on_step"
+            )
         if t0 == t1:
             return y0 if roles.on_step is None else (*y0, y0[0].new_zeros(len(y0[0])))
         (end,), step_total = self._solve(f, y0, [float(t0), float(t1)], params, field, roles)
@@ -190,7 +192,9 @@ class Solver:
         """Return the states at every time but the first."""
         if field is None and isinstance(f, nn.Module):
             field = f
-        declared = chain((tensor for tensor in params if tensor is not None), () if field is None else field.parameters())
+        declared = chain(
+            (tensor for tensor in params if tensor is not None), () if field is None else field.parameters()
+        )
         params = list({id(tensor): tensor for tensor in declared}.values())  # each once, for one gradient
         if self.gradient != "direct" and torch.is_grad_enabled():
             check_no_derived_params(params)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anode.activations import Activation
-from anode.graph import gradients
+from anode.gradients import gradients
 from anode.layers import Map, affine
 
 
