@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anode import Field, InputError, Solver
+from anode.runge_kutta import ComponentRoles
 from anode.tableaus import Slopes
 from cnf import energies
 from cnf.divergence import check_probes, exact, hutchinson, probe_noise
@@ -108,7 +109,7 @@ class Continuous(Transform):
 
     def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, path: PathOptions | None) -> Transport:
         asked = () if path is None else path.energies
-        at_steps = "acceleration" in asked and self.solver.meters
+        at_steps = "acceleration" in asked and self.solver.supports_on_step
         riding = [name for name in asked if not (at_steps and name == "acceleration")]  # as components of the solve
         rates = self._rates(x, c, "frobenius" in asked)
         parts = self._apart(x)
@@ -133,10 +134,7 @@ class Continuous(Transform):
             t1,
             (c,),
             self.field,
-            quadratures=riders + 1,
-            moving=self._velocity(c),
-            passive=riders,
-            meter=meter if at_steps else None,
+            ComponentRoles(riders + 1, self._velocity(c), riders, meter if at_steps else None),
         )
         # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
         sign = math.copysign(1, t1 - t0)

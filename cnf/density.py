@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anode import InputError, Solver, with_solver
-from anode.resolving import config_of
+from anode.stages import config_of
 from cnf.continuous import Continuous
 from cnf.transforms import Compose, PathOptions, Transform
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from anode import Classifier, Solver, SolverError, with_solver
-from anode.resolving import solver_of
+from anode.solver import solvers_in
 from train_flows import supervised
 from train_flows.data.labelled import Pairs
 from train_flows.supervised import Supervised, outputs_together, predicted
@@ -38,7 +38,7 @@ def measure(model: Classifier, pairs: Pairs, classes: object) -> dict[str, Any]:
     """
     objective = Supervised(model, loss_of(classes))
     found = supervised.measure(objective, pairs)
-    solver = solver_of(model)
+    solver = next(iter(solvers_in(model)), None)
     n = len(pairs.x)
     figures: dict[str, Any] = {
         "samples": n,
