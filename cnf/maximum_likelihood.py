@@ -100,7 +100,9 @@ class MaximumLikelihood(nn.Module):
 
     def _check_ode(self, names: Sequence[str]) -> None:
         if names and not any(isinstance(part, Continuous) for part in self.model.modules()):
-            raise InputError(f"{', '.join(names)}: the model does not have an ODE, along whose paths to integrate; leave it out")
+            raise InputError(
+                f"{', '.join(names)}: the model does not have an ODE, along whose paths to integrate; leave it out"
+            )
 
 
 def check_weight(name: str, value: float) -> None:

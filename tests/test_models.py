@@ -11,8 +11,18 @@ from torch import nn
 
 from anode import CheckpointError, InputError, MLPField, Solver, classifier_model, storage
 from anode import save as save_classifier
-from cnf import Continuous, DensityConfig, Flow, LiftedFlow, MaximumLikelihood, MixtureFlow, Normal
-from cnf import density_model, load, save
+from cnf import (
+    Continuous,
+    DensityConfig,
+    Flow,
+    LiftedFlow,
+    MaximumLikelihood,
+    MixtureFlow,
+    Normal,
+    density_model,
+    load,
+    save,
+)
 
 IMAGE = {"shape": (1, 4, 4), "levels": 17, "hidden": (4,)}
 VARIANTS = {
