@@ -269,6 +269,6 @@ class _OperationBudget(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.left -= 1
-        if self.left < 0:
+        if self.left < 0 and func is not torch._C._set_grad_enabled:  # by which torch.no_grad ends
             raise ValueError("it has more layers than there are weights for")
         return func(*args, **(kwargs or {}))

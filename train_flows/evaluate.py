@@ -15,7 +15,7 @@ import anode
 import cnf
 from anode import InputError, Solver, storage
 from anode.classifiers import KIND as CLASSIFIER
-from anode.solver import solvers_in
+from anode.resolving import solver_of
 from cnf.models import KIND as DENSITY
 from train_flows import accuracy, generative, held_out, likelihood, likelihood_table, processes, session
 from train_flows.settings import Device, Flag, check_seed, find_device
@@ -88,7 +88,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
     if settings.classify:
         raise InputError(f"--classify is for densities, {settings.run} is a classifier: drop it")
     model = anode.load(settings.run, device)
-    solver = next(iter(solvers_in(model)), None)
+    solver = solver_of(model)
     if settings.rtol is not None or settings.atol is not None:
         if solver is None or not solver.adaptive:
             raise InputError(

@@ -53,7 +53,7 @@ def _cost(model: Density, name: str, solve: Callable[[], Tensor]) -> dict[str, f
     started = time.perf_counter()
     with count_evals(model) as nfe:
         solve()
-    return {f"nfe_{name}": nfe.per_solve, f"seconds_{name}": time.perf_counter() - started}
+    return {f"nfe_{name}": nfe.each, f"seconds_{name}": time.perf_counter() - started}
 
 
 def _nll(model: Density, x: Tensor) -> dict[str, float]:
