@@ -86,7 +86,7 @@ def sample(name: str, n: int, seed: int = 0) -> Points:
     Raises:
         InputError: if the name is unknown.
     """
-    if not is_function(name):
+    if not known(name):
         raise InputError(
             f"function={name!r} is unknown; choose one of {', '.join(FUNCTIONS)}, spheres-3, spheres-4 ..."
         )
@@ -105,7 +105,7 @@ def load(name: str, seed: int = 0) -> Dataset:
     return Dataset(name, train, validation, test, columns, notes=notes)
 
 
-def is_function(name: str) -> bool:
+def known(name: str) -> bool:
     """Return True if there is a function of that name; spheres have up to 9,999 dimensions."""
     return name in FUNCTIONS or re.fullmatch(r"spheres-[1-9]\d{0,3}", name) is not None
 

@@ -21,7 +21,6 @@ from train_flows.data.dataset import (
     abbreviate,
     class_order,
     finite_number,
-    split_rows,
     three_splits,
 )
 
@@ -45,12 +44,7 @@ def load(
     The rows are split 80/10/10 by the seed; an NPZ file of train, validation and test keeps its split. A large NPY
     file stays on disk, with at most 100,000 rows for validation and for testing.
 
-    Args:
-        path: see :func:`train_flows.data.tables.read`.
-        seed: of the split and the jitter.
-        jitter: add uniform noise, as wide as the smallest gap between values, to columns of few distinct values.
-        context: columns that are given, instead of being modelled.
-        split: if False, the whole table is the test part, unless the file has one.
+    The arguments are those of :func:`train_flows.data.load_density_data`.
 
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
@@ -74,12 +68,7 @@ def load(
 
 
 def load_benchmark(name: str, root: str | Path) -> Dataset:
-    """Load one of the five density-estimation tables with its published preparation and split.
-
-    Args:
-        name: ``power``, ``gas``, ``hepmass``, ``miniboone`` or ``bsds300``.
-        root: the folder of their files; see :mod:`train_flows.data.benchmark_tables`.
-    """
+    """Load one of the benchmark tables, prepared and split as published."""
     arrays = benchmark_tables.read(name, root)
     parts = tuple(Split(torch.from_numpy(arrays[part])) for part in tables.PARTS)
     return _dataset(name, parts, tuple(f"x{i}" for i in range(parts[0].x.shape[1])))
@@ -88,11 +77,7 @@ def load_benchmark(name: str, root: str | Path) -> Dataset:
 def load_classes(path: str | Path, target: str | None, seed: int = 0, split: bool = True) -> Dataset:
     """Read a table with a column of classes.
 
-    Args:
-        path: see :func:`train_flows.data.tables.read`.
-        target: the column of the classes: text or whole numbers.
-        seed: of the split.
-        split: see :func:`load`.
+    The arguments are those of :func:`train_flows.data.load_labelled_data`.
 
     Raises:
         InputError: if there is no such column, it does not hold classes, or other columns are not numbers.
@@ -100,17 +85,17 @@ def load_classes(path: str | Path, target: str | None, seed: int = 0, split: boo
     frames = tables.read(path, text_column=target)
     names = tuple(next(iter(frames.values())))
     if target not in names:
-        raise InputError(f"--target {target} is not a column of {path}: choose one of {abbreviate(names)}")
-    texts, parts = {}, {}
+        wrong = "--target is missing" if target is None else f"--target {target} is not a column of {path}"
+        raise InputError(f"{wrong}: choose one of {abbreviate(names)}")
+    columns = tuple(name for name in names if name != target)
+    texts, arrays = {}, {}
     for part, frame in frames.items():
-        if len(frame) == 0 or frame.shape[1] < 2:
-            raise InputError(
-                f"{path} has {len(frame)} rows of {target} and {frame.shape[1] - 1} other columns: it needs both"
-            )
-        texts[part] = _class_names(path, frame.pop(target))
-        x = tables.numbers(str(path), frame, MIN_ROWS[part] if split else 1, min_columns=1)
-        parts[part] = x, tuple(frame.columns)
-    found = [text for names in texts.values() for text in names]
+        if len(frame) == 0 or not columns:
+            raise InputError(f"{path} has {len(frame)} rows and {len(columns)} columns besides {target}: it needs both")
+        texts[part] = _class_names(path, frame[target])
+        arrays[part] = tables.numbers(str(path), frame[[*columns]], MIN_ROWS[part] if split else 1, min_columns=1)
+        _check_range(str(path), arrays[part], columns)
+    found = [text for part in texts.values() for text in part]
     classes = tuple(sorted(set(found), key=class_order))
     if split and len(classes) < 2:
         raise InputError(f"{path}: {target} holds one class only ({classes[0]}): at least 2 are needed")
@@ -120,15 +105,13 @@ def load_classes(path: str | Path, target: str | None, seed: int = 0, split: boo
             "choose another column"
         )
     number = {name: i for i, name in enumerate(classes)}
-    columns = next(iter(parts.values()))[1]
-    splits = {}
-    for part, (x, names) in parts.items():
-        _check_range(str(path), x, names)
-        y = torch.tensor([number[text] for text in texts[part]])
-        splits[part] = Split(torch.from_numpy(x).float(), y)
-    arranged = _arranged(splits, seed, split)
-    notes = _far_from_zero(np.concatenate([x for x, _ in parts.values()]), columns)
-    return Dataset(Path(path).name, *arranged, columns, classes=classes, is_table=True, notes=notes)
+    splits = {
+        part: Split(torch.from_numpy(x).float(), torch.tensor([number[text] for text in texts[part]]))
+        for part, x in arrays.items()
+    }
+    notes = _far_from_zero(np.concatenate([*arrays.values()]), columns)
+    train, validation, test = _arranged(splits, seed, split)
+    return Dataset(Path(path).name, train, validation, test, columns, classes=classes, is_table=True, notes=notes)
 
 
 def load_sklearn(name: str, seed: int = 0) -> Dataset:
@@ -190,16 +173,14 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Datase
     _check_range(name, np.stack([low, high]), columns)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        x = torch.from_numpy(array)
+        samples = Split(torch.from_numpy(array), rows=torch.arange(len(array)))
+    train, validation, test = three_splits(samples, seed, split, MAX_HEAD)
     if not split:
-        empty = Split(torch.empty(0, len(columns)))
-        return Dataset(name, empty, empty, Split(x, rows=torch.arange(len(x))), columns, is_table=True)
-    _check_varied(name, low.astype(np.float32), high.astype(np.float32), columns)
-    train, validation, test = (Split(x, rows=rows) for rows in split_rows(len(x), seed, MAX_HEAD))
+        return Dataset(name, train, validation, test, columns, is_table=True)
     sample = train.head().x.numpy()
-    _check_varied(f"{name}, in {len(sample):,} of its rows", sample.min(axis=0), sample.max(axis=0), columns)
+    _check_varied(name, sample.min(axis=0), sample.max(axis=0), columns)
     notes = (
-        f"{len(x):,} rows stay on disk: {len(test):,} each validate and test; "
+        f"{len(array):,} rows stay on disk: {len(test):,} each validate and test; "
         f"columns are checked in {len(sample):,} others, and rows that occur twice are not looked for",
         *_column_notes(sample, columns, *_repeats(sample), f"{FEW_VALUES}; consider --jitter"),
     )
@@ -213,16 +194,11 @@ def _class_names(path: str | Path, labels: pd.Series) -> list[str]:
     for row, text in enumerate(texts, start=1):
         if not text or (numeric and text in MISSING):
             raise InputError(f"{path}: {labels.name} has no class in data row {row}: fill it in or drop the row")
-    return [_whole_number(text) for text in texts] if numeric else texts
+    return [str(int(float(text))) if float(text).is_integer() else text for text in texts] if numeric else texts
 
 
 def _text(label: Any) -> str:
     return (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
-
-
-def _whole_number(text: str) -> str:
-    value = float(text)
-    return str(int(value)) if value == int(value) else text
 
 
 def _check_range(name: str, values: np.ndarray, columns: Sequence[str]) -> None:
