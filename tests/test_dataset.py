@@ -21,10 +21,10 @@ def refused(message, call, *args, **kwargs):
     ("source", "options", "message"),
     [
         ("mons", {}, r"data='mons' is unknown; choose one of .*moons.*digits.*power"),
-        ("moons", {"jitter": True}, "--jitter is for tables from files, not for moons: drop it"),
+        ("moons", {"jitter": True}, "--jitter is for tables from files, not for moons: leave it out"),
         ("digits", {"jitter": True}, "--jitter is for tables from files"),
         ("power", {"context": ["x0"]}, "--context .* is for tables from files, not for power"),
-        ("moons", {"image_size": 8}, "--image-size 8 is for images, not for moons: drop it"),
+        ("moons", {"image_size": 8}, "--image-size 8 is for images, not for moons: leave it out"),
         ("t.csv", {"conditional": True}, "--conditional is for images, not for t.csv"),
         ("moons", {"download": True}, "--download is for images"),
         ("moons", {"train_size": 50_001}, "--train-size 50001 must be from 1 to 50000"),
@@ -96,7 +96,7 @@ def test_batches_come_with_contexts_or_labels():
 
 
 class TestMatch:
-    """Other data for a stored model, which knows the description of its own data."""
+    """Other data for a stored model."""
 
     def described(self, data):
         return json.loads(json.dumps(data.describe()))
@@ -153,4 +153,4 @@ class TestMatch:
         found = data(("dog", "eel"), [1, 0, 1]).match(trained, "runs/pets")
         assert found.test.y.tolist() == [2, 1, 2]
         assert torch.equal(found.test.c, torch.eye(3)[[2, 1, 2]])
-        refused("images has no classes, which runs/pets needs", data((), [0]).match, trained, "runs/pets")
+        refused("images lacks classes, which runs/pets needs", data((), [0]).match, trained, "runs/pets")

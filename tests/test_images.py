@@ -217,7 +217,7 @@ class TestPublished:
 
 
 def picture(path, value, size=(6, 4), mode="RGB"):
-    """A picture whose pixels all differ: rows, columns and channels are told apart."""
+    """Write a picture whose pixels all differ, to notice exchanged rows, columns or channels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.arange(size[0] * size[1] * len(mode)).reshape(size[1], size[0], len(mode)) + value
     pixels = pixels.astype(np.uint8).squeeze()

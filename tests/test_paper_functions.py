@@ -81,7 +81,7 @@ def test_removed_slices_are_a_part_of_the_circle():
 
     assert len(tenths(removed[0])) == 3
     assert tenths(kept[0]).isdisjoint(tenths(removed[0]))
-    for _, y in (kept, removed):  # of both circles
+    for _, y in (kept, removed):  # on either circle
         assert set(y.flatten().tolist()) == {-1.0, 1.0}
     other, _ = paper.split_slices(points, 3, torch.Generator().manual_seed(1))[1]
     assert tenths(other) != tenths(removed[0])

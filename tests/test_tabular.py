@@ -200,8 +200,8 @@ class TestClasses:
             (["a", "b"] * 15, None, "--target is missing: choose one of x, kind, z"),
             (["a"] * 30, "kind", r"one class only \(a\)"),
             ([*range(30)], "kind", "30 distinct values in 30 rows, which are not classes"),
-            (["a", ""] * 15, "kind", "kind has no class in data row 2"),
-            (["1", "nan"] * 15, "kind", "kind has no class in data row 2"),
+            (["a", ""] * 15, "kind", "kind is empty in data row 2"),
+            (["1", "nan"] * 15, "kind", "kind is empty in data row 2"),
             (["a", "b"], "kind", "2 distinct values in 2 rows|2 rows: at least 20"),
             (["a", "b"] * 15, "x", "column kind holds text"),
         ],
@@ -293,7 +293,7 @@ class TestMapped:
     def test_notes(self, tmp_path, rows):
         rows[:, 1] = np.random.default_rng(0).integers(5, size=len(rows))
         rows[:, 2] = 1000 * rows[:, 0] - 2 * rows[:, 3]
-        first, few, linear = density(self.save(tmp_path / "t.npy", rows)).notes
+        _, few, linear = density(self.save(tmp_path / "t.npy", rows)).notes
         assert few.startswith("x1: few distinct values")
         assert linear.startswith("x0, x2, x3: almost linear")
 

@@ -107,7 +107,7 @@ def load_labelled_data(
         dataset = images.load(source, seed, data_root, download, image_size, split=split)
         return dataset.limited(train_size, test_size, seed)
     _refuse(source, "images", image_size=image_size, download=download)
-    if paper_functions.known(source):
+    if paper_functions.is_function(source):
         dataset = paper_functions.load(source, seed)
     elif source in tabular.SKLEARN:
         dataset = tabular.load_sklearn(source, seed)
@@ -124,7 +124,7 @@ def known_density_data(source: str) -> bool:
 
 def known_labelled_data(source: str) -> bool:
     """Return True if there is labelled data of that name, which is not a path."""
-    return source in LABELLED_NAMES or paper_functions.known(source)
+    return source in LABELLED_NAMES or paper_functions.is_function(source)
 
 
 def is_images(source: str) -> bool:
@@ -145,4 +145,4 @@ def _refuse(source: str, kind: str, **options: Any) -> None:
     for name, value in options.items():
         if value not in (None, False, ()) and value != []:
             typed = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-            raise InputError(f"{typed} is for {kind}, not for {source}: drop it")
+            raise InputError(f"{typed} is for {kind}, not for {source}: leave it out")

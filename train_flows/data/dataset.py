@@ -151,25 +151,23 @@ class Dataset:
             x = x[:, [self.columns.index(name) for name in columns]]
         classes = tuple(trained["classes"])
         if classes:
-            y = self._class_numbers(classes, model)
+            if y is None or not self.classes:
+                raise InputError(f"{self.name} lacks classes, which {model} needs: pass data in classes")
+            if unknown := sorted(set(self.classes) - set(classes)):
+                raise InputError(
+                    f"{self.name} holds the class {unknown[0]}, {model} knows {abbreviate(classes)}: "
+                    "rename or remove it"
+                )
+            y = torch.tensor([classes.index(name) for name in self.classes])[y]
             c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
         test = dataclasses.replace(self.test, x=x, y=y, c=c)
         return dataclasses.replace(self, test=test, columns=columns, classes=classes)
-
-    def _class_numbers(self, classes: Sequence[str], model: str) -> Tensor:
-        if self.test.y is None or not self.classes:
-            raise InputError(f"{self.name} has no classes, which {model} needs: pass data in classes")
-        if unknown := sorted(set(self.classes) - set(classes)):
-            raise InputError(
-                f"{self.name} holds the class {unknown[0]}, {model} knows {abbreviate(classes)}: rename or remove it"
-            )
-        return torch.tensor([classes.index(name) for name in self.classes])[self.test.y]
 
     def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
         """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate.
 
         Raises:
-            InputError: if there are not as many samples.
+            InputError: if a number is too large, or below 1.
         """
         train, validation, test, notes = self.train, self.validation, self.test, list(self.notes)
         for option, size, part in (("--train-size", train_size, train), ("--test-size", test_size, test)):
@@ -234,5 +232,5 @@ def abbreviate(names: Sequence[str]) -> str:
 
 
 def _have_names(columns: Sequence[str]) -> bool:
-    """Return True if columns have names of their own, rather than x0, x1, ..."""
+    """Return True if columns have names other than x0, x1, ..."""
     return not all(re.fullmatch(r"x\d+", name) for name in columns)

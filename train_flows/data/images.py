@@ -7,9 +7,8 @@ The files of the published sets lie under ``--data-root``, where torchvision put
     cifar-10-batches-py/   data_batch_1 to data_batch_5, test_batch, batches.meta
     train_32x32.mat, test_32x32.mat    of SVHN
 
-A folder of images has a subfolder for each class, ``FOLDER/CLASS/*``, or two parts, ``FOLDER/train/CLASS/*`` with
-``FOLDER/test/CLASS/*`` or ``FOLDER/val/CLASS/*``. For a density the classes may be missing. Names that begin with a dot
-are ignored.
+A folder of images has a subfolder for each class, or parts ``train`` and ``test`` (or ``val``) with such folders. For a
+density the classes may be missing. Names that begin with a dot are ignored.
 
 References:
     LeCun, Bottou, Bengio, Haffner 1998, Proc. IEEE 86(11); Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747;
@@ -88,10 +87,10 @@ def load(
     :func:`train_flows.data.load_density_data`.
 
     Raises:
-        InputError: if there are no such images, they cannot be used, or they are too few.
+        InputError: if images are missing, damaged or too few.
     """
     if download and source not in PUBLISHED:
-        raise InputError(f"--download is for {', '.join(PUBLISHED)}, not for {source}: drop it")
+        raise InputError(f"--download is for {', '.join(PUBLISHED)}, not for {source}: leave it out")
     name, levels, notes = source, LEVELS, ()
     if source in PUBLISHED:
         parts = _averaged(name, _published(name, Path(data_root), download), image_size)
@@ -159,13 +158,14 @@ def _averaged(name: str, parts: Parts, size: int | None) -> Parts:
 def _published(name: str, root: Path, download: bool) -> Parts:
     loader, folder, files, classes = PUBLISHED[name]
     place = root / folder
-    if download and _missing(place, files):
-        _download(name, root)
-    if missing := _missing(place, files):
+    missing = [file for file in files if not (place / file).is_file() and not (place / f"{file}.gz").is_file()]
+    if missing and not download:
         raise InputError(
             f"{name} needs {', '.join(missing)} in {place}: put them there, pass another --data-root (now {root}), "
             "or --download"
         )
+    if missing:
+        _download(name, root)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             packed = not all((place / file).is_file() for file in files)
@@ -180,10 +180,6 @@ def _published(name: str, root: Path, download: bool) -> Parts:
             "--download, or restore them"
         ) from error
     return train, test, classes
-
-
-def _missing(place: Path, files: Iterable[str]) -> list[str]:
-    return [file for file in files if not any((place / f"{file}{end}").is_file() for end in ("", ".gz"))]
 
 
 def _unpack(place: Path, files: Iterable[str], root: Path, folder: str) -> Path:
@@ -296,8 +292,13 @@ def _read_images(paths: list[str], size: int | None, one_mode: bool) -> torch.Te
 
     Grey images among coloured ones have three equal channels and so no density: ``one_mode`` refuses them.
     """
+
+    def header(path: str) -> tuple[bool, tuple[int, int]]:
+        with _opened(path) as image:
+            return image.mode in ("1", "L", "LA"), image.size
+
     with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(_header, paths))
+        headers = list(pool.map(header, paths))
         grey = [is_grey for is_grey, _ in headers]
         if one_mode and any(grey) and not all(grey):
             raise InputError(
@@ -319,12 +320,6 @@ def _read_images(paths: list[str], size: int | None, one_mode: bool) -> torch.Te
 
         list(pool.map(decode, range(len(paths))))  # raises what any of them raised
     return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
-
-
-def _header(path: str) -> tuple[bool, tuple[int, int]]:
-    """Return whether an image is grey, and its width and height."""
-    with _opened(path) as image:
-        return image.mode in ("1", "L", "LA"), image.size
 
 
 @contextlib.contextmanager

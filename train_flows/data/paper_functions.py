@@ -86,7 +86,7 @@ def sample(name: str, n: int, seed: int = 0) -> Points:
     Raises:
         InputError: if the name is unknown.
     """
-    if not known(name):
+    if not is_function(name):
         raise InputError(
             f"function={name!r} is unknown; choose one of {', '.join(FUNCTIONS)}, spheres-3, spheres-4 ..."
         )
@@ -97,7 +97,7 @@ def sample(name: str, n: int, seed: int = 0) -> Points:
 
 
 def load(name: str, seed: int = 0) -> Dataset:
-    """Draw training, validation and test points of a function by name, each part by a seed of its own."""
+    """Draw training, validation and test points of a function by name, each part by another seed."""
     sizes = (TRAIN, HELD_OUT, HELD_OUT)
     train, validation, test = (Split(*sample(name, n, seed + i * SEED_STRIDE)) for i, n in enumerate(sizes, start=1))
     columns = tuple(f"x{i}" for i in range(train.x.shape[1]))
@@ -105,7 +105,7 @@ def load(name: str, seed: int = 0) -> Dataset:
     return Dataset(name, train, validation, test, columns, notes=notes)
 
 
-def known(name: str) -> bool:
+def is_function(name: str) -> bool:
     """Return True if there is a function of that name; spheres have up to 9,999 dimensions."""
     return name in FUNCTIONS or re.fullmatch(r"spheres-[1-9]\d{0,3}", name) is not None
 

@@ -23,7 +23,7 @@ MAPPED_BYTES = 2**30  # NPY files of this size and above stay on disk
 
 
 def read(path: str | Path, text_column: str | None = None) -> dict[str, pd.DataFrame]:
-    """Read a table, or the tables ``train``, ``validation`` and ``test`` of an NPZ file of these three arrays.
+    """Read a table, or the tables ``train``, ``validation`` and ``test`` of an NPZ file with these three arrays.
 
     Args:
         path: a file ending in ``.csv`` or ``.csv.gz`` (comma, semicolon, tab or blanks between the fields, with a
@@ -90,7 +90,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         InputError: if the file is damaged or holds anything but arrays.
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
     """
     try:
         content = np.load(path, allow_pickle=False)
@@ -135,7 +135,9 @@ def _read_csv(path: Path, text_column: str | None) -> pd.DataFrame:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error
     _check_names(str(path), pd.Index(names))
     if names[0] == "Unnamed: 0" and np.array_equal(frame.iloc[:, 0], np.arange(len(frame))):
-        raise InputError(f"{path}: the first column has no name and counts the rows: write the table without its index")
+        raise InputError(
+            f"{path}: the first column, without a name, counts the rows: write the table without its index"
+        )
     return frame
 
 
@@ -194,7 +196,7 @@ def _column_numbers(name: str, column: pd.Series) -> np.ndarray:
     real = kinds.is_numeric_dtype(column) and not kinds.is_complex_dtype(column)
     if not (real or kinds.is_string_dtype(column)):
         raise InputError(
-            f"{name}: column {column.name} is of type {column.dtype}: convert it to real numbers or drop it"
+            f"{name}: column {column.name} is of type {column.dtype}: convert it to real numbers or leave it out"
         )
     values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     if np.isfinite(values).all():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,7 +79,7 @@ def load_classes(path: str | Path, target: str | None, seed: int = 0, split: boo
     The arguments are those of :func:`train_flows.data.load_labelled_data`.
 
     Raises:
-        InputError: if there is no such column, it does not hold classes, or other columns are not numbers.
+        InputError: if the column is missing or does not hold classes, or other columns are not numbers.
     """
     frames = tables.read(path, text_column=target)
     names = tuple(next(iter(frames.values())))
@@ -143,16 +142,17 @@ def _dataset(
         _check_range(name, part.x.numpy(), columns)
         if part.c is not None:
             _check_range(name, part.c.numpy(), context)
-    arrays, notes = [part.x.numpy() for part in parts], ()
+    arrays, notes = [part.x.numpy() for part in parts], ()  # float64
     if len(parts[0]):
         train = arrays[0].astype(np.float32)
         _check_varied(name, train.min(axis=0), train.max(axis=0), columns)
         few, spiked = _repeats(train)
         notes = _column_notes(train, columns, few, spiked, JITTERED if jitter else f"{FEW_VALUES}; consider --jitter")
         if jitter:
-            gaps = {i: np.diff(np.unique(train[:, i])).min() for i in np.flatnonzero(few)}
-            rng = np.random.default_rng(seed)
-            arrays = [_jittered(x, gaps, rng) for x in arrays]
+            rng, gaps = np.random.default_rng(seed), [np.diff(np.unique(values)).min() for values in train.T[few]]
+            for x in arrays:
+                for i, gap in zip(np.flatnonzero(few), gaps, strict=True):
+                    x[:, i] += gap * rng.uniform(-0.5, 0.5, size=len(x))
     samples = [torch.from_numpy(x).float() for x in arrays]
     notes += _repeated_rows(samples[0].numpy(), samples[2].numpy())
     train, validation, test = (
@@ -189,16 +189,13 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Datase
 
 def _class_names(path: str | Path, labels: pd.Series) -> list[str]:
     """Return the class of every row: words as they are written; numbers, if all are, without a needless point."""
-    texts = ["" if pd.isna(label) else _text(label) for label in labels]
+    decoded = (label.decode(errors="replace") if isinstance(label, bytes) else label for label in labels)
+    texts = ["" if pd.isna(label) else str(label).strip() for label in decoded]
     numeric = all(finite_number(text) is not None for text in texts if text not in MISSING)
     for row, text in enumerate(texts, start=1):
         if not text or (numeric and text in MISSING):
-            raise InputError(f"{path}: {labels.name} has no class in data row {row}: fill it in or drop the row")
+            raise InputError(f"{path}: {labels.name} is empty in data row {row}: fill it in or drop the row")
     return [str(int(float(text))) if float(text).is_integer() else text for text in texts] if numeric else texts
-
-
-def _text(label: Any) -> str:
-    return (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
 
 
 def _check_range(name: str, values: np.ndarray, columns: Sequence[str]) -> None:
@@ -213,7 +210,7 @@ def _check_varied(name: str, low: np.ndarray, high: np.ndarray, columns: Sequenc
     constant = low == high
     if constant.any():
         raise InputError(
-            f"{name}: {_flagged(columns, constant)} is constant in single precision and has no density: "
+            f"{name}: {_flagged(columns, constant)} is constant in single precision and does not have a density: "
             "drop or rescale such columns"
         )
 
@@ -264,13 +261,6 @@ def _repeated_rows(train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
     seen = set(rows).intersection(row.tobytes() for row in train)
     count = sum(row in seen for row in rows)
     return (f"{count} of {len(test)} test rows are training rows too",) if count else ()
-
-
-def _jittered(values: np.ndarray, gaps: Mapping[int, float], rng: np.random.Generator) -> np.ndarray:
-    values = values.copy()
-    for i, gap in gaps.items():
-        values[:, i] += gap * rng.uniform(-0.5, 0.5, size=len(values))
-    return values
 
 
 def _flagged(columns: Sequence[str], flags: np.ndarray) -> str:
