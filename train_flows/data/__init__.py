@@ -58,10 +58,10 @@ def load_density_data(
         jitter: add noise to columns of few distinct values; for tables from files.
         context: columns of a table that are given, instead of being modelled.
         conditional: images are given their class.
-        split: if False, a file or folder without a test part of its own is the test part as a whole.
+        split: if False, a file or folder without a test part is the test part as a whole.
 
     Raises:
-        InputError: if there is no such data set, it cannot be used, or an option does not fit it.
+        InputError: if the data are missing or cannot be used, or an option does not fit them.
     """
     if source in DENSITY_NAMES or is_images(source):
         _refuse(source, "tables from files", jitter=jitter, context=context)
@@ -97,7 +97,7 @@ def load_labelled_data(
     images; ``target`` is the column of the classes of a table. Other arguments are those of :func:`load_density_data`.
 
     Raises:
-        InputError: if there is no such data set, it has no such classes, or an option does not fit it.
+        InputError: if the data are missing or without classes, or an option does not fit them.
     """
     named = known_labelled_data(source)
     of_images = source in images.IMAGE_SETS or (not named and Path(source).is_dir())
