@@ -8,8 +8,15 @@ from cnf.bases import Base, Mixture, Normal
 from cnf.continuous import Continuous
 from cnf.divergence import exact_divergence, hutchinson_divergence
 from cnf.flow import Density, Flow
+from cnf.flow_matching import FlowMatching
+from cnf.lifted_flow import LiftedFlow
+from cnf.lifts import Dequantize, Lift, VariationalAugment
+from cnf.maximum_likelihood import MaximumLikelihood
+from cnf.mixture_flow import MixtureFlow
+from cnf.models import DensityConfig, density_model, load, save
 from cnf.multiscale import Multiscale, Squeeze
 from cnf.planar import Planar, PlanarField
+from cnf.reverse_kl import ReverseKL
 from cnf.transforms import Compose, Logit, SolveOptions, Standardize, Transform, Whiten
 
 __all__ = [
@@ -17,18 +24,30 @@ __all__ = [
     "Compose",
     "Continuous",
     "Density",
+    "DensityConfig",
+    "Dequantize",
     "Flow",
+    "FlowMatching",
+    "Lift",
+    "LiftedFlow",
     "Logit",
+    "MaximumLikelihood",
     "Mixture",
+    "MixtureFlow",
     "Multiscale",
     "Normal",
     "Planar",
     "PlanarField",
+    "ReverseKL",
     "SolveOptions",
     "Squeeze",
     "Standardize",
     "Transform",
+    "VariationalAugment",
     "Whiten",
+    "density_model",
     "exact_divergence",
     "hutchinson_divergence",
+    "load",
+    "save",
 ]

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from anode import InputError
 from anode.errors import check_choice
-from anode.standardize import Moments as MeanScale
+from anode.blocks import MeanScale
 
 ENERGIES = ("kinetic", "frobenius", "acceleration")
 
