@@ -1,7 +1,7 @@
-"""The five density-estimation tables as Papamakarios et al. prepared them, from NPY and CSV files.
+"""POWER, GAS, HEPMASS, MINIBOONE and BSDS300, prepared as by Papamakarios et al., from NPY and CSV files.
 
-Published as NPY, CSV, pickles and HDF5. Pickles can run code and HDF5 needs another library, so two of them are
-converted once, by the lines below; the others are read as they were published. The files lie under ``--data-root``:
+GAS is published as a pickle, which can run code, and BSDS300 as HDF5, which needs another library: the lines below
+convert them once. The other files are read as published. All lie under ``--data-root``:
 
     power/data.npy                              as published
     gas/ethylene_CO.csv                         pandas.read_pickle("ethylene_CO.pickle").to_csv("ethylene_CO.csv", index=False)
@@ -25,35 +25,34 @@ import numpy as np
 import pandas as pd
 
 from anode import InputError
-from train_flows.data.tables import Table, arrays_of
+from anode.errors import check_choice
+from train_flows.data.tables import PARTS, read_arrays
 
 Splits = dict[str, np.ndarray]
 
 
-def read(name: str, root: str | Path) -> dict[str, Table]:
-    """The tables ``train``, ``validation`` and ``test`` of a published set, prepared and normalised.
+def read(name: str, root: str | Path) -> Splits:
+    """Return the tables ``train``, ``validation`` and ``test`` of a benchmark, prepared and normalised.
 
     Raises:
-        InputError: when the name is unknown or its files are not under ``root``.
+        InputError: if the name is unknown, or its files are not under ``root`` or not in their published form.
     """
-    if name not in PUBLISHED:
-        raise InputError(f"table {name!r} is unknown; choose one of {', '.join(PUBLISHED)}")
+    check_choice("table", name, BENCHMARKS)
     try:
-        splits = PUBLISHED[name](Path(root))
+        splits = BENCHMARKS[name](Path(root))
     except InputError:
         raise
-    except (KeyError, ValueError, IndexError) as error:
-        raise InputError(
-            f"the {name} files under {root} are not in their published form ({error}): fetch them again"
-        ) from error
     except FileNotFoundError as error:
         raise InputError(
             f"{error.filename} does not exist: put the {name} files under --data-root (now {root})"
         ) from error
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(
+            f"the {name} files under {root} are not in their published form ({error}): fetch them again"
+        ) from error
     if not all(np.isfinite(values).all() for values in splits.values()):
         raise InputError(f"the {name} files under {root} hold values that are not finite: fetch them again")
-    columns = tuple(f"x{i}" for i in range(splits["train"].shape[1]))
-    return {part: Table(values, columns) for part, values in splits.items()}
+    return splits
 
 
 def _power(root: Path) -> Splits:
@@ -77,7 +76,7 @@ def _gas(root: Path) -> Splits:
 def _hepmass(root: Path) -> Splits:
     train, test = (pd.read_csv(root / "hepmass" / f"1000_{part}.csv", index_col=False) for part in ("train", "test"))
     signal = [frame[frame.iloc[:, 0] == 1].iloc[:, 1:].to_numpy(np.float64) for frame in (train, test)]
-    train, test = signal[0], signal[1][:, : signal[0].shape[1]]  # the published test file has a column to spare
+    train, test = signal[0], signal[1][:, : signal[0].shape[1]]  # the published test file has an extra column
     mean, std = train.mean(axis=0), train.std(axis=0, ddof=1)
     train, test = (train - mean) / std, (test - mean) / std
     repeats = np.array([np.unique(column, return_counts=True)[1][0] for column in train.T])  # of the smallest value
@@ -91,12 +90,12 @@ def _miniboone(root: Path) -> Splits:
 
 
 def _bsds300(root: Path) -> Splits:
-    arrays = arrays_of(root / "bsds300" / "BSDS300.npz")
-    return {part: arrays[part] for part in ("train", "validation", "test")}
+    arrays = read_arrays(root / "bsds300" / "BSDS300.npz")
+    return {part: arrays[part] for part in PARTS}
 
 
 def _array(path: Path) -> np.ndarray:
-    (array,) = arrays_of(path).values()
+    (array,) = read_arrays(path).values()
     return array
 
 
@@ -113,7 +112,7 @@ def _normalised_without_test(splits: Splits) -> Splits:
     return {part: (values - seen.mean(axis=0)) / seen.std(axis=0) for part, values in splits.items()}
 
 
-PUBLISHED: dict[str, Callable[[Path], Splits]] = {
+BENCHMARKS: dict[str, Callable[[Path], Splits]] = {
     "power": _power,
     "gas": _gas,
     "hepmass": _hepmass,
