@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Annotated, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
+from anode import CheckpointError, ClassifierConfig, InputError, Solver
 from anode.errors import config
+from cnf import DensityConfig
 
 Count = Annotated[int, Field(ge=1)]
 CountFromZero = Annotated[int, Field(ge=0)]
@@ -16,9 +18,8 @@ Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Precision = Literal["float32", "bfloat16"]
-ObjectiveName = Literal["likelihood", "flow-matching", "flow-matching+likelihood"]
 
-TRAINED = 0.9  # share of a time budget that is for training; the rest is left for figures and pictures
+LIKELIHOOD, MATCHING, BOTH = "likelihood", "flow-matching", "flow-matching+likelihood"
 
 
 @config
@@ -26,24 +27,26 @@ class DensityData:
     """Data to learn.
 
     Attributes:
-        source: name of a data set, or the path of a table or of a folder of images.
-        jitter: add noise to the columns of a table that have few distinct values.
-        data_root: folder of POWER, ..., and of MNIST, Fashion-MNIST, CIFAR-10 and SVHN.
-        download: download missing images to the data root.
-        image_size: resize images to this height and width.
-        train_size: number of training images to draw; all if omitted.
-        test_size: number of test images to draw; all if omitted.
-        conditional: learn the density of images given their class.
+        source: name of a data set, or path of a table or of a folder of images
+        context: columns of a table that are given; learn the density of the others given these
+        conditional: learn the density of images given their class
+        jitter: add noise to the columns of a table that have few distinct values
+        image_size: height and width to resize images to
+        train_size: number of training samples; all if omitted
+        test_size: number of test samples; all if omitted
+        data_root: folder of MNIST, CIFAR-10, POWER and other named data sets
+        download: download missing images to the data root
     """
 
     source: str | None = None
+    context: tuple[str, ...] = ()
+    conditional: bool = False
     jitter: bool = False
-    data_root: str = "data"
-    download: bool = False
     image_size: Count | None = None
     train_size: Count | None = None
     test_size: Count | None = None
-    conditional: bool = False
+    data_root: str = "data"
+    download: bool = False
 
 
 @config
@@ -51,24 +54,24 @@ class LabelledData:
     """Data to classify.
 
     Attributes:
-        source: name of a data set, or the path of a table or of a folder of images.
-        target: column of the classes of a table.
-        data_root: folder of MNIST, Fashion-MNIST, CIFAR-10 and SVHN.
-        download: download missing images to the data root.
-        image_size: resize images to this height and width.
-        train_size: number of training samples to draw; all if omitted.
-        test_size: number of test samples to draw; all if omitted.
-        removed_slices: number of ten slices of the plane to validate on instead of training on them.
+        source: name of a data set, or path of a table or of a folder of images
+        target: column of a table that holds the classes
+        image_size: height and width to resize images to
+        train_size: number of training samples; all if omitted
+        test_size: number of test samples; all if omitted
+        removed_slices: validate on this many of ten slices of the plane, and train on the others
+        data_root: folder of MNIST, Fashion-MNIST, CIFAR-10 and SVHN
+        download: download missing images to the data root
     """
 
     source: str | None = None
     target: str | None = None
-    data_root: str = "data"
-    download: bool = False
     image_size: Count | None = None
     train_size: Count | None = None
     test_size: Count | None = None
     removed_slices: Annotated[int, Field(ge=0, le=9)] = 0
+    data_root: str = "data"
+    download: bool = False
 
 
 @config
@@ -76,16 +79,16 @@ class Objective:
     """Loss of a density.
 
     Attributes:
-        objective: loss to minimise; both names together train by flow matching first.
-        likelihood_steps: number of last steps that maximise likelihood; a sixth if omitted.
-        coupling: pairing of data and base points in flow matching.
-        kinetic: weight of the kinetic energy of the paths.
-        frobenius: weight of the squared Frobenius norm of the Jacobian.
-        acceleration: weight of the squared acceleration, which makes solves cheap.
-        loosen: factor of the tolerances in training.
+        objective: loss to minimise; both names together train by flow matching first
+        likelihood_steps: number of last steps that maximise likelihood; a sixth if omitted
+        coupling: pairing of data and base points in flow matching
+        kinetic: weight of the kinetic energy of the paths
+        frobenius: weight of the squared Frobenius norm of the Jacobian
+        acceleration: weight of the squared acceleration, which makes solves cheap
+        loosen: factor of the tolerances in training
     """
 
-    objective: ObjectiveName = "likelihood"
+    objective: Literal["likelihood", "flow-matching", "flow-matching+likelihood"] = LIKELIHOOD
     likelihood_steps: Count | None = None
     coupling: Literal["independent", "optimal-transport"] = "independent"
     kinetic: Weight = 0.0
@@ -99,22 +102,22 @@ class Training:
     """Optimisation, counted in steps.
 
     Attributes:
-        steps: number of optimiser steps.
-        batch_size: samples per step.
-        lr: learning rate of Adam.
-        schedule: course of the learning rate.
-        lr_warm_up: steps over which the learning rate rises from 0, at the start and after a restart.
-        clip: largest norm of the gradient.
-        weight_decay: weight decay of Adam.
-        ema: decay of the moving average of the weights that is validated and stored; 0 for none.
-        validate_every: steps between validations, records and saved states.
-        likelihood_from: step at which likelihood follows flow matching, where a cosine restarts.
-        restart_lr: learning rate after the restart; that of the start if omitted.
-        precision: precision of the fields in training; states and figures keep theirs.
-        on_stiff: reaction to a failed solve: stop training, or skip the step.
-        max_skipped: give up after this many consecutive skipped steps.
-        kl_warm_up: steps over which the weight of the KL term of learned noise rises to 1.
-        measure: extra figures of every validation; costs are evaluations and NLL in double precision.
+        steps: number of optimiser steps
+        batch_size: samples per step
+        lr: learning rate of Adam
+        schedule: course of the learning rate
+        lr_warm_up: steps over which the learning rate rises from 0, at the start and after a restart
+        clip: largest norm of the gradient
+        weight_decay: weight decay of Adam
+        ema: decay of the moving average of the weights that is validated and stored; 0 for none
+        validate_every: steps between validations, records and saved states
+        likelihood_from: step at which likelihood follows flow matching, where a cosine restarts
+        restart_lr: learning rate after the restart; that of the start if omitted
+        precision: precision of the fields in training; states and figures keep theirs
+        on_stiff: reaction to a failed solve: stop training, or skip the step
+        max_skipped: give up after this many consecutive skipped steps
+        kl_warm_up: steps over which the weight of the KL term of learned noise rises to 1
+        measure: extra figures of every validation; costs are evaluations and NLL in double precision
     """
 
     steps: Count = 600
@@ -140,9 +143,9 @@ class Epochs:
     """Passes through the data, which `Training` counts in steps.
 
     Attributes:
-        epochs: number of passes through the training samples.
-        keep: weights to keep: those of the best validation loss, or the last.
-        snapshots: epochs whose features are stored in features.npz.
+        epochs: number of passes through the training samples
+        keep: weights to keep: those of the best validation loss, or the last
+        snapshots: epochs whose features are stored in features.npz
     """
 
     epochs: Count = 30
@@ -160,16 +163,16 @@ class RunSettings:
     """Where and how to run.
 
     Attributes:
-        out: folder of the run; runs/DATA if omitted.
-        seed: seed of data, weights, batches and noise.
-        device: cpu, cuda, cuda:1 or mps; auto takes a CUDA GPU if there is one.
-        dtype: precision of weights, data and states.
-        deterministic: use deterministic algorithms only, slower on a GPU.
-        compile: compile vector fields, for faster steps after a minute.
-        tensorboard: write records for TensorBoard to the run folder as well.
-        overwrite: replace an existing run.
-        budget_minutes: stop after this time, saved for --resume.
-        resume: folder of a run to continue with its settings.
+        out: folder of the run; runs/DATA if omitted
+        seed: seed of data, weights, batches and noise
+        device: cpu, cuda, cuda:1 or mps; auto takes a CUDA GPU if there is one
+        dtype: precision of weights, data and states
+        deterministic: use deterministic algorithms only, slower on a GPU
+        compile: compile vector fields, for faster steps after a minute
+        tensorboard: write records for TensorBoard to the run folder as well
+        overwrite: replace an existing run
+        budget_minutes: stop after this time, saved for --resume
+        resume: folder of a run to continue with its settings
     """
 
     out: str | None = None
@@ -183,6 +186,132 @@ class RunSettings:
     budget_minutes: Positive | None = None
     resume: str | None = None
 
-    def deadline(self, started: float) -> float:
-        """Return the time of ``time.monotonic()`` at which training stops; infinity without a budget."""
-        return math.inf if self.budget_minutes is None else started + 60 * TRAINED * self.budget_minutes
+
+@config
+class DensitySettings:
+    """All settings of ``train-flows density``, by concern."""
+
+    data: DensityData = DensityData()
+    model: DensityConfig = DensityConfig()
+    objective: Objective = Objective()
+    training: Training = Training()
+    run: RunSettings = RunSettings()
+
+    def validate(self, typed: Collection[str] = ()) -> None:
+        """Check that the settings go together; the model's own combinations are checked with the data, by its config.
+
+        Args:
+            typed: names of the options that were chosen explicitly; each of them must have an effect.
+
+        Raises:
+            InputError: if they do not go together.
+        """
+        _check_effects(self, DENSITY_CONDITIONS, typed)
+        _check_training(self.training, self.model.solver, self.run)
+        objective, last = self.objective.objective, self.objective.likelihood_steps
+        if last is not None and last >= self.training.steps:
+            raise InputError(f"--likelihood-steps {last} must be below --steps {self.training.steps}")
+        if objective != LIKELIHOOD and (self.model.multiscale or self.model.blocks > 1):
+            raise InputError(
+                f"--objective {objective} is for one ODE: pass --no-multiscale --blocks 1, or --objective likelihood"
+            )
+        if self.objective.coupling != "independent" and (self.data.conditional or self.data.context):
+            raise InputError(
+                f"--coupling {self.objective.coupling} would make base points depend on what is given, which those of "
+                "sampling do not: drop it"
+            )
+
+
+@config
+class ClassifySettings:
+    """All settings of ``train-flows classify``, by concern."""
+
+    data: LabelledData = LabelledData()
+    model: ClassifierConfig = ClassifierConfig()
+    epochs: Epochs = Epochs()
+    training: Training = Training(batch_size=64, lr=1e-3, schedule="constant")
+    run: RunSettings = RunSettings()
+
+    def validate(self, typed: Collection[str] = ()) -> None:
+        """Check that the settings go together; see :meth:`DensitySettings.validate`."""
+        _check_effects(self, CLASSIFY_CONDITIONS, typed)
+        _check_training(self.training, self.model.solver, self.run)
+
+
+class Condition(NamedTuple):
+    """A condition under which options have an effect.
+
+    Attributes:
+        options: names of the options.
+        words: the condition in words.
+        holds: whether settings meet it.
+    """
+
+    options: tuple[str, ...]
+    words: str
+    holds: Callable[[Any], bool]
+
+
+DENSITY_CONDITIONS = (
+    Condition(
+        ("kinetic", "frobenius", "acceleration"),
+        f"--objective {LIKELIHOOD} or {BOTH}",
+        lambda s: s.objective.objective != MATCHING,
+    ),
+    Condition(("coupling",), f"--objective {MATCHING} or {BOTH}", lambda s: s.objective.objective != LIKELIHOOD),
+    Condition(("likelihood_steps",), f"--objective {BOTH}", lambda s: s.objective.objective == BOTH),
+    Condition(("loosen",), "an adaptive --solver", lambda s: s.model.solver.adaptive),
+    Condition(("activation", "time"), "--field mlp, conv or stack", lambda s: s.model.field != "unet"),
+    Condition(("components",), "--base mixture", lambda s: s.model.base == "mixture"),
+)
+_SOLVER = tuple(name for name in ("solver", "rtol", "atol", "step_size", "gradient", "max_steps"))
+CLASSIFY_CONDITIONS = (
+    Condition(("blocks",), "--model resnet", lambda s: s.model.model == "resnet"),
+    Condition((*_SOLVER, "time"), "--model node or second-order", lambda s: s.model.model in ("node", "second-order")),
+    Condition(("activation",), "--field mlp or conv", lambda s: s.model.field != "norm-conv"),
+)
+
+
+def _check_effects(settings: Any, conditions: Sequence[Condition], typed: Collection[str]) -> None:
+    for condition in conditions:
+        for name in condition.options:
+            if name in typed and not condition.holds(settings):
+                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: drop it")
+
+
+def _check_training(training: Training, solver: Solver, run: RunSettings) -> None:
+    if training.schedule == "plateau" and training.lr_warm_up:
+        raise InputError("--schedule plateau has no warm-up of the learning rate: pass lr_warm_up=0")
+    if training.precision != "float32" and solver.gradient == "adjoint":
+        raise InputError(f"--precision {training.precision} cannot be used with --gradient adjoint: take direct")
+    if training.precision != "float32" and run.dtype != "float32":
+        raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: drop one")
+
+
+S = TypeVar("S", DensitySettings, ClassifySettings)
+
+
+def to_sections(settings: DensitySettings | ClassifySettings) -> dict[str, Any]:
+    """Return plain values by section for ``config.json``, which has the model elsewhere, with the solver of figures."""
+    sections = dataclasses.asdict(settings)
+    return {**sections, "solver": sections.pop("model")["solver"]}
+
+
+def from_config(kind: type[S], path: object, config: Mapping[str, Any]) -> S:
+    """Return the settings that a run was started with.
+
+    Args:
+        kind: class of the settings.
+        path: folder of the run.
+        config: content of its ``config.json``.
+
+    Raises:
+        CheckpointError: if they are not settings of this version.
+    """
+    names = {field.name for field in dataclasses.fields(type(kind().model))}
+    try:
+        model = {name: value for name, value in config["model"].items() if name in names}
+        sections = dict(config["settings"])
+        return kind(model={**model, "solver": sections.pop("solver")}, **sections)
+    except (InputError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} was started with settings that cannot be used ({error}): train again") from error
