@@ -1,46 +1,26 @@
-"""One optimiser step: mixed precision, clipping, moving average, and steps that fail."""
+"""One optimiser step: mixed precision, clipping, failed solves; learning rate and moving average."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from anode import SolverError, count_evals
 from train_flows.run import TrainingError, distributed
 
 if TYPE_CHECKING:
+    from train_flows.run.loop import Task
     from train_flows.settings import Training
 
 NOT_FINITE = "non-finite state"  # the cause of a failed solve that a smaller learning rate may cure
-
-
-class Trainable(Protocol):
-    """A model with an objective: the part of a task that a step needs."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The module whose parameters are trained."""
-        ...
-
-    @property
-    def training(self) -> Training:
-        """The settings of the optimiser."""
-        ...
-
-    def batch(self, step: int) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the batch of a step; in several processes, the share of this one."""
-        ...
-
-    def objective(self, batch: Tensor | tuple[Tensor, Tensor], step: int) -> Tensor:
-        """Return the scalar loss of a batch."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +43,7 @@ class StepResult:
         return self.cause is not None and self.cause.cause != NOT_FINITE
 
 
-def training_step(task: Trainable, step: int, optimizer: torch.optim.Optimizer) -> StepResult:
+def training_step(task: Task, step: int, optimizer: torch.optim.Optimizer) -> StepResult:
     """Take one optimiser step in all processes, or in none of them.
 
     Args:
@@ -98,25 +78,49 @@ def check_failure(result: StepResult, step: int, failed_in_a_row: int, training:
         raise TrainingError(f"{row}step {step} failed: {result.failure}{remedy}", result.stiff) from result.cause
 
 
+def learning_rate(training: Training, step: int) -> float:
+    """Return the learning rate of a step as a multiple of ``lr``.
+
+    The warm-up min(1, (n + 1) / lr_warm_up), n steps after the start, times half a cosine, (1 + cos(pi n / N)) / 2 of
+    N steps. Both start again at ``likelihood_from``, from ``restart_lr``. Torch's schedulers in sequence would begin
+    the cosine after the warm-up instead, and its recursive form adds up rounding errors.
+    """
+    start, end, height = 0, training.steps, 1.0
+    if training.likelihood_from and step < training.likelihood_from:
+        end = training.likelihood_from
+    elif training.likelihood_from:
+        start = training.likelihood_from
+        height = (training.restart_lr or training.lr) / training.lr
+    n = step - start
+    rate = min(1.0, (n + 1) / training.lr_warm_up) if training.lr_warm_up else 1.0
+    if training.schedule == "cosine":
+        rate *= height * (1 + math.cos(math.pi * (n / (end - start)))) / 2
+    return rate
+
+
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, training: Training) -> LRScheduler:
+    """Return the schedule of the learning rate, which ``plateau`` halves after three validations without progress."""
+    if training.schedule == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
+    return LambdaLR(optimizer, lambda step: learning_rate(training, step))
+
+
 def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """Return the moving average v <- d v + (1 - d) w of the parameters w; None for decay 0.
 
     After n steps d = min(decay, (1 + n) / (10 + n)), so that the random initial weights are soon forgotten.
 
-    Args:
-        model: has the parameters w.
-        decay: largest d, such as 0.999.
     """
     if not decay:
         return None
 
-    def average(values: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+    def average(values: Sequence[Tensor], weights: Sequence[Tensor], n: Tensor | int) -> None:
         d = min(decay, (1 + int(n)) / (10 + int(n)))
         for value, weight in zip(values, weights, strict=True):
             value.lerp_(weight, 1 - d)
 
-    averaged = AveragedModel(nn.ParameterList(model.parameters()), multi_avg_fn=average)
-    averaged.n_averaged += 1  # the initial weights; torch would replace them by those after the first step
+    averaged = AveragedModel(model, multi_avg_fn=average)
+    averaged.n_averaged += 1  # the initial weights, which torch would replace by those after the first step
     return averaged
 
 
@@ -139,7 +143,7 @@ def _exchange(pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
         other.copy_(kept)
 
 
-def _backward(task: Trainable, step: int, device: torch.device) -> tuple[float, SolverError | None]:
+def _backward(task: Task, step: int, device: torch.device) -> tuple[float, SolverError | None]:
     """Return the loss, with its gradient in the weights; and the error if a solve failed in any process."""
     loss, failure = math.nan, None
     batch = task.batch(step)
