@@ -1,26 +1,102 @@
-"""ODE blocks that drop into ``nn.Sequential``: zero augmentation and the integration of a field."""
+"""Building blocks for ``nn.Sequential``: scaling, zero augmentation, the flow of an ODE, and its discrete rivals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from anode.errors import InputError
 from anode.fields import Field
+from anode.layers import activation_named
 from anode.solver import Solver
+
+
+class MeanScale(nn.Module):
+    """Mean and scale of every element of a sample, as buffers.
+
+    Args:
+        shape: shape S of one sample.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(*shape))
+        self.register_buffer("scale", torch.ones(*shape))
+
+    def fit(self, x: Tensor) -> Self:
+        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1.
+
+        Raises:
+            InputError: for samples of another shape.
+        """
+        if x.shape[1:] != self.mean.shape:
+            raise InputError(
+                f"x of shape {tuple(x.shape)} does not fit: pass samples of shape {tuple(self.mean.shape)}"
+            )
+        std = x.double().std(dim=0, correction=0)
+        self.mean.copy_(x.double().mean(dim=0))
+        self.scale.copy_(torch.where(std > 0, std, 1.0))
+        return self
+
+
+class Normalize(MeanScale):
+    """A layer that standardises its input, (x - mean) / scale elementwise; the identity until it is fitted.
+
+    Args:
+        shape: shape S of one sample.
+
+    Example:
+        >>> Normalize((2,)).fit(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))(torch.tensor([[2.0, 20.0]]))
+        tensor([[1., 0.]])
+    """
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale
+
+
+class ScalePixels(nn.Module):
+    """A layer that maps whole numbers 0 ... levels - 1 to [0, 1], so that data sets of images can stay in bytes.
+
+    Args:
+        levels: number of values of a pixel: 256 for 8 bits.
+
+    Raises:
+        InputError: for fewer than 2 levels.
+
+    Example:
+        >>> ScalePixels(256)(torch.tensor([[0, 51, 255]], dtype=torch.uint8))
+        tensor([[0.0000, 0.2000, 1.0000]])
+    """
+
+    def __init__(self, levels: int = 256) -> None:
+        super().__init__()
+        if levels < 2:
+            raise InputError(f"levels={levels} must be at least 2")
+        self.levels = levels
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / (self.levels - 1)
 
 
 class Augment(nn.Module):
     """Append zeros along dimension 1: x (B, D, ...) -> (x, 0) (B, D + extra, ...).
 
-    The room of the extra dimensions (features of a vector, channels of an image) lets the trajectories of an ODE pass
-    each other. This is for classifiers and regressors: the density of a zero-padded variable is degenerate.
+    The extra dimensions (features of a vector, channels of an image) let the trajectories of an ODE pass each other.
+    This is for classifiers and regressors: the density of a zero-padded variable is degenerate.
 
     Args:
-        extra: how many dimensions or channels to append; 0 leaves x as it is.
+        extra: number of dimensions or channels to append; 0 leaves x unchanged.
 
     Raises:
         InputError: when ``extra`` is negative.
@@ -39,20 +115,20 @@ class Augment(nn.Module):
             raise InputError(f"extra={extra} must be 0 or more")
         self.extra = extra
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Append the zeros."""
         return torch.cat([x, x.new_zeros(len(x), self.extra, *x.shape[2:])], dim=1)
 
 
 class ODEBlock(nn.Module):
     """The flow of a field over unit time as a layer: x(0) -> x(1), dx/dt = f(t, x, c).
 
-    Under ``torch.compile`` the block stays as it is, since its steps depend on the data; the field itself compiles,
-    ``ODEBlock(torch.compile(field))``.
+    ``torch.compile`` leaves the block uncompiled, since its steps depend on the data; compile the field instead,
+    ``block.field.compile()``.
 
     Args:
-        field: the vector field.
-        solver: the numerics; assign another to re-solve a trained block.
+        field: the vector field; :meth:`anode.Field.wrap` makes one of any network.
+        solver: the numerics; assign another to solve a trained block differently.
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366.
@@ -69,11 +145,12 @@ class ODEBlock(nn.Module):
         self.field = field
         self.solver = solver
 
+    @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Integrate from 0 to 1.
+        """Integrate from time 0 to time 1.
 
         Args:
-            x: (B, *S), the state at time 0.
+            x: the state at time 0, (B, *S).
             c: context of the field, (B, C), or None.
 
         Returns:
@@ -85,9 +162,79 @@ class ODEBlock(nn.Module):
         return self.solver.integrate(partial(self.field, c=c), x, 0.0, 1.0, (c,), self.field)
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """The states (T, B, *S) at the given T times, the first of them x itself."""
+        """Return the states (T, B, *S) at T times; the first time is that of x."""
         return self.solver.trajectory(partial(self.field, c=c), x, times, (c,), self.field)
 
+    @override
     def extra_repr(self) -> str:
-        """The solver, for ``print``."""
         return f"solver={self.solver}"
+
+
+class ResNet(nn.Module):
+    """Residual blocks x <- x + f_k(x), k = 1 ... K: Euler steps of an ODE with a different field at each step.
+
+    Args:
+        fields: f_1 ... f_K; they are evaluated at times 0, 1/K, ..., which time-independent fields ignore.
+
+    Raises:
+        InputError: for an empty sequence of fields.
+
+    References:
+        He, Zhang, Ren, Sun 2016, arXiv 1512.03385; Dupont, Doucet, Teh 2019, arXiv 1904.01681, section 3.
+
+    Example:
+        >>> from anode import MLPField
+        >>> ResNet(MLPField(2, (16,), time="none") for _ in range(5))(torch.randn(8, 2)).shape
+        torch.Size([8, 2])
+    """
+
+    def __init__(self, fields: Iterable[Field]) -> None:
+        super().__init__()
+        self.fields = nn.ModuleList(fields)
+        if len(self.fields) == 0:
+            raise InputError("fields is empty: a residual network needs at least one block")
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self._states(x)[-1]
+
+    def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
+        """Return the states (T, B, *S) at times in [0, 1]; block k ends at k/K, with straight lines between blocks."""
+        states = torch.stack(self._states(x))
+        depth = torch.as_tensor(times, dtype=x.dtype, device=x.device).clamp(0, 1) * len(self.fields)
+        before = depth.long().clamp(max=len(self.fields) - 1)
+        share = (depth - before).view(-1, *[1] * x.ndim)
+        return torch.lerp(states[before], states[before + 1], share)
+
+    def _states(self, x: Tensor) -> list[Tensor]:
+        states = [x]
+        for k, field in enumerate(self.fields):
+            states.append(states[-1] + field(x.new_tensor(k / len(self.fields)), states[-1]))
+        return states
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron without its last layer: x (B, *S), flattened, -> last hidden activations (B, H).
+
+    Args:
+        dim: number of dimensions of one sample.
+        hidden: widths of the hidden layers.
+        activation: ``"relu"``, ``"tanh"``, ``"softplus"`` or ``"silu"``.
+
+    Raises:
+        InputError: for an unknown activation, or without a hidden layer.
+    """
+
+    def __init__(self, dim: int, hidden: Sequence[int] = (32, 32), activation: str = "relu") -> None:
+        super().__init__()
+        if not hidden or min(dim, *hidden) < 1:
+            raise InputError(f"dim={dim} and hidden={tuple(hidden)} must be positive, with at least one hidden layer")
+        self.activation = activation_named(activation)
+        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise((dim, *hidden)))
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.flatten(1)
+        for layer in self.layers:
+            h = self.activation.value(layer(h))
+        return h

@@ -1,250 +1,348 @@
-"""Classifiers and regressors of one interface: neural ODEs, augmented or not, and what they are compared with."""
+"""Classifiers and regressors with one interface: neural ODEs, augmented or not, and the networks to compare them with."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
+from typing_extensions import override
 
 from anode import storage
-from anode.baselines import MLP, ResNet
-from anode.blocks import Augment, ODEBlock
-from anode.conv_fields import ConvField
-from anode.errors import InputError
+from anode.blocks import MLP, Augment, Normalize, ODEBlock, ResNet, ScalePixels
+from anode.errors import InputError, check_choice, config
 from anode.fields import Field, MLPField
-from anode.odenet import NormConvField, pooled_head
-from anode.odenet import stem as find_stem
+from anode.image_fields import ConvField, NormConvField
+from anode.layers import CONV_TIMES, ActivationName, group_norm
 from anode.second_order import SecondOrderField
-from anode.solver import Solver
-from anode.stages import Classifier, Leading
-from anode.standardize import Pixels, Standardize
+from anode.solver import Solver, solvers_in, with_solver
 
 KIND = "classifier"
-MODELS = ("node", "second-order", "resnet", "mlp")
-FIELDS = ("mlp", "conv", "norm-conv")
-STEMS = ("none", "conv", "residual")
-LIFTS = ("zeros", "learned")
-READOUTS = ("linear", "pool", "none")
 
 
-def classifier(
+@config
+class ClassifierConfig:
+    """Description of a classifier: plain values that vary in experiments and are stored with a model.
+
+    ===================  ================  ==========================================================
+    ``model``            ``extra``         network
+    ===================  ================  ==========================================================
+    ``"node"``           0                 neural ODE (NODE)
+    ``"node"``           p > 0             augmented neural ODE (ANODE)
+    ``"second-order"``   dimensions of x   position and velocity; the velocity is the augmented part
+    ``"resnet"``         0 or p            residual blocks with a field each
+    ``"mlp"``            0                 multilayer perceptron
+    ===================  ================  ==========================================================
+
+    On images, ``field="conv"`` gives the networks of the ANODE paper; ``field="norm-conv", stem="conv",
+    readout="pool", hidden=(64,)`` the ODE-Net of Chen et al., with ``model="resnet", blocks=6`` as its counterpart.
+
+    Attributes:
+        model: network between the lift and the readout
+        extra: augmented dimensions of vectors, or channels of images
+        lift: initial values of the augmented dimensions: zeros, or a learned linear layer (3x3 convolution) of x
+        field: vector field: a perceptron, 1x1-3x3-1x1 convolutions, or two convolutions with group normalisation
+        hidden: widths of the hidden layers; the first is also the number of filters of convolutions
+        activation: activation of the hidden layers; norm-conv always uses relu
+        time: time conditioning of the field of an ODE
+        blocks: number of residual blocks of a ResNet
+        stem: layers that reduce an image to a smaller map before it is augmented
+        readout: linear layer on the final state, linear layer on its channel means, or its first components
+        solver: numerics of the ODE
+
+    References:
+        Dupont, Doucet, Teh 2019, arXiv 1904.01681 (ANODE); Chen, Rubanova, Bettencourt, Duvenaud 2018,
+        arXiv 1806.07366 (ODE-Net); Massaroli, Poli, Park, Yamashita, Asama 2020, arXiv 2002.08071 (learned lift,
+        "input-layer augmentation"); Norcliffe et al. 2020, arXiv 2006.07220 (second order).
+    """
+
+    model: Literal["node", "second-order", "resnet", "mlp"] = "node"
+    extra: NonNegativeInt = 0
+    lift: Literal["zeros", "learned"] = "zeros"
+    field: Literal["mlp", "conv", "norm-conv"] = "mlp"
+    hidden: tuple[PositiveInt, ...] = (32, 32)
+    activation: ActivationName = "relu"
+    time: Literal["none", "concat", "bias", "squash"] = "concat"
+    blocks: PositiveInt = 5
+    stem: Literal["none", "conv", "residual"] = "none"
+    readout: Literal["linear", "pool", "none"] = "linear"
+    solver: Solver = Solver(rtol=1e-3, atol=1e-3)
+
+    def validate(self, shape: Sequence[int], outputs: int) -> None:
+        """Check that the values go together, and with samples of a shape S and K outputs.
+
+        Raises:
+            InputError: if they do not.
+        """
+        shape = tuple(shape)
+        if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
+            raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
+        if type(outputs) is not int or outputs < 1:
+            raise InputError(f"outputs={outputs} must be a whole number of at least 1")
+        if self.model == "second-order" and self.extra != shape[0]:
+            raise InputError(
+                f"extra={self.extra} must be {shape[0]} with model='second-order', one velocity for each position"
+            )
+        if self.model == "mlp" and (self.extra or self.lift != "zeros" or self.readout != "linear"):
+            raise InputError("model='mlp' does not augment its state: leave out extra, lift and readout")
+        if self.readout == "none" and (len(shape) != 1 or outputs > shape[0] + self.extra):
+            raise InputError(f"readout='none' needs vectors of at least outputs={outputs} components, not {shape}")
+        if self.model == "mlp" and not self.hidden:
+            raise InputError("hidden=() needs at least one width with model='mlp'")
+
+        convolves = self.field != "mlp" or self.stem != "none"
+        if (convolves or self.readout == "pool") and len(shape) != 3:
+            raise InputError(
+                f"field={self.field!r}, stem={self.stem!r}, readout={self.readout!r}: convolutions, stems and pools "
+                f"need images (C, H, W), not shape={shape}"
+            )
+        if convolves and self.model in ("second-order", "mlp"):
+            raise InputError(
+                f"model={self.model!r} does not convolve: pass field='mlp' and stem='none', or another model"
+            )
+        if self.readout == "pool" and not convolves:
+            raise InputError("readout='pool' averages over a map: pass a convolutional field or a stem")
+        if (self.field == "conv" or self.stem != "none") and not self.hidden:
+            raise InputError("hidden=() needs a first value, the number of filters")
+        if self.field != "mlp" and self.model == "node":
+            check_choice("time", self.time, CONV_TIMES)
+        if self.stem != "none" and math.prod(self.map_shape(shape)[1:]) < 2:
+            raise InputError(f"shape={shape} is too small for a stem: leave it out")
+
+    def map_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a sample of shape S after the stem."""
+        if self.stem == "none":
+            return tuple(shape)
+        round_up = 1 if self.stem == "residual" else 0  # a stem takes 2 off a side and halves it twice
+        halved = [(max(side - 2, 0) + round_up) // 2 for side in shape[1:]]
+        return (self.hidden[0], *((side + round_up) // 2 for side in halved))
+
+
+class Classifier(nn.Module):
+    """Outputs = readout(body(lift(x))): from inputs to the state at time 0, to the state at time 1, to outputs.
+
+    Args:
+        lift: from inputs (B, *S) to states, such as :class:`~anode.Augment`.
+        body: from states at time 0 to states at time 1, such as :class:`~anode.ODEBlock`.
+        readout: from states to outputs (B, K): logits of classes, or values.
+
+    Attributes:
+        shape: shape S of one sample; None for a network composed by hand.
+        outputs: number K of outputs; None for a network composed by hand.
+        levels: number of values of a pixel; None for inputs that are real numbers.
+    """
+
+    shape: tuple[int, ...] | None = None
+    outputs: int | None = None
+    levels: int | None = None
+    _config: ClassifierConfig | None = None
+
+    def __init__(self, lift: nn.Module, body: nn.Module, readout: nn.Module) -> None:
+        super().__init__()
+        self.lift = lift
+        self.body = body
+        self.readout = readout
+
+    @property
+    def config(self) -> ClassifierConfig | None:
+        """The description of the network with its present solver; None for a network composed by hand."""
+        solvers = solvers_in(self)
+        return replace(self._config, solver=solvers[0]) if self._config and solvers else self._config
+
+    @property
+    def arguments(self) -> dict[str, Any] | None:
+        """The plain values from which :func:`classifier_model` rebuilds the network; None if composed by hand."""
+        config = self.config
+        if config is None:
+            return None
+        return {"shape": self.shape, "outputs": self.outputs, "levels": self.levels, **asdict(config)}
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the states at time 1, which the readout sees."""
+        return self.body(self.state(x))
+
+    def state(self, x: Tensor) -> Tensor:
+        """Return the states at time 0, at least in float32 even under ``torch.autocast``."""
+        lifted = self.lift(x)
+        return lifted.to(torch.promote_types(lifted.dtype, torch.float32))
+
+    def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
+        """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet.
+
+        Raises:
+            InputError: for a body without trajectories, such as a perceptron, or times that do not begin at 0.
+        """
+        if not isinstance(self.body, ODEBlock | ResNet):
+            raise InputError(f"model has a body {type(self.body).__name__}, without trajectories: use an ODE")
+        if len(times) == 0 or float(times[0]) != 0:
+            raise InputError(f"times={times} must begin at 0, the time of the lifted inputs")
+        return self.body.trajectory(self.state(x), times)
+
+    def with_solver(self, solver: Solver) -> Classifier:
+        """Return a copy that shares the weights and solves its ODEs by ``solver``."""
+        return with_solver(self, solver)
+
+
+def classifier_model(
     shape: Sequence[int],
     outputs: int,
     *,
-    model: str = "node",
-    extra: int = 0,
-    lift: str = "zeros",
-    field: str = "mlp",
-    hidden: Sequence[int] = (32, 32),
-    filters: int = 64,
-    activation: str = "relu",
-    time: str = "concat",
-    blocks: int = 5,
-    stem: str = "none",
-    readout: str = "linear",
-    solver: Solver | Mapping[str, Any] = Solver(rtol=1e-3, atol=1e-3),  # noqa: B008 - a frozen value
-    standardize: bool = False,
-    levels: int | None = None,
     data: Tensor | None = None,
+    levels: int | None = None,
+    config: ClassifierConfig | None = None,
+    **fields: Any,
 ) -> Classifier:
-    """A classifier or regressor from plain values, so that experiments vary one of them and stored models rebuild.
-
-    ===================  ===============  =====================================================
-    ``model``            ``extra``        what it is
-    ===================  ===============  =====================================================
-    ``"node"``           0                neural ODE (NODE)
-    ``"node"``           p > 0            augmented neural ODE (ANODE)
-    ``"second-order"``   as many as x     position and velocity, the velocity being augmented
-    ``"resnet"``         0 or p           ``blocks`` residual blocks with a field each
-    ``"mlp"``            0                multilayer perceptron
-    ===================  ===============  =====================================================
-
-    On images, ``field="conv"`` gives the networks of the ANODE paper; ``field="norm-conv", stem="conv",
-    readout="pool"`` the ODE-Net of Chen et al., and its counterpart with ``model="resnet", blocks=6``.
+    """Build a classifier or regressor from its description.
 
     Args:
         shape: shape S of one sample, ``(D,)`` or ``(C, H, W)``.
         outputs: number K of outputs: classes, or values.
-        model: see above.
-        extra: augmented dimensions p (channels of images), appended along dimension 1.
-        lift: how they begin: ``"zeros"``, or ``"learned"``: one linear layer (a 3x3 convolution of images) takes x to
-            the whole state at time 0.
-        field: ``"mlp"`` (:class:`~anode.MLPField`, which flattens images), ``"conv"`` (:class:`~anode.ConvField`) or
-            ``"norm-conv"`` (:class:`~anode.NormConvField`).
-        hidden: widths of the hidden layers of an MLP field, or of the perceptron.
-        filters: of a convolutional field, or of the stem.
-        activation: ``"relu"``, ``"softplus"``, ``"tanh"`` or ``"silu"``; ``"norm-conv"`` has its own.
-        time: how the field of an ODE depends on time; see :class:`~anode.MLPField`.
-        blocks: number of residual blocks.
-        stem: ``"none"``, or what makes a small map of an image, which is then augmented: ``"conv"`` or ``"residual"``.
-        readout: ``"linear"``, one layer on the whole state; ``"pool"``, one on the mean of each channel of a map; or
-            ``"none"``, its first K components.
-        solver: the numerics, as a :class:`~anode.Solver` or its fields.
-        standardize: begin with :class:`~anode.Standardize`; implied by ``data``.
-        levels: begin with :class:`~anode.Pixels`, for inputs that are whole numbers below this.
-        data: samples (N, *S) to take its mean and standard deviation from.
+        data: samples (N, *S) whose mean and standard deviation normalise the inputs.
+        levels: for inputs that are whole numbers below this, which are scaled to [0, 1].
+        config: the description.
+        fields: fields of :class:`ClassifierConfig`, in place of ``config``.
 
     Raises:
         InputError: for an unknown name, a number out of range, or values that do not go together.
 
-    References:
-        Dupont, Doucet, Teh 2019, arXiv 1904.01681 (ANODE); Chen, Rubanova, Bettencourt, Duvenaud 2018,
-        arXiv 1806.07366 (ODE-Net); Massaroli, Poli, Park, Yamashita, Asama 2020,
-        arXiv 2002.08071 (learned lift, "input-layer augmentation"); Norcliffe et al. 2020, arXiv 2006.07220
-        (second order).
-
     Example:
-        >>> anode = classifier((2,), 1, extra=5)
+        >>> anode = classifier_model((2,), 1, extra=5)
         >>> anode(torch.randn(8, 2)).shape, anode.features(torch.randn(8, 2)).shape
         (torch.Size([8, 1]), torch.Size([8, 7]))
     """
-    solver = solver if isinstance(solver, Solver) else Solver(**solver)
-    _check_names(model=(model, MODELS), lift=(lift, LIFTS), field=(field, FIELDS), stem=(stem, STEMS))
-    _check_names(readout=(readout, READOUTS))
-    _check_numbers(shape, outputs, extra, blocks)
-    _check_together(shape, outputs, model, extra, lift, readout)
-    _check_images(shape, model, field, stem, readout)
+    if config is not None and fields:
+        raise InputError(f"config and {', '.join(fields)} exclude each other: use dataclasses.replace(config, ...)")
+    if data is not None and levels is not None:
+        raise InputError(f"levels={levels} already scales the inputs: leave out data, or levels")
+    config = config or ClassifierConfig(**fields)
+    config.validate(shape, outputs)
 
-    first: list[nn.Module] = [] if levels is None else [Pixels(levels)]
-    if standardize or data is not None:
-        first.append(Standardize(shape).fit(data) if data is not None else Standardize(shape))
-    mapped = tuple(shape)
-    if stem != "none":
-        first.append(find_stem(stem, shape[0], filters))
-        mapped = _shape_after(first[-1], shape)
-    first.append(_lift(mapped, extra, lift))
-    lifted = (mapped[0] + extra, *mapped[1:])
-    dim = math.prod(lifted)
-
-    def make_field(time: str) -> Field:
-        if field == "mlp":
-            return MLPField(dim, hidden, activation, time)
-        return ConvField(lifted[0], filters, activation, time) if field == "conv" else NormConvField(lifted[0], time)
-
-    body: nn.Module
-    if model == "node":
-        body = ODEBlock(make_field(time), solver)
-    elif model == "second-order":
-        acceleration = MLPField(dim // 2, hidden, activation, time, context=dim // 2)
-        body = ODEBlock(SecondOrderField(acceleration), solver)
-    elif model == "resnet":
-        body = ResNet(make_field("none") for _ in range(blocks))
-    else:
-        body = MLP(dim, hidden, activation)
-    last: nn.Module
-    if readout == "linear":
-        last = nn.Sequential(nn.Flatten(), nn.Linear(hidden[-1] if model == "mlp" else dim, outputs))
-    else:
-        last = pooled_head(lifted[0], outputs) if readout == "pool" else Leading(outputs)
-    network = Classifier(nn.Sequential(*first) if len(first) > 1 else first[0], body, last)
-    network.arguments = {
-        "shape": list(shape),
-        "outputs": outputs,
-        "model": model,
-        "extra": extra,
-        "lift": lift,
-        "field": field,
-        "hidden": list(hidden),
-        "filters": filters,
-        "activation": activation,
-        "time": time,
-        "blocks": blocks,
-        "stem": stem,
-        "readout": readout,
-        "solver": asdict(solver),
-        "standardize": standardize or data is not None,
-        "levels": levels,
-    }
+    scaling = Normalize(shape) if data is None else Normalize(shape).fit(data)
+    first: list[nn.Module] = [scaling if levels is None else ScalePixels(levels)]
+    if config.stem != "none":
+        first.append(_stem(config.stem, shape[0], config.hidden[0]))
+    mapped = config.map_shape(shape)
+    lifted = (mapped[0] + config.extra, *mapped[1:])
+    first.append(_lift(config.lift, mapped, config.extra))
+    body = _body(config, lifted)
+    network = Classifier(nn.Sequential(*first), body, _readout(config, lifted, outputs))
+    network.shape, network.outputs, network.levels, network._config = tuple(shape), outputs, levels, config
     return network
 
 
 def save(model: Classifier, folder: str | Path, **notes: Any) -> None:
-    """Store a model made by :func:`classifier`: ``config.json`` and ``model.safetensors``.
+    """Store a model built by :func:`classifier_model`: ``config.json`` and ``model.safetensors``.
 
     Args:
         model: the model.
-        folder: created when missing; files of those names are replaced.
+        folder: created when missing; files with these names are replaced.
         notes: further plain values for ``config.json``.
 
     Raises:
-        InputError: when the model was composed by hand and cannot be rebuilt from plain values.
+        InputError: for a model composed by hand, which plain values cannot rebuild.
     """
-    storage.save_model(folder, KIND, model, model.config, **notes)
+    storage.save_model(folder, KIND, model, model.arguments, **notes)
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Classifier:
-    """Rebuild a stored classifier; no code from the files is executed.
+    """Rebuild a stored classifier in evaluation mode, without running code from the files.
 
     Args:
         folder: a run of ``train-flows classify``, or a folder written by :func:`save`.
-        device: where to put it; the CPU when omitted.
-
-    Returns:
-        The model in evaluation mode.
+        device: the CPU when omitted.
 
     Raises:
-        InputError: when the folder is missing, damaged, or of something else.
+        CheckpointError: if the folder is missing, damaged, or holds something else.
     """
-    return storage.load_model(folder, KIND, classifier, device)
+    return storage.load_model(folder, KIND, classifier_model, device)
 
 
-def _lift(shape: Sequence[int], extra: int, lift: str) -> nn.Module:
-    if lift == "zeros":
+def _lift(kind: str, shape: Sequence[int], extra: int) -> nn.Module:
+    if kind == "zeros":
         return Augment(extra)
     if len(shape) == 1:
         return nn.Linear(shape[0], shape[0] + extra)
     return nn.Conv2d(shape[0], shape[0] + extra, 3, padding=1)
 
 
-def _shape_after(part: nn.Module, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of what a stem makes of images of a shape: more than a pixel, which normalisation would set to 0."""
-    try:
-        with torch.no_grad():
-            channels, height, width = part(torch.zeros(1, *shape)).shape[1:]
-    except (RuntimeError, ValueError):
-        height = width = 0
-    if height * width < 2:
-        raise InputError(f"shape={tuple(shape)} is too small for a stem: leave it out")
-    return channels, height, width
+def _body(config: ClassifierConfig, shape: Sequence[int]) -> nn.Module:
+    """Build the network between states of a shape."""
+    dim = math.prod(shape)
+
+    def make_field(time: str) -> Field:
+        if config.field == "mlp":
+            return MLPField(dim, config.hidden, config.activation, time)
+        if config.field == "conv":
+            return ConvField(shape[0], config.hidden[0], config.activation, time)
+        return NormConvField(shape[0], time)
+
+    if config.model == "node":
+        return ODEBlock(make_field(config.time), config.solver)
+    if config.model == "second-order":
+        acceleration = MLPField(dim // 2, config.hidden, config.activation, config.time, context=dim // 2)
+        return ODEBlock(SecondOrderField(acceleration), config.solver)
+    if config.model == "resnet":
+        return ResNet(make_field("none") for _ in range(config.blocks))
+    return MLP(dim, config.hidden, config.activation)
 
 
-def _check_names(**given: tuple[str, Sequence[str]]) -> None:
-    for name, (value, known) in given.items():
-        if value not in known:
-            raise InputError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
+def _readout(config: ClassifierConfig, shape: Sequence[int], outputs: int) -> nn.Module:
+    if config.readout == "linear":
+        width = config.hidden[-1] if config.model == "mlp" else math.prod(shape)
+        return nn.Sequential(nn.Flatten(), nn.Linear(width, outputs))
+    if config.readout == "none":
+        return FirstComponents(outputs)
+    pooled = (group_norm(shape[0]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*pooled, nn.Linear(shape[0], outputs))
 
 
-def _check_numbers(shape: Sequence[int], outputs: int, extra: int, blocks: int) -> None:
-    if len(shape) not in (1, 3) or min(shape) < 1:
-        raise InputError(f"shape={tuple(shape)} must be (D,) of vectors or (C, H, W) of images")
-    if outputs < 1 or blocks < 1 or extra < 0:
-        raise InputError(f"outputs={outputs} and blocks={blocks} must be at least 1, extra={extra} at least 0")
+class FirstComponents(nn.Module):
+    """The first K components of the state (B, D) as outputs (B, K), for networks without a learned readout."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    @override
+    def forward(self, y: Tensor) -> Tensor:
+        return y[:, : self.outputs]
 
 
-def _check_together(shape: Sequence[int], outputs: int, model: str, extra: int, lift: str, readout: str) -> None:
-    if model == "second-order" and extra != shape[0]:
-        raise InputError(f"extra={extra} must be {shape[0]} with model='second-order': as many velocities as positions")
-    if model == "mlp" and (extra or lift != "zeros" or readout != "linear"):
-        raise InputError("model='mlp' has no state to augment or to read directly: leave out extra, lift and readout")
-    if readout == "none" and (len(shape) != 1 or outputs > shape[0] + extra):
-        raise InputError(f"readout='none' needs vectors of outputs={outputs} components at least, not {tuple(shape)}")
+def _stem(kind: str, channels: int, filters: int) -> nn.Sequential:
+    """Build the stem of an ODE-Net: from images (B, channels, H, W) to maps (B, filters, about H / 4, about W / 4)."""
+    first = nn.Conv2d(channels, filters, 3)
+    if kind == "residual":
+        return nn.Sequential(first, Downsample(filters), Downsample(filters))
+    halves = [nn.Conv2d(filters, filters, 4, stride=2, padding=1) for _ in range(2)]
+    return nn.Sequential(first, group_norm(filters), nn.ReLU(), halves[0], group_norm(filters), nn.ReLU(), halves[1])
 
 
-def _check_images(shape: Sequence[int], model: str, field: str, stem: str, readout: str) -> None:
-    if (field, stem) != ("mlp", "none") or readout == "pool":
-        if len(shape) != 3:
-            raise InputError(
-                f"field={field!r}, stem={stem!r}, readout={readout!r}: convolutions, stems and pools are for images "
-                f"(C, H, W), not for shape={tuple(shape)}"
-            )
-        if model in ("second-order", "mlp"):
-            raise InputError(
-                f"model={model!r} has no maps: take field='mlp', stem='none', readout='linear', or another model"
-            )
-    if readout == "pool" and field == "mlp" and stem == "none":
-        raise InputError("readout='pool' averages over a map: take a convolutional field or a stem")
+class Downsample(nn.Module):
+    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x)).
+
+    Args:
+        channels: number of channels of the map, before and after.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(group_norm(channels) for _ in range(2))
+        self.skip = nn.Conv2d(channels, channels, 1, stride=2, bias=False)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False) for stride in (2, 1)
+        )
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        inner, outer = self.convs
+        h = torch.relu(self.norms[0](x))
+        return self.skip(h) + outer(torch.relu(self.norms[1](inner(h))))

@@ -1,29 +1,32 @@
-"""What can go wrong, in words: input the caller can mend, and solves that could not be finished."""
+"""Errors in words, and configurations whose values are checked when they are made."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, TypeVar
 
-LONGEST = 2000  # characters of a message
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.dataclasses import rebuild_dataclass
+from typing_extensions import dataclass_transform
+
+T = TypeVar("T")
+
+MAX_MESSAGE_LENGTH = 2000  # characters
 
 
 class InputError(ValueError):
-    """A value from outside that cannot be used; the message names the argument, the value and the remedy.
-
-    It is one line, whatever came from outside to be quoted in it.
-    """
+    """A value that cannot be used; the message names the argument, the value and the remedy in one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(_one_line(message))
 
 
 class CheckpointError(InputError):
-    """A stored model or run that cannot be used: damaged, cut short, altered, or of something else."""
-
-
-def _one_line(message: str) -> str:
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 4 :]}"
+    """A stored model or run that cannot be used: damaged, truncated, altered, or a different kind of file."""
 
 
 _REMEDIES = {
@@ -39,7 +42,7 @@ class SolverError(RuntimeError):
     Attributes:
         cause: ``"step underflow"``, ``"non-finite state"`` or ``"too many steps"``.
         time: the time reached.
-        evaluations: evaluations of the right-hand side spent until then.
+        evaluations: evaluations of the right-hand side until then.
         solver: the numerics.
     """
 
@@ -51,5 +54,104 @@ class SolverError(RuntimeError):
         super().__init__(f"{cause} at t = {time:.6g} after {evaluations} evaluations with {solver}: {_REMEDIES[cause]}")
 
     def __reduce__(self) -> tuple[type[SolverError], tuple[Any, ...]]:
-        """What makes it again in another process."""
+        """Rebuild the error in another process."""
         return SolverError, (self.cause, self.time, self.evaluations, self.solver)
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise an :class:`InputError` unless ``value`` is one of the choices.
+
+    Example:
+        >>> check_choice("noise", "uniform", ("rademacher", "gaussian"))
+        Traceback (most recent call last):
+        anode.errors.InputError: noise='uniform' is unknown; choose one of rademacher, gaussian
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise InputError(f"{name}={value!r} {_unknown(choices)}")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
+def config(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass that checks its values against its annotations.
+
+    ``Literal`` states choices, ``Annotated[int, Field(ge=1)]`` a range, a tuple a sequence, a nested configuration a
+    section. Values are converted as pydantic does: lists, as JSON has them, become tuples and mappings nested
+    configurations. ``dataclasses.replace`` checks again. The constructor raises :class:`InputError`.
+
+    Example:
+        >>> @config
+        ... class Net:
+        ...     hidden: tuple[int, ...] = (64, 64)
+        >>> Net([8]).hidden
+        (8,)
+        >>> Net(hidden=("wide",))
+        Traceback (most recent call last):
+        anode.errors.InputError: hidden=('wide',): 'wide' must be a whole number
+    """
+    settings = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    made: Any = pydantic_dataclass(frozen=True, config=settings)(cls)
+    rebuild_dataclass(made)  # here, if at all: a later rebuild would replace the constructor below
+    validate = made.__init__
+
+    @wraps(validate)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            validate(self, *args, **values)
+        except ValidationError as error:
+            raise InputError(_explain(error, made, args, values)) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def _explain(error: ValidationError, cls: Any, args: tuple[Any, ...], values: Mapping[str, Any]) -> str:
+    """Explain the first invalid argument of a configuration; if it is a union, the branch that got furthest."""
+    errors = error.errors(include_url=False)
+    of_first = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
+    details = max(of_first, key=lambda each: len(each["loc"]))
+    kind, reasons, loc = details["type"], details.get("ctx", {}), details["loc"]
+    fields: dict[str, Any] = cls.__pydantic_fields__
+    if loc and loc[0] in range(len(args)):
+        loc = (list(fields)[loc[0]], *loc[1:])
+    value: Any = {**dict(zip(fields, args, strict=False)), **values}
+    path, names, in_sequence = [], [], False
+    for key in loc:  # names, indices, and labels of the branches of unions
+        if isinstance(key, str) and isinstance(value, Mapping):
+            path, value, names = [*path, key], value.get(key), list(fields)
+            fields = getattr(fields[key].annotation, "__pydantic_fields__", {}) if key in fields else {}
+        in_sequence |= isinstance(key, int)
+    name = ".".join(path)
+
+    if kind == "value_error":  # raised by __post_init__, in full
+        return f"{name}: {reasons['error']}" if name else str(reasons["error"])
+    if kind in ("missing", "missing_argument"):
+        return f"{name} is missing: pass it"
+    if kind == "unexpected_keyword_argument":
+        nearest = get_close_matches(path[-1], names)
+        remedy = f"is unknown; did you mean {' or '.join(nearest)}?" if nearest else _unknown(names)
+        return f"{name}={value!r} {remedy}"
+    shown = f"{name}={value!r}: {details['input']!r}" if in_sequence else f"{name}={value!r}"
+    return f"{shown} {_fault(kind, details['msg'], reasons)}"
+
+
+def _fault(kind: str, message: str, reasons: Mapping[str, Any]) -> str:
+    if kind == "literal_error":
+        return _unknown(reasons["expected"].replace(" or ", ", ").replace("'", "").split(", "))
+    if kind == "greater_than_equal":
+        return f"must be at least {reasons['ge']}"
+    if kind == "less_than_equal":
+        return f"must be at most {reasons['le']}"
+    message = message.replace("Input should be", "must be").replace("a valid integer", "a whole number")
+    return message.partition(", unable to parse")[0]
+
+
+def _unknown(choices: Iterable[str]) -> str:
+    return f"is unknown; choose one of {', '.join(choices)}"
+
+
+def _one_line(message: str) -> str:
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+    if len(line) <= MAX_MESSAGE_LENGTH:
+        return line
+    return f"{line[: MAX_MESSAGE_LENGTH // 2]} ... {line[-MAX_MESSAGE_LENGTH // 4 :]}"

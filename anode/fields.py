@@ -1,38 +1,47 @@
-"""Vector fields dx/dt = f(t, x, c), and the one place that broadcasts time and context over a batch."""
+"""Vector fields dx/dt = f(t, x, c): the interface, perceptrons with an exact divergence, and any network as a field."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, cast
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
-from anode.activations import Activation, activations
-from anode.errors import InputError
-from anode.layers import TIMED_WEIGHTS, Layer, Map, affine
-from anode.tangents import with_tangents
-
-TIMES = ("none", "concat", "bias")  # of every kind of field; a perceptron has those of TIMED_WEIGHTS besides
+from anode.errors import InputError, check_choice
+from anode.layers import (
+    MLP_TIMES,
+    SquashLinear,
+    TimedLinear,
+    TypedModuleList,
+    activations_of,
+    affine,
+    trace_matrix,
+)
+from anode.mlp_divergence import forward_with_divergence
 
 
 class Field(nn.Module):
     """A vector field f(t, x, c) -> dx/dt of the same shape as x.
 
-    Classifiers and densities integrate the same fields. Subclasses implement :meth:`forward`, and state
-    :meth:`velocity_and_divergence` where they know a faster rule than automatic differentiation.
+    Classifiers and densities integrate the same fields. A subclass implements :meth:`forward`, and
+    :meth:`velocity_and_divergence` if it knows a faster rule than automatic differentiation.
     """
 
+    @override
     def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Evaluate the field.
 
         Args:
             t: time, ``()`` inside a solve or ``(B,)``.
             x: state, ``(B, *S)``.
-            c: context, ``(B, C)``, or None for a field without.
+            c: context, ``(B, C)``, or None for a field without context.
 
         Returns:
             The velocity dx/dt, ``(B, *S)``.
@@ -40,28 +49,75 @@ class Field(nn.Module):
         raise NotImplementedError
 
     def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """The velocity ``(B, *S)`` and its divergence tr(df/dx) ``(B,)`` in closed form, or None if there is none."""
+        """Return the velocity ``(B, *S)`` and the divergence tr(df/dx) ``(B,)``, or None without a closed form."""
         return None
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the field in place by :func:`torch.compile`: its velocity, and the rule of its divergence."""
-        super().compile(*args, **kwargs)
-        self.velocity_and_divergence = torch.compile(self.velocity_and_divergence, *args, **kwargs)
+    @staticmethod
+    def wrap(net: Callable[..., Tensor]) -> Field:
+        """Make a field of any module or function ``f(t, x)``, ``f(x)`` or ``f(t, x, c)``.
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was compiled, which is bound to the weights of this module: copies are not compiled."""
-        return {name: value for name, value in super().__getstate__().items() if name != "velocity_and_divergence"}
+        The required positional arguments of ``net`` decide which of the three it is. The parameters of a module become
+        those of the field. Its divergence comes from automatic differentiation.
 
-    def diagonal(self, width: int) -> slice:
-        """The part of dimension 1, of that width, that acts on its own rates.
+        Args:
+            net: a module or function that returns the velocity, ``(B, *S)``; it gets t as in :meth:`forward`, in the
+                dtype of x.
 
-        Elsewhere the diagonal of df/dx is zero, and a divergence by automatic differentiation need not look there.
+        Raises:
+            InputError: if ``net`` takes other arguments.
+
+        Example:
+            >>> field = Field.wrap(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)))
+            >>> field(torch.tensor(0.5), torch.randn(10, 2)).shape
+            torch.Size([10, 2])
+            >>> Field.wrap(lambda t, x: -t * x)(torch.tensor(0.5), torch.ones(1, 2))
+            tensor([[-0.5000, -0.5000]])
         """
-        return slice(width)
+        return net if isinstance(net, Field) else _WrappedField(net)
+
+    @override
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the velocity and the divergence rule in place by ``torch.compile``, which takes the same arguments.
+
+        The state dict does not change, and copies of the field use their own weights.
+        """
+        super().compile(*args, **kwargs)
+        rule = torch.compile(type(self).velocity_and_divergence, *args, **kwargs)
+        self.velocity_and_divergence = MethodType(rule, self)  # deepcopy binds a method to the copy of its object
+
+
+class _WrappedField(Field):
+    """A network as a field; see :meth:`Field.wrap`."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self.n_arguments = _count_required(net)
+
+    @override
+    def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
+        if self.n_arguments == 3:
+            return self.net(t.to(x.dtype), x, c)
+        check_context(c, 0, len(x))
+        return self.net(x) if self.n_arguments == 1 else self.net(t.to(x.dtype), x)
+
+
+def _count_required(net: Callable[..., Tensor]) -> int:
+    """Count the required positional arguments of a network."""
+    try:
+        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+    except (TypeError, ValueError):
+        raise InputError(f"net={net!r} does not have a readable signature: pass lambda t, x: ...") from None
+    required = [p for p in signature.parameters.values() if p.default is p.empty]
+    positional = [p for p in required if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    keyword_only = [p for p in required if p.kind is p.KEYWORD_ONLY]
+    if keyword_only or not 1 <= len(positional) <= 3:
+        raise InputError(f"net takes the arguments {signature}: pass f(t, x), f(x) or f(t, x, c)")
+    return len(positional)
 
 
 class MLPField(Field):
-    r"""A multilayer perceptron as a vector field, with its exact divergence beside it.
+    r"""A multilayer perceptron as a vector field, with its exact divergence.
 
     With weights W1, W2, W3 at time t and activation slopes d1, d2 at the hidden units, the Jacobian of two hidden
     layers is W3 diag(d2) W2 diag(d1) W1, so that
@@ -69,37 +125,36 @@ class MLPField(Field):
         tr(df/dx) = d2' [W2 * (W1 W3)'] d1        (* elementwise),
 
     one matrix-vector product a sample in any dimension. One hidden layer has tr = d1' diag(W1 W2), none tr W1. Three
-    and more carry D tangents through their layers; see :mod:`anode.tangents`.
+    and more carry D tangents through their layers; see :mod:`anode.mlp_divergence`.
 
     Args:
         dim: number of dimensions of one sample; samples of any shape with that many elements are flattened.
         hidden: widths of the hidden layers.
-        activation: ``"tanh"``, ``"softplus"``, ``"relu"`` or ``"silu"`` of all hidden layers, or a name for each, the
-            last for all that follow; names beyond the layers have no part. ``("tanh", "silu")`` bounds the field far
-            from the data, where ``"silu"`` alone grows without limit and throws outliers away.
+        activation: ``"tanh"``, ``"softplus"``, ``"relu"`` or ``"silu"`` of all hidden layers, or a name for each; the
+            last name serves all layers that follow, and surplus names are ignored. ``("tanh", "silu")`` bounds the
+            field far from the data, where ``"silu"`` alone grows without limit and throws outliers away.
         time: how each layer depends on time:
 
             - ``"none"``: W h + b.
             - ``"concat"``: W (h, t) + b in the first layer, W h + b in the others.
             - ``"bias"``: W h + b + v t.
             - ``"squash"``: (W h + b) * sigmoid(w_g t + b_g) + w_b t.
-            - ``"hyper"``: W(t) h + b(t), where W(t) = W0 + t W1 and b(t) = b0 + t b1.
         context: number of context features c; U c is added in every layer, after the gate of ``"squash"``.
-        zero_init: start from the zero field, so that the flow starts as the identity; with ``residual`` from f = -x.
-        residual: subtract the state, f(t, x, c) = net(t, x, c) - x, whose divergence is less by ``dim``.
+        zero_init: start from the zero field, so that the flow starts as the identity.
 
     Raises:
         InputError: for an unknown activation or time conditioning, or widths that are not positive.
 
     References:
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, its code (``"squash"``, ``residual``).
+        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, its code (``"squash"``).
 
     Example:
-        >>> import torch
         >>> field = MLPField(3, hidden=(16, 16))
         >>> field(torch.tensor(0.5), torch.randn(10, 3)).shape
         torch.Size([10, 3])
     """
+
+    layers: TypedModuleList[TimedLinear]
 
     def __init__(
         self,
@@ -109,91 +164,74 @@ class MLPField(Field):
         time: str = "bias",
         context: int = 0,
         zero_init: bool = False,
-        residual: bool = False,
     ) -> None:
         super().__init__()
-        times = (*TIMES, *TIMED_WEIGHTS)
-        if time not in times:
-            raise InputError(f"time={time!r} is unknown; choose one of {', '.join(times)}")
+        check_choice("time", time, MLP_TIMES)
         if min(dim, *hidden, 1) < 1 or context < 0:
             raise InputError(f"dim={dim}, hidden={tuple(hidden)} and context={context} must be positive numbers")
         self.dim = dim
         self.time = time
         self.context = context
-        self.residual = residual
-        self.activations = activations(activation, len(hidden))
+        self.activations = activations_of(activation, len(hidden))
 
-        def make_layer(n_in: int, n_out: int, first: bool) -> Layer:
-            if time in TIMED_WEIGHTS:
-                return TIMED_WEIGHTS[time](n_in, n_out, context)
-            return Layer(n_in, n_out, context, timed=time == "bias" or (time == "concat" and first))
+        def make_layer(n_in: int, n_out: int, first: bool) -> TimedLinear:
+            if time == "squash":
+                return SquashLinear(n_in, n_out, context)
+            return TimedLinear(n_in, n_out, context, timed=time == "bias" or (time == "concat" and first))
 
         widths = (dim, *hidden, dim)
-        self.layers = nn.ModuleList(make_layer(*pair, i == 0) for i, pair in enumerate(pairwise(widths)))
+        self.layers = TypedModuleList(make_layer(*pair, i == 0) for i, pair in enumerate(pairwise(widths)))
         if zero_init:
-            for parameter in self.layers[-1].parameters():
-                nn.init.zeros_(parameter)
+            zero_(self.layers[-1])
 
+    @override
     def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Evaluate the field; see :meth:`Field.forward`."""
-        h, t = self._flat(x, c), t.to(x.dtype)
+        check_context(c, self.context, len(x))
+        h, t = flatten_samples(x, self.dim), t.to(x.dtype)
         *first, last = self.layers
         for activation, layer in zip(self.activations, first, strict=True):
             h = activation.value(layer(t, h, c))
-        velocity = last(t, h, c).view(x.shape)
-        return velocity - x if self.residual else velocity
+        return last(t, h, c).view(x.shape)
 
+    @override
     def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`Field.velocity_and_divergence`; None for a time per sample where the weights depend on time."""
-        if t.ndim and self.time in TIMED_WEIGHTS:
-            return None
-        h, t = self._flat(x, c), t.to(x.dtype)
-        maps = [layer.at(t, c) for layer in cast("list[Layer]", self.layers)]
-        rule = with_tangents if len(maps) > 3 else _in_closed_form
-        velocity, divergence = rule(h, maps, self.activations)
-        velocity = velocity.view(x.shape)
-        return (velocity - x, divergence - self.dim) if self.residual else (velocity, divergence)
-
-    def _flat(self, x: Tensor, c: Tensor | None) -> Tensor:
+        if t.ndim and self.time == "squash":
+            return None  # the weights differ between samples
         check_context(c, self.context, len(x))
-        return flattened(x, self.dim)
+        h, t = flatten_samples(x, self.dim), t.to(x.dtype)
+        layers = [layer.as_affine(t, c) for layer in self.layers]
+        if len(layers) > 3:
+            velocity, divergence = forward_with_divergence(h, layers, self.activations)
+            return velocity.view(x.shape), divergence
+        *first, last = layers
+        slopes = []
+        for activation, (weight, shift) in zip(self.activations, first, strict=True):
+            h, slope = activation.with_slope(affine(h, weight, shift))
+            slopes.append(slope)
+        velocity, weights = affine(h, *last).view(x.shape), [weight for weight, _ in layers]
+        if len(slopes) == 0:
+            return velocity, weights[0].trace().expand(len(x))
+        if len(slopes) == 1:
+            return velocity, slopes[0] @ (weights[0] * weights[1].T).sum(1)
+        return velocity, (F.linear(slopes[0], trace_matrix(*weights)) * slopes[1]).sum(1)
 
 
-def _in_closed_form(h: Tensor, maps: Sequence[Map], activations: Sequence[Activation]) -> tuple[Tensor, Tensor]:
-    """The velocity (B, D) and the divergence (B,) of up to two hidden layers of h (B, D)."""
-    slopes, batch = [], len(h)
-    *first, last = maps
-    for activation, (weight, shift) in zip(activations, first, strict=True):
-        h, slope = activation.with_slope(affine(h, weight, shift))
-        slopes.append(slope)
-    return affine(h, *last), _trace([weight for weight, _ in maps], slopes, batch)
-
-
-def _trace(weights: list[Tensor], slopes: list[Tensor], batch: int) -> Tensor:
-    """The traces (B,) of the Jacobians of layers of such weights, with such slopes (B, H) between them."""
-    if len(slopes) == 0:
-        return weights[0].trace().expand(batch)
-    if len(slopes) == 1:
-        return slopes[0] @ (weights[0] * weights[1].T).sum(1)
-    return (F.linear(slopes[0], mixing_of(weights)) * slopes[1]).sum(1)
-
-
-def mixing_of(weights: Sequence[Tensor]) -> Tensor:
-    """W2 * (W1 W3)', (H2, H1), with which two hidden layers have the divergence d2' [...] d1."""
-    first, second, last = weights
-    return second * (first @ last).T
-
-
-def flattened(x: Tensor, dim: int) -> Tensor:
-    """The samples as vectors (B, dim), or an :class:`InputError` where they are not of so many elements."""
+def flatten_samples(x: Tensor, dim: int) -> Tensor:
+    """Return the samples as vectors (B, dim); raise an :class:`InputError` if they have another number of elements."""
     if math.prod(x.shape[1:]) != dim:
         raise InputError(f"x of shape {tuple(x.shape)} does not fit a field of dim={dim}: pass (B, {dim})")
     return x.flatten(1)
 
 
 def check_context(c: Tensor | None, features: int, batch: int) -> None:
-    """Raise an :class:`InputError` unless ``c`` is what a field of so many context features needs for the batch."""
-    got = None if c is None else tuple(c.shape)
+    """Raise an :class:`InputError` unless ``c`` is ``(batch, features)``, or None if ``features`` is 0."""
+    given = None if c is None else tuple(c.shape)
     wanted = (batch, features) if features else None
-    if got != wanted:
-        raise InputError(f"c of shape {got} does not fit a field with context={features}: pass {wanted}")
+    if given != wanted:
+        raise InputError(f"c of shape {given} does not fit a field with context={features}: pass {wanted}")
+
+
+def zero_(layer: nn.Module) -> None:
+    """Set all parameters of the last layer of a field to zero, which makes it the zero field."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from anode.errors import InputError
 from anode.fields import Field
@@ -35,29 +36,22 @@ class SecondOrderField(Field):
         super().__init__()
         self.acceleration = acceleration
 
+    @override
     def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Evaluate the field; see :meth:`Field.forward`.
-
-        Raises:
-            InputError: for a state that does not halve, or a context.
-        """
         position, velocity = _halves(x, c)
         return torch.cat([velocity, self.acceleration(t, velocity, position.flatten(1))], dim=1)
 
+    @override
     def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """See :meth:`Field.velocity_and_divergence`; that of the acceleration with respect to the velocity."""
         position, velocity = _halves(x, c)
-        known = self.acceleration.velocity_and_divergence(t, velocity, position.flatten(1))
-        return None if known is None else (torch.cat([velocity, known[0]], dim=1), known[1])
-
-    def diagonal(self, width: int) -> slice:
-        """See :meth:`Field.diagonal`; the velocity."""
-        return slice(width // 2, width)
+        rates = self.acceleration.velocity_and_divergence(t, velocity, position.flatten(1))
+        return None if rates is None else (torch.cat([velocity, rates[0]], dim=1), rates[1])
 
 
 def _halves(y: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Split a state into position and velocity."""
     if y.shape[1] % 2:
-        raise InputError(f"x of shape {tuple(y.shape)} is no (position, velocity): pass an even dimension 1")
+        raise InputError(f"x of shape {tuple(y.shape)} is not (position, velocity): pass an even dimension 1")
     if c is not None:
         raise InputError(f"c of shape {tuple(c.shape)} does not fit a second-order field: its context is the position")
     position, velocity = y.chunk(2, dim=1)

@@ -1,8 +1,9 @@
-"""A model on disk: ``config.json`` (plain values) beside ``model.safetensors``; loading runs no code from either.
+"""A model on disk: ``config.json`` (plain values) and ``model.safetensors``; loading runs no code from either.
 
-Both files carry SHA-256 digests. The digest of the weights, and that of the configuration they belong to, sit in the
-header of the weights file itself, so that renaming one file replaces weights and digest together. Digests tell of
-damage, not of who wrote a file: see :mod:`anode.rebuilding` for what is asked of one besides.
+Both files carry SHA-256 digests. The header of the weights file holds its own digest and that of the configuration it
+belongs to, so that renaming one file replaces weights and digests together. Digests detect damage, not forgery:
+whoever edits a file can add the right digest. A model is therefore built without memory first, and gets memory once
+its weights are known to have the names, shapes and types of the stored ones.
 """
 
 from __future__ import annotations
@@ -15,72 +16,197 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from anode.errors import CheckpointError, InputError
-from anode.reading import describe_tensors, read_json, read_tensors
-from anode.rebuilding import check_alike, rebuild
 
 M = TypeVar("M", bound=nn.Module)
 
-SCHEMA = 1
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+SCHEMA = 2
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+MAX_JSON_BYTES = 2**24
+MAX_WEIGHTS_BYTES = 2**34
+REAL_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def save_model(folder: str | Path, kind: str, model: nn.Module, config: Mapping[str, Any] | None, **notes: Any) -> None:
+def save_model(
+    folder: str | Path, kind: str, model: nn.Module, arguments: Mapping[str, Any] | None, **notes: Any
+) -> None:
     """Store a model with the plain values that rebuild it.
 
     Args:
-        folder: created when missing; the files of the two names are replaced.
-        kind: what the model is, such as ``"density"``.
+        folder: created when missing; the two files are replaced.
+        kind: kind of the model, such as ``"density"``.
         model: the model.
-        config: arguments of its constructor.
+        arguments: arguments of its constructor; None for a model composed by hand.
         notes: further plain values for ``config.json``.
 
     Raises:
-        InputError: when ``config`` is None: the model was composed by hand.
+        InputError: if ``arguments`` is None, or holds a number that is not finite.
     """
-    if config is None:
-        raise InputError("a model composed by hand cannot be rebuilt from plain values: keep its state_dict() instead")
-    write_config(folder, kind, {"model": config, **notes})
+    write_config(folder, kind, arguments, **notes)
     write_weights(folder, model.state_dict())
 
 
 def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: torch.device | str | None = None) -> M:
-    """Rebuild a stored model, in evaluation mode; no code from the files is executed.
+    """Rebuild a stored model in evaluation mode, in no more memory than its file takes.
 
     Args:
-        folder: written by :func:`save_model`, or a run.
-        kind: what the model must be.
+        folder: a folder written by :func:`save_model`, or a run.
+        kind: the kind that the model must be.
         build: its constructor.
-        device: where to put it; the CPU when omitted.
+        device: the CPU when omitted.
 
     Raises:
-        CheckpointError: when the folder is missing, damaged, or of something else.
+        CheckpointError: if the folder is missing, damaged, or holds something else.
     """
     config = read_config(folder, kind)
-    described = _described(folder)
+    weights = _read_weights(folder, config)
     try:
-        model = rebuild(build, config.get("model"), described)
-    except ValueError as error:
-        raise CheckpointError(f"{folder} describes no {kind} model: {error}; restore it or train again") from error
-    load_weights(folder, model.to_empty(device=device or "cpu"))
+        model = _build_without_memory(build, config.get("model"), weights)
+        _check_same_tensors(model.state_dict(), weights)
+    except Exception as error:  # a crafted value can raise any exception
+        raise CheckpointError(
+            f"{folder} does not describe a {kind} model ({error}); restore it or train again"
+        ) from error
+    model.to_empty(device=device or "cpu").load_state_dict(weights)
     return model.eval()
 
 
+def write_config(folder: str | Path, kind: str, arguments: Mapping[str, Any] | None, **notes: Any) -> None:
+    """Write ``config.json``; the arguments are those of :func:`save_model`."""
+    if arguments is None:
+        raise InputError("a model composed by hand cannot be rebuilt from plain values: keep its state_dict() instead")
+    folder = Path(folder)
+    content = {"schema": SCHEMA, "kind": kind, "model": dict(arguments), **notes}
+    try:
+        content["sha256"] = _digest(content)
+    except ValueError as error:
+        raise InputError(f"config.json cannot hold a number that is not finite ({error}): pass finite ones") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG_FILE, content)
+
+
+def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
+    """Read and check the ``config.json`` of a model of one of the kinds, or of any kind if none is named.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or of another schema or kind.
+    """
+    path, kind = Path(folder) / CONFIG_FILE, " or ".join(kinds) or "stored"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not the folder of a {kind} model: it does not have {CONFIG_FILE}")
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"schema", "kind", "sha256"} <= set(content):
+        raise CheckpointError(f"{path} was written by another program: pass the folder of a {kind} model")
+    if content["schema"] != SCHEMA:
+        version = " (0.1)" if content["schema"] == 1 else ""
+        raise CheckpointError(
+            f"{path} has schema {content['schema']}; this version reads schema {SCHEMA}. Train again, or install the "
+            f"version that wrote it{version}"
+        )
+    try:
+        digest = _digest({name: value for name, value in content.items() if name != "sha256"})
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a valid configuration ({error}); restore it") from error
+    if content["sha256"] != digest:
+        raise CheckpointError(f"{path} was edited: its digest does not match; restore it or train again")
+    if kinds and content["kind"] not in kinds:
+        raise CheckpointError(f"{folder} holds a {content['kind']} model, not a {kind} model")
+    return content
+
+
+def write_weights(folder: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write the state dict of a model to ``model.safetensors``, next to the ``config.json`` that it belongs to."""
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    header = {"sha256": digest_tensors(tensors), "config_sha256": read_json(folder / CONFIG_FILE)["sha256"]}
+    write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, header))
+
+
+def read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """Read and check the state dict in ``model.safetensors``.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the weights belong to another ``config.json``.
+    """
+    return _read_weights(folder, read_config(folder))
+
+
+def load_weights(folder: str | Path, model: nn.Module) -> None:
+    """Read the weights of ``model`` from a folder.
+
+    Raises:
+        CheckpointError: as :func:`read_weights`, and for the weights of another model.
+    """
+    weights = read_weights(folder)
+    try:
+        _check_same_tensors(model.state_dict(), weights)
+    except ValueError as error:
+        raise CheckpointError(f"{folder} holds the weights of another model ({error}); restore it") from error
+    model.load_state_dict(weights)
+
+
+def _read_weights(folder: str | Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read and check the weights that belong to a configuration."""
+    path = Path(folder) / WEIGHTS_FILE
+    _check_size(path, MAX_WEIGHTS_BYTES)
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:  # checks that offsets are in the file
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            header = file.metadata() or {}
+        digest = digest_tensors(tensors)
+    except Exception as error:  # safetensors and torch raise many kinds
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file ({error}); restore it or train again"
+        ) from error
+    if "config_sha256" not in header:
+        raise CheckpointError(f"{path} does not have a digest: another program wrote it; restore it or train again")
+    if header["config_sha256"] != config["sha256"]:
+        raise CheckpointError(f"{path} belongs to another {CONFIG_FILE} than {folder} holds; restore both")
+    if header.get("sha256") != digest:
+        raise CheckpointError(f"{path} is damaged: its digest does not match; restore it or train again")
+    return tensors
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file of at most ``limit`` bytes.
+
+    Raises:
+        CheckpointError: if the file is missing, larger, truncated, or not JSON.
+    """
+    _check_size(path, limit)
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is truncated or not JSON ({error}); restore it or train again") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as a JSON file, atomically.
+
+    Raises:
+        ValueError: for a number that is not finite, which JSON does not know.
+    """
+    write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk and rename, so that ``path`` is whole at every moment."""
+    """Write under a temporary name, flush to the disk and rename, so that ``path`` is complete at every moment."""
     with written_atomically(path) as file:
         file.write(data)
 
 
 @contextmanager
 def written_atomically(path: Path) -> Generator[BinaryIO]:
-    """A file to write to piece by piece, as :func:`write_atomically` does at once; after an error nothing is left."""
-    temporary = partial(path)
+    """Yield a file that takes the name ``path`` at the end; after an error the old file is left unchanged."""
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -93,95 +219,13 @@ def written_atomically(path: Path) -> Generator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def partial(path: Path) -> Path:
-    """Where a file lies while it is written, and what a kill leaves of it."""
+def temporary_path(path: Path) -> Path:
+    """Return the name of a file while it is written; a kill can leave it behind."""
     return path.with_name(f".{path.name}.partial")
 
 
-def write_config(folder: str | Path, kind: str, config: Mapping[str, Any]) -> None:
-    """Write ``config.json``.
-
-    Args:
-        folder: created when missing.
-        kind: what the folder holds, such as ``"density"``; checked by :func:`read_config`.
-        config: plain values that rebuild the model.
-
-    Raises:
-        InputError: for numbers that are not finite, which JSON does not know.
-    """
-    folder = Path(folder)
-    content = {"schema": SCHEMA, "kind": kind, **config}
-    try:
-        content["sha256"] = _digest_config(content)
-    except ValueError as error:
-        raise InputError(f"config holds a number that is not finite ({error}): pass finite ones") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
-    """Read and check ``config.json`` of a model that is of one of the kinds.
-
-    Raises:
-        CheckpointError: when the folder or file is missing, damaged, of another schema or of another kind of model.
-    """
-    path, kind = Path(folder) / CONFIG, " or ".join(kinds)
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is not the folder of a {kind} model: it has no {CONFIG}")
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"schema", "kind", "sha256"} <= set(content):
-        raise CheckpointError(f"{path} is of another program: pass the folder of a {kind} model")
-    if content.pop("sha256") != _digest_read(path, content):
-        raise CheckpointError(f"{path} was edited: its digest does not match; restore it or train again")
-    if content["schema"] != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {content['schema']}, this version reads {SCHEMA}: use the version it is of"
-        )
-    if content["kind"] not in kinds:
-        raise CheckpointError(f"{folder} holds a {content['kind']} model, not a {kind}")
-    return content
-
-
-def write_weights(folder: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Write ``model.safetensors`` beside the ``config.json`` it belongs to."""
-    folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    config = json.loads((folder / CONFIG).read_bytes())
-    header = {"sha256": digest_tensors(tensors), "config_sha256": config["sha256"]}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, header))
-
-
-def read_weights(folder: str | Path, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """Read and check ``model.safetensors``.
-
-    Raises:
-        CheckpointError: when the file is missing, damaged, or belongs to another ``config.json``.
-    """
-    path = Path(folder) / WEIGHTS
-    tensors, header = read_tensors(path)
-    if header.get("sha256") != digest_tensors(tensors):
-        raise CheckpointError(f"{path} is damaged: its digest does not match; restore it or train again")
-    _check_pair(folder, header)
-    return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def load_weights(folder: str | Path, model: nn.Module) -> None:
-    """Give a model the weights of ``model.safetensors``, which have to be those of such a model.
-
-    Raises:
-        CheckpointError: as :func:`read_weights`, and when names, shapes or types differ.
-    """
-    described = _described(folder)
-    try:
-        check_alike(model.state_dict(), described)
-    except ValueError as error:
-        path = Path(folder) / WEIGHTS
-        raise CheckpointError(f"{path} holds the weights of another model: {error}; restore it") from error
-    model.load_state_dict(read_weights(folder))
-
-
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of names, types, shapes and content of tensors."""
+    """Return the SHA-256 of names, types, shapes and content of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -190,27 +234,52 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _described(folder: str | Path) -> dict[str, Tensor]:
-    """Names, shapes and types of the stored weights."""
-    tensors, header = describe_tensors(Path(folder) / WEIGHTS)
-    _check_pair(folder, header)
-    return tensors
-
-
-def _check_pair(folder: str | Path, header: Mapping[str, str]) -> None:
-    path, config = Path(folder) / WEIGHTS, read_json(Path(folder) / CONFIG)
-    if "config_sha256" not in header:
-        raise CheckpointError(f"{path} has no digest: it is of another program; restore it or train again")
-    if not isinstance(config, dict) or header["config_sha256"] != config.get("sha256"):
-        raise CheckpointError(f"{path} belongs to another {CONFIG} than the one beside it; restore both")
-
-
-def _digest_read(path: Path, content: Mapping[str, Any]) -> str:
-    try:
-        return _digest_config(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds what no configuration does ({error}); restore it") from error
-
-
-def _digest_config(content: Mapping[str, Any]) -> str:
+def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _check_size(path: Path, limit: int) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: restore it or train again")
+    size = path.stat().st_size
+    if size > limit:
+        raise CheckpointError(f"{path} has {size:,} bytes, and at most {limit:,} are read: it is a different file")
+
+
+def _build_without_memory(build: Callable[..., M], arguments: Any, weights: Mapping[str, Tensor]) -> M:
+    """Build a model on the ``meta`` device, in the type of its stored weights."""
+    types = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point() or tensor.is_complex()}
+    if len(types) != 1 or not types <= set(REAL_TYPES):
+        raise ValueError("the weights do not have one type of real numbers")
+    with torch.device("meta"), _OperationBudget(2000 + 100 * len(weights)):
+        model = build(**arguments)
+    return model.to(types.pop())
+
+
+def _check_same_tensors(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError unless names, shapes and types agree."""
+    for name in (*wanted, *stored):
+        if name not in stored:
+            raise ValueError(f"{name} is missing")
+        if name not in wanted:
+            raise ValueError(f"{name} is not in the model")
+        own, other = (f"{tuple(tensors[name].shape)} of {tensors[name].dtype}" for tensors in (wanted, stored))
+        if own != other:
+            raise ValueError(f"{name} is {other}, in the model {own}")
+
+
+class _OperationBudget(TorchFunctionMode):
+    """Stops the construction of far more layers than there are weights for."""
+
+    def __init__(self, operations: int) -> None:
+        super().__init__()
+        self.left = operations
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("it has more layers than there are weights for")
+        return func(*args, **(kwargs or {}))

@@ -4,67 +4,50 @@ flow = load("runs/moons")
 flow.sample(1000), flow.log_prob(x)
 """
 
-from cnf.augment import VariationalAugment
-from cnf.bases import Base, Conditional, Normal
-from cnf.categorical import CategoricalFlow
+from cnf.bases import Base, Mixture, Normal
 from cnf.continuous import Continuous
-from cnf.density import Bound, Density, Ends
-from cnf.dequantize import Dequantize
-from cnf.divergence import Rates, exact, hutchinson, probe_noise
-from cnf.flow import Flow
+from cnf.divergence import exact_divergence, hutchinson_divergence
+from cnf.flow import Density, Flow
 from cnf.flow_matching import FlowMatching
-from cnf.lifted_flow import LiftedFlow, Weighted
-from cnf.lifts import Lift, Lifted, Lifts, Through
-from cnf.mixture import Mixture
-from cnf.models import density_model, load, save
-from cnf.multiscale import Multiscale, Squeeze, multiscale
-from cnf.objectives import InTurn, MaximumLikelihood, WarmedUp, WarmStarted
-from cnf.planar import Planar
+from cnf.lifted_flow import LiftedFlow
+from cnf.lifts import Dequantize, Lift, VariationalAugment
+from cnf.maximum_likelihood import MaximumLikelihood
+from cnf.mixture_flow import MixtureFlow
+from cnf.models import DensityConfig, density_model, load, save
+from cnf.multiscale import Multiscale, Squeeze
+from cnf.planar import Planar, PlanarField
 from cnf.reverse_kl import ReverseKL
-from cnf.transforms import Compose, Logit, PathOptions, Standardize, Transform, Transport
-from cnf.whiten import Whiten
+from cnf.transforms import Compose, Logit, SolveOptions, Standardize, Transform, Whiten
 
 __all__ = [
     "Base",
-    "Bound",
-    "CategoricalFlow",
     "Compose",
-    "Conditional",
     "Continuous",
     "Density",
+    "DensityConfig",
     "Dequantize",
-    "Ends",
     "Flow",
     "FlowMatching",
-    "InTurn",
     "Lift",
-    "Lifted",
     "LiftedFlow",
-    "Lifts",
     "Logit",
     "MaximumLikelihood",
     "Mixture",
+    "MixtureFlow",
     "Multiscale",
     "Normal",
-    "PathOptions",
     "Planar",
-    "Rates",
+    "PlanarField",
     "ReverseKL",
+    "SolveOptions",
     "Squeeze",
     "Standardize",
-    "Through",
     "Transform",
-    "Transport",
     "VariationalAugment",
-    "WarmStarted",
-    "WarmedUp",
-    "Weighted",
     "Whiten",
     "density_model",
-    "exact",
-    "hutchinson",
+    "exact_divergence",
+    "hutchinson_divergence",
     "load",
-    "multiscale",
-    "probe_noise",
     "save",
 ]

@@ -1,15 +1,19 @@
-"""Base distributions: where a flow begins to sample and ends to evaluate."""
+"""Base distributions: the standard normal, and a learned mixture of Gaussians."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from anode import InputError
+
+MAX_FIT_POINTS = 20_000  # of which a mixture takes its start
 
 
 class Base(nn.Module):
@@ -17,42 +21,39 @@ class Base(nn.Module):
 
     Args:
         shape: shape S of one sample.
+
+    Attributes:
+        like: an empty tensor with the device and floating-point type of the base.
+        has_rsample: True if samples carry the gradient of every parameter.
     """
 
     like: Tensor
+    has_rsample: ClassVar[bool] = False
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         self.shape = torch.Size(shape)
-        self.register_buffer("like", torch.empty(0), persistent=False)  # remembers device and dtype
+        self.register_buffer("like", torch.empty(0), persistent=False)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log p(z) in nats, (B,), of points (B, *S)."""
+        """Return log p(z) in nats, (B,), of points (B, *S)."""
         raise NotImplementedError
 
     def sample(self, n: int, temperature: float = 1.0) -> Tensor:
         """Draw n samples, (n, *S), without a graph.
 
         Args:
-            n: how many.
-            temperature: factor of the standard normal noise that they are made of; see :meth:`cnf.Density.sample`.
+            n: number of samples.
+            temperature: factor of the standard normal noise; see :meth:`cnf.Density.sample`.
 
         Raises:
             InputError: for a negative number, or a temperature that is not positive and finite.
         """
         raise NotImplementedError
 
-    def sample_beside(self, a: Tensor) -> Tensor:
-        """Draw points (B, *S) that end with a (B, p, ...) along dimension 1, given it, without a graph but that of a.
-
-        Raises:
-            InputError: for a base that cannot.
-        """
-        raise InputError(f"{type(self).__name__} cannot be drawn given a part of it: take another base")
-
-    def _noise(self, n: int, temperature: float = 1.0) -> Tensor:
-        """Normal numbers (n, *S) of that standard deviation."""
-        check_count(n)
+    def _draw_noise(self, n: int, temperature: float) -> Tensor:
+        """Draw normal numbers (n, *S) with the temperature as standard deviation."""
+        _check_count(n)
         if not (temperature > 0 and math.isfinite(temperature)):
             raise InputError(f"temperature={temperature} must be a positive number, such as 0.8")
         return temperature * torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
@@ -65,79 +66,198 @@ class Normal(Base):
         shape: shape S of one sample.
     """
 
+    has_rsample = True
+
+    @override
     def log_prob(self, z: Tensor) -> Tensor:
-        """See :meth:`Base.log_prob`: log N(z; 0, I)."""
-        return -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+        return standard_normal_log_prob(z)
 
+    @override
     def sample(self, n: int, temperature: float = 1.0) -> Tensor:
-        """See :meth:`Base.sample`."""
-        return self._noise(n, temperature)
-
-    def sample_beside(self, a: Tensor) -> Tensor:
-        """See :meth:`Base.sample_beside`."""
-        return torch.cat([self._noise(len(a))[:, : -a.shape[1]], a], 1)
+        return self._draw_noise(n, temperature)
 
 
-class Conditional(Base):
-    """A base of (z, a), joined along dimension 1, whose part z is a Gaussian that depends on a.
+class Mixture(Base):
+    """A mixture of K Gaussians with learned means, scales and weights, and optionally learned correlations.
 
-        p(z, a) = N(a; 0, I) N(z; m(a), diag(s(a)^2))
+        p(z) = sum_k weights_k N(z; means_k, C_k),    C_k^(-1) = R_k' R_k,    R_k = diag(1 / scales_k) (I + U_k)
 
-    Mean and scale come of :func:`moments`; it starts as N(0, I). Beside a field with a at rest, mode and scale of each
-    of its flows need not be the work of the ODE.
+    with strictly upper triangular U_k, zero unless components are correlated. With a base of several modes, the flow
+    does not have to tear one Gaussian apart. :meth:`fit` starts it as a mixture fitted to data. Otherwise it starts
+    near the standard normal with equal weights: means are drawn from N(0, 0.1^2) and every scale is sqrt(1 - 0.1^2), so
+    that the mean of p over these draws is N(0, I), and the components can separate. One component starts at N(0, I).
 
     Args:
-        shape: shape S of one sample of (z, a).
-        extra: dimensions of a, or channels.
-        hidden: width of the network.
+        shape: shape S of one sample.
+        components: K.
+        correlated: give every component a full covariance instead of a diagonal one; D (D - 1) / 2 parameters more
+            each for samples of D elements.
 
     Raises:
-        InputError: unless ``extra`` is from 1 and leaves something of S.
+        InputError: if ``components`` is less than 1.
+
+    Example:
+        >>> base = Mixture((2,), components=3)
+        >>> base.log_prob(base.sample(5)).shape, base.weights.shape
+        (torch.Size([5]), torch.Size([3]))
     """
 
-    def __init__(self, shape: Sequence[int], extra: int, hidden: int = 64) -> None:
+    def __init__(self, shape: Sequence[int], components: int = 8, correlated: bool = False) -> None:
         super().__init__(shape)
-        if not 1 <= extra < shape[0]:
-            raise InputError(f"extra={extra} must be from 1 to {shape[0] - 1}, below dimension 1 of {tuple(shape)}")
-        self.extra = extra
-        self.moments = moments(extra, shape[0] - extra, hidden, images=len(shape) == 3)
+        if components < 1:
+            raise InputError(f"components={components} must be at least 1")
+        spread = 0.1 if components > 1 else 0.0
+        self.means = nn.Parameter(spread * torch.randn(components, *self.shape))
+        self.log_scales = nn.Parameter(torch.full_like(self.means, math.log1p(-(spread**2)) / 2))
+        self.logits = nn.Parameter(torch.zeros(components))
+        above = self.shape.numel() * (self.shape.numel() - 1) // 2
+        self.off_diagonal = nn.Parameter(torch.zeros(components, above)) if correlated else None  # U_k, row by row
 
+    @property
+    def weights(self) -> Tensor:
+        """The probabilities of the components, (K,)."""
+        return self.logits.softmax(0)
+
+    @override
     def log_prob(self, z: Tensor) -> Tensor:
-        """See :meth:`Base.log_prob`."""
-        z, a = z[:, : -self.extra], z[:, -self.extra :]
-        mean, log_scale = self.moments(a).chunk(2, 1)
-        eps = torch.cat([(z - mean) * torch.exp(-log_scale), a], 1)
-        return -0.5 * (eps.square() + math.log(2 * math.pi)).flatten(1).sum(1) - log_scale.flatten(1).sum(1)
+        return torch.logsumexp(self.log_joint(z.unsqueeze(1), slice(None)), 1)
 
+    def log_joint(self, z: Tensor, k: Tensor | slice) -> Tensor:
+        """Return log p(z, k) = log weights_k N(z; means_k, C_k).
+
+        Args:
+            z: points (B, *S) for components k (B,); or (B, 1, *S) for all K components.
+            k: indices of the components.
+
+        Returns:
+            (B,), or (B, K).
+        """
+        log_normal = _log_normal(self._whiten(z, k)) - self.log_scales[k]
+        return self.logits.log_softmax(0)[k] + log_normal.flatten(-len(self.shape)).sum(-1)
+
+    @override
     @torch.no_grad()
     def sample(self, n: int, temperature: float = 1.0) -> Tensor:
-        """See :meth:`Base.sample`."""
-        return self._beside(self._noise(n, temperature)[:, -self.extra :], temperature)
+        return self.from_component(self._draw_noise(n, temperature), self.sample_components(n))
 
-    def sample_beside(self, a: Tensor) -> Tensor:
-        """See :meth:`Base.sample_beside`."""
-        return self._beside(a, 1.0)
+    def sample_components(self, n: int) -> Tensor:
+        """Draw n component indices, (n,)."""
+        _check_count(n)
+        return sample_categorical(self.logits.detach().expand(n, -1))
 
-    def _beside(self, a: Tensor, temperature: float) -> Tensor:
-        with torch.no_grad():
-            mean, log_scale = self.moments(a).chunk(2, 1)
-        eps = self._noise(len(a), temperature)[:, : -self.extra]
-        return torch.cat([mean + log_scale.exp() * eps, a], 1)
+    def to_component(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Map points (B, *S) to the coordinates of components (B,): R_k (x - means_k), and log |det| of the map."""
+        return self._whiten(x, k), -self.log_scales[k].flatten(1).sum(1)
+
+    def from_component(self, x: Tensor, k: Tensor) -> Tensor:
+        """Map points from the coordinates of components back: means_k + R_k^(-1) x."""
+        y = self.log_scales[k].exp() * x
+        if self.off_diagonal is not None:
+            upper, flat = self._unit_triangular(self.off_diagonal)[k], y.flatten(1).unsqueeze(2)
+            y = torch.linalg.solve_triangular(upper, flat, upper=True, unitriangular=True).view(y.shape)
+        return self.means[k] + y
+
+    def _whiten(self, z: Tensor, k: Tensor | slice) -> Tensor:
+        """Return R_k (z - means_k) of points (B, *S) for components (B,), or (B, 1, *S) for all."""
+        y = z - self.means[k]
+        if self.off_diagonal is not None:
+            upper = self._unit_triangular(self.off_diagonal)[k]
+            y = torch.einsum("...ij,...j->...i", upper, y.flatten(-len(self.shape))).view(y.shape)
+        return y * torch.exp(-self.log_scales[k])
+
+    def _unit_triangular(self, off_diagonal: Tensor) -> Tensor:
+        """Return the matrices I + U_k, (K, D, D)."""
+        n = self.shape.numel()
+        matrices = torch.eye(n, dtype=off_diagonal.dtype, device=off_diagonal.device).repeat(len(off_diagonal), 1, 1)
+        rows, columns = torch.triu_indices(n, n, 1, device=off_diagonal.device)
+        matrices[:, rows, columns] = off_diagonal
+        return matrices
+
+    @torch.no_grad()
+    def fit(self, z: Tensor) -> Self:
+        """Fit the mixture to points ``z`` (N, *S) by expectation maximisation, on 20,000 at most.
+
+        Raises:
+            InputError: for points of another shape or not finite, or fewer than max(2, components).
+        """
+        from sklearn.mixture import GaussianMixture  # imported here: it is slow, and only fitting needs it
+
+        check_samples("z", z, None, self.shape, z.dtype)
+        k = len(self.logits)
+        if len(z) < max(2, k):
+            raise InputError(f"{len(z)} points are too few to fit components={k} to: pass at least {max(2, k)}")
+        points = z[torch.randperm(len(z))[:MAX_FIT_POINTS]].flatten(1).double().cpu().numpy()
+        seed = int(torch.randint(2**31 - 1, ()))
+        kind = "diag" if self.off_diagonal is None else "full"
+        fitted = GaussianMixture(k, covariance_type=kind, reg_covar=1e-4, random_state=seed).fit(points)
+        precisions = torch.from_numpy(fitted.precisions_)
+        scales = precisions.rsqrt()
+        if self.off_diagonal is not None:
+            roots = torch.linalg.cholesky(precisions).mT
+            scales = 1 / roots.diagonal(dim1=1, dim2=2)
+            rows, columns = torch.triu_indices(*roots.shape[1:], 1)
+            self.off_diagonal.copy_((roots * scales.unsqueeze(2))[:, rows, columns])
+        self.means.copy_(torch.from_numpy(fitted.means_).view_as(self.means))
+        self.log_scales.copy_(scales.log().view_as(self.means))
+        self.logits.copy_(torch.from_numpy(fitted.weights_).log())
+        return self
 
 
-def check_count(n: int) -> None:
-    """Raise an :class:`~anode.InputError` for a negative number of samples."""
-    if n < 0:
-        raise InputError(f"n={n} samples: pass 0 or more")
+def standard_normal_log_prob(z: Tensor) -> Tensor:
+    """Return log N(z; 0, I) in nats, (B,), of points (B, *S)."""
+    return _log_normal(z).flatten(1).sum(1)
 
 
-def moments(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequential:
-    """A network for mean and log-scale of ``n_out`` dimensions or channels, given ``n_in``; both start at zero.
+def _log_normal(z: Tensor) -> Tensor:
+    return -0.5 * (z.square() + math.log(2 * math.pi))
 
-    It has one hidden layer: of a perceptron, or of 3x3 convolutions for images.
+
+def sample_categorical(logits: Tensor) -> Tensor:
+    """Draw k (B,) with probabilities softmax(logits), (B, K); also for B = 0, which torch.multinomial refuses."""
+    # The first of K exponential clocks with rates exp(logits) to ring is k with that probability.
+    return (logits - torch.empty_like(logits).exponential_().log()).argmax(1)
+
+
+def gaussian_head(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequential:
+    """Build a network for mean and log-scale of ``n_out`` dimensions or channels, given ``n_in``; both start at zero.
+
+    It has one hidden layer: dense, or a 3x3 convolution for images.
     """
     layer = partial(nn.Conv2d, kernel_size=3, padding=1) if images else nn.Linear
     network = nn.Sequential(layer(n_in, hidden), nn.SiLU(), layer(hidden, 2 * n_out))
     for parameter in network[-1].parameters():
         nn.init.zeros_(parameter)
     return network
+
+
+def check_samples(
+    name: str, x: Tensor, c: Tensor | None, shape: torch.Size, dtype: torch.dtype, finite: bool = True
+) -> None:
+    """Raise an :class:`~anode.InputError` for samples or contexts of another shape or type, or not finite.
+
+    Args:
+        name: name of the samples in the message.
+        x: samples, (B, *S).
+        c: contexts, (B, C), or None.
+        shape: S.
+        dtype: floating-point type of the density.
+        finite: also check the values, which waits for the device.
+    """
+    if x.shape[1:] != shape or x.ndim == 0:
+        size = ", ".join(map(str, ("B", *shape)))
+        raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
+    if c is not None and c.ndim != 2:
+        raise InputError(f"c of shape {tuple(c.shape)} does not fit the flow: pass (B, C)")
+    for label, values in ((name, x), ("c", c)):
+        if values is None:
+            continue
+        if values.dtype != dtype:
+            raise InputError(f"{label} has dtype {values.dtype}, the flow {dtype}: pass {label}.to({dtype})")
+        if finite and not torch.isfinite(values).all():
+            bad = int((~torch.isfinite(values)).reshape(len(values), -1).any(1).sum())
+            raise InputError(f"{label} is not finite in {bad} of {len(values)} samples: remove those")
+
+
+def _check_count(n: int) -> None:
+    if n < 0:
+        raise InputError(f"n={n} samples: pass 0 or more")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.func import jvp
+from typing_extensions import override
 
-from anode import Field, InputError, Solver
+from anode import Field, Solver
+from anode.errors import check_choice
 from anode.tableaus import Slopes
-from cnf import energies
-from cnf.divergence import check_probes, exact, hutchinson, probe_noise
-from cnf.energies import RatesOf
-from cnf.transforms import PathOptions, Transform, Transport
+from cnf.divergence import Rates, check_probes, exact_divergence, hutchinson_divergence, probe_noise
+from cnf.transforms import Compose, SolveOptions, Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
-DATA, BASE = 1.0, 0.0  # times, unless :class:`~cnf.PathOptions` tell others
+BASE, DATA = 0.0, 1.0  # times, unless :class:`~cnf.SolveOptions` set others
+
+RatesAt = Callable[[Tensor, Tensor], Rates]
 
 
 class Continuous(Transform):
@@ -25,24 +30,23 @@ class Continuous(Transform):
     The log-density along a trajectory changes by d log p / dt = -tr(df/dx), hence the map from data to base has
     log |det| = -integral_0^1 tr(df/dx) dt.
 
-    Along the paths, energies can be integrated that training keeps small; they have no part in the choice of steps:
+    :class:`~cnf.SolveOptions` can request path energies, for training to keep small. They do not influence the steps.
 
     - kinetic: integral of |f|^2 / 2
-    - frobenius: integral of |df/dx|^2, exactly by D pull-backs, or estimated by the probes of a Hutchinson divergence,
-      which then reach the whole Jacobian, where those of the divergence alone leave out what is zero on its diagonal
-    - acceleration: integral of |d^2 x/dt^2|^2 + (d tr(df/dx) / dt)^2, of the state and the log-density, which is what
-      adaptive steps have to resolve; of the estimated log-density, with a Hutchinson divergence, so that the variance
-      of the estimate adds to it. From the slopes within each step of ``dopri5``, ``tsit5`` and ``rk4``, unless
-      gradients are those of the adjoint, which is free; else by a derivative along the path.
+    - frobenius: integral of |df/dx|^2, exactly by D pull-backs, or estimated by the probes of a Hutchinson divergence
+    - acceleration: integral of |d^2 x/dt^2|^2 + (d tr(df/dx) / dt)^2, of state and log-density, which adaptive steps
+      have to resolve. With a Hutchinson divergence the log-density is the estimated one, and its variance adds to the
+      energy. Solvers with ``supports_on_step`` compute it without evaluations from the slopes within each step; others
+      need a derivative along the path.
 
     Args:
         field: the vector field.
         solver: the numerics; assign another to re-solve a trained flow.
-        divergence: ``"exact"``, or ``"hutchinson"`` for an unbiased estimate whose noise is drawn once a solve.
-        probes: number of Hutchinson probes that are averaged.
+        divergence: ``"exact"``, or ``"hutchinson"`` for an unbiased estimate with one draw of noise per solve.
+        probes: number of Hutchinson probes to average.
         noise: ``"rademacher"`` or ``"gaussian"`` probes.
-        extra: the last so many dimensions, or channels, are augmented: the solver measures their error on its own, so
-            that none dilutes that of the data.
+        extra: number of augmented dimensions, or channels, at the end of dimension 1. The solver measures their error
+            separately, so that it does not dilute the error of the data.
 
     Raises:
         InputError: for an unknown divergence or noise, or fewer than one probe.
@@ -54,6 +58,8 @@ class Continuous(Transform):
         derivatives).
     """
 
+    takes_options = True
+
     def __init__(
         self,
         field: Field,
@@ -64,8 +70,7 @@ class Continuous(Transform):
         extra: int = 0,
     ) -> None:
         super().__init__()
-        if divergence not in DIVERGENCES:
-            raise InputError(f"divergence={divergence!r} is unknown; choose one of {', '.join(DIVERGENCES)}")
+        check_choice("divergence", divergence, DIVERGENCES)
         check_probes(probes, noise)
         self.field = field
         self.solver = solver
@@ -74,100 +79,130 @@ class Continuous(Transform):
         self.noise = noise
         self.extra = extra
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.forward`."""
-        return self._transport(x, _data_time(path), _base_time(path), c, path)
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Transport:
+        base, data = _times(options)
+        return self._transport(x, data, base, c, () if options is None else options.energies)
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.inverse`."""
-        return self._transport(z, _base_time(path), _data_time(path), c, path)
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Transport:
+        return self._transport(z, *_times(options), c, () if options is None else options.energies)
 
-    def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Transform.encode`; spares the divergence."""
-        return self._joined(self.solver.integrate(self._velocity(c), self._apart(x), DATA, BASE, (c,), self.field))
+    @override
+    def encode(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Tensor:
+        base, data = _times(options)
+        return self._join(self.solver.integrate(self._velocity(c), self._split(x), data, base, (c,), self.field))
 
-    def decode(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Tensor:
-        """See :meth:`Transform.decode`; spares the divergence."""
-        times = _base_time(path), _data_time(path)
-        return self._joined(self.solver.integrate(self._velocity(c), self._apart(z), *times, (c,), self.field))
+    @override
+    def decode(self, z: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Tensor:
+        base, data = _times(options)
+        return self._join(self.solver.integrate(self._velocity(c), self._split(z), base, data, (c,), self.field))
 
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """The states (T, B, *S) at the given T times, of which the first belongs to ``z``."""
-        paths = self.solver.trajectory(self._velocity(c), self._apart(z), times, (c,), self.field)
-        return torch.cat(paths, 2)
+        """Return the states (T, B, *S) at T times; ``z`` is the state at the first."""
+        return torch.cat(self.solver.trajectory(self._velocity(c), self._split(z), times, (c,), self.field), 2)
 
-    def _apart(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The components of points (B, *S): data, and what is augmented."""
+    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Split points (B, *S) into the components of the solve: data and augmented dimensions."""
         return x.split([x.shape[1] - self.extra, self.extra], 1) if self.extra else (x,)
 
-    def _joined(self, components: Sequence[Tensor]) -> Tensor:
+    def _join(self, components: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(components), 1) if self.extra else components[0]
 
     def _velocity(self, c: Tensor | None) -> Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        return lambda t, state: self._apart(self.field(t, self._joined(state), c))
+        return lambda t, state: self._split(self.field(t, self._join(state), c))
 
-    def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, path: PathOptions | None) -> Transport:
-        asked = () if path is None else path.energies
-        at_steps = "acceleration" in asked and self.solver.meters
-        riding = [name for name in asked if not (at_steps and name == "acceleration")]  # as components of the solve
-        rates = self._rates(x, c, "frobenius" in asked)
-        parts = self._apart(x)
+    def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, energies: Sequence[str]) -> Transport:
+        by_steps = "acceleration" in energies and self.solver.meters
+        integrated = [name for name in energies if not (by_steps and name == "acceleration")]
+        rates_at = self._rates(x, c, "frobenius" in energies)
+        # The closed form of a field is called from here, without the frames of `exact_divergence` in between.
+        closed_form = self.field.velocity_and_divergence
+        direct = self.divergence == "exact" and "frobenius" not in energies
+        parts = self._split(x)
         n = len(parts)
 
         def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            here = self._joined(state[:n])
-            found = rates(t, here)
-            ridden = [energies.rate(name, rates, t, here, found) for name in riding]
-            return *self._apart(found.velocity), found.divergence, *ridden
+            here = self._join(state[:n])
+            rates = (closed_form(t, here, c) if direct else None) or rates_at(t, here)
+            growth = [_energy_rate(name, rates_at, t, here, Rates(*rates)) for name in integrated]
+            return *self._split(rates[0]), rates[1], *growth
 
-        def meter(nodes: Sequence[float], slopes: Slopes, step: float) -> Tensor:
-            of_state_and_log_density = [slope[: n + 1] for slope in slopes]
-            return energies.acceleration_of_step(nodes, of_state_and_log_density, step)
+        def on_step(nodes: Sequence[float], slopes: Slopes, step: float) -> Tensor:
+            return _acceleration_of_step(nodes, [slope[: n + 1] for slope in slopes], step)
 
-        start = (*parts, *[x.new_zeros(len(x))] * (1 + len(riding)))
-        riders = len(riding)
         end = self.solver.integrate(
             f,
-            start,
+            (*parts, *[x.new_zeros(len(x))] * (1 + len(integrated))),
             t0,
             t1,
             (c,),
             self.field,
-            quadratures=riders + 1,
+            quadratures=1 + len(integrated),
             moving=self._velocity(c),
-            passive=riders,
-            meter=meter if at_steps else None,
+            passive=len(integrated),
+            meter=on_step if by_steps else None,
         )
-        # The divergence has the same sign both ways: integrating it backwards in time negates its integral.
+        # The divergence has the same sign in both directions: integrating it backwards in time negates its integral.
         sign = math.copysign(1, t1 - t0)
-        along = {name: sign * energy for name, energy in zip(riding, end[n + 1 : n + 1 + riders], strict=True)}
-        if at_steps:
-            along["acceleration"] = end[-1]
-        return Transport(self._joined(end[:n]), end[n], along)
+        found = {name: sign * end[n + 1 + i] for i, name in enumerate(integrated)}
+        if by_steps:
+            found["acceleration"] = end[-1]
+        return Transport(self._join(end[:n]), end[n], found)
 
-    def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesOf:
-        """What is integrated, with the noise of this solve, so that the solver sees one smooth ODE."""
+    def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesAt:
+        """Return the rates as a function of time and state, with the noise of one solve: the ODE must be smooth."""
         if self.divergence == "exact":
-            return lambda t, x: exact(self.field, t, x, c, frobenius)
+            return partial(exact_divergence, self.field, c=c, frobenius=frobenius)
         eps = probe_noise(x, self.probes, self.noise)
-        if not frobenius:  # elsewhere the diagonal is zero: noise there would add to the variance alone
-            inside = torch.zeros_like(x)
-            inside[:, self.field.diagonal(x.shape[1])] = 1
-            eps = eps * inside
-        return lambda t, x: hutchinson(self.field, t, x, eps, c, frobenius)
+        return lambda t, x: hutchinson_divergence(self.field, t, x, eps, c, frobenius)
 
+    @override
     def extra_repr(self) -> str:
-        """Solver and divergence, for ``print``."""
         return f"solver={self.solver}, divergence={self.divergence}"
 
 
-def _base_time(path: PathOptions | None) -> float:
-    """The time of the base, drawn anew for every solve where it is steered."""
-    if path is None or path.steer == 0:
-        return BASE
-    return BASE + path.steer * (2 * torch.rand(()).item() - 1)
+def split_at_ode(transform: Transform) -> tuple[Compose, Continuous] | None:
+    """Split a transform into static transforms and one ODE next to the base; None for any other composition."""
+    *others, ode = transform.transforms if isinstance(transform, Compose) else [transform]
+    static = Compose(others)
+    if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static.modules()):
+        return None
+    return static, ode
 
 
-def _data_time(path: PathOptions | None) -> float:
-    """The time of the data."""
-    return DATA if path is None else BASE + path.until * (DATA - BASE)
+def _times(options: SolveOptions | None) -> tuple[float, float]:
+    """Return the times of base and data; a steered base time is drawn for each solve."""
+    if options is None:
+        return BASE, DATA
+    base = BASE + options.steer * (2 * torch.rand(()).item() - 1) if options.steer else BASE
+    return base, BASE + options.t_data * (DATA - BASE)
+
+
+def _energy_rate(name: str, rates_at: RatesAt, t: Tensor, x: Tensor, rates: Rates) -> Tensor:
+    """Return the growth of an energy per unit of time, (B,), at a point of the path with the given rates."""
+    if name == "kinetic":
+        return 0.5 * _square(rates.velocity)
+    if name == "frobenius":
+        assert rates.frobenius is not None
+        return rates.frobenius
+    change: Rates = jvp(lambda t, x: rates_at(t, x)[:2], (t, x), (torch.ones_like(t), rates.velocity))[1]
+    return _square(change[0]) + change[1].square()
+
+
+def _acceleration_of_step(nodes: Sequence[float], slopes: Slopes, step: float) -> Tensor:
+    """Return the acceleration energy of one step, (B,), from slopes v of state and log-density at nodes c of the step.
+
+        sum over neighbouring nodes of |v(t + c' h) - v(t + c h)|^2 / ((c' - c) h)
+
+    The mean acceleration between nodes replaces the acceleration: no evaluation, and a relative error of order h^2.
+    """
+    pieces = []
+    for (c, before), (later, after) in pairwise(zip(nodes, slopes, strict=True)):
+        changes = [_square(new - old) for old, new in zip(before, after, strict=True)]
+        pieces.append(torch.stack(changes).sum(0) / math.fabs((later - c) * step))
+    return torch.stack(pieces).sum(0)
+
+
+def _square(x: Tensor) -> Tensor:
+    return x.square().reshape(len(x), -1).sum(1)

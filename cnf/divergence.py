@@ -1,4 +1,4 @@
-"""The divergence of a vector field beside its velocity: exactly, or by Hutchinson's estimator."""
+"""Velocity and divergence of a vector field: the exact trace of the Jacobian, or Hutchinson's estimator."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor
 from torch.func import vjp
 
 from anode import Field, InputError
+from anode.errors import check_choice
 
 NOISES = ("rademacher", "gaussian")
 
 
 class Rates(NamedTuple):
-    """What a flow integrates.
+    """Rates of change of a flow.
 
     Attributes:
         velocity: dx/dt, (B, *S).
         divergence: tr(df/dx), or an estimate of it, (B,).
-        frobenius: the squared Frobenius norm of df/dx, or an estimate of it, (B,), where it was asked for.
+        frobenius: squared Frobenius norm of df/dx, or an estimate of it, (B,); None unless requested.
     """
 
     velocity: Tensor
@@ -27,19 +28,18 @@ class Rates(NamedTuple):
     frobenius: Tensor | None = None
 
 
-def exact(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
-    """The velocity f(t, x, c) and the exact divergence tr(df/dx).
+def exact_divergence(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
+    """Evaluate the velocity f(t, x, c) and the exact divergence tr(df/dx).
 
-    By the closed form of the field where it has one; else by one forward pass and D pull-backs e_i' df/dx, where D is
-    the number of dimensions of a sample that act on their own rates (:meth:`anode.Field.diagonal`). Samples must not
-    influence each other within a batch.
+    Uses the closed form of the field if it has one, otherwise :func:`exact_by_pullbacks`. Samples must not influence
+    each other within a batch.
 
     Args:
         field: the vector field.
         t: time, ``()`` or ``(B,)``.
         x: state, (B, *S).
         c: context, (B, C), or None.
-        frobenius: also the squared Frobenius norm of df/dx, which takes a pull-back for every dimension in any case.
+        frobenius: also compute the squared Frobenius norm of df/dx, which always takes D pull-backs.
 
     Returns:
         The :class:`Rates`.
@@ -51,21 +51,21 @@ def exact(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius
 
 
 def exact_by_pullbacks(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
-    """The generic rule of :func:`exact`, for any field: D pull-backs."""
+    """Evaluate :func:`exact_divergence` of any field by one forward pass and D pull-backs e_i' df/dx."""
     velocity, pull = vjp(lambda x: field(t, x, c), x)[:2]
-    places = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
+    positions = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
     divergence = norm = x.new_zeros(len(x))
-    for i in (places if frobenius else places[field.diagonal(x.shape[1])]).flatten().tolist():
-        row = pull((places == i).to(x.dtype).expand_as(x))[0].flatten(1)  # e_i' df/dx
+    for i in range(x[0].numel()):
+        row = pull((positions == i).to(x.dtype).expand_as(x))[0].flatten(1)  # e_i' df/dx
         divergence = divergence + row[:, i]
         norm = norm + row.square().sum(1) if frobenius else norm
     return Rates(velocity, divergence, norm if frobenius else None)
 
 
-def hutchinson(
+def hutchinson_divergence(
     field: Field, t: Tensor, x: Tensor, eps: Tensor, c: Tensor | None = None, frobenius: bool = False
 ) -> Rates:
-    """The velocity f(t, x, c) and an unbiased estimate of its divergence, the mean over probes of eps' (df/dx) eps.
+    """Evaluate the velocity f(t, x, c) and estimate its divergence without bias: the mean of eps' (df/dx) eps.
 
     Args:
         field: the vector field.
@@ -73,7 +73,7 @@ def hutchinson(
         x: state, (B, *S).
         eps: noise of K probes with zero mean and unit covariance, (K, B, *S); see :func:`probe_noise`.
         c: context, (B, C), or None.
-        frobenius: also an unbiased estimate of the squared Frobenius norm, the mean of |eps' df/dx|^2.
+        frobenius: also estimate the squared Frobenius norm without bias: the mean of |eps' df/dx|^2.
 
     Returns:
         The :class:`Rates`, from one forward pass and K pull-backs.
@@ -93,12 +93,12 @@ def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor
     """Draw the noise (K, B, *S) of K Hutchinson probes for a batch x (B, *S).
 
     Args:
-        x: the batch whose shape, dtype and device count.
+        x: the batch that gives shape, dtype and device.
         probes: K.
         noise: ``"rademacher"`` (signs, the smaller variance) or ``"gaussian"``.
 
     Raises:
-        InputError: for another noise, or fewer than one probe.
+        InputError: for an unknown noise, or fewer than one probe.
     """
     check_probes(probes, noise)
     eps = torch.empty(probes, *x.shape, dtype=x.dtype, device=x.device)
@@ -106,8 +106,7 @@ def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor
 
 
 def check_probes(probes: int, noise: str) -> None:
-    """Raise an :class:`~anode.InputError` unless :func:`probe_noise` can draw such probes."""
-    if noise not in NOISES:
-        raise InputError(f"noise={noise!r} is unknown; choose one of {', '.join(NOISES)}")
+    """Raise an :class:`~anode.InputError` unless :func:`probe_noise` can draw these probes."""
+    check_choice("noise", noise, NOISES)
     if probes < 1:
         raise InputError(f"probes={probes} must be at least 1")

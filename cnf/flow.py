@@ -1,21 +1,230 @@
-"""The flow: an exact density from a transform and a base."""
+"""Densities: the interface of all models, and the flow, a density made of a transform and a base."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from typing_extensions import override
 
-from anode import FrozenField
-from cnf.bases import Base
-from cnf.continuous import Continuous
-from cnf.density import Bound, Density, Ends, check_samples, for_each, parts_of, single_path
-from cnf.transforms import Compose, PathOptions, Transform
+from anode import InputError, Solver, with_solver
+from anode.resolving import solver_of
+from cnf.bases import Base, check_samples
+from cnf.continuous import Continuous, split_at_ode
+from cnf.distribution import FlowDistribution
+from cnf.transforms import Compose, SolveOptions, Transform
+
+if TYPE_CHECKING:
+    from cnf.models import DensityConfig
+
+MAX_POINTS, MAX_NUMBERS = 2**14, 2**20  # of one solve, if a density needs many points for each sample
+
+
+class Elbo(NamedTuple):
+    """A lower bound of a log-density, with its parts.
+
+    Attributes:
+        value: the bound in nats, (B,).
+        energies: the requested path energies by name, each (B,).
+        kl: part of the value, (B,), or None; see :class:`cnf.lifts.LiftResult`.
+    """
+
+    value: Tensor
+    energies: Mapping[str, Tensor]
+    kl: Tensor | None = None
+
+
+class MatchingPair(NamedTuple):
+    """Both ends of the paths that flow matching learns.
+
+    Attributes:
+        ode: the ODE whose field learns the paths.
+        x: data in the space of the ODE, (B, *S).
+        z: base points, drawn.
+        c: context of the field, or None.
+        kl: see :class:`Elbo`.
+    """
+
+    ode: Continuous
+    x: Tensor
+    z: Tensor
+    c: Tensor | None
+    kl: Tensor | None = None
+
+
+class Density(nn.Module):
+    """A probability density p(x given c) to evaluate, to sample, and to train.
+
+    Calling it returns a distribution: ``density(c)`` is a :class:`torch.distributions.Distribution`.
+
+    Attributes:
+        description: the configuration it was built from, by :func:`cnf.density_model`; None if composed by hand.
+        context: number of context features of a model built by :func:`cnf.density_model`.
+        levels: number of values of each element of discrete data; None for real numbers.
+    """
+
+    description: DensityConfig | None = None
+    context: int = 0
+    levels: int | None = None
+
+    @property
+    def config(self) -> DensityConfig | None:
+        """The configuration that rebuilds the model as it is solved now; None if composed by hand."""
+        solver = solver_of(self)
+        if self.description is None or solver is None:
+            return self.description
+        return replace(self.description, solver=solver)
+
+    @property
+    def kind(self) -> str:
+        """What :meth:`log_prob` returns: ``"exact"``, ``"estimate"`` (unbiased) or ``"bound"`` (a lower bound)."""
+        raise NotImplementedError
+
+    @property
+    def stochastic(self) -> bool:
+        """True if :meth:`elbo` draws auxiliary variables; it is then a bound that more draws tighten."""
+        return False
+
+    @property
+    def couples_base(self) -> bool:
+        """True if a base point of :meth:`matching_pair` belongs to one data point and must not be re-paired."""
+        return False
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor with the device and floating-point type of the model."""
+        raise NotImplementedError
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape S of one sample."""
+        raise NotImplementedError
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Constraint on samples x."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def has_rsample(self) -> bool:
+        """True if samples can carry gradients, by :meth:`rsample`."""
+        return False
+
+    @override
+    def forward(self, c: Tensor | None = None) -> Distribution:
+        """Return p(x given c) as a distribution with batch shape ``c.shape[:-1]``.
+
+        Args:
+            c: contexts, (*batch, C), or None.
+        """
+        return FlowDistribution(self, c)
+
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Return log p(x given c) in nats, (B,); :attr:`kind` states exact, estimate or bound.
+
+        Args:
+            x: (B, *S), in the units of the data and the floating-point type of the model.
+            c: context, (B, C), or None.
+
+        Raises:
+            InputError: if x has another shape or type, or values that are not finite.
+            SolverError: if an ODE cannot be solved.
+        """
+        raise NotImplementedError
+
+    def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
+        """Return a lower bound of log p(x given c) from one draw of every auxiliary variable, for training.
+
+        Only shapes and types are checked, so that no step of training waits for the device.
+        """
+        raise NotImplementedError
+
+    def check_num_samples(self, samples: int) -> None:
+        """Raise an :class:`~anode.InputError` for a number of draws that does not tighten the bound."""
+        if samples != 1 and not self.stochastic:
+            raise InputError(f"samples={samples}: the model has no bound that more draws would tighten")
+        if samples < 1:
+            raise InputError(f"samples={samples} must be at least 1")
+
+    def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
+        """Return data in the space of the ODE and base points, for flow matching."""
+        raise NotImplementedError
+
+    def split_at_ode(self) -> tuple[Compose, Continuous]:
+        """Return the static transforms next to the data, and the ODE next to the base.
+
+        Raises:
+            InputError: unless the density consists of static transforms followed by one :class:`Continuous`.
+        """
+        raise NotImplementedError
+
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Draw n samples (n, *S), without a graph.
+
+        Args:
+            n: number of samples.
+            c: one context (C,) for all samples, or one for each (n, C), or None.
+            temperature: factor of the normal noise of the base. Samples at a temperature other than 1 do not follow
+                :meth:`log_prob`; below 1 they are less varied and more typical.
+
+        Raises:
+            InputError: for a temperature that is not positive and finite.
+
+        References:
+            Kingma, Dhariwal 2018, arXiv 1807.03039, section 5 (temperature).
+        """
+        raise NotImplementedError
+
+    def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
+        """Draw n samples (n, *S) with gradients to all parameters and contexts; see :meth:`sample`.
+
+        Raises:
+            InputError: if samples cannot carry gradients; see :attr:`has_rsample`.
+        """
+        raise self._no_rsample()
+
+    def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw n samples (n, *S) and their log-densities (n,) in one solve, with gradients through both.
+
+        Raises:
+            InputError: if samples cannot carry gradients; see :attr:`has_rsample`.
+        """
+        raise self._no_rsample()
+
+    def _no_rsample(self) -> InputError:
+        return InputError(
+            f"samples of {type(self).__name__} have no gradient: a lift or the choice of a component is in the way; "
+            "use sample, or a Flow with a Normal base"
+        )
+
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        """Draw n samples with their paths from the base, without a graph.
+
+        Args:
+            n: number of samples.
+            times: T times from 0 (base) to 1 (data), strictly increasing; see :meth:`cnf.Flow.trajectory`.
+            c: one context (C,) for all samples, or one for each (n, C), or None.
+
+        Returns:
+            (T, n, *S), in the units of the data.
+        """
+        raise NotImplementedError
+
+    def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Encode and decode points in the space of the flow; the result differs from x by the error of the solver."""
+        raise NotImplementedError
+
+    def with_solver(self, solver: Solver) -> Self:
+        """Return the model with another solver; parameters and buffers are shared, so cast or move it first."""
+        return with_solver(self, solver)
 
 
 class Flow(Density):
-    """A normalizing flow: the density of x when z = g(x, c) has the density of the base.
+    """A normalizing flow: the density of x if z = g(x, c) has the density of the base.
 
         log p(x given c) = log p_base(g(x, c)) + log |det dg/dx|
 
@@ -40,90 +249,95 @@ class Flow(Density):
         self.base = base
 
     @property
+    @override
     def kind(self) -> str:
-        """See :attr:`Density.kind`: ``"estimate"`` when a divergence is estimated, else ``"exact"``."""
         odes = (part for part in self.modules() if isinstance(part, Continuous))
         return "exact" if all(ode.divergence == "exact" for ode in odes) else "estimate"
 
     @property
+    @override
     def like(self) -> Tensor:
-        """See :attr:`Density.like`."""
         return self.base.like
 
+    @property
+    @override
+    def event_shape(self) -> torch.Size:
+        return self.base.shape
+
+    @property
+    @override
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.transform.domain, len(self.event_shape))
+
+    @property
+    @override
+    def has_rsample(self) -> bool:
+        return self.base.has_rsample
+
+    @override
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Log p(x given c) in nats.
-
-        Args:
-            x: (B, *S), in the units of the data and the floating-point type of the model.
-            c: context, (B, C), or None.
-
-        Returns:
-            (B,), of the :attr:`kind` named there.
-
-        Raises:
-            InputError: when x has another shape or type, or values that are not finite.
-            SolverError: when an ODE cannot be solved.
-        """
-        self.check_data(x, c)
+        self._check("x", x, c)
         z, log_det, _ = self.transform(x, c)
         return self.base.log_prob(z) + log_det
 
-    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Bound:
-        """See :meth:`Density.elbo_on_path`; the bound is tight."""
-        self.check_data(x, c)
-        z, log_det, energies = self.transform(x, c, path)
-        return Bound(self.base.log_prob(z) + log_det, energies)
+    @override
+    def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
+        self._check("x", x, c, finite=False)
+        z, log_det, energies = self.transform(x, c, **self.transform.keywords(options))
+        return Elbo(self.base.log_prob(z) + log_det, energies)
 
-    @property
-    def paired(self) -> bool:
-        """See :attr:`Density.paired`: where augmented dimensions stand still, base points have those of the data."""
-        return isinstance(self.parts()[1].field, FrozenField)
+    @override
+    def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
+        self._check("x", x, c, finite=False)
+        static, ode = self.split_at_ode()
+        return MatchingPair(ode, static.encode(x, c), self.base.sample(len(x)), c)
 
-    def ends(self, x: Tensor, c: Tensor | None = None) -> Ends:
-        """See :meth:`Density.ends`."""
-        self.check_data(x, c)
-        static, ode = self.parts()
-        x = static.encode(x, c)
-        if isinstance(ode.field, FrozenField):
-            return Ends(ode, x, self.base.sample_beside(x[:, -ode.field.extra :]), c)
-        return Ends(ode, x, self.base.sample(len(x)), c)
+    @override
+    def split_at_ode(self) -> tuple[Compose, Continuous]:
+        parts = split_at_ode(self.transform)
+        if parts is None:
+            raise InputError(
+                "the flow has no single path from base to data: it needs one Continuous, the last transform on the way "
+                "to the base"
+            )
+        return parts
 
+    @override
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """See :meth:`Density.sample`."""
-        return self.decode(self.base.sample(n, temperature), for_each(c, n))
+        return self.decode(self.base.sample(n, temperature), expand_context(c, n))
 
-    def sample_with_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw n samples and their log-densities in one solve; gradients flow through both.
+    @override
+    def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
+        if not self.has_rsample:
+            raise self._no_rsample()
+        return self.decode(self.base.sample(n), expand_context(c, n))
 
-        Args:
-            n: how many.
-            c: one context (C,) for all, or one for each (n, C), or None.
-
-        Returns:
-            Samples (n, *S) and log p(x given c) (n,).
-        """
-        z, c = self.base.sample(n), for_each(c, n)
+    @override
+    def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not self.has_rsample:
+            raise self._no_rsample()
+        z, c = self.base.sample(n), expand_context(c, n)
         self._check("z", z, c)
         x, log_det, _ = self.transform.inverse(z, c)
         return x, self.base.log_prob(z) - log_det
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Data x (B, *S) to base points z, without the log-determinant."""
-        self.check_data(x, c)
+        """Map data x (B, *S) to base points z, without the log-determinant."""
+        self._check("x", x, c)
         return self.transform.encode(x, c)
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        """Base points z to data x (B, *S), without the log-determinant."""
+        """Map base points z to data x (B, *S), without the log-determinant."""
         self._check("z", z, c)
         return self.transform.decode(z, c)
 
     @torch.no_grad()
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """The path of base points to data, in the units of the data at every time.
+        """Return the paths of base points to data, in the units of the data at every time.
 
-        At time s it is where the points come to when every ODE runs from 0 to s alone: by one solve, for static
-        transforms and one ODE next to the base; by one for each time, for other compositions, such as several scales.
+        The point at time s is the image of z if every ODE runs from 0 to s only. Static transforms with one ODE next
+        to the base take one solve; other compositions, such as several scales, take one for each time.
 
         Args:
             z: base points (B, *S).
@@ -134,27 +348,40 @@ class Flow(Density):
             (T, B, *S).
         """
         self._check("z", z, c)
-        parts = single_path(self.transform)
+        parts = split_at_ode(self.transform)
         if parts is None:
-            return torch.stack([self.transform.decode(z, c, PathOptions(until=float(time))) for time in times])
+            until = [self.transform.keywords(SolveOptions(t_data=float(time))) for time in times]
+            return torch.stack([self.transform.decode(z, c, **options) for options in until])
         static, ode = parts
         return torch.stack([static.decode(x, c) for x in ode.trajectory(z, times, c)])
 
+    @override
     def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Density.sample_paths`."""
-        return self.trajectory(self.base.sample(n), times, for_each(c, n))
+        return self.trajectory(self.base.sample(n), times, expand_context(c, n))
 
-    def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Density.returned`."""
+    @override
+    def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.decode(self.encode(x, c), c)
 
-    def parts(self) -> tuple[Compose, Continuous]:
-        """See :meth:`Density.parts`."""
-        return parts_of(self.transform)
+    def _check(self, name: str, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
+        check_samples(name, x, c, self.base.shape, self.like.dtype, finite)
 
-    def check_data(self, x: Tensor, c: Tensor | None = None) -> None:
-        """Raise an :class:`~anode.InputError` for data or contexts that do not fit the flow or are not finite."""
-        self._check("x", x, c)
 
-    def _check(self, name: str, x: Tensor, c: Tensor | None) -> None:
-        check_samples(name, x, c, self.base.shape, self.like.dtype)
+def expand_context(c: Tensor | None, n: int) -> Tensor | None:
+    """Expand one context (C,) to n samples; leave (n, C) and None unchanged."""
+    return c.expand(n, -1) if c is not None and c.ndim == 1 else c
+
+
+def max_copies(x: Tensor) -> int:
+    """Return how many copies of samples to solve at once: at most 16,384 points of a million numbers, to bound memory.
+
+    This holds without gradients only: with them, all graphs stay.
+    """
+    return max(1, min(MAX_POINTS // max(1, len(x)), MAX_NUMBERS // max(1, x.numel())))
+
+
+def repeat_samples(k: int, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Repeat samples (B, *S) and their contexts k times, (k B, ...)."""
+    if k == 1:
+        return x, c
+    return x.repeat(k, *[1] * (x.ndim - 1)), None if c is None else c.repeat(k, 1)

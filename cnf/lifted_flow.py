@@ -1,44 +1,40 @@
-"""The density of what is lifted: known through bounds, which importance weighting tightens."""
+"""The density of lifted data: a lower bound that importance weighting tightens."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+from typing_extensions import override
 
-from anode import InputError
+from anode.errors import InputError
+from cnf.bases import check_samples
 from cnf.continuous import Continuous
-from cnf.density import Bound, Density, Ends, copies_together, repeated
+from cnf.flow import Density, Elbo, MatchingPair, max_copies, repeat_samples
 from cnf.lifts import Lift
-from cnf.transforms import Compose, PathOptions
-
-
-class Weighted(NamedTuple):
-    """An importance-weighted bound.
-
-    Attributes:
-        value: log (1/K) sum_k w_k, (B,), in nats.
-        standard_error: of that over the draws, to first order: std(w) / (mean(w) sqrt(K)), (B,); NaN for K = 1.
-    """
-
-    value: Tensor
-    standard_error: Tensor
+from cnf.transforms import Compose, SolveOptions
 
 
 class LiftedFlow(Density):
-    """The density, or probability mass, of x when y ~ q(y given x) is modelled by a density of y.
+    """The density, or probability mass, of x if y ~ q(y given x) is modelled by a density of y.
 
-    Its likelihood is known through lower bounds only; :meth:`log_prob` tightens with ``samples``.
+    :meth:`log_prob` is a lower bound that tightens with ``samples``. Integers x are accepted.
 
     Args:
-        lift: how x becomes y.
-        flow: the density of y, a :class:`~cnf.Flow` or a :class:`~cnf.CategoricalFlow`.
+        lift: the map from x to y.
+        flow: the density of y, a :class:`~cnf.Flow` or a :class:`~cnf.MixtureFlow`.
 
     Raises:
-        InputError: when ``lift`` is not a :class:`Lift`; in particular, zero padding is not a density.
+        InputError: if ``lift`` is not a :class:`Lift`; in particular, zero padding does not give a density.
+
+    Example:
+        >>> from cnf import Dequantize, Flow, Logit, Normal
+        >>> model = LiftedFlow(Dequantize(4), Flow(Logit(), Normal((2,))))
+        >>> model.log_prob(torch.randint(4, (5, 2)), samples=8).shape, model.kind
+        (torch.Size([5]), 'bound')
     """
 
     def __init__(self, lift: Lift, flow: Density) -> None:
@@ -50,35 +46,51 @@ class LiftedFlow(Density):
             )
         self.lift = lift
         self.flow = flow
+        with torch.no_grad():
+            self._shape = lift.project(flow.like.new_zeros(1, *flow.event_shape)).shape[1:]
 
     @property
+    @override
     def kind(self) -> str:
-        """See :attr:`Density.kind`: always ``"bound"``."""
         return "bound"
 
     @property
-    def draws(self) -> bool:
-        """See :attr:`Density.draws`: always."""
+    @override
+    def stochastic(self) -> bool:
         return True
 
     @property
-    def paired(self) -> bool:
-        """See :attr:`Density.paired`; those of the density of y."""
-        return self.flow.paired
+    @override
+    def couples_base(self) -> bool:
+        return self.flow.couples_base
 
     @property
+    @override
     def like(self) -> Tensor:
-        """See :attr:`Density.like`."""
         return self.flow.like
 
-    def elbo_on_path(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Bound:
-        """Log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c)."""
-        y, log_q, kl = self.lift(x, c)
-        bound = self.flow.elbo_on_path(y, c, path)
-        return Bound(bound.value - log_q, bound.energies, kl)
+    @property
+    @override
+    def event_shape(self) -> torch.Size:
+        return self._shape
 
+    @property
+    @override
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.lift.domain, len(self._shape))
+
+    @override
+    def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
+        """Compute log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c)."""
+        y, log_q, kl = self.lift(self._prepare(x, c), c)
+        bound = self.flow.elbo(y, c, options)
+        return Elbo(bound.value - log_q, bound.energies, kl)
+
+    @override
     def log_prob(self, x: Tensor, c: Tensor | None = None, samples: int = 64) -> Tensor:
-        """The importance-weighted bound log (1/K) sum_k p(y_k) / q(y_k given x), (B,).
+        """Compute the importance-weighted bound log (1/K) sum_k p(y_k) / q(y_k given x), (B,), in nats.
+
+        The draws of :func:`cnf.flow.max_copies` copies of x are solved together.
 
         Args:
             x: (B, *S).
@@ -86,57 +98,57 @@ class LiftedFlow(Density):
             samples: K; the expected bound rises with it towards log p(x given c).
 
         Raises:
-            InputError: when the flow only estimates its log-density and K > 1: the mean of exp(estimate) is too large,
-                so that the result would be no bound.
+            InputError: if x does not fit the model; if the flow only estimates its log-density and K > 1, because the
+                mean of exp(estimate) is too large, so that the result would not be a bound.
 
         References:
             Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519, equation 8.
         """
-        return self.log_prob_with_error(x, c, samples).value
+        self.check_num_samples(samples)
+        x = self._prepare(x, c)
+        self.lift.check_values(x)
+        copies = min(samples, max_copies(x))
+        counts = [min(copies, samples - done) for done in range(0, samples, copies)]
+        log_weights = torch.cat([self._log_weight(*repeat_samples(k, x, c)).view(k, len(x)) for k in counts])
+        return log_weights.logsumexp(0) - math.log(samples)
 
-    def log_prob_with_error(self, x: Tensor, c: Tensor | None = None, samples: int = 64) -> Weighted:
-        """The same bound with its standard error over the draws; see :meth:`log_prob`.
+    @override
+    def check_num_samples(self, samples: int) -> None:
+        super().check_num_samples(samples)
+        if samples > 1 and self.flow.kind == "estimate":
+            raise InputError(
+                f"samples={samples} of an estimated log-density do not give a bound: use divergence='exact' or elbo"
+            )
 
-        As many draws are solved together as :func:`cnf.density.copies_together` says.
-        """
-        self.check_draws(samples)
-        each = min(samples, copies_together(x))
-        counts = [min(each, samples - done) for done in range(0, samples, each)]
-        log_weights = torch.cat([self._log_weight(*repeated(k, x, c)).view(k, len(x)) for k in counts])
-        value = log_weights.logsumexp(0) - math.log(samples)
-        spread = (log_weights - value).exp().std(0) if samples > 1 else torch.full_like(value, math.nan)
-        return Weighted(value, spread / math.sqrt(samples))
+    @override
+    def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
+        y, _, kl = self.lift(self._prepare(x, c), c)
+        return self.flow.matching_pair(y, c)._replace(kl=kl)
+
+    @override
+    def split_at_ode(self) -> tuple[Compose, Continuous]:
+        return self.flow.split_at_ode()
+
+    @override
+    @torch.no_grad()
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        return self.lift.project(self.flow.sample(n, c, temperature))
+
+    @override
+    @torch.no_grad()
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        return torch.stack([self.lift.project(y) for y in self.flow.sample_paths(n, times, c)])
+
+    @override
+    def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.flow.round_trip(x, c)
+
+    def _prepare(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """Convert integers to the type of the model, and check shape and type."""
+        x = x if x.is_floating_point() else x.to(self.like.dtype)
+        check_samples("x", x, c, self._shape, self.like.dtype, finite=False)
+        return x
 
     def _log_weight(self, x: Tensor, c: Tensor | None) -> Tensor:
         y, log_q, _ = self.lift(x, c)
         return self.flow.log_prob(y, c) - log_q
-
-    def check_draws(self, samples: int) -> None:
-        """See :meth:`Density.check_draws`, and :meth:`log_prob`."""
-        super().check_draws(samples)
-        if samples > 1 and self.flow.kind == "estimate":
-            raise InputError(
-                f"samples={samples} of an estimated log-density is no bound: use divergence='exact' or elbo"
-            )
-
-    def ends(self, x: Tensor, c: Tensor | None = None) -> Ends:
-        """See :meth:`Density.ends`."""
-        y, _, kl = self.lift(x, c)
-        return self.flow.ends(y, c)._replace(kl=kl)
-
-    def parts(self) -> tuple[Compose, Continuous]:
-        """See :meth:`Density.parts`; those of the density of y."""
-        return self.flow.parts()
-
-    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        """See :meth:`Density.sample`; the temperature is that of the density of y."""
-        return self.lift.project(self.flow.sample(n, c, temperature))
-
-    @torch.no_grad()
-    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Density.sample_paths`; of y, projected."""
-        return torch.stack([self.lift.project(y) for y in self.flow.sample_paths(n, times, c)])
-
-    def returned(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Density.returned`; of points y."""
-        return self.flow.returned(x, c)

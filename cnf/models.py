@@ -1,112 +1,195 @@
-"""One constructor of densities from plain values, so that a stored model rebuilds itself."""
+"""Densities from one description of plain values, which also rebuilds a stored model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
+from pydantic import Field as Range
 from torch import Tensor
 
-from anode import InputError, Solver, storage
-from cnf.augment import VariationalAugment
-from cnf.augmented_fields import MIXTURES, check, field_of
-from cnf.bases import Base, Conditional, Normal
-from cnf.categorical import CategoricalFlow
+from anode import ConvField, ConvStackField, Field, MLPField, SecondOrderField, Solver, UNetField, classifiers, storage
+from anode.classifiers import Classifier
+from anode.errors import InputError, config
+from anode.layers import CONV_TIMES, ActivationName
+from cnf.bases import Mixture, Normal
 from cnf.continuous import Continuous
-from cnf.density import Density
-from cnf.dequantize import Dequantize
-from cnf.flow import Flow
+from cnf.flow import Density, Flow
 from cnf.lifted_flow import LiftedFlow
-from cnf.lifts import Lift, Lifts, Through
-from cnf.mixture import Mixture
-from cnf.multiscale import multiscale as several_scales
-from cnf.networks import check_scales, network
-from cnf.transforms import Compose, Logit, Standardize, Transform
-from cnf.whiten import Whiten
+from cnf.lifts import ComposeLifts, Dequantize, Lift, TransformLift, VariationalAugment
+from cnf.mixture_flow import MixtureFlow
+from cnf.multiscale import Multiscale
+from cnf.transforms import Compose, Logit, Standardize, Transform, Whiten
 
 KIND = "density"
+FIELDS_OF_ANY_SIZE = ("conv", "stack")  # the others know the size of their images
+
+
+@config
+class DensityConfig:
+    """Description of a density: plain values that vary in experiments and are stored with a model.
+
+    Attributes:
+        field: vector field: a perceptron; or for images 1x1-3x3-1x1 convolutions, a stack of 3x3 convolutions, a U-Net
+        hidden: widths of the hidden layers: of a perceptron, filters of a stack or of the levels of a U-Net; the first
+            value is the number of filters of conv
+        activation: activations of the hidden layers in turn; the last one serves all further layers
+        time: time conditioning of the field
+        blocks: number of ODEs in a row; with multiscale, before and after every squeeze
+        multiscale: halve the size of images in steps, and send half of the channels to the base at each
+        whiten: remove the linear correlations of the data before the ODE
+        base: base distribution: the standard normal, or a learned mixture of Gaussians fitted to the data
+        components: number of components of the mixture base
+        extra: number of augmented dimensions (channels of images), or of components with categorical augmentation
+        augmentation: role of the extra dimensions: part of the state of the flow, velocities of a second-order ODE, or
+            components of a mixture of flows that share a field
+        posterior: distribution of augmented variables given the data: normal, or a learned Gaussian; fitted draws one
+            component in training from the mixture fitted to the data, in place of the sum over all
+        correlated: give the components of a mixture full instead of diagonal covariances
+        divergence: divergence of the field: exact, or estimated by random probes
+        probes: number of Hutchinson probes to average
+        noise: distribution of Hutchinson probes
+        dequantization: noise that fills the gaps between discrete values: uniform, or learned
+        alpha: distance of discrete data from the infinite ends of the logit, usually 1e-6 to 0.05
+        solver: numerics of the ODEs
+    """
+
+    field: Literal["mlp", "conv", "stack", "unet"] = "mlp"
+    hidden: tuple[PositiveInt, ...] = (128, 128)
+    activation: Annotated[
+        tuple[ActivationName, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)
+    ] = ("tanh",)
+    time: Literal["none", "concat", "bias", "squash"] = "bias"
+    blocks: PositiveInt = 1
+    multiscale: bool = False
+    whiten: bool = False
+    base: Literal["normal", "mixture"] = "normal"
+    components: PositiveInt = 8
+    extra: NonNegativeInt = 0
+    augmentation: Literal["joint", "momentum", "categorical"] = "joint"
+    posterior: Literal["normal", "learned", "fitted"] = "normal"
+    correlated: bool = False
+    divergence: Literal["exact", "hutchinson"] = "exact"
+    probes: PositiveInt = 1
+    noise: Literal["rademacher", "gaussian"] = "rademacher"
+    dequantization: Literal["uniform", "learned"] = "uniform"
+    alpha: Annotated[float, Range(ge=0, lt=0.5)] = 0.05
+    solver: Solver = Solver()
+
+    @property
+    def mixes_flows(self) -> bool:
+        """True for a mixture of ``extra`` flows."""
+        return self.extra > 0 and self.augmentation == "categorical"
+
+    @property
+    def augmented(self) -> int:
+        """The number of augmented dimensions or channels of the state of the ODE."""
+        return 0 if self.mixes_flows else self.extra
+
+    def validate(self, shape: Sequence[int], context: int = 0, levels: int | None = None) -> None:
+        """Check that the values suit each other and the data.
+
+        Args:
+            shape: shape S of one sample.
+            context: number of context features.
+            levels: number of values of each element of discrete data; None for real numbers.
+
+        Raises:
+            InputError: if they do not.
+        """
+        shape = tuple(shape)
+        if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
+            raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
+        if type(context) is not int or context < 0:
+            raise InputError(f"context={context} must be a number of features, 0 for an unconditional density")
+        if levels is not None and (type(levels) is not int or levels < 2):
+            raise InputError(f"levels={levels} must be at least 2, or None for real numbers")
+        self._validate_field(shape)
+        self._validate_augmentation(shape, context)
+        mixes = self.base == "mixture" or self.mixes_flows
+        self._refuse_unless(self.base == "mixture", "base='mixture'", "components")
+        self._refuse_unless(mixes, "base='mixture' or augmentation='categorical'", "correlated")
+        self._refuse_unless(self.divergence == "hutchinson", "divergence='hutchinson'", "probes", "noise")
+        self._refuse_unless(levels is not None, "discrete data (levels)", "dequantization", "alpha")
+        if levels is not None and self.alpha == 0:
+            raise InputError("alpha=0 makes the logits of the first and last level infinite: pass 1e-6 or more")
+
+    def _validate_field(self, shape: Sequence[int]) -> None:
+        if self.field != "mlp" and len(shape) != 3:
+            raise InputError(f"field={self.field!r} is for images (C, H, W), not for shape={shape}: pass field='mlp'")
+        if self.field != "mlp" and not self.hidden:
+            raise InputError(f"hidden=() needs a number of filters for field={self.field!r}, such as 32")
+        if self.field in FIELDS_OF_ANY_SIZE and self.time not in CONV_TIMES:
+            raise InputError(f"time={self.time!r} is for field='mlp'; choose one of {', '.join(CONV_TIMES)}")
+        self._refuse_unless(self.field != "unet", "another field than 'unet'", "activation", "time")
+        if self.multiscale and self.field not in FIELDS_OF_ANY_SIZE:
+            raise InputError(
+                f"multiscale=True needs a field for images of any size, {' or '.join(FIELDS_OF_ANY_SIZE)}, not "
+                f"field={self.field!r}: pass another field, or multiscale=False"
+            )
+
+    def _validate_augmentation(self, shape: Sequence[int], context: int) -> None:
+        if self.augmentation != "joint":
+            if not self.extra:
+                raise InputError(f"extra=0 must be at least 1 with augmentation={self.augmentation!r}")
+            if self.multiscale or self.blocks > 1:
+                raise InputError(f"augmentation={self.augmentation!r} needs one ODE: leave out multiscale and blocks")
+        self._refuse_unless(self.extra > 0, "extra dimensions", "posterior")
+        if self.posterior == "learned" and self.mixes_flows:
+            raise InputError("posterior='learned' is for continuous augmentation: pass 'normal' or 'fitted'")
+        if self.posterior == "fitted" and not self.mixes_flows:
+            raise InputError("posterior='fitted' is for augmentation='categorical': pass 'normal' or 'learned'")
+        if self.mixes_flows and self.base == "mixture":
+            raise InputError("augmentation='categorical' has its own mixture, of extra components: leave out base")
+        if self.mixes_flows and self.divergence != "exact":
+            raise InputError("augmentation='categorical' needs divergence='exact': a sum of estimates would be biased")
+        if self.augmentation == "momentum" and self.extra != shape[0]:
+            raise InputError(f"extra={self.extra} must be {shape[0]} with augmentation='momentum', as in the data")
+        if self.augmentation == "momentum" and (self.field != "mlp" or context):
+            raise InputError("augmentation='momentum' is for field='mlp' without context: leave them out")
+
+    def _refuse_unless(self, useful: bool, condition: str, *names: str) -> None:
+        """Refuse values other than the defaults if they have no effect."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in names:
+            if not useful and getattr(self, name) != defaults[name]:
+                raise InputError(f"{name}={getattr(self, name)!r} has an effect only with {condition}: leave it out")
 
 
 def density_model(
     shape: Sequence[int],
-    *,
-    field: str = "mlp",
-    hidden: Sequence[int] = (128, 128),
-    filters: int = 32,
-    activation: str | Sequence[str] = "tanh",
-    time: str = "bias",
-    residual: bool = False,
-    blocks: int = 1,
-    multiscale: bool = False,
-    context: int = 0,
-    whiten: bool = False,
-    base: str = "normal",
-    components: int = 8,
-    extra: int = 0,
-    augmentation: str = "joint",
-    posterior: str = "normal",
-    correlated: bool = False,
-    divergence: str = "exact",
-    probes: int = 1,
-    noise: str = "rademacher",
-    levels: int | None = None,
-    dequantization: str = "uniform",
-    alpha: float = 0.05,
-    solver: Solver | Mapping[str, Any] = Solver(),  # noqa: B008 - a frozen value
     data: Tensor | None = None,
-) -> Flow | CategoricalFlow | LiftedFlow:
-    """A continuous normalizing flow: standardisation, then one ODE or several, then the base.
+    *,
+    config: DensityConfig | None = None,
+    context: int = 0,
+    levels: int | None = None,
+    **values: Any,
+) -> Flow | MixtureFlow | LiftedFlow:
+    """Build a continuous normalizing flow from its description: standardisation, then ODEs, then the base.
 
-    The network of the field starts at zero, so that the untrained flow on the normal base is the Gaussian of the data,
-    of diagonal covariance or, with ``whiten``, of the full one; not so with ``residual``. Discrete data (``levels``)
-    are dequantised and sent through a logit first, and the likelihood is a bound.
+    The field starts at zero, so that the untrained flow on the normal base is the Gaussian of the data, with diagonal
+    covariance, or full covariance with ``whiten``. Discrete data (``levels``) are dequantised and mapped through a
+    logit first, and the likelihood is a bound.
 
     Args:
         shape: shape S of one sample, such as ``(2,)`` or ``(1, 8, 8)``.
-        field: ``"mlp"``, a perceptron, which flattens images; or for images ``"conv"`` (:class:`~anode.ConvField`),
-            ``"stack"`` (:class:`~anode.ConvStack`) and ``"unet"`` (:class:`~anode.UNetField`). The first two know their
-            divergence in closed form, of up to two hidden layers; that of the others is for Hutchinson's estimator.
-        hidden: widths of the hidden layers of a perceptron; filters of a stack, or of the levels of a U-Net.
-        filters: of ``"conv"``.
-        activation: see :class:`~anode.MLPField`; the first one, for convolutions.
-        time: see :class:`~anode.MLPField` and :class:`~anode.ConvField`.
-        residual: see :class:`~anode.MLPField`.
-        blocks: how many ODEs in a row, each with a field of its own; at every scale, before and after its squeeze.
-        multiscale: make images smaller in steps and leave half of the channels to the base at each, by
-            :func:`cnf.multiscale`; for fields of images of any size.
+        data: samples (N, *S) whose moments standardise the data; without them, pass standardised data to the model.
+        config: the description.
         context: number of context features c of a conditional density p(x given c).
-        whiten: take the correlations of the data out before the ODE; see :class:`~cnf.Whiten`.
-        base: ``"normal"``; ``"mixture"``, a learned mixture of Gaussians, fitted to ``data`` to begin with; or
-            ``"conditional"``, of p(z given a), for a flow with augmented dimensions a.
-        components: of the mixture.
-        extra: number of augmented dimensions a, or channels; of flows, for mixtures.
-        augmentation: what the field makes of them: ``"joint"``: of a flow of (x, a), like any other; ``"frozen"``:
-            da/dt = 0, so that there is a flow of x for every a; ``"momentum"``: dx/dt = a, as many as x has;
-            ``"categorical"``: a mixture of ``extra`` flows, whose density is exact; ``"copies"``: the same of copies of
-            one flow, at different places and scales.
-        correlated: whether the components of a mixture have a full covariance; see :class:`~cnf.Mixture`.
-        posterior: a ~ q(a given x): ``"normal"`` or ``"learned"``; see :class:`~cnf.VariationalAugment`. For
-            mixtures: ``"fitted"`` draws one component in training, by the mixture fitted to ``data``, which
-            spares the sum over all.
-        divergence: ``"exact"`` or ``"hutchinson"``.
-        probes: number of Hutchinson probes.
-        noise: ``"rademacher"`` or ``"gaussian"`` probes.
         levels: number of values of each element of discrete data, 256 for 8-bit images; None for real numbers.
-        dequantization: ``"uniform"`` or ``"learned"`` noise; see :class:`~cnf.Dequantize`; used with ``levels``.
-        alpha: see :class:`~cnf.Logit`; used with ``levels``, and above 0 then.
-        solver: the numerics, as a :class:`~anode.Solver` or its fields.
-        data: samples (N, *S) to take moments from; without them the data should be standardised, and white.
+        values: fields of :class:`DensityConfig`, in place of ``config``.
 
     Returns:
-        A :class:`~cnf.Flow`; a :class:`~cnf.CategoricalFlow`; or a :class:`~cnf.LiftedFlow`, with ``levels`` or
-        augmented dimensions.
+        A :class:`~cnf.Flow`; a :class:`~cnf.MixtureFlow` with categorical augmentation; a :class:`~cnf.LiftedFlow` with
+        ``levels`` or augmented dimensions.
 
     Raises:
-        InputError: for a value out of range, choices that exclude each other, or data of another shape.
+        InputError: for an unknown name, a value out of range, values that exclude each other, or data that do not fit.
 
     Example:
         >>> flow = density_model((3,), hidden=(64, 64), context=2)
@@ -115,101 +198,124 @@ def density_model(
         >>> density_model((3,), extra=2).log_prob(torch.randn(5, 3), samples=8).shape  # a bound
         torch.Size([5])
     """
-    arguments = {name: value for name, value in locals().items() if name != "data"}
-    check(shape, field, base, extra, augmentation, posterior, residual, context)
-    check_scales(field, blocks, multiscale, base, extra, augmentation)
-    if levels is not None and alpha == 0:
-        raise InputError("alpha=0 makes the logits of values at the ends of the levels infinite: pass 1e-6 or more")
-    solver = solver if isinstance(solver, Solver) else Solver(**solver)
-    mixed = extra > 0 and augmentation in MIXTURES
-    augmented = 0 if mixed else extra
-    state = (shape[0] + augmented, *shape[1:])
-    scaling = [Standardize(shape), *([Whiten(shape)] if whiten else [])]
-    static = [*([] if levels is None else [Logit(alpha)]), *scaling]
-    start = _base("mixture" if mixed else base, state, extra if mixed else components, extra, correlated)
-    augment = VariationalAugment(augmented, posterior, shape) if augmented else None
+    if config is not None and values:
+        raise InputError(f"config and {', '.join(values)} exclude each other: use dataclasses.replace(config, ...)")
+    config = config or DensityConfig(**values)
+    shape = tuple(shape)
+    config.validate(shape, context, levels)
+
+    state = (shape[0] + config.augmented, *shape[1:])
+    scaling = [Standardize(shape), *([Whiten(shape)] if config.whiten else [])]
+    base = _build_base(config, state)
+    augment = VariationalAugment(config.augmented, config.posterior, shape) if config.augmented else None
     if data is not None:
-        _fit(scaling, augment, start, _real(data, shape, levels, alpha))
-    make = network(field, hidden, filters, activation, time, residual, math.prod(shape[1:]))
+        _fit(scaling, augment, base, _to_real_numbers(data, shape, levels, config.alpha))
+    features = context + (config.extra if config.mixes_flows else 0)
 
-    def ode(channels: int | None = None) -> Continuous:
-        """An ODE of the state; or of images with so many channels, of another size and with augmented ones anywhere."""
-        dynamics = field_of(augmentation, make, shape, context, extra) if channels is None else make(channels, context)
-        return Continuous(dynamics, solver, divergence, probes, noise, augmented if channels is None else 0)
+    def ode(channels: int) -> Continuous:
+        field = _build_field(config, channels, math.prod(shape[1:]), features)
+        extra = 0 if config.multiscale else config.augmented  # scales mix augmented channels with the others
+        return Continuous(field, config.solver, config.divergence, config.probes, config.noise, extra)
 
-    odes: list[Transform] = [several_scales(state, ode, blocks)] if multiscale else [ode() for _ in range(blocks)]
-    lifts: list[Lift] = [] if levels is None else [Dequantize(levels, dequantization, shape)]
-    if augment is not None:
-        lifts += [Through(Compose(static), shape), augment]
-    model: Flow | CategoricalFlow | LiftedFlow
-    if mixed:
-        draw, told = posterior == "fitted", augmentation == "categorical"
-        model = CategoricalFlow(Compose(static), cast(Mixture, start), cast(Continuous, odes[0]), draw, told)
+    if config.multiscale:
+        odes: list[Transform] = [Multiscale.of_blocks(state, ode, config.blocks)]
     else:
-        chain = odes if augmented else [*static, *odes]
-        model = Flow(chain[0] if len(chain) == 1 else Compose(chain), start)
+        odes = [ode(state[0]) for _ in range(config.blocks)]
+    static = [*([] if levels is None else [Logit(config.alpha)]), *scaling]
+    lifts: list[Lift] = [] if levels is None else [Dequantize(levels, config.dequantization, shape)]
+    if augment is not None:
+        lifts += [TransformLift(Compose(static)), augment]
+        static = []
+    model = _build_flow(config, static, odes, base)
     if lifts:
-        model = LiftedFlow(lifts[0] if len(lifts) == 1 else Lifts(lifts), model)
-    model.arguments = {
-        **arguments,
-        "shape": list(shape),
-        "hidden": list(hidden),
-        "activation": activation if isinstance(activation, str) else list(activation),
-        "solver": asdict(solver),
-    }
+        model = LiftedFlow(lifts[0] if len(lifts) == 1 else ComposeLifts(lifts), model)
+    model.description, model.context, model.levels = config, context, levels
     return model
 
 
-def _base(name: str, state: Sequence[int], components: int, extra: int, correlated: bool) -> Base:
-    if name == "conditional":
-        return Conditional(state, extra)
-    return Mixture(state, components, correlated) if name == "mixture" else Normal(state)
+def save(model: Density, folder: str | Path, **notes: Any) -> None:
+    """Store a model built by :func:`density_model`: ``config.json`` and ``model.safetensors``.
+
+    Args:
+        model: the model.
+        folder: created if missing; files with those names are replaced.
+        notes: further plain values for ``config.json``.
+
+    Raises:
+        InputError: for a model composed by hand, which plain values cannot rebuild.
+    """
+    arguments = None
+    if model.config is not None:
+        of_data = {"shape": tuple(model.event_shape), "context": model.context, "levels": model.levels}
+        arguments = {**of_data, **asdict(model.config)}
+    storage.save_model(folder, KIND, model, arguments, **notes)
 
 
-def _fit(scaling: Sequence[Standardize | Whiten], augment: VariationalAugment | None, base: Base, data: Tensor) -> None:
-    """Take moments from the data, and the components of a mixture from what is left of them."""
+def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | MixtureFlow | LiftedFlow | Classifier:
+    """Rebuild a stored density or classifier in evaluation mode, without running code from the files.
+
+    Args:
+        folder: a run of ``train-flows``, or a folder written by :func:`save` or :func:`anode.save`.
+        device: the CPU if omitted.
+
+    Raises:
+        CheckpointError: if the folder is missing, damaged, or holds something else.
+    """
+    if storage.read_config(folder, KIND, classifiers.KIND)["kind"] == classifiers.KIND:
+        return classifiers.load(folder, device)
+    return storage.load_model(folder, KIND, density_model, device)
+
+
+def _build_field(config: DensityConfig, channels: int, pixels: int, context: int) -> Field:
+    """Build the field of a state with a number of channels (dimensions of a vector) and pixels (1 for a vector)."""
+    hidden, activation = config.hidden, config.activation
+    if config.augmentation == "momentum":
+        positions = channels // 2 * pixels
+        return SecondOrderField(MLPField(positions, hidden, activation, config.time, positions, zero_init=True))
+    if config.field == "mlp":
+        return MLPField(channels * pixels, hidden, activation, config.time, context, zero_init=True)
+    if config.field == "conv":
+        return ConvField(channels, hidden[0], activation[0], config.time, context, zero_init=True)
+    if config.field == "stack":
+        return ConvStackField(channels, hidden, activation[0], config.time, context, zero_init=True)
+    return UNetField(channels, hidden, context, zero_init=True)
+
+
+def _build_base(config: DensityConfig, state: Sequence[int]) -> Normal | Mixture:
+    if config.mixes_flows:
+        return Mixture(state, config.extra, config.correlated)
+    return Mixture(state, config.components, config.correlated) if config.base == "mixture" else Normal(state)
+
+
+def _build_flow(
+    config: DensityConfig, static: Sequence[Transform], odes: Sequence[Transform], base: Normal | Mixture
+) -> Flow | MixtureFlow | LiftedFlow:
+    if config.mixes_flows:
+        assert isinstance(base, Mixture)
+        assert isinstance(odes[0], Continuous)
+        return MixtureFlow(Compose(static), base, odes[0], sample_component=config.posterior == "fitted")
+    chain = [*static, *odes]
+    return Flow(chain[0] if len(chain) == 1 else Compose(chain), base)
+
+
+def _fit(
+    scaling: Sequence[Standardize | Whiten], augment: VariationalAugment | None, base: Normal | Mixture, data: Tensor
+) -> None:
+    """Fit the moments, and the mixture to the standardised data."""
     for part in scaling:
         data = part.fit(data).encode(data)
     if isinstance(base, Mixture):
         base.fit(data if augment is None else augment(data).point)
 
 
-def _real(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
-    """The data as the standardisation sees them."""
+def _to_real_numbers(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
+    """Check the data; dequantise them and apply the logit if they are discrete."""
     if data.shape[1:] != torch.Size(shape):
-        raise InputError(f"data of shape {tuple(data.shape)} does not fit samples of shape {tuple(shape)}")
+        raise InputError(f"data of shape {tuple(data.shape)} do not fit samples of shape {tuple(shape)}")
     if len(data) == 0 or not torch.isfinite(data.float()).all():
         raise InputError(f"data of shape {tuple(data.shape)} must be finite and not empty to be standardised by")
     if levels is None:
         return data
-    return Logit(alpha).encode(Dequantize(levels)(data).point)
-
-
-def save(model: Density, folder: str | Path, **notes: Any) -> None:
-    """Store a model made by :func:`density_model`: ``config.json`` and ``model.safetensors``.
-
-    Args:
-        model: the model.
-        folder: created when missing; files of those names are replaced.
-        notes: further plain values for ``config.json``.
-
-    Raises:
-        InputError: when the model was composed by hand and cannot be rebuilt from plain values.
-    """
-    storage.save_model(folder, KIND, model, model.config, **notes)
-
-
-def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | CategoricalFlow | LiftedFlow:
-    """Rebuild a stored model; no code from the files is executed.
-
-    Args:
-        folder: a run of ``train-flows density``, or a folder written by :func:`save`.
-        device: where to put it; the CPU when omitted.
-
-    Returns:
-        The model in evaluation mode.
-
-    Raises:
-        InputError: when the folder is missing, damaged, or of something else.
-    """
-    return storage.load_model(folder, KIND, density_model, device)
+    lift = Dequantize(levels)
+    lift.check_values(data)
+    return Logit(alpha).encode(lift(data).point)

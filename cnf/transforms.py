@@ -6,32 +6,35 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn import functional as F
+from typing_extensions import override
 
 from anode import InputError
-from anode.standardize import Moments
+from anode.errors import check_choice
+from anode.blocks import MeanScale
 
 ENERGIES = ("kinetic", "frobenius", "acceleration")
 
 
 @dataclass(frozen=True)
-class PathOptions:
-    """What is asked of the paths of ODEs.
+class SolveOptions:
+    """Options of ODE solves for training and for paths.
 
     Attributes:
-        energies: which of ``"kinetic"``, ``"frobenius"`` and ``"acceleration"`` to integrate along each path; see
+        energies: path energies to integrate: ``"kinetic"``, ``"frobenius"``, ``"acceleration"``; see
             :class:`~cnf.Continuous`.
-        steer: b; the base is put at a time drawn uniformly from [-b, b] rather than at 0 (STEER). The resulting
-            likelihood is for training only.
-        until: s; every ODE runs between the times 0 and s of its 1, so that the data are x(s). At 0 the static
-            transforms alone are left.
+        steer: b; the time of the base is drawn uniformly from [-b, b] instead of 0 (STEER). Use the resulting
+            likelihood for training only.
+        t_data: s in [0, 1]; every ODE runs between the times 0 and s instead of 0 and 1, so that the data are x(s).
+            At 0 only the static transforms are left.
 
     Raises:
-        InputError: for an unknown energy, ``until`` outside [0, 1], or ``steer`` outside [0, until).
+        InputError: for an unknown energy, ``t_data`` outside [0, 1], or ``steer`` outside [0, t_data).
 
     References:
         Ghosh, Behl, Dupont, Torr, Namboodiri 2020, arXiv 2006.10711 (STEER).
@@ -39,115 +42,125 @@ class PathOptions:
 
     energies: tuple[str, ...] = ()
     steer: float = 0.0
-    until: float = 1.0
+    t_data: float = 1.0
 
     def __post_init__(self) -> None:
         for name in self.energies:
-            if name not in ENERGIES:
-                raise InputError(f"energy {name!r} is unknown; choose from {', '.join(ENERGIES)}")
-        if not 0 <= self.until <= 1:
-            raise InputError(f"until={self.until} must lie in [0, 1]: it is a time between base and data")
-        if self.steer and not 0 <= self.steer < self.until:
-            raise InputError(f"steer={self.steer} must lie in [0, {self.until:g}): the data are at time {self.until:g}")
+            check_choice("energies", name, ENERGIES)
+        if not 0 <= self.t_data <= 1:
+            raise InputError(f"t_data={self.t_data} must lie in [0, 1]: it is a time between base and data")
+        if self.steer and not 0 <= self.steer < self.t_data:
+            raise InputError(f"steer={self.steer} must lie in [0, {self.t_data:g}): the data are at t={self.t_data:g}")
 
 
 class Transport(NamedTuple):
-    """The result of a transform.
+    """Result of a transform.
 
     Attributes:
-        point: where the points went, (B, *S).
+        point: the images of the points, (B, *S).
         log_det: log |det J| of the map just applied, (B,), in nats.
-        energies: those of the paths that were asked for, by name, each (B,).
+        energies: the requested path energies by name, each (B,).
     """
 
     point: Tensor
     log_det: Tensor
     energies: Mapping[str, Tensor] = MappingProxyType({})
 
+    def then(self, step: Transport) -> Transport:
+        """Append the next transport: its points, and the sums of the log-determinants and of each energy."""
+        energies = {**self.energies}
+        for name, energy in step.energies.items():
+            energies[name] = energies[name] + energy if name in energies else energy
+        return Transport(step.point, self.log_det + step.log_det, energies)
+
 
 class Transform(nn.Module):
     """An invertible map z = g(x, c) from data to base.
 
     Subclasses implement :meth:`forward` and :meth:`inverse`, each with its own log-determinant, and override
-    :meth:`encode` and :meth:`decode` where points alone are cheaper.
+    :meth:`encode` and :meth:`decode` if points alone are cheaper. A transform that contains ODEs sets
+    ``takes_options``, and its four methods accept the keyword ``options``, a :class:`SolveOptions`.
+
+    Attributes:
+        takes_options: True if the methods accept ``options``.
+        domain: constraint on the elements of x.
     """
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """Data to base: z = g(x, c) and log |det dg/dx|.
+    takes_options: ClassVar[bool] = False
+    domain: constraints.Constraint = constraints.real
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+        """Map data to base: z = g(x, c) and log |det dg/dx|.
 
         Args:
             x: data, (B, *S).
             c: context, (B, C), or None.
-            path: what to ask of the paths of ODEs; of no meaning to other transforms.
         """
         raise NotImplementedError
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """Base to data: x with g(x, c) = z, and log |det dx/dz|; see :meth:`forward`."""
+    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+        """Map base to data: x with g(x, c) = z, and log |det dx/dz|; see :meth:`forward`."""
         raise NotImplementedError
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Data to base, points only."""
+        """Map data to base, points only."""
         return self(x, c).point
 
-    def decode(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Tensor:
-        """Base to data, points only."""
-        return self.inverse(z, c, path).point
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """Map base to data, points only."""
+        return self.inverse(z, c).point
+
+    def keywords(self, options: SolveOptions | None) -> dict[str, Any]:
+        """Return the keyword arguments that pass solve options to this transform: none for a static one."""
+        return {"options": options} if self.takes_options and options is not None else {}
 
 
 class Compose(Transform):
-    """Transforms one after the other, the first of them next to the data.
+    """A chain of transforms, the first next to the data.
 
     Args:
         transforms: in the order from data to base.
     """
 
+    takes_options = True
+
     def __init__(self, transforms: Sequence[Transform]) -> None:
         super().__init__()
-        self.transforms = nn.ModuleList(transforms)
+        self.transforms: Sequence[Transform] = nn.ModuleList(transforms)  # ty: ignore[invalid-assignment]
+        if transforms:
+            self.domain = transforms[0].domain
 
-    def _inward(self) -> list[Transform]:
-        return cast("list[Transform]", list(self.transforms))
-
-    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.forward`; energies of several ODEs add up."""
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Transport:
         total = Transport(x, x.new_zeros(len(x)))
-        for transform in self._inward():
-            total = joined(total, transform(total.point, c, path))
+        for transform in self.transforms:
+            total = total.then(transform(total.point, c, **transform.keywords(options)))
         return total
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.inverse`."""
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Transport:
         total = Transport(z, z.new_zeros(len(z)))
-        for transform in reversed(self._inward()):
-            total = joined(total, transform.inverse(total.point, c, path))
+        for transform in reversed(self.transforms):
+            total = total.then(transform.inverse(total.point, c, **transform.keywords(options)))
         return total
 
-    def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """See :meth:`Transform.encode`."""
-        for transform in self._inward():
-            x = transform.encode(x, c)
+    @override
+    def encode(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Tensor:
+        for transform in self.transforms:
+            x = transform.encode(x, c, **transform.keywords(options))
         return x
 
-    def decode(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Tensor:
-        """See :meth:`Transform.decode`."""
-        for transform in reversed(self._inward()):
-            z = transform.decode(z, c, path)
+    @override
+    def decode(self, z: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Tensor:
+        for transform in reversed(self.transforms):
+            z = transform.decode(z, c, **transform.keywords(options))
         return z
 
 
-def joined(before: Transport, step: Transport) -> Transport:
-    """One transport after another: its points, the sum of the log-determinants, and of the energies by name."""
-    energies = {**before.energies}
-    for name, energy in step.energies.items():
-        energies[name] = energies[name] + energy if name in energies else energy
-    return Transport(step.point, before.log_det + step.log_det, energies)
-
-
-class Standardize(Moments, Transform):
+class Standardize(MeanScale, Transform):
     """z = (x - mean) / scale, elementwise.
 
-    Mean and scale are part of the stored model, so that a flow speaks the original units of its data.
+    Mean and scale are stored with the model, so that a flow speaks the original units of its data.
 
     Args:
         shape: shape S of one sample.
@@ -158,27 +171,88 @@ class Standardize(Moments, Transform):
         tensor([[0., 0.]])
     """
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.forward`."""
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
         return Transport((x - self.mean) / self.scale, -self.scale.log().sum().expand(len(x)))
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.inverse`."""
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
         return Transport(z * self.scale + self.mean, self.scale.log().sum().expand(len(z)))
 
 
+class Whiten(Transform):
+    """z = C^(-1/2) (x - m) for mean m and covariance C: the symmetric whitening, which keeps z nearest to x.
+
+    A flow after it starts as the Gaussian of full covariance, so that its ODE need not undo linear correlations.
+
+    Eigenvalues of C below 1e-8 of the largest are raised to that: beyond it, single precision cannot tell data from
+    rounding.
+
+    Args:
+        shape: shape S of one sample, with D elements.
+
+    References:
+        Kessy, Lewin, Strimmer 2018, Optimal whitening and decorrelation, arXiv 1512.00809 ("ZCA").
+
+    Example:
+        >>> x = torch.randn(1000, 3) @ torch.randn(3, 3)
+        >>> z = Whiten((3,)).fit(x).encode(x)
+        >>> torch.allclose(z.T @ z / 1000, torch.eye(3), atol=1e-3)
+        True
+    """
+
+    FLOOR = 1e-8  # of eigenvalues, relative to the largest
+    mean: Tensor
+    root: Tensor
+    unroot: Tensor
+    log_det: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        dim = math.prod(shape)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("root", torch.eye(dim))  # C^(1/2)
+        self.register_buffer("unroot", torch.eye(dim))  # C^(-1/2)
+        self.register_buffer("log_det", torch.zeros(()))  # log |det C^(-1/2)|
+
+    def fit(self, x: Tensor) -> Self:
+        """Take mean and covariance from the samples ``x`` (N, *S)."""
+        x = x.flatten(1).double()
+        centred = x - x.mean(0)
+        values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+        largest = values[-1] if values[-1] > 0 else torch.ones_like(values[-1])
+        roots = values.clamp_min(self.FLOOR * largest).sqrt()
+        self.mean.copy_(x.mean(0))
+        self.root.copy_(vectors * roots @ vectors.T)
+        self.unroot.copy_(vectors / roots @ vectors.T)
+        self.log_det.copy_(torch.linalg.slogdet(self.unroot.double()).logabsdet)  # of the rounded matrix
+        return self
+
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+        z = (x.flatten(1) - self.mean) @ self.unroot
+        return Transport(z.view(x.shape), self.log_det.expand(len(x)))
+
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+        x = z.flatten(1) @ self.root + self.mean
+        return Transport(x.view(z.shape), -self.log_det.expand(len(z)))
+
+
 class Logit(Transform):
-    """z = logit(s), s = alpha + (1 - 2 alpha) x: opens the unit interval up to the real line, elementwise.
+    """z = logit(s), s = alpha + (1 - 2 alpha) x, elementwise: maps the unit interval to the real line.
 
     Args:
         alpha: keeps x = 0 and x = 1 away from infinity; 1e-6 is usual for MNIST, 0.05 for natural images.
 
     Raises:
-        InputError: when alpha is not in [0, 0.5).
+        InputError: if alpha is not in [0, 0.5).
 
     References:
         Dinh, Sohl-Dickstein, Bengio 2017, arXiv 1605.08803, section 4.1.
     """
+
+    domain = constraints.unit_interval
 
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
@@ -186,12 +260,8 @@ class Logit(Transform):
             raise InputError(f"alpha={alpha} must lie in [0, 0.5), such as 0.05")
         self.alpha = alpha
 
-    def forward(self, x: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.forward`.
-
-        Raises:
-            InputError: for x outside [0, 1], or so near to 0 or 1 for alpha that its logit is infinite.
-        """
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
         z = torch.logit(self.alpha + (1 - 2 * self.alpha) * x)
         if not torch.isfinite(z).all():
             if ((x >= 0) & (x <= 1)).all():
@@ -199,12 +269,16 @@ class Logit(Transform):
             raise InputError("x must lie in [0, 1]; it does not")
         return Transport(z, -self._log_slope(z))
 
-    def inverse(self, z: Tensor, c: Tensor | None = None, path: PathOptions | None = None) -> Transport:
-        """See :meth:`Transform.inverse`."""
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
         x = (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
         return Transport(x, self._log_slope(z))
 
     def _log_slope(self, z: Tensor) -> Tensor:
-        """Log |dx/dz| = log s (1 - s) / (1 - 2 alpha), summed over the dimensions of a sample."""
-        log_slope = -F.softplus(z) - F.softplus(-z) - math.log(1 - 2 * self.alpha)
-        return log_slope.flatten(1).sum(1)
+        """Return log |dx/dz| = log s (1 - s) / (1 - 2 alpha), summed over the dimensions of a sample."""
+        return (log_sigmoid_slope(z) - math.log(1 - 2 * self.alpha)).flatten(1).sum(1)
+
+
+def log_sigmoid_slope(v: Tensor) -> Tensor:
+    """Return the logarithm of the derivative of the sigmoid, log s(v) (1 - s(v)), elementwise."""
+    return -F.softplus(v) - F.softplus(-v)

@@ -1,26 +1,27 @@
-"""Named settings: for each data set the values that differ from the defaults; the command line overrides both."""
+"""Recipes: named sets of options that suit a kind of data. Typed options win over the recipe, the recipe over defaults."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from train_flows.data import images, paper, toy
-from train_flows.unused import OF_LIKELIHOOD
+from train_flows.data import is_images, paper_functions, toy
 
-SMALL: dict[str, Any] = {"gradient": "direct"}  # of data whose solves fit into memory
-MATCHED: dict[str, Any] = {  # flow matching, then likelihood; tanh first, for outliers
-    **SMALL,
+Recipe = dict[str, Any]
+
+SOLVES_IN_MEMORY: Recipe = {"gradient": "direct"}
+TWO_STAGES: Recipe = {  # tanh first, for outliers
+    **SOLVES_IN_MEMORY,
     "activation": ("tanh", "silu"),
     "objective": "flow-matching+likelihood",
     "loosen": 100.0,
     "restart_lr": 5e-3,
 }
-DENSITY: dict[str, dict[str, Any]] = {
-    "toy": {**SMALL, "hidden": (64, 64), "steps": 1200},
-    "table": {**MATCHED, "whiten": True, "acceleration": 1e-2, "steps": 30000, "validate_every": 1000},
+DENSITY: dict[str, Recipe] = {
+    "points": {**SOLVES_IN_MEMORY, "hidden": (64, 64), "steps": 1200},
+    "table": {**TWO_STAGES, "whiten": True, "acceleration": 1e-2, "steps": 30000, "validate_every": 1000},
     "digits": {
-        **MATCHED,
+        **TWO_STAGES,
         "acceleration": 0.1,
         "steps": 12000,
         "validate_every": 500,
@@ -28,7 +29,7 @@ DENSITY: dict[str, dict[str, Any]] = {
         "ema": 0.99,
     },
     "small images": {
-        **MATCHED,
+        **TWO_STAGES,
         "hidden": (512, 512),
         "acceleration": 0.02,
         "steps": 9000,
@@ -39,37 +40,37 @@ DENSITY: dict[str, dict[str, Any]] = {
         "ema": 0.99,
         "solver": "rk4",
     },
+    "multiscale images": {  # of RNODE, whose weight of 0.01 on means and bits is 0.01 log 2 here
+        "field": "stack",
+        "hidden": (64, 64, 64),
+        "activation": ("softplus",),
+        "time": "concat",
+        "blocks": 2,
+        "multiscale": True,
+        "divergence": "hutchinson",
+        "kinetic": 0.0069,
+        "frobenius": 0.0069,
+        "solver": "rk4",
+        "steps": 60000,
+        "batch_size": 200,
+        "lr": 1e-3,
+        "lr_warm_up": 500,  # the first steps of ten fields at once are too long otherwise
+        "validate_every": 500,
+    },
+    "matched images": {
+        "field": "unet",
+        "hidden": (32, 64),
+        "divergence": "hutchinson",
+        "steps": 60000,
+        "batch_size": 128,
+        "lr": 1e-3,
+        "ema": 0.999,
+        "validate_every": 1000,
+    },
 }
-SMALL_SIZE = 16  # pixels a side, for which a perceptron trains within minutes
-MULTISCALE: dict[str, Any] = {  # of RNODE, whose weights of energies are 0.01 in means and bits: 0.01 log 2 here
-    "field": "stack",
-    "hidden": (64, 64, 64),
-    "activation": ("softplus",),
-    "time": "concat",
-    "blocks": 2,
-    "multiscale": True,
-    "divergence": "hutchinson",
-    "kinetic": 0.0069,
-    "frobenius": 0.0069,
-    "solver": "rk4",
-    "steps": 60000,
-    "batch_size": 200,
-    "lr": 1e-3,
-    "lr_warm_up": 500,  # first steps of ten fields at once are too long else
-    "validate_every": 500,
-}
-MATCHED_IMAGES: dict[str, Any] = {  # by flow matching, of one ODE
-    "field": "unet",
-    "hidden": (32, 64),
-    "divergence": "hutchinson",
-    "steps": 60000,
-    "batch_size": 128,
-    "lr": 1e-3,
-    "ema": 0.999,
-    "validate_every": 1000,
-}
-DARK = ("mnist", "fashion")  # whose many black pixels a larger alpha would spread over much of the line
-FFJORD: dict[str, Any] = {  # of its published code for two dimensions, to compare with
+SMALL_SIZE = 16  # pixels per side; a perceptron of these images trains within minutes
+DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
+FFJORD: Recipe = {  # the published settings for two dimensions, to compare with
     "hidden": (64, 64, 64),
     "time": "squash",
     "gradient": "adjoint",
@@ -79,48 +80,63 @@ FFJORD: dict[str, Any] = {  # of its published code for two dimensions, to compa
     "schedule": "constant",
 }
 
-
-PAIRS: dict[str, dict[str, dict[str, int]]] = {  # NODE and ANODE of as many parameters nearly, of the ANODE paper
-    "mnist": {"NODE": {"filters": 92}, "ANODE": {"filters": 64, "extra": 5}},
-    "cifar10": {"NODE": {"filters": 125}, "ANODE": {"filters": 64, "extra": 10}},
-    "svhn": {"NODE": {"filters": 125}, "ANODE": {"filters": 64, "extra": 10}},
-    "imagenet64": {"NODE": {"filters": 164}, "ANODE": {"filters": 64, "extra": 5}},
+PAIRS: dict[str, dict[str, Recipe]] = {  # NODE and ANODE with nearly the same number of parameters (ANODE paper)
+    "mnist": {"NODE": {"hidden": (92,)}, "ANODE": {"hidden": (64,), "extra": 5}},
+    "cifar10": {"NODE": {"hidden": (125,)}, "ANODE": {"hidden": (64,), "extra": 10}},
+    "svhn": {"NODE": {"hidden": (125,)}, "ANODE": {"hidden": (64,), "extra": 10}},
+    "imagenet64": {"NODE": {"hidden": (164,)}, "ANODE": {"hidden": (64,), "extra": 5}},
 }
-IMAGES: dict[str, Any] = {"field": "conv", "time": "none", "epochs": 20, "batch_size": 256, **PAIRS["mnist"]["ANODE"]}
-KINDS: dict[str, dict[str, Any]] = {"paper": SMALL, "table": {**SMALL, "epochs": 100, "extra": 5}, "images": IMAGES}
-CLASSIFY: dict[str, dict[str, Any]] = {
+IMAGES: Recipe = {"field": "conv", "time": "none", "epochs": 20, "batch_size": 256, **PAIRS["mnist"]["ANODE"]}
+CLASSIFY: dict[str, Recipe] = {
+    "function": SOLVES_IN_MEMORY,
+    "table": {**SOLVES_IN_MEMORY, "epochs": 100, "extra": 5},
+    "images": IMAGES,
     "cifar10": {**IMAGES, **PAIRS["cifar10"]["ANODE"]},
     "svhn": {**IMAGES, **PAIRS["svhn"]["ANODE"]},
-    "digits": {**IMAGES, **SMALL, "filters": 48, "epochs": 12, "batch_size": 32, "lr": 5e-3, "schedule": "cosine"},
+    "digits": {
+        **IMAGES,
+        **SOLVES_IN_MEMORY,
+        "hidden": (48,),
+        "epochs": 12,
+        "batch_size": 32,
+        "lr": 5e-3,
+        "schedule": "cosine",
+    },
 }
-OF_NODES = ("extra", "field")  # what recipes say of these is not for other networks
-ODENET = {"field": "norm-conv", "stem": "conv", "readout": "pool"}
+ODENET: Recipe = {"field": "norm-conv", "stem": "conv", "readout": "pool", "hidden": (64,)}
 
 
-def density(source: str, objective: str = "likelihood", image_size: int | None = None) -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows density`` and an objective: its own, or that of its kind.
+def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
+    """Choose the recipe of ``train-flows density``.
 
     Args:
-        source: a name or a path.
-        objective: what is typed.
-        image_size: height and width that images are brought to.
+        typed: typed options by name, among them the ``source`` of the data.
+
+    Returns:
+        The name of the recipe and its options. Options that have no effect on the typed ones are left out.
     """
-    if source in DENSITY or not _pictured(source):
-        recipe = DENSITY.get(source, DENSITY["toy" if source in toy.DENSITIES else "table"])
+    source, objective = typed.get("source") or "", typed.get("objective", "likelihood")
+    if source in DENSITY and source in toy.DENSITIES:
+        name = source
+    elif source in toy.DENSITIES:
+        name = "points"
+    elif not is_images(source):
+        name = "table"
+    elif source == "digits":
+        name = "digits"
+    elif (typed.get("image_size") or SMALL_SIZE + 1) <= SMALL_SIZE:
+        name = "small images"
     else:
-        small = image_size is not None and image_size <= SMALL_SIZE
-        recipe = DENSITY["small images"] if small else MULTISCALE if objective == "likelihood" else MATCHED_IMAGES
-        recipe = {**recipe, "alpha": 1e-6} if source in DARK else recipe
-    return {name: x for name, x in recipe.items() if objective != "flow-matching" or name not in OF_LIKELIHOOD}
+        name = "multiscale images" if objective == "likelihood" else "matched images"
+    recipe = dict(DENSITY[name])
+    if source in DARK_IMAGES:
+        recipe["alpha"] = 1e-6
+    return name, recipe
 
 
-def classify(source: str, model: str = "node") -> dict[str, Any]:
-    """The recipe of a data set of ``train-flows classify`` and a kind of network: its own, or that of its kind."""
-    kind = "paper" if paper.known(source) else "images" if _pictured(source) else "table"
-    recipe = CLASSIFY.get(source, KINDS[kind])
-    return {name: x for name, x in recipe.items() if model in ("node", "resnet") or name not in OF_NODES}
-
-
-def _pictured(source: str) -> bool:
-    """Whether data are images."""
-    return images.known(source) or Path(source).is_dir()
+def classify(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
+    """Choose the recipe of ``train-flows classify``; see :func:`density`."""
+    source = typed.get("source") or ""
+    kind = "function" if paper_functions.known(source) else "images" if is_images(source) else "table"
+    name = source if source in CLASSIFY else kind
+    return name, dict(CLASSIFY[name])

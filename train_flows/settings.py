@@ -1,253 +1,317 @@
-"""Settings by concern: small dataclasses that the programs compose into their command lines."""
+"""Settings of the training programs: one dataclass for each concern, and the one place that checks them together."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-import torch
-import tyro
+from pydantic import Field
 
-from anode import InputError, Solver
-from anode.solver import FIXED_METHODS
-from train_flows import processes
+from anode import CheckpointError, ClassifierConfig, InputError, Solver
+from anode.errors import config
+from cnf import DensityConfig
 
-Device = Annotated[str, tyro.conf.arg(help="cpu, cuda, cuda:1, mps; auto takes a CUDA GPU where there is one")]
-Data = Annotated[
-    tyro.conf.Positional[str | None],
-    tyro.conf.arg(
-        metavar="DATA", help="moons, ..., digits, mnist, ..., power, ..., or the path of a table or a folder of images"
-    ),
-]
-Labelled = Annotated[
-    tyro.conf.Positional[str | None],
-    tyro.conf.arg(
-        metavar="DATA", help="spheres, ..., mnist, ..., wine, ..., or the path of a table or a folder of images"
-    ),
-]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # --name alone: of what no recipe turns on
+Count = Annotated[int, Field(ge=1)]
+CountFromZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Precision = Literal["float32", "bfloat16"]
 
-Activation = Literal["tanh", "softplus", "relu", "silu"]
-TRAINED = 0.9  # of the time of a sitting; the rest is left for figures and pictures
+LIKELIHOOD, MATCHING, BOTH = "likelihood", "flow-matching", "flow-matching+likelihood"
 
 
-@dataclass(frozen=True)
-class Source:
-    """What to learn."""
+@config
+class DensityData:
+    """Data to learn.
 
-    source: Data = None
-    jitter: Flag = False  # add noise to columns of few distinct values
-    data_root: str = "data"  # folder of the published tables, and of mnist, fashion, cifar10 and svhn
-    download: Flag = False  # fetch those images that are not there
-    image_size: int | None = None  # height and width to bring images to
-    train_size: int | None = None  # how many images to train on, drawn by the seed; all when omitted
-    test_size: int | None = None  # how many to test on
-    conditional: Flag = False  # a density given the class, of images in classes
+    Attributes:
+        source: name of a data set, or path of a table or of a folder of images
+        context: columns of a table that are given; learn the density of the others given these
+        conditional: learn the density of images given their class
+        jitter: add noise to the columns of a table that have few distinct values
+        image_size: height and width to resize images to
+        train_size: number of training samples; all if omitted
+        test_size: number of test samples; all if omitted
+        data_root: folder of MNIST, CIFAR-10, POWER and other named data sets
+        download: download missing images to the data root
+    """
 
-
-@dataclass(frozen=True)
-class Labels:
-    """What to learn."""
-
-    source: Labelled = None
-    target: str | None = None  # the column of the classes, for a table
-    data_root: str = "data"  # folder of mnist, fashion, cifar10 and svhn
-    download: Flag = False  # fetch those that are not there
-    image_size: int | None = None  # height and width to bring images to
-    train_size: int | None = None  # how many images to train on, drawn by the seed; all when omitted
-    test_size: int | None = None  # how many to test on
-
-
-@dataclass(frozen=True)
-class Network:
-    """The classifier."""
-
-    model: Literal["node", "second-order", "resnet", "mlp"] = "node"  # neural ODE, augmented with --extra, or another
-    extra: int = 0  # augmented dimensions, channels of images
-    lift: Literal["zeros", "learned"] = "zeros"  # how they begin
-    field: Literal["mlp", "conv", "norm-conv"] = "mlp"  # of NODE and ResNet; convolutions are for images
-    hidden: tuple[int, ...] = (32, 32)  # widths of the hidden layers
-    filters: int = 64  # of convolutions
-    activation: Activation = "relu"  # of the hidden layers
-    time: Literal["none", "concat", "bias"] = "concat"  # how the field of an ODE depends on time
-    blocks: int = 5  # of a ResNet
-    stem: Literal["none", "conv", "residual"] = "none"  # what makes a small map of an image, first of all
-    readout: Literal["linear", "pool", "none"] = "linear"  # a layer on the final state, on its means, or none
+    source: str | None = None
+    context: tuple[str, ...] = ()
+    conditional: bool = False
+    jitter: bool = False
+    image_size: Count | None = None
+    train_size: Count | None = None
+    test_size: Count | None = None
+    data_root: str = "data"
+    download: bool = False
 
 
-@dataclass(frozen=True)
-class Model:
-    """The field and its divergence."""
+@config
+class LabelledData:
+    """Data to classify.
 
-    field: Literal["mlp", "conv", "stack", "unet"] = "mlp"  # a perceptron; of images 1x1-3x3-1x1, 3x3 ..., or a U-Net
-    hidden: tuple[int, ...] = (128, 128)  # widths of the hidden layers, filters of a stack, or of levels of a U-Net
-    filters: int = 32  # of --field conv
-    activation: tuple[Activation, ...] = ("tanh",)  # of the hidden layers in turn, the last name of all that are left
-    time: Literal["none", "concat", "bias", "squash", "hyper"] = "bias"  # how the field depends on time
-    residual: Flag = False  # the field is the network less the state
-    whiten: bool = False  # take the correlations of the data out before the ODE
-    base: Literal["normal", "mixture", "conditional"] = "normal"  # N(0, I), a learned mixture, or one given --extra
-    components: int = 8  # of the mixture
-    divergence: Literal["exact", "hutchinson"] = "exact"  # exact or estimated
-    probes: int = 1  # Hutchinson probes averaged
-    noise: Literal["rademacher", "gaussian"] = "rademacher"  # of the probes
+    Attributes:
+        source: name of a data set, or path of a table or of a folder of images
+        target: column of a table that holds the classes
+        image_size: height and width to resize images to
+        train_size: number of training samples; all if omitted
+        test_size: number of test samples; all if omitted
+        removed_slices: validate on this many of ten slices of the plane, and train on the others
+        data_root: folder of MNIST, Fashion-MNIST, CIFAR-10 and SVHN
+        download: download missing images to the data root
+    """
 
-
-@dataclass(frozen=True)
-class Scales:
-    """How many ODEs, at which scales of images, and how values of pixels are spread."""
-
-    blocks: int = 1  # ODEs in a row; at every scale, before and after its squeeze
-    multiscale: bool = False  # smaller and smaller images, half of whose channels leave for the base
-    dequantization: Literal["uniform", "learned"] = "uniform"  # noise that fills the gaps between values
-    alpha: float = 0.05  # keeps values from the infinite ends of the logit: 1e-6 to 0.05
+    source: str | None = None
+    target: str | None = None
+    image_size: Count | None = None
+    train_size: Count | None = None
+    test_size: Count | None = None
+    removed_slices: Annotated[int, Field(ge=0, le=9)] = 0
+    data_root: str = "data"
+    download: bool = False
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Further dimensions for the flow to use."""
-
-    extra: int = 0  # augmented dimensions, channels of images; or how many components
-    augmentation: Literal["joint", "frozen", "momentum", "categorical", "copies"] = "joint"  # what to make of them
-    posterior: Literal["normal", "learned", "fitted"] = "normal"  # how they are drawn, given the data
-    correlated: Flag = False  # the components of a mixture have a full covariance instead of a diagonal one
-    samples: int = 1  # draws of them in training, for a tighter bound
-    warm_up: int = 0  # steps over which what a learned posterior, or dequantization, costs comes to count in full
-    matching_kl: float = 1.0  # what it costs in flow matching
-
-
-@dataclass(frozen=True)
+@config
 class Objective:
-    """What to minimise."""
+    """Loss of a density.
 
-    objective: Literal["likelihood", "flow-matching", "flow-matching+likelihood"] = "likelihood"
-    likelihood_steps: int | None = None  # the last steps, of flow-matching+likelihood; a sixth, if omitted
-    coupling: Literal["independent", "optimal_transport", "entropic"] = "independent"  # of flow matching
-    interpolation: Literal["straight", "variance-preserving"] = "straight"  # paths of flow matching
-    sigma: float = 0.0  # noise of flow matching, in standard deviations of the data
-    kinetic: float = 0.0  # weight of the kinetic energy of the paths, of likelihood as the next three
-    frobenius: float = 0.0  # weight of the squared norm of the Jacobian
-    acceleration: float = 0.0  # weight of the squared acceleration, which makes solving cheap
-    steer: float = 0.0  # move the time of the base by up to this while training
-    energies: tuple[Literal["kinetic", "frobenius", "acceleration"], ...] = ()  # to report with every validation
+    Attributes:
+        objective: loss to minimise; both names together train by flow matching first
+        likelihood_steps: number of last steps that maximise likelihood; a sixth if omitted
+        coupling: pairing of data and base points in flow matching
+        kinetic: weight of the kinetic energy of the paths
+        frobenius: weight of the squared Frobenius norm of the Jacobian
+        acceleration: weight of the squared acceleration, which makes solves cheap
+        loosen: factor of the tolerances in training
+    """
 
-
-@dataclass(frozen=True)
-class Numerics:
-    """How ODEs are solved."""
-
-    solver: str = "dopri5"  # method
-    rtol: float = 1e-3  # relative tolerance
-    atol: float = 1e-3  # absolute tolerance
-    step_size: float | None = None  # of a fixed-step solver; 0.25 when omitted
-    gradient: Literal["checkpoint", "direct", "adjoint"] = "checkpoint"  # in little memory, fastest, or by the adjoint
-    max_steps: int = 1000  # a solve that takes more, of six evaluations each with dopri5, ends the training
-
-    def value(self) -> Solver:
-        """The solver."""
-        size = 0.25 if self.step_size is None and self.solver in FIXED_METHODS else self.step_size
-        return Solver(self.solver, self.rtol, self.atol, size, self.max_steps, self.gradient)
+    objective: Literal["likelihood", "flow-matching", "flow-matching+likelihood"] = LIKELIHOOD
+    likelihood_steps: Count | None = None
+    coupling: Literal["independent", "optimal-transport"] = "independent"
+    kinetic: Weight = 0.0
+    frobenius: Weight = 0.0
+    acceleration: Weight = 0.0
+    loosen: Positive = 10.0
 
 
-@dataclass(frozen=True)
-class DensityNumerics(Numerics):
-    """How the ODEs of densities are solved, which have to be accurate for their figures to mean something."""
+@config
+class Training:
+    """Optimisation, counted in steps.
 
-    solver: str = "dopri5"  # of training; figures of a fixed-step one are taken by dopri5
-    rtol: float = 1e-5  # relative tolerance of all figures
-    atol: float = 1e-5  # absolute tolerance of all figures
-    loosen: float = 10.0  # training solves at this multiple of rtol and atol
-    refine: bool = True  # halve fixed steps of training once their NLL drifts from the adaptive one
+    Attributes:
+        steps: number of optimiser steps
+        batch_size: samples per step
+        lr: learning rate of Adam
+        schedule: course of the learning rate
+        lr_warm_up: steps over which the learning rate rises from 0, at the start and after a restart
+        clip: largest norm of the gradient
+        weight_decay: weight decay of Adam
+        ema: decay of the moving average of the weights that is validated and stored; 0 for none
+        validate_every: steps between validations, records and saved states
+        likelihood_from: step at which likelihood follows flow matching, where a cosine restarts
+        restart_lr: learning rate after the restart; that of the start if omitted
+        precision: precision of the fields in training; states and figures keep theirs
+        on_stiff: reaction to a failed solve: stop training, or skip the step
+        max_skipped: give up after this many consecutive skipped steps
+        kl_warm_up: steps over which the weight of the KL term of learned noise rises to 1
+        measure: extra figures of every validation; costs are evaluations and NLL in double precision
+    """
 
-    def training(self) -> Solver:
-        """The solver of training."""
-        if not self.loosen > 0:
-            raise InputError(f"--loosen {self.loosen} must be a positive number, 1 for the tolerances of the figures")
-        return dataclasses.replace(self.value(), rtol=self.loosen * self.rtol, atol=self.loosen * self.atol)
+    steps: Count = 600
+    batch_size: Count = 512
+    lr: Positive = 1e-2
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    lr_warm_up: CountFromZero = 0
+    clip: Positive = 10.0
+    weight_decay: Weight = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validate_every: Count = 100
+    likelihood_from: Count | None = None
+    restart_lr: Positive | None = None
+    precision: Precision = "float32"
+    on_stiff: Literal["stop", "skip"] = "stop"
+    max_skipped: CountFromZero = 10
+    kl_warm_up: CountFromZero = 0
+    measure: Literal["none", "costs"] = "none"
 
-    def figures(self) -> Solver:
-        """The solver of validation, tests and the stored model: always adaptive."""
-        method = "dopri5" if self.solver in FIXED_METHODS else self.solver
-        return dataclasses.replace(self.value(), method=method, step_size=None, gradient="direct")
+
+@config
+class Epochs:
+    """Passes through the data, which `Training` counts in steps.
+
+    Attributes:
+        epochs: number of passes through the training samples
+        keep: weights to keep: those of the best validation loss, or the last
+        snapshots: epochs whose features are stored in features.npz
+    """
+
+    epochs: Count = 30
+    keep: Literal["best", "last"] = "best"
+    snapshots: tuple[CountFromZero, ...] = ()
+
+    def in_steps(self, training: Training, samples: int) -> Training:
+        """Count epochs in steps, with a record after each epoch."""
+        per_epoch = samples // training.batch_size
+        return dataclasses.replace(training, steps=self.epochs * per_epoch, validate_every=per_epoch)
 
 
-@dataclass(frozen=True)
+@config
 class RunSettings:
-    """Where and how to run."""
+    """Where and how to run.
 
-    out: str | None = None  # run folder; runs/DATA when omitted
-    seed: int = 0  # of data, weights, batches and noise
-    data_seed: int | None = None  # of the data, their split and batches alone; --seed, if omitted
-    noise_seed: int | None = None  # of probes and other noise alone; if omitted, what goes on from the weights
-    device: Device = "auto"
-    dtype: Literal["float32", "float64"] = "float32"  # of weights, data and states
-    deterministic: Flag = False  # take algorithms that give the same bits again, also on a GPU, though slower
-    compile: Flag = False  # vector fields, by torch.compile: faster steps after a minute or so
-    tensorboard: Flag = False  # records for TensorBoard, too, in the run folder
-    overwrite: Flag = False  # replace an existing run
-    budget_minutes: float | None = None  # of this sitting: train for nine tenths of them; --resume goes on
-    resume: str | None = None  # continue this run with all its settings
+    Attributes:
+        out: folder of the run; runs/DATA if omitted
+        seed: seed of data, weights, batches and noise
+        device: cpu, cuda, cuda:1 or mps; auto takes a CUDA GPU if there is one
+        dtype: precision of weights, data and states
+        deterministic: use deterministic algorithms only, slower on a GPU
+        compile: compile vector fields, for faster steps after a minute
+        tensorboard: write records for TensorBoard to the run folder as well
+        overwrite: replace an existing run
+        budget_minutes: stop after this time, saved for --resume
+        resume: folder of a run to continue with its settings
+    """
 
-    def check(self) -> None:
-        """Raise an :class:`~anode.InputError` for a budget that is none, or a seed that no generator takes."""
-        for name in ("seed", "data_seed", "noise_seed"):
-            if getattr(self, name) is not None:
-                check_seed(getattr(self, name), f"--{name.replace('_', '-')}")
-        if self.budget_minutes is not None and not self.budget_minutes > 0:
-            raise InputError(f"--budget-minutes {self.budget_minutes} must be a positive number")
-
-    def deadline(self, started: float) -> float:
-        """When training has to stop, in a sitting that started then; infinity without a budget."""
-        return math.inf if self.budget_minutes is None else started + 60 * TRAINED * self.budget_minutes
-
-    def of_data(self) -> int:
-        """The seed of the data, their split and batches."""
-        return self.seed if self.data_seed is None else self.data_seed
+    out: str | None = None
+    seed: Seed = 0
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    deterministic: bool = False
+    compile: bool = False
+    tensorboard: bool = False
+    overwrite: bool = False
+    budget_minutes: Positive | None = None
+    resume: str | None = None
 
 
-def find_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is a CUDA GPU where there is one.
+@config
+class DensitySettings:
+    """All settings of ``train-flows density``, by concern."""
+
+    data: DensityData = DensityData()
+    model: DensityConfig = DensityConfig()
+    objective: Objective = Objective()
+    training: Training = Training()
+    run: RunSettings = RunSettings()
+
+    def validate(self, typed: Collection[str] = ()) -> None:
+        """Check that the settings go together; the model's own combinations are checked with the data, by its config.
+
+        Args:
+            typed: names of the options that were chosen explicitly; each of them must have an effect.
+
+        Raises:
+            InputError: if they do not go together.
+        """
+        _check_effects(self, DENSITY_CONDITIONS, typed)
+        _check_training(self.training, self.model.solver, self.run)
+        objective, last = self.objective.objective, self.objective.likelihood_steps
+        if last is not None and last >= self.training.steps:
+            raise InputError(f"--likelihood-steps {last} must be below --steps {self.training.steps}")
+        if objective != LIKELIHOOD and (self.model.multiscale or self.model.blocks > 1):
+            raise InputError(
+                f"--objective {objective} is for one ODE: pass --no-multiscale --blocks 1, or --objective likelihood"
+            )
+        if self.objective.coupling != "independent" and (self.data.conditional or self.data.context):
+            raise InputError(
+                f"--coupling {self.objective.coupling} would make base points depend on what is given, which those of "
+                "sampling do not: drop it"
+            )
+
+
+@config
+class ClassifySettings:
+    """All settings of ``train-flows classify``, by concern."""
+
+    data: LabelledData = LabelledData()
+    model: ClassifierConfig = ClassifierConfig()
+    epochs: Epochs = Epochs()
+    training: Training = Training(batch_size=64, lr=1e-3, schedule="constant")
+    run: RunSettings = RunSettings()
+
+    def validate(self, typed: Collection[str] = ()) -> None:
+        """Check that the settings go together; see :meth:`DensitySettings.validate`."""
+        _check_effects(self, CLASSIFY_CONDITIONS, typed)
+        _check_training(self.training, self.model.solver, self.run)
+
+
+class Condition(NamedTuple):
+    """A condition under which options have an effect.
+
+    Attributes:
+        options: names of the options.
+        words: the condition in words.
+        holds: whether settings meet it.
+    """
+
+    options: tuple[str, ...]
+    words: str
+    holds: Callable[[Any], bool]
+
+
+DENSITY_CONDITIONS = (
+    Condition(
+        ("kinetic", "frobenius", "acceleration"),
+        f"--objective {LIKELIHOOD} or {BOTH}",
+        lambda s: s.objective.objective != MATCHING,
+    ),
+    Condition(("coupling",), f"--objective {MATCHING} or {BOTH}", lambda s: s.objective.objective != LIKELIHOOD),
+    Condition(("likelihood_steps",), f"--objective {BOTH}", lambda s: s.objective.objective == BOTH),
+    Condition(("loosen",), "an adaptive --solver", lambda s: s.model.solver.adaptive),
+    Condition(("activation", "time"), "--field mlp, conv or stack", lambda s: s.model.field != "unet"),
+    Condition(("components",), "--base mixture", lambda s: s.model.base == "mixture"),
+)
+_SOLVER = tuple(name for name in ("solver", "rtol", "atol", "step_size", "gradient", "max_steps"))
+CLASSIFY_CONDITIONS = (
+    Condition(("blocks",), "--model resnet", lambda s: s.model.model == "resnet"),
+    Condition((*_SOLVER, "time"), "--model node or second-order", lambda s: s.model.model in ("node", "second-order")),
+    Condition(("activation",), "--field mlp or conv", lambda s: s.model.field != "norm-conv"),
+)
+
+
+def _check_effects(settings: Any, conditions: Sequence[Condition], typed: Collection[str]) -> None:
+    for condition in conditions:
+        for name in condition.options:
+            if name in typed and not condition.holds(settings):
+                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: drop it")
+
+
+def _check_training(training: Training, solver: Solver, run: RunSettings) -> None:
+    if training.schedule == "plateau" and training.lr_warm_up:
+        raise InputError("--schedule plateau has no warm-up of the learning rate: pass lr_warm_up=0")
+    if training.precision != "float32" and solver.gradient == "adjoint":
+        raise InputError(f"--precision {training.precision} cannot be used with --gradient adjoint: take direct")
+    if training.precision != "float32" and run.dtype != "float32":
+        raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: drop one")
+
+
+S = TypeVar("S", DensitySettings, ClassifySettings)
+
+
+def to_sections(settings: DensitySettings | ClassifySettings) -> dict[str, Any]:
+    """Return plain values by section for ``config.json``, which has the model elsewhere, with the solver of figures."""
+    sections = dataclasses.asdict(settings)
+    return {**sections, "solver": sections.pop("model")["solver"]}
+
+
+def from_config(kind: type[S], path: object, config: Mapping[str, Any]) -> S:
+    """Return the settings that a run was started with.
+
+    Args:
+        kind: class of the settings.
+        path: folder of the run.
+        config: content of its ``config.json``.
 
     Raises:
-        InputError: when there is no such device here.
+        CheckpointError: if they are not settings of this version.
     """
-    if name == "auto":
-        return _numbered(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    names = {field.name for field in dataclasses.fields(type(kind().model))}
     try:
-        device = torch.device(name)
-        torch.zeros(1).to(device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise InputError(f"--device {name} cannot be used here ({reason}): pass --device cpu or auto") from error
-    return _numbered(device)
-
-
-def _numbered(device: torch.device) -> torch.device:
-    """The device with the number of its GPU, which ``torch.cuda.set_device`` wants; each process has one of its own."""
-    if device != torch.device("cuda"):
-        return device
-    if processes.started()[1] == 1:
-        return torch.device("cuda", torch.cuda.current_device())
-    if processes.local_rank() >= torch.cuda.device_count():
-        raise InputError(f"{torch.cuda.device_count()} GPUs are too few: start as many processes, or pass --device cpu")
-    return torch.device("cuda", processes.local_rank())
-
-
-def check_seed(seed: int, option: str = "--seed") -> None:
-    """Raise an :class:`~anode.InputError` for a seed that some random generator does not take."""
-    if not 0 <= seed < 2**31:
-        raise InputError(f"{option} {seed} must be from 0 to {2**31 - 1}")
-
-
-def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
-    """Raise an :class:`~anode.InputError` for a file that is of no known format, or that would be lost."""
-    if out.suffix not in suffixes:
-        raise InputError(f"--out {out} must end in {', '.join(suffixes)}")
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder: pass the name of a file")
-    if out.exists() and not overwrite:
-        raise InputError(f"--out {out} exists: pass another name, or --overwrite")
+        model = {name: value for name, value in config["model"].items() if name in names}
+        sections = dict(config["settings"])
+        return kind(model={**model, "solver": sections.pop("solver")}, **sections)
+    except (InputError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} was started with settings that cannot be used ({error}): train again") from error

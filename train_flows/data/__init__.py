@@ -1,54 +1,166 @@
-"""Data sets by name or path."""
+"""Data sets by name or path.
+
+To add one, write a function that returns a :class:`Dataset` and list its name here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from anode import InputError
-from train_flows.data import images, large, tabular, toy
-from train_flows.data.dataset import Dataset
-from train_flows.data.published import PUBLISHED
-from train_flows.data.stored import open_large
+from train_flows.data import benchmark_tables, images, paper_functions, tabular, toy
+from train_flows.data.dataset import SEED_STRIDE, Dataset, Split, class_contexts
 
-__all__ = ["NAMES", "Dataset", "load", "pictures"]
+__all__ = [
+    "DENSITY_NAMES",
+    "LABELLED_NAMES",
+    "SEED_STRIDE",
+    "Dataset",
+    "Split",
+    "class_contexts",
+    "is_images",
+    "known_density_data",
+    "known_labelled_data",
+    "load_density_data",
+    "load_labelled_data",
+]
 
-NAMES = (*toy.DENSITIES, *images.NAMES, *PUBLISHED)
+DENSITY_NAMES = (*toy.DENSITIES, *images.IMAGE_SETS, *benchmark_tables.BENCHMARKS)
+LABELLED_NAMES = (*paper_functions.FUNCTIONS, "spheres-3", *images.IMAGE_SETS, *tabular.SKLEARN)
 
 
-def load(source: str, seed: int = 0, jitter: bool = False, data_root: str | Path = "data", **pictured: Any) -> Dataset:
-    """Load a data set.
+def load_density_data(
+    source: str,
+    *,
+    seed: int = 0,
+    data_root: str | Path = "data",
+    download: bool = False,
+    image_size: int | None = None,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    jitter: bool = False,
+    context: Sequence[str] = (),
+    conditional: bool = False,
+    split: bool = True,
+) -> Dataset:
+    """Load samples of a density.
 
     Args:
-        source: a two-dimensional density (``moons``), images (``digits``, ``mnist``), a published table (``power``), or
-            the path of a table of numbers or of a folder of images.
-        seed: of the samples drawn, or of the split.
-        jitter: see :func:`train_flows.data.tabular.load`.
-        data_root: the folder of the published tables and images.
-        pictured: how to read images; see :func:`train_flows.data.images.load`.
+        source: one of ``DENSITY_NAMES``, or the path of a table or of a folder of images.
+        seed: of samples that are drawn, of the split, and of subsets.
+        data_root: folder of the published images and tables.
+        download: fetch published images that are missing.
+        image_size: height and width of images.
+        train_size: number of training samples; a tenth as many validate.
+        test_size: number of test samples.
+        jitter: add noise to columns of few distinct values; for tables from files.
+        context: columns of a table that are given, instead of being modelled.
+        conditional: images are given their class.
+        split: if False, a file or folder without a test part of its own is the test part as a whole.
 
     Raises:
-        InputError: when there is no such data set, or it cannot be used.
+        InputError: if there is no such data set, it cannot be used, or an option does not fit it.
     """
-    of_images = pictures(source)
-    if jitter and (source in NAMES or of_images):
-        raise InputError(f"--jitter is for tables from files, not for {source}: drop it")
-    if of_images:
-        return images.load(source, seed, data_root, **pictured)
-    if source not in NAMES and not Path(source).exists() and not Path(source).suffix:
-        raise InputError(f"data={source!r} is neither a known data set ({', '.join(NAMES)}) nor an existing file")
-    for name, value in pictured.items():
-        if value is not None and value is not False:
-            typed = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-            raise InputError(f"{typed} is for images, not for {source}: drop it")
+    if is_images(source):
+        _refuse(source, "tables from files", jitter=jitter, context=context)
+        dataset = images.load_density(
+            source,
+            conditional,
+            seed=seed,
+            data_root=data_root,
+            download=download,
+            image_size=image_size,
+            split=split,
+        )
+        return dataset.limited(train_size, test_size, seed)
+    _refuse(source, "images", image_size=image_size, download=download, conditional=conditional)
+    if source in DENSITY_NAMES:
+        _refuse(source, "tables from files", jitter=jitter, context=context)
+    else:
+        _check_path(source, DENSITY_NAMES)
     if source in toy.DENSITIES:
-        return toy.load(source, seed)
-    if source in PUBLISHED:
-        return tabular.load_published(source, data_root)
-    stored = open_large(source)
-    return large.load(stored, seed, jitter) if stored else tabular.load(source, seed, jitter)
+        dataset = toy.load(source, seed)
+    elif source in benchmark_tables.BENCHMARKS:
+        dataset = tabular.load_benchmark(source, data_root)
+    else:
+        dataset = tabular.load(source, seed, jitter, context, split)
+    return dataset.limited(train_size, test_size, seed)
 
 
-def pictures(source: str) -> bool:
-    """Whether a data set is of images, by name or in a folder."""
-    return images.known(source) or (source not in NAMES and Path(source).is_dir())
+def load_labelled_data(
+    source: str,
+    *,
+    seed: int = 0,
+    target: str | None = None,
+    data_root: str | Path = "data",
+    download: bool = False,
+    image_size: int | None = None,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    split: bool = True,
+) -> Dataset:
+    """Load samples with classes, or with target values.
+
+    Args:
+        source: one of ``LABELLED_NAMES``, ``spheres-D`` in D dimensions, or the path of a table or of a folder of
+            images.
+        seed: of points that are drawn, of the split, and of subsets.
+        target: the column of the classes, for a table.
+        data_root: folder of the published images.
+        download: fetch published images that are missing.
+        image_size: height and width of images.
+        train_size: number of training samples; a tenth as many validate.
+        test_size: number of test samples.
+        split: see :func:`load_density_data`.
+
+    Raises:
+        InputError: if there is no such data set, it has no such classes, or an option does not fit it.
+    """
+    of_images = source in images.IMAGE_SETS or (not known_labelled_data(source) and Path(source).is_dir())
+    if of_images or known_labelled_data(source):
+        _refuse(source, "tables from files", target=target)
+    if not of_images:
+        _refuse(source, "images", image_size=image_size, download=download)
+    if of_images:
+        dataset = images.load(source, seed, data_root, download, image_size, split=split)
+    elif paper_functions.is_function(source):
+        dataset = paper_functions.load(source, seed)
+    elif source in tabular.SKLEARN:
+        dataset = tabular.load_sklearn(source, seed)
+    else:
+        _check_path(source, LABELLED_NAMES)
+        dataset = tabular.load_classes(source, target, seed, split)
+    return dataset.limited(train_size, test_size, seed)
+
+
+def known_density_data(source: str) -> bool:
+    """Return True if there are samples of that name, which is not a path."""
+    return source in DENSITY_NAMES
+
+
+def known_labelled_data(source: str) -> bool:
+    """Return True if there is labelled data of that name, which is not a path."""
+    return source in LABELLED_NAMES or paper_functions.is_function(source)
+
+
+def is_images(source: str) -> bool:
+    """Return True for images, by name or in a folder."""
+    return source in images.IMAGE_SETS or (source not in DENSITY_NAMES and Path(source).is_dir())
+
+
+def _check_path(source: str, names: Sequence[str]) -> None:
+    if not Path(source).exists() and not Path(source).suffix:
+        raise InputError(
+            f"data={source!r} is unknown; choose one of {', '.join(names)}, or the path of a table or of a folder of "
+            "images"
+        )
+
+
+def _refuse(source: str, kind: str, **options: Any) -> None:
+    """Raise an InputError for options that do not fit the data."""
+    for name, value in options.items():
+        if value not in (None, False, ()) and value != []:
+            typed = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            raise InputError(f"{typed} is for {kind}, not for {source}: drop it")

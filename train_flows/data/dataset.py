@@ -1,115 +1,249 @@
-"""Data ready for training: three splits of samples, with what a reader of the results should know about them."""
+"""Data ready for training: three splits of samples, with their names, labels, contexts and notes."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cnf.objectives import Batch
-from train_flows.data.rows import Rows
+from anode import InputError
+
+SEED_STRIDE = 1_000_003  # between the seeds of random streams that belong together
+MAX_HEAD = 100_000  # samples of a mapped part that are read into memory together
 
 
-class Classes(NamedTuple):
-    """Classes of the samples of a data set, int64 (N,) of each part.
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of a data set, in original units.
 
     Attributes:
-        names: of the classes.
-        train: of the training samples.
-        validation: of the validation samples.
-        test: of the test samples.
+        x: samples (N, *S), float32, or uint8 for images. For a mapped table, the whole file: read it by :meth:`batch`.
+        y: classes (N,), int64, or target values (N, K); None without labels.
+        c: contexts (N, K) of a conditional density; None without contexts.
+        rows: for a mapped table, the rows (N,) of the file that belong to this part; None for samples in memory.
     """
 
-    names: tuple[str, ...]
-    train: Tensor
-    validation: Tensor
-    test: Tensor
+    x: Tensor
+    y: Tensor | None = None
+    c: Tensor | None = None
+    rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x if self.rows is None else self.rows)
+
+    @property
+    def mapped(self) -> bool:
+        """True if the samples are read from disk."""
+        return self.rows is not None
+
+    def take(self, rows: Tensor | slice) -> Split:
+        """Return some of the samples; those of a mapped table stay on disk."""
+        if self.rows is not None:
+            return dataclasses.replace(self, rows=self.rows[rows])
+        return Split(self.x[rows], *(None if part is None else part[rows] for part in (self.y, self.c)))
+
+    def head(self, n: int | None = None) -> Split:
+        """Return at most n samples in memory; all of them without n, but at most 100,000 of a mapped table.
+
+        A training part is in random order, so these are a random sample.
+        """
+        if self.rows is None:
+            return self.take(slice(n))
+        return Split(self.x[self.rows[: MAX_HEAD if n is None else n]].float())
+
+    def batch(self, rows: Tensor | slice) -> Tensor | tuple[Tensor, Tensor]:
+        """Return samples x (B, *S), or pairs: (x, c) with contexts, otherwise (x, y) with labels."""
+        if self.rows is not None:
+            return self.x[self.rows[rows]].float()
+        given = self.y if self.c is None else self.c
+        return self.x[rows] if given is None else (self.x[rows], given[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples of a distribution in their original units.
+    """Three splits of a data set and everything a program has to know about them.
 
     Attributes:
-        name: what to call it.
-        train: training samples (N, *S); of a table that stays on disk, as many as stand for all.
+        name: what to call it in reports.
+        train: samples to train on.
         validation: samples that choose the best weights.
         test: samples for the reported figures.
-        columns: names of the dimensions of a sample, flattened.
-        levels: number of values an element takes, for discrete data; None for real numbers.
-        table: whether it is a table, whose columns may have any units.
-        notes: sentences worth printing.
-        disk: all training rows of a table that stays on disk.
-        classes: of the samples; None where they are not known.
-        conditional: whether the distribution is that of samples given their class.
+        columns: names of the D dimensions of a sample, flattened.
+        levels: number of values a pixel takes; None for real numbers.
+        classes: names of the classes; empty if there are none, or if the targets are values.
+        context: names of the K contexts: classes, or columns of a table; empty if nothing is given.
+        is_table: True for a table, whose columns may have any units.
+        notes: sentences to print once and to keep with the results.
     """
 
     name: str
-    train: Tensor
-    validation: Tensor
-    test: Tensor
+    train: Split
+    validation: Split
+    test: Split
     columns: tuple[str, ...]
     levels: int | None = None
-    table: bool = False
+    classes: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+    is_table: bool = False
     notes: tuple[str, ...] = ()
-    disk: Rows | None = None
-    classes: Classes | None = None
-    conditional: bool = False
-
-    def digest(self) -> str:
-        """SHA-256 of all samples and what they are given, or of their file, to tell whether a data set is the same."""
-        if self.disk:
-            return self.disk.digest()
-        digest = hashlib.sha256()
-        for part in (self.train, self.validation, self.test):
-            digest.update(part.numpy().tobytes())
-        if self.given:
-            names, *labels = self.given
-            digest.update("\n".join(names).encode())
-            for part in labels:
-                digest.update(part.numpy().tobytes())
-        return digest.hexdigest()
-
-    @property
-    def given(self) -> Classes | None:
-        """The classes that samples are given; None for a distribution of samples alone."""
-        return self.classes if self.conditional else None
-
-    def samples(self, part: str, most: int | None = None) -> Batch:
-        """At most so many samples x (N, *S) of a part, or pairs (x, c) with the classes they are given, (N, K)."""
-        x: Tensor = getattr(self, part)[:most]
-        if self.given is None:
-            return x
-        return x, indicators(getattr(self.given, part)[:most], len(self.given.names))
-
-    @property
-    def size(self) -> int:
-        """Number of training samples."""
-        return len(self.disk or self.train)
 
     @property
     def shape(self) -> torch.Size:
         """Shape S of one sample."""
-        return torch.Size(self.train.shape[1:])
+        return torch.Size(self.test.x.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of a classifier: classes, or target values."""
+        if self.classes:
+            return len(self.classes)
+        return 0 if self.test.y is None else self.test.y.shape[1]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all samples; of a mapped table, of its shape and the parts in memory."""
+        digest = hashlib.sha256("\n".join((*self.classes, *self.context)).encode())
+        for part in (self.train, self.validation, self.test):
+            if part.mapped:
+                digest.update(str((len(part), *part.x.shape)).encode())
+                continue
+            for tensor in (part.x, part.y, part.c):
+                if tensor is not None:
+                    digest.update(tensor.contiguous().numpy())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plain values that a stored model keeps of its data, for :meth:`match`."""
+        names = {name: list(getattr(self, name)) for name in ("shape", "columns", "classes", "context")}
+        return {"name": self.name, "sha256": self.digest(), "levels": self.levels, **names}
+
+    def match(self, trained: Mapping[str, Any], model: str) -> Dataset:
+        """Return the test part with its columns and class numbers in the order that a stored model expects.
+
+        Args:
+            trained: what :meth:`describe` returned for the data of the model.
+            model: name of the model in messages, such as its folder.
+
+        Raises:
+            InputError: if shape, levels, columns or classes do not fit the model.
+        """
+        self._check_shape(trained, model)
+        x, y, c, columns = self.test.x, self.test.y, self.test.c, tuple(trained["columns"])
+        if self.levels is None and self.columns != columns and _have_names(self.columns) and _have_names(columns):
+            if missing := [name for name in columns if name not in self.columns]:
+                raise InputError(
+                    f"{self.name} lacks the columns {abbreviate(missing)} of {model}; "
+                    f"it has {abbreviate(self.columns)}: rename them"
+                )
+            x = x[:, [self.columns.index(name) for name in columns]]
+        classes = tuple(trained["classes"])
+        if classes:
+            y = self._class_numbers(classes, model)
+            c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
+        test = dataclasses.replace(self.test, x=x, y=y, c=c)
+        return dataclasses.replace(self, test=test, columns=columns, classes=classes)
+
+    def _check_shape(self, trained: Mapping[str, Any], model: str) -> None:
+        shape, levels = tuple(trained["shape"]), trained["levels"]
+        if (tuple(self.shape), self.levels) == (shape, levels):
+            return
+        if self.levels is None and levels is None:
+            raise InputError(
+                f"{self.name} has {math.prod(self.shape)} columns, {model} was trained on {math.prod(shape)} "
+                f"({abbreviate(trained['columns'])}): pass the same columns"
+            )
+        found, expected = (
+            f"{'x'.join(map(str, sizes))} " + ("numbers" if values is None else f"pixels with {values} levels")
+            for sizes, values in ((self.shape, self.levels), (shape, levels))
+        )
+        raise InputError(f"{self.name} holds {found}, {model} was trained on {expected}: convert the data")
+
+    def _class_numbers(self, classes: Sequence[str], model: str) -> Tensor:
+        if self.test.y is None or not self.classes:
+            raise InputError(f"{self.name} has no classes, which {model} needs: pass data in classes")
+        if unknown := sorted(set(self.classes) - set(classes)):
+            raise InputError(
+                f"{self.name} holds the class {unknown[0]}, {model} knows {abbreviate(classes)}: rename or remove it"
+            )
+        return torch.tensor([classes.index(name) for name in self.classes])[self.test.y]
+
+    def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
+        """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate.
+
+        Raises:
+            InputError: if there are not as many samples.
+        """
+        train, validation, test, notes = self.train, self.validation, self.test, list(self.notes)
+        for option, size, part in (("--train-size", train_size, train), ("--test-size", test_size, test)):
+            if size is not None and not 1 <= size <= len(part):
+                what = "training samples, without those for validation" if part is train else "test samples"
+                raise InputError(f"{option} {size} must be from 1 to {len(part)}, the number of {what} of {self.name}")
+        if train_size not in (None, len(train)):
+            notes.append(f"{train_size:,} of {len(train) + len(validation):,} training samples")
+            rows = shuffled(len(train), seed)[:train_size] if self.is_table else slice(train_size)
+            train, validation = train.take(rows), validation.take(slice(max(1, train_size // 10)))
+        if test_size not in (None, len(test)):
+            notes.append(f"{test_size:,} of {len(test):,} test samples")
+            test = test.take(shuffled(len(test), seed)[:test_size])
+        if self.classes and train.y is not None and len(train):
+            counts = torch.bincount(train.y, minlength=len(self.classes)).tolist()
+            missing = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
+            notes += [f"no training sample of class {abbreviate(missing)}"] if missing else []
+        return dataclasses.replace(self, train=train, validation=validation, test=test, notes=tuple(notes))
 
 
-def indicators(labels: Tensor, classes: int) -> Tensor:
-    """Labels (N,) as contexts (N, K) of a density given one of K classes: 1 for that class, 0 for others."""
-    return F.one_hot(labels, classes).to(torch.get_default_dtype())
-
-
-def split(x: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shuffle by ``seed`` and split into 80% training, 10% validation and 10% test samples."""
-    train, validation, test = split_rows(len(x), seed)
-    return x[train], x[validation], x[test]
-
-
-def split_rows(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of n samples that :func:`split` puts into each part."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    tenth = n // 10
+def split_rows(n: int, seed: int, max_held_out: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Shuffle n rows by the seed into 80% training, 10% validation and 10% test rows, the last two at most so large."""
+    order = shuffled(n, seed)
+    tenth = min(n // 10, max_held_out or n)
     return order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]
+
+
+def three_splits(samples: Split, seed: int, split: bool = True) -> tuple[Split, Split, Split]:
+    """Split samples by :func:`split_rows`; without ``split``, put all of them into the test part."""
+    if not split:
+        return samples.take(slice(0)), samples.take(slice(0)), samples
+    train, validation, test = (samples.take(rows) for rows in split_rows(len(samples), seed))
+    return train, validation, test
+
+
+def shuffled(n: int, seed: int) -> Tensor:
+    """Return a random permutation of n rows."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def class_contexts(labels: Tensor, n_classes: int) -> Tensor:
+    """Return labels (N,) as contexts (N, K) of a density given one of K classes: 1 for that class, 0 for others."""
+    return F.one_hot(labels, n_classes).to(torch.get_default_dtype())
+
+
+def class_order(name: str) -> tuple[float, str]:
+    """Return the sort key of a class name: numbers by value, then words by alphabet."""
+    value = finite_number(name)
+    return math.inf if value is None else value, name
+
+
+def finite_number(text: str) -> float | None:
+    """Return the finite number that a text spells, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def abbreviate(names: Sequence[str]) -> str:
+    """Return the first names of a long list, for a message."""
+    return ", ".join([*names[:8], *["..."] * (len(names) > 8)])
+
+
+def _have_names(columns: Sequence[str]) -> bool:
+    """Return True if columns have names of their own, rather than x0, x1, ..."""
+    return not all(re.fullmatch(r"x\d+", name) for name in columns)

@@ -1,44 +1,84 @@
-"""Image data: scikit-learn's digits, published sets and folders of images."""
+"""Images: MNIST, Fashion-MNIST, CIFAR-10 and SVHN through torchvision, scikit-learn's digits, and folders of images.
+
+The files of the published sets lie under ``--data-root``, where torchvision puts them:
+
+    MNIST/raw/             train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-..., gzipped or not
+    FashionMNIST/raw/      files of the same names
+    cifar-10-batches-py/   data_batch_1 to data_batch_5, test_batch, batches.meta
+    train_32x32.mat, test_32x32.mat    of SVHN
+
+A folder of images has a subfolder for each class, ``FOLDER/CLASS/*``, or two parts, ``FOLDER/train/CLASS/*`` with
+``FOLDER/test/CLASS/*`` or ``FOLDER/val/CLASS/*``. For a density the classes may be missing. Names that begin with a dot
+are ignored.
+
+References:
+    LeCun, Bottou, Bengio, Haffner 1998, Proc. IEEE 86(11); Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747;
+    Krizhevsky 2009, "Learning multiple layers of features from tiny images"; Netzer et al. 2011, NIPS workshop.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import gzip
+import io
+import shutil
+import socket
+import tempfile
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
-from torch.nn import functional
+from torch.nn import functional as F
 
 from anode import InputError
-from train_flows.data import image_folders, image_sets
-from train_flows.data import labelled as pairs
-from train_flows.data.dataset import Classes, Dataset
-from train_flows.data.labelled import Labelled, Pairs
+from train_flows.data.dataset import Dataset, Split, class_contexts, class_order, shuffled, three_splits
 
-NAMES = ("digits", *image_sets.PUBLISHED)
+DIGITS = tuple("0123456789")
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 DIGITS_LEVELS, LEVELS = 17, 256  # values of a pixel
-LEAST_IMAGES = 20  # as many as a split into three parts needs
-CHUNK = 4096  # images averaged together
+MIN_IMAGES = 20  # for a split into three parts
+MAX_SIDE = 2048  # of resized images
+CHUNK_IMAGES = 4096  # averaged together
+TIMEOUT_SECONDS = 30  # of a silent server
+TINY_IMAGENET = 100_000  # its training images
+LAYOUT = "put the images into FOLDER/CLASS/, or FOLDER/train/CLASS/ and FOLDER/test/CLASS/, a folder for each class"
 
 
-class Images(NamedTuple):
-    """Images as they are published.
+class Published(NamedTuple):
+    """Where to find a published set: torchvision's class, the folder under the data root, its files, class names."""
 
-    Attributes:
-        name: what to call them.
-        train: the training part, or all of them.
-        test: the test part, if there is one.
-        classes: their names; none where images are in no classes, whose targets are (N, 0).
-        notes: sentences worth printing.
-        levels: number of values a pixel takes.
-    """
-
-    name: str
-    train: Pairs
-    test: Pairs | None
+    loader: str
+    folder: str
+    files: tuple[str, ...]
     classes: tuple[str, ...]
-    notes: tuple[str, ...]
-    levels: int
+
+
+class Parts(NamedTuple):
+    """Images as published: the training part or all images, the test part if there is one, and class names."""
+
+    train: Split
+    test: Split | None
+    classes: tuple[str, ...]
+
+
+PUBLISHED = {
+    "mnist": Published("MNIST", "MNIST/raw", IDX, DIGITS),
+    "fashion": Published("FashionMNIST", "FashionMNIST/raw", IDX, CLOTHES),
+    "cifar10": Published("CIFAR10", "cifar-10-batches-py", BATCHES, THINGS),
+    "svhn": Published("SVHN", "", ("train_32x32.mat", "test_32x32.mat"), DIGITS),
+}
+IMAGE_SETS = ("digits", *PUBLISHED)
 
 
 def load(
@@ -47,170 +87,289 @@ def load(
     data_root: str | Path = "data",
     download: bool = False,
     image_size: int | None = None,
-    train_size: int | None = None,
-    test_size: int | None = None,
-    conditional: bool = False,
+    needs_classes: bool = True,
+    split: bool = True,
 ) -> Dataset:
-    """Load images to learn the density of, uint8 (N, C, H, W), in classes or not.
+    """Load images, uint8 (N, C, H, W), with their classes if they have any.
+
+    If a test part is published, a tenth of the training images validate; otherwise all are split 80/10/10.
 
     Args:
-        source: see :func:`labelled`, and so for the others.
-        seed: of the split and of subsets.
+        source: one of ``IMAGE_SETS``, or the path of a folder of images.
+        seed: of the split.
         data_root: the folder of the published sets.
-        download: fetch a published set that is not there.
-        image_size: height and width.
-        train_size: how many images to train on.
-        test_size: how many images to test on.
-        conditional: of the density given the class.
+        download: fetch a published set that is missing.
+        image_size: height and width: images of a folder are cropped and resized, others averaged over squares.
+        needs_classes: if False, a folder without classes will do, and images of one kind, grey or coloured, are needed.
+        split: if False, all images of a folder are the test part, unless it has one.
 
     Raises:
-        InputError: when there are no such images, they cannot be used, or they are too few; or when they are in no
-            classes that could be given.
+        InputError: if there are no such images, they cannot be used, or they are too few.
     """
-    images = read(source, data_root, download, image_size, classified=False)
-    found = arranged(images, seed, train_size, test_size)
-    if len(found.test.x) < 2:  # as many as a standard error needs
-        raise InputError(f"{found.name} has one image to test on: at least 2 are needed, pass or add more")
-    if conditional and not images.classes:
-        raise InputError(f"--conditional is for images in classes, {found.name} has none: {image_folders.LAYOUT}")
-    parts = (found.train, found.validation, found.test)
-    classes = Classes(images.classes, *(part.y for part in parts)) if images.classes else None
-    return Dataset(
-        found.name,
-        *(part.x for part in parts),
-        _pixels(found.shape),
-        levels=found.levels,
-        notes=found.notes,
-        classes=classes,
-        conditional=conditional,
-    )
+    if download and source not in PUBLISHED:
+        raise InputError(f"--download is for {', '.join(PUBLISHED)}, not for {source}: drop it")
+    name, levels, notes = source, LEVELS, ()
+    if source in PUBLISHED:
+        parts = _averaged(name, _published(name, Path(data_root), download), image_size)
+    elif source == "digits":
+        parts, levels = _averaged(name, _digits(), image_size), DIGITS_LEVELS
+    else:
+        folder = Path(source).resolve()
+        name, (parts, notes) = folder.name, _folder(folder, image_size, needs_classes)
+    train, test, classes = parts
+    named = source in IMAGE_SETS
+    if (split or named) and len(train) < MIN_IMAGES:
+        raise InputError(f"{name} has {len(train)} images to train on: at least {MIN_IMAGES} are needed, add some")
+    if test is None:
+        splits = three_splits(train, seed, split or named)
+    else:
+        rows, held_out = shuffled(len(train), seed), len(train) // 10
+        splits = train.take(rows[held_out:]), train.take(rows[:held_out]), test
+    return Dataset(name, *splits, _pixels(train.x.shape[1:]), levels, classes, notes=notes)
 
 
-def _pixels(shape: torch.Size) -> tuple[str, ...]:
-    """Names of the pixels of an image, flattened."""
+def load_density(source: str, conditional: bool, **options: Any) -> Dataset:
+    """Load images to learn their density, given their class or not; see :func:`load`."""
+    dataset = load(source, **options, needs_classes=False)
+    parts = {part: getattr(dataset, part) for part in ("train", "validation", "test")}
+    if len(dataset.test) < 2:  # for a standard error
+        raise InputError(f"{dataset.name} has one image to test on: at least 2 are needed, add some")
+    if conditional and not dataset.classes:
+        raise InputError(f"--conditional is for images in classes, {dataset.name} has none: {LAYOUT}")
+    if conditional:
+        splits = {
+            name: dataclasses.replace(part, c=class_contexts(part.y, dataset.outputs)) for name, part in parts.items()
+        }
+        return dataclasses.replace(dataset, **splits, context=dataset.classes)
+    return dataclasses.replace(dataset, **{name: Split(part.x) for name, part in parts.items()}, classes=())
+
+
+def _pixels(shape: Sequence[int]) -> tuple[str, ...]:
+    """Return the names of the pixels of an image, flattened."""
     channels, height, width = shape
     kinds = ("pixel",) if channels == 1 else ("red", "green", "blue")
     return tuple(f"{kind}_{row}_{column}" for kind in kinds for row in range(height) for column in range(width))
 
 
-def known(source: str) -> bool:
-    """Whether a set of labelled images is one by name, not a folder."""
-    return source in NAMES
-
-
-def labelled(
-    source: str,
-    seed: int = 0,
-    data_root: str | Path = "data",
-    download: bool = False,
-    image_size: int | None = None,
-    train_size: int | None = None,
-    test_size: int | None = None,
-) -> Labelled:
-    """Load images to classify, uint8 (N, C, H, W), without names of their many columns.
-
-    Where a test part is published, a tenth of the training images are for validation; else all are split 80/10/10.
-
-    Args:
-        source: ``mnist``, ``fashion``, ``cifar10``, ``svhn``, ``digits``, or the path of a folder of images.
-        seed: of the split and of subsets.
-        data_root: the folder of the published sets.
-        download: fetch a published set that is not there.
-        image_size: height and width to bring images to: those of a folder by resizing, others by averaging whole
-            squares of pixels.
-        train_size: how many images to train on; a tenth as many validate.
-        test_size: how many images to test on.
-
-    Raises:
-        InputError: when there are no such images, they cannot be used, or they are too few.
-    """
-    return arranged(read(source, data_root, download, image_size), seed, train_size, test_size)
-
-
-def arranged(images: Images, seed: int, train_size: int | None = None, test_size: int | None = None) -> Labelled:
-    """Images in three parts; see :func:`labelled`."""
-    name, train, test, classes, notes, levels = images
-    parts = _split(name, train, test, seed)
-    sizes = {"--train-size": (train_size, parts[0]), "--test-size": (test_size, parts[2])}
-    for argument, (size, part) in sizes.items():
-        _check_size(name, argument, size, len(part.x))
-    (train, validation, test), subsets = _subsets(parts, train_size, test_size, seed)
-    notes += subsets + (pairs.missing_classes(train, classes) if classes else ())
-    return Labelled(name, train, validation, test, (), classes, notes, levels)
-
-
-def _digits() -> Pairs:
+def _digits() -> Parts:
     bunch = load_digits()
-    return Pairs(torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1), torch.from_numpy(bunch.target).long())
+    x = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
+    return Parts(Split(x, torch.from_numpy(bunch.target).long()), None, DIGITS)
 
 
-def read(
-    source: str,
-    data_root: str | Path = "data",
-    download: bool = False,
-    size: int | None = None,
-    classified: bool = True,
-) -> Images:
-    """All images as they are published; see :func:`labelled`, and for those of a folder, :mod:`image_folders`."""
-    if source in image_sets.PUBLISHED:
-        train, test, classes = image_sets.read(source, data_root, download)
-        return Images(source, _averaged(source, train, size), _averaged(source, test, size), classes, (), LEVELS)
-    if download:
-        raise InputError(f"--download is for {', '.join(image_sets.PUBLISHED)}, not for {source}: drop it")
-    if source == "digits":
-        return Images(source, _averaged(source, _digits(), size), None, image_sets.DIGITS, (), DIGITS_LEVELS)
-    return Images(Path(source).resolve().name, *image_folders.read(source, size, classified), LEVELS)
-
-
-def _averaged(name: str, images: Pairs, size: int | None) -> Pairs:
-    """Images whose pixels are the rounded means of squares of theirs."""
-    now = images.x.shape[-1]
+def _averaged(name: str, parts: Parts, size: int | None) -> Parts:
+    """Return images of another size, whose pixels are the rounded means of squares of the original ones."""
+    now = parts.train.x.shape[-1]
     if size is None or size == now:
-        return images
+        return parts
     if size < 1 or now % size:
         sizes = ", ".join(str(i) for i in range(1, now + 1) if now % i == 0)
         raise InputError(f"--image-size {size} does not divide the {now} pixels of {name}: choose one of {sizes}")
-    chunks = (functional.avg_pool2d(chunk.float(), now // size) for chunk in images.x.split(CHUNK))
-    return Pairs(torch.cat([chunk.round().to(torch.uint8) for chunk in chunks]), images.y)
+    width = now // size
+
+    def average(part: Split) -> Split:
+        chunks = (F.avg_pool2d(chunk.float(), width) for chunk in part.x.split(CHUNK_IMAGES))
+        return Split(torch.cat([chunk.round().to(torch.uint8) for chunk in chunks]), part.y)
+
+    return Parts(average(parts.train), average(parts.test) if parts.test else None, parts.classes)
 
 
-def _split(name: str, train: Pairs, test: Pairs | None, seed: int) -> tuple[Pairs, Pairs, Pairs]:
-    n = len(train.x)
-    if n < LEAST_IMAGES:
-        raise InputError(f"{name} has {n} images to train on: at least {LEAST_IMAGES} are needed, add some")
-    if test is None:
-        return pairs.split(train, seed)
-    validation, rest = _shuffled(n, seed).split((n // 10, n - n // 10))
-    return _at(train, rest), _at(train, validation), test
-
-
-def _check_size(name: str, argument: str, size: int | None, images: int) -> None:
-    if size is not None and not 1 <= size <= images:
-        part = "test on" if argument == "--test-size" else "train on, besides those for validation"
-        raise InputError(f"{argument} {size} must be from 1 to {images}, for {name} has so many images to {part}")
-
-
-def _subsets(
-    parts: tuple[Pairs, Pairs, Pairs], train_size: int | None, test_size: int | None, seed: int
-) -> tuple[tuple[Pairs, Pairs, Pairs], tuple[str, ...]]:
-    """As many images as asked for, with notes; training and validation images are in random order already."""
-    train, validation, test = parts
-    notes = []
-    if train_size not in (None, len(train.x)):
-        notes.append(f"{train_size:,} of {len(train.x) + len(validation.x):,} training images")
-        train, validation = (
-            Pairs(part.x[:size], part.y[:size])
-            for part, size in ((train, train_size), (validation, max(1, train_size // 10)))
+def _published(name: str, root: Path, download: bool) -> Parts:
+    loader, folder, files, classes = PUBLISHED[name]
+    place = root / folder
+    if download and _missing(place, files):
+        _download(name, root)
+    if missing := _missing(place, files):
+        raise InputError(
+            f"{name} needs {', '.join(missing)} in {place}: put them there, pass another --data-root (now {root}), "
+            "or --download"
         )
-    if test_size not in (None, len(test.x)):
-        notes.append(f"{test_size:,} of {len(test.x):,} test images")
-        test = _at(test, _shuffled(len(test.x), seed)[:test_size])
-    return (train, validation, test), tuple(notes)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            packed = not all((place / file).is_file() for file in files)
+            parts = _torchvision(loader, _unpack(place, files, Path(scratch), folder) if packed else root)
+        train, test = (_samples(part) for part in parts)
+        if train.x.shape[1:] != test.x.shape[1:]:
+            raise ValueError(f"training images {tuple(train.x.shape)}, test images {tuple(test.x.shape)}")
+    except Exception as error:  # gzip, torchvision, pickle and scipy raise many kinds
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the {name} files in {place} are damaged or not as published ({reason[0]}): remove them and pass "
+            "--download, or restore them"
+        ) from error
+    return Parts(train, test, classes)
 
 
-def _shuffled(n: int, seed: int) -> torch.Tensor:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+def _missing(place: Path, files: Iterable[str]) -> list[str]:
+    return [file for file in files if not any((place / f"{file}{end}").is_file() for end in ("", ".gz"))]
 
 
-def _at(images: Pairs, rows: torch.Tensor) -> Pairs:
-    return Pairs(images.x[rows], images.y[rows])
+def _unpack(place: Path, files: Iterable[str], root: Path, folder: str) -> Path:
+    """Unpack gzipped files into a folder under another data root, and return that root."""
+    (root / folder).mkdir(parents=True)
+    for file in files:
+        if (place / file).is_file():
+            (root / folder / file).symlink_to((place / file).resolve())
+            continue
+        with gzip.open(place / f"{file}.gz") as source, (root / folder / file).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    return root
+
+
+def _torchvision(loader: str, root: Path, **options: Any) -> list[Any]:
+    """Return the training and the test part of a set as torchvision reads them."""
+    from torchvision import datasets  # takes a second, which other data need not wait for
+
+    parts = [{"split": "train"}, {"split": "test"}] if loader == "SVHN" else [{"train": True}, {"train": False}]
+    return [getattr(datasets, loader)(root, **part, **options) for part in parts]
+
+
+def _samples(part: Any) -> Split:
+    """Return the images (N, C, H, W) and labels of a data set of torchvision."""
+    x = torch.as_tensor(part.data)
+    y = torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets).long()
+    if x.ndim == 3:
+        x = x.unsqueeze(1)
+    if not 0 < len(x) == len(y) or y.min() < 0 or y.max() > 9:
+        raise ValueError(f"{len(x)} images with {len(y)} labels: {y.unique().tolist()}")
+    return Split((x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x).contiguous(), y)
+
+
+def _download(name: str, root: Path) -> None:
+    print(f"downloading {name} into {root}")
+    timeout, quiet = socket.getdefaulttimeout(), io.StringIO()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    try:
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            _torchvision(PUBLISHED[name].loader, root, download=True)
+    except (OSError, RuntimeError, EOFError, HTTPException) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"{name} could not be downloaded, is there a network? ({reason[-1]}); or put "
+            f"{', '.join(PUBLISHED[name].files)} into {root / PUBLISHED[name].folder}, under --data-root (now {root})"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts, tuple[str, ...]]:
+    """Return the images of a folder, and notes."""
+    if size is not None and not 1 <= size <= MAX_SIDE:
+        raise InputError(f"--image-size {size} must be from 1 to {MAX_SIDE}")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder of images: check the path")
+    training, testing, notes = _layout(folder)
+    classes = tuple(sorted(_subfolders(training), key=class_order))
+    if needs_classes or len(classes) > 1:
+        _check_classes(training, testing, classes)
+    else:
+        classes = ()
+    files = _image_files(training, classes)
+    n_train = len(files)
+    files += _image_files(testing, classes) if testing else []
+    x = _read_images([path for path, _ in files], size, one_mode=not needs_classes)
+    images = Split(x, torch.tensor([label for _, label in files]) if classes else None)
+    train, test = images.take(slice(n_train)), images.take(slice(n_train, None))
+    if folder.name.lower().startswith("tiny-imagenet") and n_train < TINY_IMAGENET:
+        notes += (f"{n_train:,} of the {TINY_IMAGENET:,} training images of Tiny-ImageNet",)
+    if folder.name.lower().startswith("cifar10") and "jpeg" in folder.name.lower():
+        notes += ("CIFAR-10 re-compressed as JPEG",)
+    return Parts(train, test if testing else None, classes), notes
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _layout(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """Return the folder of the training part or of all images, that of the test part if there is one, and notes."""
+    names = {name.lower(): name for name in _subfolders(folder)}
+    trains, tests = ([folder / names[part] for part in parts if part in names] for parts in (TRAIN_NAMES, TEST_NAMES))
+    if trains and (tests or len(names) == 1):
+        unused = (f"{path.name} is not used: validation images are drawn from the training part" for path in tests[1:])
+        return trains[0], tests[0] if tests else None, tuple(unused)
+    if trains and _subfolders(trains[0]):  # otherwise it is a class, of railways
+        other = min(set(names.values()) - {trains[0].name})
+        raise InputError(f"{folder} holds {trains[0].name} and {other}, which is not a part to test on: {LAYOUT}")
+    if tests and len(tests) == len(names):
+        raise InputError(f"{folder} holds {tests[0].name} but no folder {TRAIN_NAMES[0]}: {LAYOUT}")
+    return folder, None, ()
+
+
+def _check_classes(training: Path, testing: Path | None, classes: tuple[str, ...]) -> None:
+    for part in (training, testing):
+        if part and not _subfolders(part):
+            raise InputError(f"{part} holds no folders of images: {LAYOUT}")
+    if len(classes) < 2:
+        raise InputError(f"{training} holds one class only ({classes[0]}): at least 2 are needed; {LAYOUT}")
+    unknown = sorted(set(_subfolders(testing)) - set(classes)) if testing else []
+    if unknown:
+        raise InputError(f"{testing} holds the class {unknown[0]}, which {training} lacks: add or remove it")
+
+
+def _image_files(part: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the images of a part, in order of their classes and paths, with their class."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    def is_image(path: str) -> bool:
+        hidden = any(name.startswith(".") for name in Path(path).relative_to(part).parts)
+        return path.lower().endswith(IMG_EXTENSIONS) and not hidden
+
+    numbers = {name: i for i, name in enumerate(classes or ["."])}
+    found = make_dataset(part, numbers, is_valid_file=is_image, allow_empty=True)
+    if not found:
+        raise InputError(f"{part} holds no images ({', '.join(IMG_EXTENSIONS)}): {LAYOUT}")
+    return found
+
+
+def _read_images(paths: list[str], size: int | None, one_mode: bool) -> torch.Tensor:
+    """Read images (N, C, H, W): with one channel if all are grey, otherwise with three.
+
+    Grey images among coloured ones have three equal channels and so no density: ``one_mode`` refuses them.
+    """
+    with ThreadPoolExecutor() as pool:
+        headers = list(pool.map(_header, paths))
+        grey = [is_grey for is_grey, _ in headers]
+        if one_mode and any(grey) and not all(grey):
+            raise InputError(
+                f"{paths[grey.index(True)]} is grey, {paths[grey.index(False)]} in colour: convert them to one mode"
+            )
+        first = headers[0][1]
+        for path, (_, shape) in zip(paths, headers, strict=True):
+            if size is None and shape != first:
+                shapes = " but ".join(f"{p} is {w}x{h}" for p, (w, h) in ((paths[0], first), (path, shape)))
+                raise InputError(f"images differ in size, {shapes} pixels: pass --image-size")
+        mode = "L" if all(grey) else "RGB"
+        width, height = (size, size) if size else first
+        x = np.empty((len(paths), height, width, len(mode)), np.uint8)
+
+        def decode(i: int) -> None:
+            x[i] = _pixels_of(paths[i], mode, size)
+
+        list(pool.map(decode, range(len(paths))))  # raises what any of them raised
+    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+
+
+def _header(path: str) -> tuple[bool, tuple[int, int]]:
+    """Return whether an image is grey, and its width and height."""
+    with _readable(path), Image.open(path) as image:
+        mode, size = image.mode, image.size
+    if mode.startswith(("I", "F")):
+        raise InputError(f"{path} has more than 8 bits a pixel (mode {mode}): convert it to 8 bits")
+    return mode in ("1", "L", "LA"), size
+
+
+def _pixels_of(path: str, mode: str, size: int | None) -> np.ndarray:
+    """Return one image (H, W, C), cropped and resized to a square if a size is given."""
+    with _readable(path), Image.open(path) as image:
+        pixels = image.convert(mode)
+        array = np.asarray(pixels if size is None else ImageOps.fit(pixels, (size, size)))
+    return array if array.ndim == 3 else array[..., None]
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Generator[None]:
+    try:
+        yield
+    except Exception as error:  # Pillow raises many kinds
+        raise InputError(f"{path} cannot be read as an image ({error}): remove or restore it") from error

@@ -1,126 +1,293 @@
-"""Tables as data sets: split, checked for columns that have no density, and the five published benchmarks."""
+"""Tables as data sets: splits, large files that stay on disk, columns of classes, and warnings about columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from sklearn import datasets
 
 from anode import InputError
-from train_flows.data import published, tables
-from train_flows.data.dataset import Dataset, split
-from train_flows.data.tables import Table
+from train_flows.data import benchmark_tables, tables
+from train_flows.data.dataset import (
+    MAX_HEAD,
+    Dataset,
+    Split,
+    abbreviate,
+    class_order,
+    finite_number,
+    split_rows,
+    three_splits,
+)
 
-DETERMINED = 1e-5  # of the variance of a column is left open by a linear function of the others, or less
-FEW = "few distinct values, so the likelihood can grow without limit"
-JITTERED = "few distinct values; jittered uniformly as wide as their smallest gap, and figures are of the jittered data"
+SKLEARN = {"wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}
+MIN_ROWS = {"all": tables.MIN_ROWS, "train": tables.MIN_ROWS, "validation": 2, "test": 2}
+UNEXPLAINED = 1e-5  # share of the variance of a column, below which other columns determine it
 NEAR_DISCRETE = 0.05  # fewer distinct values than this share of the rows, or one value more often
+MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among class names that are numbers
+CHUNK_ROWS = 50_000  # rows of a mapped table that are checked together
+FEW_VALUES = "few distinct values, so the likelihood can grow without limit"
+JITTERED = (
+    "few distinct values; uniform noise as wide as their smallest gap is added, and figures are of the jittered data"
+)
 
 
-def load(path: str | Path, seed: int = 0, jitter: bool = False) -> Dataset:
-    """Read a table and split it 80/10/10 by ``seed``; an NPZ file of train, validation and test keeps its split.
+def load(
+    path: str | Path, seed: int = 0, jitter: bool = False, context: Sequence[str] = (), split: bool = True
+) -> Dataset:
+    """Read a table to learn its density.
+
+    The rows are split 80/10/10 by the seed; an NPZ file of train, validation and test keeps its split. A large NPY
+    file stays on disk, with at most 100,000 rows for validation and for testing.
 
     Args:
         path: see :func:`train_flows.data.tables.read`.
         seed: of the split and the jitter.
         jitter: add uniform noise, as wide as the smallest gap between values, to columns of few distinct values.
+        context: columns that are given, instead of being modelled.
+        split: if False, the whole table is the test part, unless the file has one.
 
     Raises:
-        InputError: when the file is no table of numbers, or has constant columns.
+        InputError: if the file is not a table of numbers, or has columns without a density.
     """
-    splits = tables.read_splits(path)
-    if splits is None:
-        table = tables.read(path)
-        train, validation, test = split(torch.from_numpy(table.values), seed)
-        arrays = {"train": train.numpy(), "validation": validation.numpy(), "test": test.numpy()}
-        splits = {name: Table(values, table.columns) for name, values in arrays.items()}
-    return _dataset(Path(path).name, splits, seed, jitter)
+    mapped = None if jitter or context else tables.open_mapped(path)
+    if mapped is not None:
+        return _load_mapped(Path(path).name, mapped, seed, split)
+    frames = tables.read(path)
+    names = tuple(next(iter(frames.values())).columns)
+    for column in context:
+        if column not in names:
+            raise InputError(f"--context {column} is not a column of {path}: choose one of {abbreviate(names)}")
+    columns = tuple(name for name in names if name not in context)
+    parts = {}
+    for part, frame in frames.items():
+        name, least = str(path) if part == "all" else f"{path}: {part}", MIN_ROWS[part] if split else 2
+        x = tables.numbers(name, frame[[*columns]], least, min_columns=1 if context else 2)
+        c = tables.numbers(name, frame[[*context]], least, min_columns=1) if context else None
+        parts[part] = Split(torch.from_numpy(x), c=None if c is None else torch.from_numpy(c))
+    return _dataset(Path(path).name, _arranged(parts, seed, split), columns, tuple(context), seed, jitter)
 
 
-def load_published(name: str, root: str | Path) -> Dataset:
-    """One of the five density-estimation tables with its published preparation and split.
+def load_benchmark(name: str, root: str | Path) -> Dataset:
+    """Load one of the five density-estimation tables with its published preparation and split.
 
     Args:
         name: ``power``, ``gas``, ``hepmass``, ``miniboone`` or ``bsds300``.
-        root: the folder that holds the converted files; see :mod:`train_flows.data.published`.
+        root: the folder of their files; see :mod:`train_flows.data.benchmark_tables`.
     """
-    return _dataset(name, published.read(name, root), seed=0, jitter=False)
+    arrays = benchmark_tables.read(name, root)
+    parts = tuple(Split(torch.from_numpy(arrays[part])) for part in tables.PARTS)
+    return _dataset(name, parts, tuple(f"x{i}" for i in range(parts[0].x.shape[1])))
 
 
-def _dataset(name: str, splits: Mapping[str, Table], seed: int, jitter: bool) -> Dataset:
-    arrays, columns = {part: table.values for part, table in splits.items()}, splits["train"].columns
-    for values in arrays.values():
-        check_size(name, values, columns)
-    single = arrays["train"].astype(np.float32)  # what the model will see
-    check_varied(name, single.min(axis=0), single.max(axis=0), columns)
-    few, spiked = repeats(single)
-    found = notes(single, columns, few, spiked, JITTERED if jitter else f"{FEW}; consider --jitter")
-    if jitter:
-        gaps = {i: np.diff(np.unique(single[:, i])).min() for i in np.flatnonzero(few)}
-        rng = np.random.default_rng(seed)
-        arrays = {part: _jittered(values, gaps, rng) for part, values in arrays.items()}
+def load_classes(path: str | Path, target: str | None, seed: int = 0, split: bool = True) -> Dataset:
+    """Read a table with a column of classes.
+
+    Args:
+        path: see :func:`train_flows.data.tables.read`.
+        target: the column of the classes: text or whole numbers.
+        seed: of the split.
+        split: see :func:`load`.
+
+    Raises:
+        InputError: if there is no such column, it does not hold classes, or other columns are not numbers.
+    """
+    frames = tables.read(path, text_column=target)
+    names = tuple(next(iter(frames.values())))
+    if target not in names:
+        raise InputError(f"--target {target} is not a column of {path}: choose one of {abbreviate(names)}")
+    texts, parts = {}, {}
+    for part, frame in frames.items():
+        if len(frame) == 0 or frame.shape[1] < 2:
+            raise InputError(
+                f"{path} has {len(frame)} rows of {target} and {frame.shape[1] - 1} other columns: it needs both"
+            )
+        texts[part] = _class_names(path, frame.pop(target))
+        x = tables.numbers(str(path), frame, MIN_ROWS[part] if split else 1, min_columns=1)
+        parts[part] = x, tuple(frame.columns)
+    found = [text for names in texts.values() for text in names]
+    classes = tuple(sorted(set(found), key=class_order))
+    if split and len(classes) < 2:
+        raise InputError(f"{path}: {target} holds one class only ({classes[0]}): at least 2 are needed")
+    if split and len(classes) > len(found) / 5:
+        raise InputError(
+            f"{path}: {target} holds {len(classes)} distinct values in {len(found)} rows, which are not classes: "
+            "choose another column"
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    columns = next(iter(parts.values()))[1]
+    splits = {}
+    for part, (x, names) in parts.items():
+        _check_range(str(path), x, names)
+        y = torch.tensor([number[text] for text in texts[part]])
+        splits[part] = Split(torch.from_numpy(x).float(), y)
+    arranged = _arranged(splits, seed, split)
+    notes = _far_from_zero(np.concatenate([x for x, _ in parts.values()]), columns)
+    return Dataset(Path(path).name, *arranged, columns, classes=classes, is_table=True, notes=notes)
+
+
+def load_sklearn(name: str, seed: int = 0) -> Dataset:
+    """Load ``wine`` or ``breast-cancer`` of scikit-learn, in classes."""
+    bunch = SKLEARN[name]()
+    samples = Split(torch.from_numpy(bunch.data).float(), torch.from_numpy(bunch.target).long())
+    columns, classes = (tuple(map(str, names)) for names in (bunch.feature_names, bunch.target_names))
+    return Dataset(name, *three_splits(samples, seed), columns, classes=classes, is_table=True)
+
+
+def _arranged(parts: Mapping[str, Split], seed: int, split: bool) -> tuple[Split, Split, Split]:
+    """Return three splits: those of the file, or of all its rows."""
+    if "all" in parts:
+        return three_splits(parts["all"], seed, split)
+    train, validation, test = (parts[part] for part in tables.PARTS)
+    return (train, validation, test) if split else (train.take(slice(0)), validation.take(slice(0)), test)
+
+
+def _dataset(
+    name: str,
+    parts: tuple[Split, ...],
+    columns: tuple[str, ...],
+    context: tuple[str, ...] = (),
+    seed: int = 0,
+    jitter: bool = False,
+) -> Dataset:
+    """Check the columns of splits in float64 and return the data set in single precision."""
+    for part in parts:
+        _check_range(name, part.x.numpy(), columns)
+        if part.c is not None:
+            _check_range(name, part.c.numpy(), context)
+    arrays, notes = [part.x.numpy() for part in parts], ()
+    if len(parts[0]):
+        train = arrays[0].astype(np.float32)
+        _check_varied(name, train.min(axis=0), train.max(axis=0), columns)
+        few, spiked = _repeats(train)
+        notes = _column_notes(train, columns, few, spiked, JITTERED if jitter else f"{FEW_VALUES}; consider --jitter")
+        if jitter:
+            gaps = {i: np.diff(np.unique(train[:, i])).min() for i in np.flatnonzero(few)}
+            rng = np.random.default_rng(seed)
+            arrays = [_jittered(x, gaps, rng) for x in arrays]
+    samples = [torch.from_numpy(x).float() for x in arrays]
+    notes += _repeated_rows(samples[0].numpy(), samples[2].numpy())
     train, validation, test = (
-        torch.from_numpy(arrays[part].astype(np.float32)) for part in ("train", "validation", "test")
+        Split(x, c=None if part.c is None else part.c.float()) for x, part in zip(samples, parts, strict=True)
     )
-    found += repeated(train.numpy(), test.numpy())
-    return Dataset(name, train, validation, test, columns, table=True, notes=found)
+    return Dataset(name, train, validation, test, columns, context=context, is_table=True, notes=notes)
 
 
-def check_size(name: str, values: np.ndarray, columns: tuple[str, ...]) -> None:
-    """Raise an :class:`~anode.InputError` for columns beyond single precision."""
+def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Dataset:
+    columns = tuple(f"x{i}" for i in range(array.shape[1]))
+    low, high = np.full(len(columns), np.inf), np.full(len(columns), -np.inf)
+    for start in range(0, len(array), CHUNK_ROWS):
+        chunk = np.array(array[start : start + CHUNK_ROWS])
+        low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))
+    bad = ~(np.isfinite(low) & np.isfinite(high))
+    if bad.any():
+        raise InputError(f"{name}: {_flagged(columns, bad)} holds missing or infinite values: drop those rows")
+    _check_range(name, np.stack([low, high]), columns)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        x = torch.from_numpy(array)
+    if not split:
+        empty = Split(torch.empty(0, len(columns)))
+        return Dataset(name, empty, empty, Split(x, rows=torch.arange(len(x))), columns, is_table=True)
+    _check_varied(name, low.astype(np.float32), high.astype(np.float32), columns)
+    train, validation, test = (Split(x, rows=rows) for rows in split_rows(len(x), seed, MAX_HEAD))
+    sample = train.head().x.numpy()
+    _check_varied(f"{name}, in {len(sample):,} of its rows", sample.min(axis=0), sample.max(axis=0), columns)
+    notes = (
+        f"{len(x):,} rows stay on disk: {len(test):,} each validate and test; "
+        f"columns are checked in {len(sample):,} others, and rows that occur twice are not looked for",
+        *_column_notes(sample, columns, *_repeats(sample), f"{FEW_VALUES}; consider --jitter"),
+    )
+    return Dataset(name, train, validation.head(), test.head(), columns, is_table=True, notes=notes)
+
+
+def _class_names(path: str | Path, labels: pd.Series) -> list[str]:
+    """Return the class of every row: words as they are written; numbers, if all are, without a needless point."""
+    texts = ["" if pd.isna(label) else _text(label) for label in labels]
+    numeric = all(finite_number(text) is not None for text in texts if text not in MISSING)
+    for row, text in enumerate(texts, start=1):
+        if not text or (numeric and text in MISSING):
+            raise InputError(f"{path}: {labels.name} has no class in data row {row}: fill it in or drop the row")
+    return [_whole_number(text) for text in texts] if numeric else texts
+
+
+def _text(label: Any) -> str:
+    return (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
+
+
+def _whole_number(text: str) -> str:
+    value = float(text)
+    return str(int(value)) if value == int(value) else text
+
+
+def _check_range(name: str, values: np.ndarray, columns: Sequence[str]) -> None:
+    """Raise an InputError for columns beyond single precision."""
     large = np.abs(values).max(axis=0, initial=0) > np.finfo(np.float32).max
     if large.any():
-        raise InputError(f"{name}: {_names(columns, large)} is too large for single precision: rescale such columns")
+        raise InputError(f"{name}: {_flagged(columns, large)} is too large for single precision: rescale such columns")
 
 
-def check_varied(name: str, low: np.ndarray, high: np.ndarray, columns: tuple[str, ...]) -> None:
-    """Raise an :class:`~anode.InputError` for columns whose smallest and largest value are one."""
+def _check_varied(name: str, low: np.ndarray, high: np.ndarray, columns: Sequence[str]) -> None:
+    """Raise an InputError for columns with a single value."""
     constant = low == high
     if constant.any():
         raise InputError(
-            f"{name}: {_names(columns, constant)} is constant in single precision and has no density: "
+            f"{name}: {_flagged(columns, constant)} is constant in single precision and has no density: "
             "drop or rescale such columns"
         )
 
 
-def far_from_zero(train: np.ndarray, columns: tuple[str, ...]) -> tuple[str, ...]:
-    """A note on columns whose differences are lost in single precision."""
+def _column_notes(
+    train: np.ndarray, columns: Sequence[str], few: np.ndarray, spiked: np.ndarray, few_values: str
+) -> tuple[str, ...]:
+    """Return notes on columns for which a likelihood may mislead, with what to say of few distinct values."""
+    found = (
+        (few, few_values),
+        (_unexplained(train) < UNEXPLAINED, "almost linear in other columns, so the likelihood can grow without limit"),
+        (spiked, "one value is far too common, so the likelihood can grow without limit; consider dropping the column"),
+    )
+    said = tuple(f"{_flagged(columns, flags)}: {what}" for flags, what in found if flags.any())
+    return said + _far_from_zero(train, columns)
+
+
+def _repeats(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which columns, (D,), have few distinct values, and which others have a value that is far too common."""
+    counts = [np.unique(values, return_counts=True)[1] for values in train.T]
+    few = np.array([len(count) < NEAR_DISCRETE * len(train) for count in counts])
+    common = np.array([count.max() > max(2, NEAR_DISCRETE * len(train)) for count in counts])
+    return few, common & ~few
+
+
+def _unexplained(train: np.ndarray) -> np.ndarray:
+    """Return the share of the variance of each column, (D,), that no linear function of the others explains.
+
+    It is 1 / (C^-1)_ii for correlations C, with eigenvalues from 1e-12, which is rounding.
+    """
+    if train.shape[1] == 1:
+        return np.ones(1)
+    eigenvalues, axes = np.linalg.eigh(np.corrcoef(train.astype(np.float64).T))
+    return 1 / (axes**2 / np.maximum(eigenvalues, 1e-12)).sum(axis=1)
+
+
+def _far_from_zero(train: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]:
+    """Return a note on columns whose differences are lost in single precision."""
     std = train.std(axis=0)
     flags = (np.abs(train.mean(axis=0)) > 1e4 * std) & (std > 0)
     what = "far from zero for its spread; subtract an offset to spare the digits of single precision"
-    return (f"{_names(columns, flags)}: {what}",) if flags.any() else ()
+    return (f"{_flagged(columns, flags)}: {what}",) if flags.any() else ()
 
 
-def repeated(train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
-    """A note on test rows that a model has seen."""
+def _repeated_rows(train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
+    """Return a note on test rows that a model has seen."""
     rows = [row.tobytes() for row in test]
     seen = set(rows).intersection(row.tobytes() for row in train)
     count = sum(row in seen for row in rows)
     return (f"{count} of {len(test)} test rows are training rows too",) if count else ()
-
-
-def left_open(train: np.ndarray) -> np.ndarray:
-    """The share of the variance of every column, (D,), that a linear function of the others leaves open: 1 / (C^-1)_ii.
-
-    C are the correlations, with eigenvalues from 1e-12, which is rounding.
-    """
-    eigenvalues, axes = np.linalg.eigh(np.atleast_2d(np.corrcoef(train.astype(np.float64).T)))
-    return 1 / (axes**2 / np.maximum(eigenvalues, 1e-12)).sum(axis=1)
-
-
-def repeats(train: np.ndarray) -> np.ndarray:
-    """Which columns have few distinct values, and which others have a value that is far too common: (2, D)."""
-    return np.array([_repeats(values) for values in train.T]).T
-
-
-def _repeats(values: np.ndarray) -> tuple[bool, bool]:
-    """Whether a column has few distinct values, and otherwise whether one value is far too common."""
-    counts = np.unique(values, return_counts=True)[1]
-    few = len(counts) < NEAR_DISCRETE * len(values)
-    return few, not few and counts.max() > max(2, NEAR_DISCRETE * len(values))
 
 
 def _jittered(values: np.ndarray, gaps: Mapping[int, float], rng: np.random.Generator) -> np.ndarray:
@@ -130,21 +297,5 @@ def _jittered(values: np.ndarray, gaps: Mapping[int, float], rng: np.random.Gene
     return values
 
 
-def notes(
-    train: np.ndarray, columns: tuple[str, ...], few: np.ndarray, spiked: np.ndarray, few_what: str
-) -> tuple[str, ...]:
-    """Notes on columns under which a likelihood may mislead; of those with few distinct values, what to say is told."""
-    found = (
-        (few, few_what),
-        (
-            left_open(train) < DETERMINED,
-            "almost linear in other columns, so the likelihood can grow without limit",
-        ),
-        (spiked, "one value is far too common, so the likelihood can grow without limit; consider dropping the column"),
-    )
-    said = tuple(f"{_names(columns, flags)}: {what}" for flags, what in found if flags.any())
-    return said + far_from_zero(train, columns)
-
-
-def _names(columns: tuple[str, ...], flags: Any) -> str:
+def _flagged(columns: Sequence[str], flags: np.ndarray) -> str:
     return ", ".join(column for column, flag in zip(columns, flags, strict=True) if flag)

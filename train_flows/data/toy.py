@@ -1,4 +1,4 @@
-"""Two-dimensional densities to look at: the classics of the field, with the settings FFJORD's code made usual."""
+"""Two-dimensional densities: the classics of the field, with the settings of FFJORD's code."""
 
 from __future__ import annotations
 
@@ -8,31 +8,30 @@ import numpy as np
 import torch
 from sklearn.datasets import make_circles, make_moons, make_swiss_roll
 
-from anode import InputError
-from train_flows.data.dataset import Dataset
+from anode.errors import check_choice
+from train_flows.data.dataset import Dataset, Split
 
 Array = np.ndarray
 TRAIN, VALIDATION, TEST = 50_000, 5_000, 10_000
 
 
 def sample(name: str, n: int, seed: int = 0) -> Array:
-    """Draw n points (n, 2), float32, of a density by name.
+    """Draw n points (n, 2), float32, from a density by name.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: if the name is unknown.
 
     References:
         Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, and its published code.
     """
-    if name not in DENSITIES:
-        raise InputError(f"density {name!r} is unknown; choose one of {', '.join(DENSITIES)}")
+    check_choice("density", name, DENSITIES)
     return DENSITIES[name](np.random.default_rng(seed), n).astype(np.float32)
 
 
 def load(name: str, seed: int = 0) -> Dataset:
-    """Draw training, validation and test samples of a density by name; the seed makes all three."""
+    """Draw training, validation and test samples from a density by name, all three by one seed."""
     x = torch.from_numpy(sample(name, TRAIN + VALIDATION + TEST, seed))
-    train, validation, test = x.split((TRAIN, VALIDATION, TEST))
+    train, validation, test = (Split(part) for part in x.split((TRAIN, VALIDATION, TEST)))
     return Dataset(name, train, validation, test, ("x", "y"))
 
 

@@ -1,0 +1,121 @@
+"""Maximum likelihood: the mean negative log-density, or its bound, with penalties on the paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from anode.errors import InputError
+from cnf.continuous import Continuous
+from cnf.flow import Density, repeat_samples
+from cnf.transforms import ENERGIES, SolveOptions
+
+Batch = Tensor | tuple[Tensor, Tensor]
+
+
+class MaximumLikelihood(nn.Module):
+    """The negative log-likelihood, or its bound, averaged over a batch, in nats, plus weighted path energies.
+
+        loss = mean over the batch of [-log p(x) + sum_e weight_e E_e(x)]
+
+    Energies are sums over the dimensions of a sample; see :class:`~cnf.Continuous`. A published weight of 0.01 on means
+    over dimensions, added to a loss in bits/dim, is 0.01 log 2 = 0.0069 here.
+
+    If a model draws auxiliary variables y, log p(x) is bounded by K draws (IWAE), log (1/K) sum_k p(y_k) / q(y_k).
+
+    Args:
+        model: any density.
+        kinetic: weight of the kinetic energy.
+        frobenius: weight of the squared norm of the Jacobian.
+        acceleration: weight of the squared acceleration of state and log-density.
+        steer: largest random shift of the base time; see :class:`~cnf.SolveOptions`.
+        samples: K, for a bound.
+
+    Raises:
+        InputError: for a weight that is negative or not finite, ``steer`` outside [0, 1), or either for a model
+            without an ODE; for K > 1 if the model has no bound to tighten, or only estimates its log-density.
+
+    References:
+        Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798; Ghosh, Behl, Dupont, Torr, Namboodiri 2020,
+        arXiv 2006.10711; Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519 (IWAE).
+
+    Example:
+        >>> import torch
+        >>> from cnf import density_model
+        >>> objective = MaximumLikelihood(density_model((2,)), acceleration=1e-3)
+        >>> objective(torch.randn(16, 2)).backward()
+        >>> sorted(objective.terms(torch.randn(16, 2), energies=("kinetic",)))
+        ['acceleration', 'kinetic', 'nll']
+    """
+
+    def __init__(
+        self,
+        model: Density,
+        kinetic: float = 0.0,
+        frobenius: float = 0.0,
+        acceleration: float = 0.0,
+        steer: float = 0.0,
+        samples: int = 1,
+    ) -> None:
+        super().__init__()
+        weights = dict(zip(ENERGIES, (kinetic, frobenius, acceleration), strict=True))
+        for name, weight in weights.items():
+            check_weight(name, weight)
+        self.model = model
+        self.weights = {name: weight for name, weight in weights.items() if weight}
+        self.steer = SolveOptions(steer=steer).steer
+        self.samples = samples
+        self._check_ode((*self.weights, *(["steer"] if steer else [])))
+        model.check_num_samples(samples)
+
+    def forward(self, batch: Batch, kl_weight: float = 1.0) -> Tensor:
+        """Compute the loss, a scalar.
+
+        Args:
+            batch: samples x (B, *S), or the pair (x, c) of samples and contexts (B, C).
+            kl_weight: weight of the divergence of a learned q from its default, see :class:`cnf.lifts.LiftResult`. It
+                rises from 0 to 1 in a warm-up, which keeps q from collapsing; below 1, the loss is not a bound.
+
+        References:
+            Sonderby, Raiko, Maaloe, Sonderby, Winther 2016, arXiv 1602.02282 (warm-up).
+        """
+        terms = self.terms(batch, kl_weight=kl_weight)
+        loss = terms["nll"]
+        for name, weight in self.weights.items():
+            loss = loss + weight * terms[name]
+        return loss
+
+    def terms(self, batch: Batch, energies: Sequence[str] = (), kl_weight: float = 1.0) -> dict[str, Tensor]:
+        """Compute the unweighted terms: ``"nll"``, the energies of positive weight, and the given ones."""
+        x, c = split_batch(batch)
+        names = tuple(dict.fromkeys((*self.weights, *energies)))
+        self._check_ode(names)
+        value, of_paths, kl = self.model.elbo(*repeat_samples(self.samples, x, c), SolveOptions(names, self.steer))
+        log_weights = value if kl_weight == 1 or kl is None else value + (1 - kl_weight) * kl
+        if self.samples > 1:
+            log_weights = log_weights.view(self.samples, -1).logsumexp(0) - math.log(self.samples)
+        return {"nll": -log_weights.mean(), **{name: energy.mean() for name, energy in of_paths.items()}}
+
+    def _check_ode(self, names: Sequence[str]) -> None:
+        if names and not any(isinstance(part, Continuous) for part in self.model.modules()):
+            raise InputError(f"{', '.join(names)}: the model has no ODE, so it has no paths; leave it out")
+
+
+def check_weight(name: str, value: float) -> None:
+    """Raise an :class:`~anode.InputError` unless a value is a finite number from 0."""
+    if not (value >= 0 and math.isfinite(value)):
+        raise InputError(f"{name}={value} must be a finite number from 0, such as 1e-3")
+
+
+def split_batch(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """Split a batch into samples and contexts; the contexts are None if it has none.
+
+    Raises:
+        InputError: for an empty batch.
+    """
+    x, c = (batch, None) if isinstance(batch, Tensor) else batch
+    if len(x) == 0:
+        raise InputError("an empty batch has no loss: pass at least one sample")
+    return x, c

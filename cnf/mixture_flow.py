@@ -1,0 +1,191 @@
+"""Categorical augmentation: a finite mixture of flows that share one field."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn import functional as F
+from typing_extensions import override
+
+from anode.errors import InputError
+from cnf.bases import Mixture, Normal, check_samples, sample_categorical
+from cnf.continuous import Continuous
+from cnf.flow import Density, Elbo, MatchingPair, expand_context, max_copies, repeat_samples
+from cnf.transforms import Compose, SolveOptions, Transform
+
+
+class MixtureFlow(Density):
+    """A mixture of K flows that share one field, each in the coordinates of its own component.
+
+        p(x) = sum_k weights_k N(z_k; 0, I) |det dz_k/dx|,    z_k = g(R_k (s(x) - means_k), k)
+
+    with static transforms s, the whitening R_k of component k, and the flow g of an ODE whose context is k. The mixture
+    learns modes, scales and weights, which the ODE then need not produce. The likelihood is an exact sum at K times the
+    cost of one flow; sampling costs one flow. Training can cost one flow, too: it draws k from the initial mixture,
+    q(k given x), and raises the lower bound E_q [log p(x, k) - log q(k given x)].
+
+    Args:
+        static: s, next to the data.
+        mixture: the components; :meth:`cnf.Mixture.fit` starts them as the mixture of s(x).
+        ode: g, whose context is the component as K indicators, followed by the context of a conditional density.
+        sample_component: if True, :meth:`elbo` draws one component instead of summing over all.
+
+    Raises:
+        InputError: for an estimated divergence, because a sum of exponentials of estimates would be biased.
+
+    References:
+        Dinh, Sohl-Dickstein, Larochelle, Pascanu 2019, arXiv 1903.07714 (mixtures of flows by a discrete index).
+
+    Example:
+        >>> from anode import MLPField
+        >>> from cnf import Compose, Continuous
+        >>> ode = Continuous(MLPField(2, context=3))
+        >>> flow = MixtureFlow(Compose([]), Mixture((2,), components=3), ode)
+        >>> flow.log_prob(torch.randn(5, 2)).shape, flow.sample(7).shape
+        (torch.Size([5]), torch.Size([7, 2]))
+    """
+
+    def __init__(self, static: Transform, mixture: Mixture, ode: Continuous, sample_component: bool = False) -> None:
+        super().__init__()
+        self.static = static
+        self.mixture = mixture
+        self.ode = ode
+        self.base = Normal(mixture.shape)
+        self.posterior = copy.deepcopy(mixture).requires_grad_(False) if sample_component else None
+        self._check_divergence()
+
+    @property
+    @override
+    def kind(self) -> str:
+        return "exact"
+
+    @property
+    @override
+    def stochastic(self) -> bool:
+        return self.posterior is not None
+
+    @property
+    @override
+    def couples_base(self) -> bool:
+        return True  # a base point belongs to the component of its data point
+
+    @property
+    @override
+    def like(self) -> Tensor:
+        return self.base.like
+
+    @property
+    @override
+    def event_shape(self) -> torch.Size:
+        return self.base.shape
+
+    @property
+    @override
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self.static.domain, len(self.event_shape))
+
+    @override
+    def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.log_joint(x, c).logsumexp(0)
+
+    def log_joint(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Compute log p(x, k given c) in nats for every component, (K, B); its softmax is p(k given x)."""
+        self._check(x, c)
+        return self._log_joint_of_all(x, c, None)[0]
+
+    @override
+    def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
+        """Compute the bound (B,); it is tight, with energies averaged over p(k given x), if no component is drawn."""
+        if self.posterior is not None:
+            k, log_q = self._draw_component(self.posterior, self._static_point(x, c))
+            log_joint, energies = self._log_joint(x, k, c, options)
+            return Elbo(log_joint - log_q, energies)
+        self._check(x, c, finite=False)
+        log_joint, energies = self._log_joint_of_all(x, c, options)
+        shares = log_joint.detach().softmax(0)
+        return Elbo(log_joint.logsumexp(0), {name: (shares * energy).sum(0) for name, energy in energies.items()})
+
+    @override
+    def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
+        y = self._static_point(x, c)
+        k, _ = self._draw_component(self.posterior or self.mixture, y)
+        with torch.no_grad():  # with gradients the scales would grow until nothing is left to learn
+            local = self.mixture.to_component(y, k)[0]
+        return MatchingPair(self.ode, local, self.base.sample(len(local)), self._context(k, c))
+
+    @override
+    def split_at_ode(self) -> tuple[Compose, Continuous]:
+        """Return the static transforms, without the coordinates of the components, and the ODE."""
+        return Compose([self.static]), self.ode
+
+    @override
+    @torch.no_grad()
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        k = self.mixture.sample_components(n)
+        return self._decode(self.base.sample(n, temperature), k, expand_context(c, n))
+
+    @override
+    @torch.no_grad()
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        k = self.mixture.sample_components(n)
+        paths = self.ode.trajectory(self.base.sample(n), times, self._context(k, expand_context(c, n)))
+        return torch.stack([self.static.decode(self.mixture.from_component(x, k)) for x in paths])
+
+    @override
+    def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        k = self.log_joint(x, c).argmax(0)
+        local = self.mixture.to_component(self.static.encode(x), k)[0]
+        return self._decode(self.ode.encode(local, self._context(k, c)), k, c)
+
+    def _decode(self, z: Tensor, k: Tensor, c: Tensor | None) -> Tensor:
+        return self.static.decode(self.mixture.from_component(self.ode.decode(z, self._context(k, c)), k))
+
+    def _static_point(self, x: Tensor, c: Tensor | None) -> Tensor:
+        self._check(x, c, finite=False)
+        return self.static.encode(x)
+
+    def _check(self, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
+        check_samples("x", x, c, self.base.shape, self.like.dtype, finite)
+
+    def _check_divergence(self) -> None:
+        if self.ode.divergence != "exact":
+            raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
+
+    def _context(self, k: Tensor, c: Tensor | None) -> Tensor:
+        """Join the indicators of components (B,) and the context of a conditional density."""
+        indicators = F.one_hot(k, len(self.mixture.logits)).to(self.like.dtype)
+        return indicators if c is None else torch.cat([indicators, c], 1)
+
+    @torch.no_grad()
+    def _draw_component(self, posterior: Mixture, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw k (B,) given points next to the ODE, with log q(k given y)."""
+        log_q = posterior.log_joint(y.unsqueeze(1), slice(None)).log_softmax(1)
+        k = sample_categorical(log_q)
+        return k, log_q.gather(1, k.unsqueeze(1)).squeeze(1)
+
+    def _log_joint(
+        self, x: Tensor, k: Tensor, c: Tensor | None, options: SolveOptions | None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Compute log p(x, k) and the energies of the path, (B,), with one component for each sample."""
+        y, log_det, _ = self.static(x)
+        local, log_det_local = self.mixture.to_component(y, k)
+        z, log_det_ode, energies = self.ode(local, self._context(k, c), options)
+        log_weight = self.mixture.logits.log_softmax(0)[k]
+        return log_weight + self.base.log_prob(z) + log_det + log_det_local + log_det_ode, energies
+
+    def _log_joint_of_all(
+        self, x: Tensor, c: Tensor | None, options: SolveOptions | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute log p(x, k) and the energies for every component, (K, B); see :func:`cnf.flow.max_copies`."""
+        self._check_divergence()
+        log_joint, energies = [], []
+        for ks in torch.arange(len(self.mixture.logits), device=x.device).split(max_copies(x)):
+            points, contexts = repeat_samples(len(ks), x, c)
+            found, along = self._log_joint(points, ks.repeat_interleave(len(x)), contexts, options)
+            log_joint.append(found.view(len(ks), len(x)))
+            energies.append({name: energy.view(len(ks), len(x)) for name, energy in along.items()})
+        return torch.cat(log_joint), {name: torch.cat([part[name] for part in energies]) for name in energies[0]}

@@ -1,0 +1,367 @@
+"""The folder of a run: configuration, best weights, records, state and result, whole at every moment."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from anode import CheckpointError, InputError, storage
+from train_flows.run import distributed
+
+if TYPE_CHECKING:
+    from train_flows.run.tensorboard import EventWriter
+
+METRICS_FILE = "metrics.jsonl"
+STATE_FILE = "state.pt"
+RESULT_FILE = "result.json"
+SAMPLES_FOLDER = "samples"  # pictures of samples during training
+TENSORBOARD_FOLDER = "tensorboard"
+PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png", "interpolations.png")
+FILES = (*PICTURES, "features.npz", RESULT_FILE, METRICS_FILE, STATE_FILE, storage.WEIGHTS, storage.CONFIG)
+DIGEST_BYTES = 32
+
+
+class Run:
+    """A run folder, which a kill at any moment leaves fit to resume from.
+
+    ``config.json`` says how the run was started, ``model.safetensors`` has its best weights, ``metrics.jsonl`` a record
+    a line, ``state.pt`` everything to resume from, ``result.json`` the final figures. Files are written under a
+    temporary name and renamed; a record is appended, and counts once the state that follows it is written. Digests tell
+    damage. Of several processes only the first one writes.
+
+    Attributes:
+        folder: path of the folder.
+        config: content of ``config.json``.
+        events: writes records for TensorBoard, too, unless it is None.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+        self.events: EventWriter | None = None
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        kind: str,
+        settings: Mapping[str, Any],
+        model: Any,
+        data: Mapping[str, Any],
+        overwrite: bool = False,
+    ) -> Run:
+        """Make a run folder with its ``config.json``.
+
+        Args:
+            folder: must be missing or empty, unless ``overwrite`` is set and it is a run, whose files are then removed.
+            kind: of the model, such as ``"density"``.
+            settings: of the program, by section.
+            model: has the ``config`` that rebuilds it.
+            data: name, digest, notes, and names of columns or classes.
+            overwrite: replace an existing run.
+
+        Raises:
+            InputError: if the folder exists and may not be replaced.
+        """
+        path = Path(folder)
+
+        def write() -> None:
+            _clear(path, overwrite)
+            content = {"model": model.config, "settings": dict(settings), "data": dict(data), **provenance()}
+            storage.write_config(path, kind, content)
+
+        distributed.from_first(write)
+        return cls.open(path, kind)
+
+    @classmethod
+    def open(cls, folder: str | Path, *kinds: str) -> Run:
+        """Open the folder of a run.
+
+        Raises:
+            CheckpointError: if the folder is not a run with a model of one of the kinds, or its configuration is damaged
+        """
+        path = Path(folder)
+        config = storage.read_config(path, *kinds)
+        if not (isinstance(config.get("settings"), dict) and isinstance(config.get("data"), dict)):
+            raise CheckpointError(f"{path} holds a model but not a run: its settings and data are unknown")
+        return cls(path, config)
+
+    @staticmethod
+    def in_memory() -> Run:
+        """Return a run without a folder, which keeps records, best weights and result in memory, and no state."""
+        return _MemoryRun()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the run was started with, by section."""
+        return self.config["settings"]
+
+    @property
+    def step(self) -> int:
+        """The step of the saved state; 0 before the first one."""
+        saved = self._saved()
+        return 0 if saved is None else saved["step"]
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record to ``metrics.jsonl``, on the disk before a state refers to it."""
+        if distributed.rank():
+            return
+        with (self.folder / METRICS_FILE).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self.events is not None:
+            self.events.log(record)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records; a last line that a kill cut short is left out.
+
+        Raises:
+            CheckpointError: if records from before the saved state have changed, or a line is not a record.
+        """
+        path, content, saved = self.folder / METRICS_FILE, self._metrics(), self._saved()
+        if saved is not None:
+            until = content[: saved["metrics_bytes"]]
+            if _sha256(until) != saved["metrics_sha256"]:
+                raise CheckpointError(f"{path} was cut or edited: restore it or train again")
+        records: list[dict[str, Any]] = []
+        for line in content[: content.rfind(b"\n") + 1].splitlines():
+            record = _record(line)
+            if record is None or (records and record["step"] <= records[-1]["step"]):
+                raise CheckpointError(
+                    f"{path}: line {len(records) + 1} is not a record; remove it, or restore the file"
+                )
+            records.append(record)
+        return records
+
+    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
+        """Replace the state to resume from.
+
+        Args:
+            step: number of steps taken.
+            state: tensors, numbers, texts, None, and lists, tuples and dictionaries of them.
+        """
+        if distributed.rank():
+            return
+        if self.events is not None:
+            self.events.flush()
+        metrics, buffer = self._metrics(), io.BytesIO()
+        about = {"step": step, "metrics_bytes": len(metrics), "metrics_sha256": _sha256(metrics)}
+        torch.save({**about, "state": dict(state)}, buffer)
+        content = buffer.getvalue()
+        storage.write_atomically(self.folder / STATE_FILE, content + hashlib.sha256(content).digest())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Return the saved state, on the CPU, and drop later records; None before the first state.
+
+        Raises:
+            CheckpointError: if the state or the records are damaged, or the state of a run that has begun is missing.
+        """
+        records, saved = self.records(), self._saved()
+        if saved is None and any(record["step"] > 0 for record in records):
+            path = self.folder / STATE_FILE
+            raise CheckpointError(f"{path} is missing although training has begun: restore it or train again")
+        kept = 0 if saved is None else saved["metrics_bytes"]
+        if len(metrics := self._metrics()) > kept:
+            storage.write_atomically(self.folder / METRICS_FILE, metrics[:kept])
+        if self.events is not None:
+            self.events.start(0 if saved is None else saved["step"] + 1)
+        return None if saved is None else saved["state"]
+
+    def keep_best(self, model: nn.Module) -> None:
+        """Store the weights of a model as the best ones."""
+        if distributed.rank() == 0:
+            storage.write_weights(self.folder, model.state_dict())
+
+    def load_best(self, model: nn.Module) -> bool:
+        """Give a model the best weights; return False if there are none."""
+
+        def load() -> bool:
+            if not (self.folder / storage.WEIGHTS).exists():
+                return False
+            storage.load_weights(self.folder, model)
+            return True
+
+        found = distributed.from_first(load)
+        distributed.align(model)
+        return found
+
+    def write_result(self, figures: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        """Write ``result.json``: the final figures and where they come from.
+
+        Args:
+            figures: plain values.
+            notes: sentences without which the figures would mislead.
+        """
+        if distributed.rank():
+            return
+        settings = {name: section for name, section in self.settings.items() if name not in ("data", "run")}
+        about = {"command": self.config.get("command"), "settings": settings}
+        result = provenance() | about | {"seed": self.settings.get("run", {}).get("seed")} | dict(figures)
+        result |= {"notes": list(notes)} if notes else {}
+        result["sha256"] = _sha256(json.dumps(result).encode())
+        storage.write_atomically(self.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the content of ``result.json``; None if the run has not ended.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        path = self.folder / RESULT_FILE
+        if not path.is_file():
+            return None
+        try:
+            result = json.loads(path.read_bytes())
+            intact = result.pop("sha256") == _sha256(json.dumps(result).encode())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            intact = False
+        if not intact:
+            raise CheckpointError(f"{path} was cut or edited: restore it, or measure again with train-flows evaluate")
+        return result
+
+    def _metrics(self) -> bytes:
+        path = self.folder / METRICS_FILE
+        return path.read_bytes() if path.is_file() else b""
+
+    def _saved(self) -> dict[str, Any] | None:
+        """Return the content of ``state.pt``; no code from it is run."""
+        path = self.folder / STATE_FILE
+        if not path.is_file():
+            return None
+        content = path.read_bytes()
+        content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != digest:
+            raise CheckpointError(f"{path} is damaged: its digest does not match; restore it or train again")
+        try:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds
+            raise CheckpointError(f"{path} does not hold a state ({error}): restore it or train again") from error
+
+
+class _MemoryRun(Run):
+    def __init__(self) -> None:
+        super().__init__(Path("memory"), {"settings": {}, "data": {}})
+        self._records: list[dict[str, Any]] = []
+        self._best: dict[str, Tensor] = {}
+        self._result: dict[str, Any] | None = None
+
+    @property
+    @override
+    def step(self) -> int:
+        return self._records[-1]["step"] if self._records else 0
+
+    @override
+    def log(self, record: dict[str, Any]) -> None:
+        self._records.append(record)
+
+    @override
+    def records(self) -> list[dict[str, Any]]:
+        return list(self._records)
+
+    @override
+    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
+        pass
+
+    @override
+    def load_state(self) -> None:
+        return None
+
+    @override
+    def keep_best(self, model: nn.Module) -> None:
+        self._best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @override
+    def load_best(self, model: nn.Module) -> bool:
+        if self._best:
+            model.load_state_dict(self._best)
+        return bool(self._best)
+
+    @override
+    def write_result(self, figures: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
+        self._result = {**figures, **({"notes": list(notes)} if notes else {})}
+
+    @override
+    def result(self) -> dict[str, Any] | None:
+        return self._result
+
+
+def provenance() -> dict[str, Any]:
+    """Return command line, machine, versions and commit, for files of results."""
+    packages = ("augmented-flows", "torch", "torchdiffeq", "numpy")
+    found = {
+        "command": shlex.join(["train-flows", *map(_without_folders, sys.argv[1:])]),
+        "machine": {
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+    source = Path(__file__).parents[2]
+    if (source / ".git").exists():  # a checkout
+        with suppress(OSError, subprocess.CalledProcessError):
+            call = ["git", "-C", str(source), "rev-parse", "HEAD"]
+            found["commit"] = subprocess.run(call, capture_output=True, check=True, text=True).stdout.strip()
+    return found
+
+
+def _without_folders(argument: str) -> str:
+    """Return an argument as typed, but only the last part of an absolute path."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else argument
+
+
+def _clear(folder: Path, overwrite: bool) -> None:
+    """Make an empty run folder; temporary files of a kill do not count as content.
+
+    ``config.json`` is removed last, so that a kill in between leaves a folder that is still known as a run.
+    """
+    temporary = [storage.partial(folder / name) for name in FILES]
+    if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= set(temporary)):
+        if not overwrite:
+            raise InputError(
+                f"{folder} exists: pass another --out, continue with --resume {folder}, or replace it with --overwrite"
+            )
+        try:
+            ours = {"schema", "kind", "settings"} <= set(storage.read_json(folder / storage.CONFIG))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise InputError(f"{folder} is not a run, so --overwrite leaves it alone: pass another --out")
+        for name in (TENSORBOARD_FOLDER, SAMPLES_FOLDER):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        temporary += [folder / name for name in FILES]
+    for path in temporary:
+        path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line; None if it is not one."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,199 @@
+"""Begin, compile, interrupt and continue a training program."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from anode import Field, InputError
+from train_flows.run import distributed
+from train_flows.run.folder import TENSORBOARD_FOLDER, Run
+from train_flows.run.tensorboard import EventWriter, summary_writer
+
+if TYPE_CHECKING:
+    from train_flows.run.loop import Task
+    from train_flows.settings import RunSettings
+
+SEED_STRIDE = 1_000_003  # between the seeds of streams of random numbers
+TRAINING_SHARE = 0.9  # of --budget-minutes; the rest is for the final figures
+
+
+def begin(settings: RunSettings) -> torch.device:
+    """Choose the device, connect the processes, and seed the random numbers that weights are drawn with.
+
+    Raises:
+        InputError: if the device cannot be used.
+    """
+    device = find_device(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+    torch.use_deterministic_algorithms(settings.deterministic)
+    distributed.connect(device)
+    torch.manual_seed(settings.seed)
+    return device
+
+
+def seed_noise(seed: int) -> None:
+    """Seed the random numbers of this process; each of several processes gets a stream of its own."""
+    torch.manual_seed(seed + SEED_STRIDE * distributed.rank())
+
+
+def deadline(settings: RunSettings, started: float) -> float:
+    """Return the ``time.monotonic()`` at which training must stop; infinity without a budget.
+
+    Args:
+        settings: with the budget in minutes.
+        started: when the program started.
+    """
+    minutes = settings.budget_minutes
+    return math.inf if minutes is None else started + 60 * TRAINING_SHARE * minutes
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes a GPU of its own.
+
+    Raises:
+        InputError: if the device is missing, or there are fewer GPUs than processes.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1).to(device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(f"--device {name} cannot be used here ({reason}): pass --device cpu or auto") from error
+    if device != torch.device("cuda"):
+        return device
+    if distributed.started()[1] == 1:
+        return torch.device("cuda", torch.cuda.current_device())
+    number, available = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= available:
+        raise InputError(f"{available} GPUs are too few: start {available} processes, or pass --device cpu")
+    return torch.device("cuda", number)
+
+
+def fitting_batch(batch_size: int, samples: int) -> int:
+    """Return the batch size, or the number of training samples if it is smaller.
+
+    Raises:
+        InputError: if the processes cannot share the batch equally.
+    """
+    n = distributed.count()
+    if batch_size % n:
+        raise InputError(f"--batch-size {batch_size} is shared by {n} processes: pass a multiple of {n}")
+    if samples >= batch_size:
+        return batch_size
+    fitting = samples - samples % n
+    print(f"note: the batch shrinks from {batch_size} to the {fitting} training samples")
+    return fitting
+
+
+def open_run(
+    run_settings: RunSettings, kind: str, settings: Mapping[str, Any], model: nn.Module, data: Mapping[str, Any]
+) -> Run:
+    """Open the run to resume, or create a new one.
+
+    Args:
+        run_settings: where, and whether to resume.
+        kind: of the model.
+        settings: of the program, by section; stored.
+        model: has the ``config`` that rebuilds it.
+        data: has ``name`` and ``sha256``; stored.
+
+    Raises:
+        InputError: if the data have changed since the run began, the folder exists, or TensorBoard is missing.
+    """
+    if run_settings.tensorboard:
+        summary_writer()
+    if run_settings.resume is not None:
+        run = Run.open(run_settings.resume, kind)
+        if run.config["data"].get("sha256") != data["sha256"]:
+            raise InputError(f"{data['name']} has changed since {run.folder} began: restore it, or train again")
+    else:
+        folder = run_settings.out or f"runs/{data['name'].strip('.').split('.')[0]}"
+        run = Run.create(folder, kind, settings, model, data, run_settings.overwrite)
+    if run_settings.tensorboard and distributed.rank() == 0:
+        run.events = EventWriter(run.folder / TENSORBOARD_FOLDER)
+    return run
+
+
+def compile_fields(task: Task, *models: nn.Module) -> float:
+    """Compile the vector fields in place, and use each once so that training does not wait for it later.
+
+    Weights, buffers and random generators stay as they are.
+
+    Args:
+        task: its model is trained.
+        models: further ones that share its weights, for example with another solver for validation.
+
+    Returns:
+        Seconds spent.
+
+    Raises:
+        InputError: if there are no vector fields.
+    """
+    started = time.monotonic()
+    parts = dict.fromkeys(part for model in (task.model, *models) for part in model.modules())
+    fields = [part for part in parts if isinstance(part, Field)]
+    if not fields:
+        raise InputError("--compile finds no vector field in this model: omit --compile")
+    for field in fields:
+        field.compile()
+    before = copy.deepcopy(task.model.state_dict())
+    with torch.random.fork_rng():
+        for step in {0, task.training.likelihood_from or 0}:  # each kind of batch
+            task.objective(task.batch(step), step).backward()
+        task.validate()
+    task.model.zero_grad()
+    task.model.load_state_dict(before)
+    return time.monotonic() - started
+
+
+@contextmanager
+def resumable(run: Run, command: str) -> Generator[None]:
+    """Turn Ctrl-C and SIGTERM within the block into a line that says how to continue."""
+    try:
+        with _handling((signal.SIGTERM,), signal.default_int_handler):
+            yield
+    except KeyboardInterrupt:
+        print(f"stopped; {how_to_continue(run, command)}")
+
+
+def how_to_continue(run: Run, command: str) -> str:
+    """Return the command that continues a run."""
+    return f"continue with: train-flows {command} --resume {run.folder}"
+
+
+@contextmanager
+def stop_requests() -> Generator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM within the block into a flag, so that the current step can end."""
+    stop = threading.Event()
+    with _handling((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set()):
+        yield stop.is_set
+
+
+@contextmanager
+def _handling(signals: tuple[signal.Signals, ...], handler: Callable[..., Any]) -> Generator[None]:
+    """Handle signals within the block, in the main thread: Python allows no other."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = [signal.signal(number, handler) for number in signals]
+    try:
+        yield
+    finally:
+        for number, before in zip(signals, previous, strict=True):
+            signal.signal(number, before)
