@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -48,8 +47,7 @@ def count() -> int:
 def wait() -> None:
     """Wait until all processes arrive here."""
     if count() > 1:
-        with _explained():
-            distributed.barrier()
+        _together(distributed.barrier)
 
 
 def everywhere(ok: bool, device: torch.device) -> bool:
@@ -57,8 +55,7 @@ def everywhere(ok: bool, device: torch.device) -> bool:
     if count() == 1:
         return ok
     flag = torch.tensor(int(ok), device=device)
-    with _explained():
-        distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+    _together(distributed.all_reduce, flag, distributed.ReduceOp.MIN)
     return bool(flag)
 
 
@@ -67,8 +64,7 @@ def gathered(value: R) -> list[R]:
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
-    with _explained():
-        distributed.all_gather_object(values, value)
+    _together(distributed.all_gather_object, values, value)
     return values
 
 
@@ -82,8 +78,7 @@ def from_first(f: Callable[[], R]) -> R:
             outcome[0] = f()
         except Exception as error:  # sent to the others, which would wait for a result
             outcome[1] = error
-    with _explained():
-        distributed.broadcast_object_list(outcome)
+    _together(distributed.broadcast_object_list, outcome)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
@@ -102,8 +97,8 @@ def first_alone(f: Callable[[], R]) -> R:
 
 def means(values: Mapping[str, float]) -> dict[str, float]:
     """Return the mean of each value over the processes."""
-    everyones = gathered(dict(values))
-    return {name: sum(each[name] for each in everyones) / len(everyones) for name in values}
+    all_values = gathered(dict(values))
+    return {name: sum(each[name] for each in all_values) / len(all_values) for name in values}
 
 
 def shared_out(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
@@ -117,11 +112,11 @@ def shared_out(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
         done = [work(part) for part in parts[rank() :: count()]]
     except SolverError as error:
         failure = error
-    everyones = gathered((done, failure))
-    for _, failed in everyones:
+    outcomes = gathered((done, failure))
+    for _, failed in outcomes:
         if failed is not None:
             raise failed
-    return [everyones[i % count()][0][i // count()] for i in range(len(parts))]
+    return [outcomes[i % count()][0][i // count()] for i in range(len(parts))]
 
 
 def share_of(rows: torch.Tensor) -> torch.Tensor:
@@ -133,9 +128,8 @@ def share_of(rows: torch.Tensor) -> torch.Tensor:
 def align(module: nn.Module) -> None:
     """Give all processes the weights and buffers of rank 0."""
     if count() > 1:
-        with _explained():
-            for tensor in (*module.parameters(), *module.buffers()):
-                distributed.broadcast(tensor.detach(), 0)
+        for tensor in (*module.parameters(), *module.buffers()):
+            _together(distributed.broadcast, tensor.detach(), 0)
 
 
 @torch.no_grad()
@@ -149,8 +143,7 @@ def average_gradients(module: nn.Module) -> None:
         return
     grads = [weight.grad for weight in module.parameters() if weight.grad is not None]  # the same weights everywhere
     joined = torch.cat([grad.reshape(-1) for grad in grads]) / count()
-    with _explained():
-        distributed.all_reduce(joined)
+    _together(distributed.all_reduce, joined)
     for grad, mean in zip(grads, joined.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(mean.view_as(grad))
 
@@ -159,11 +152,10 @@ def _connected() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-@contextmanager
-def _explained() -> Generator[None]:
-    """Turn the error of a collective operation into one that says which process failed."""
+def _together(operation: Callable[..., Any], *args: Any) -> None:
+    """Run a collective operation, and say so if another process did not take part."""
     try:
-        yield
+        operation(*args)
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
         raise TrainingError(f"another process exited; see its output ({reason})") from error

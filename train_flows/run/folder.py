@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,7 @@ from typing_extensions import override
 
 from anode import CheckpointError, InputError, storage
 from train_flows.run import distributed
-
-if TYPE_CHECKING:
-    from train_flows.run.tensorboard import EventWriter
+from train_flows.run.tensorboard import EventWriter
 
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
@@ -33,28 +31,29 @@ RESULT_FILE = "result.json"
 SAMPLES_FOLDER = "samples"  # pictures of samples during training
 TENSORBOARD_FOLDER = "tensorboard"
 PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png", "interpolations.png")
-FILES = (*PICTURES, "features.npz", RESULT_FILE, METRICS_FILE, STATE_FILE, storage.WEIGHTS, storage.CONFIG)
-DIGEST_BYTES = 32
+FILES = (*PICTURES, "features.npz", RESULT_FILE, METRICS_FILE, STATE_FILE, storage.WEIGHTS_FILE, storage.CONFIG_FILE)
+DIGEST_BYTES = 64  # at the end of state.pt: the SHA-256 of all bytes before, in hexadecimal
 
 
 class Run:
-    """A run folder, which a kill at any moment leaves fit to resume from.
+    """A run folder that can be resumed after a kill at any moment.
 
-    ``config.json`` says how the run was started, ``model.safetensors`` has its best weights, ``metrics.jsonl`` a record
-    a line, ``state.pt`` everything to resume from, ``result.json`` the final figures. Files are written under a
-    temporary name and renamed; a record is appended, and counts once the state that follows it is written. Digests tell
-    damage. Of several processes only the first one writes.
+    ``config.json`` states how the run was started, ``model.safetensors`` holds its best weights, ``metrics.jsonl`` one
+    record per line, ``state.pt`` the state to resume from, ``result.json`` the final figures. Files are written under a
+    temporary name and renamed. A record is appended; it is dropped on resuming unless a state was saved after it.
+    Digests detect damage. Of several processes, only the first one writes.
 
     Attributes:
         folder: path of the folder.
         config: content of ``config.json``.
-        events: writes records for TensorBoard, too, unless it is None.
+        tensorboard: write records for TensorBoard as well.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder = folder
         self.config = config
-        self.events: EventWriter | None = None
+        self.tensorboard = False
+        self._events: EventWriter | None = None
 
     @classmethod
     def create(
@@ -62,18 +61,18 @@ class Run:
         folder: str | Path,
         kind: str,
         settings: Mapping[str, Any],
-        model: Any,
+        arguments: Mapping[str, Any] | None,
         data: Mapping[str, Any],
         overwrite: bool = False,
     ) -> Run:
         """Make a run folder with its ``config.json``.
 
         Args:
-            folder: must be missing or empty, unless ``overwrite`` is set and it is a run, whose files are then removed.
-            kind: of the model, such as ``"density"``.
-            settings: of the program, by section.
-            model: has the ``config`` that rebuilds it.
-            data: name, digest, notes, and names of columns or classes.
+            folder: path of a missing or empty folder, or with ``overwrite`` of a run, whose files are removed.
+            kind: kind of the model, such as ``"density"``.
+            settings: settings of the program, by section.
+            arguments: plain values that rebuild the model.
+            data: name, digest, notes, columns, classes.
             overwrite: replace an existing run.
 
         Raises:
@@ -83,8 +82,7 @@ class Run:
 
         def write() -> None:
             _clear(path, overwrite)
-            content = {"model": model.config, "settings": dict(settings), "data": dict(data), **provenance()}
-            storage.write_config(path, kind, content)
+            storage.write_config(path, kind, arguments, settings=dict(settings), data=dict(data), **provenance())
 
         distributed.from_first(write)
         return cls.open(path, kind)
@@ -94,7 +92,7 @@ class Run:
         """Open the folder of a run.
 
         Raises:
-            CheckpointError: if the folder is not a run with a model of one of the kinds, or its configuration is damaged
+            CheckpointError: if it is not a run with a model of one of the kinds, or its configuration is damaged.
         """
         path = Path(folder)
         config = storage.read_config(path, *kinds)
@@ -104,7 +102,7 @@ class Run:
 
     @staticmethod
     def in_memory() -> Run:
-        """Return a run without a folder, which keeps records, best weights and result in memory, and no state."""
+        """Return a run without a folder, which cannot be resumed."""
         return _MemoryRun()
 
     @property
@@ -119,15 +117,15 @@ class Run:
         return 0 if saved is None else saved["step"]
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record to ``metrics.jsonl``, on the disk before a state refers to it."""
+        """Append a record to ``metrics.jsonl``; it is on the disk before a state refers to it."""
         if distributed.rank():
             return
         with (self.folder / METRICS_FILE).open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if self.events is not None:
-            self.events.log(record)
+        if self._events is not None:
+            self._events.log(record)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the records; a last line that a kill cut short is left out.
@@ -159,19 +157,17 @@ class Run:
         """
         if distributed.rank():
             return
-        if self.events is not None:
-            self.events.flush()
         metrics, buffer = self._metrics(), io.BytesIO()
         about = {"step": step, "metrics_bytes": len(metrics), "metrics_sha256": _sha256(metrics)}
         torch.save({**about, "state": dict(state)}, buffer)
         content = buffer.getvalue()
-        storage.write_atomically(self.folder / STATE_FILE, content + hashlib.sha256(content).digest())
+        storage.write_atomically(self.folder / STATE_FILE, content + _sha256(content).encode())
 
     def load_state(self) -> dict[str, Any] | None:
         """Return the saved state, on the CPU, and drop later records; None before the first state.
 
         Raises:
-            CheckpointError: if the state or the records are damaged, or the state of a run that has begun is missing.
+            CheckpointError: if the state or the records are damaged, or the state is missing although training began.
         """
         records, saved = self.records(), self._saved()
         if saved is None and any(record["step"] > 0 for record in records):
@@ -180,8 +176,8 @@ class Run:
         kept = 0 if saved is None else saved["metrics_bytes"]
         if len(metrics := self._metrics()) > kept:
             storage.write_atomically(self.folder / METRICS_FILE, metrics[:kept])
-        if self.events is not None:
-            self.events.start(0 if saved is None else saved["step"] + 1)
+        if self.tensorboard:
+            self._events = EventWriter(self.folder / TENSORBOARD_FOLDER, 0 if saved is None else saved["step"] + 1)
         return None if saved is None else saved["state"]
 
     def keep_best(self, model: nn.Module) -> None:
@@ -193,7 +189,7 @@ class Run:
         """Give a model the best weights; return False if there are none."""
 
         def load() -> bool:
-            if not (self.folder / storage.WEIGHTS).exists():
+            if not (self.folder / storage.WEIGHTS_FILE).exists():
                 return False
             storage.load_weights(self.folder, model)
             return True
@@ -212,9 +208,12 @@ class Run:
         if distributed.rank():
             return
         settings = {name: section for name, section in self.settings.items() if name not in ("data", "run")}
-        about = {"command": self.config.get("command"), "settings": settings}
-        result = provenance() | about | {"seed": self.settings.get("run", {}).get("seed")} | dict(figures)
-        result |= {"notes": list(notes)} if notes else {}
+        about = {
+            "command": self.config.get("command"),
+            "settings": settings,
+            "seed": self.settings.get("run", {}).get("seed"),
+        }
+        result = provenance() | about | dict(figures) | ({"notes": list(notes)} if notes else {})
         result["sha256"] = _sha256(json.dumps(result).encode())
         storage.write_atomically(self.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
 
@@ -247,7 +246,7 @@ class Run:
             return None
         content = path.read_bytes()
         content, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != digest:
+        if _sha256(content).encode() != digest:
             raise CheckpointError(f"{path} is damaged: its digest does not match; restore it or train again")
         try:
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -256,16 +255,13 @@ class Run:
 
 
 class _MemoryRun(Run):
+    """Keeps records, best weights and result, but no state to resume from."""
+
     def __init__(self) -> None:
         super().__init__(Path("memory"), {"settings": {}, "data": {}})
         self._records: list[dict[str, Any]] = []
         self._best: dict[str, Tensor] = {}
         self._result: dict[str, Any] | None = None
-
-    @property
-    @override
-    def step(self) -> int:
-        return self._records[-1]["step"] if self._records else 0
 
     @override
     def log(self, record: dict[str, Any]) -> None:
@@ -273,7 +269,7 @@ class _MemoryRun(Run):
 
     @override
     def records(self) -> list[dict[str, Any]]:
-        return list(self._records)
+        return self._records
 
     @override
     def save_state(self, step: int, state: Mapping[str, Any]) -> None:
@@ -295,7 +291,7 @@ class _MemoryRun(Run):
 
     @override
     def write_result(self, figures: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-        self._result = {**figures, **({"notes": list(notes)} if notes else {})}
+        self._result = {**figures, "notes": list(notes)}
 
     @override
     def result(self) -> dict[str, Any] | None:
@@ -334,14 +330,14 @@ def _clear(folder: Path, overwrite: bool) -> None:
 
     ``config.json`` is removed last, so that a kill in between leaves a folder that is still known as a run.
     """
-    temporary = [storage.partial(folder / name) for name in FILES]
+    temporary = [storage.temporary_path(folder / name) for name in FILES]
     if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= set(temporary)):
         if not overwrite:
             raise InputError(
                 f"{folder} exists: pass another --out, continue with --resume {folder}, or replace it with --overwrite"
             )
         try:
-            ours = {"schema", "kind", "settings"} <= set(storage.read_json(folder / storage.CONFIG))
+            ours = {"schema", "kind", "settings"} <= set(storage.read_json(folder / storage.CONFIG_FILE))
         except (OSError, ValueError, TypeError):
             ours = False
         if not ours:

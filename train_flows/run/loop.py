@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
@@ -18,25 +18,35 @@ from anode import CheckpointError, SolverError
 from train_flows.run import TrainingError, distributed
 from train_flows.run.folder import Run
 from train_flows.run.session import SEED_STRIDE, seed_noise, stop_requests
-from train_flows.run.step import (
-    StepResult,
-    Trainable,
-    averaged_weights,
-    check_failure,
-    moving_average,
-    training_step,
-)
+from train_flows.run.step import StepResult, averaged_weights, check_failure, moving_average, training_step
 
 if TYPE_CHECKING:
     from train_flows.settings import Training
 
 
-class Task(Trainable, Protocol):
-    """A model to train: its batches and objective, and how to validate it."""
+class Task(Protocol):
+    """A model to train: its batches, its objective, and its validation.
+
+    Attributes:
+        model: has the parameters that are trained, and shares them with the model that is stored.
+        training: how to optimise.
+        criterion: name of the validated figure to minimise; None to keep the weights of the last validation.
+    """
 
     @property
-    def criterion(self) -> str | None:
-        """The name of the validated figure to minimise; None to keep the weights of the last validation."""
+    def model(self) -> nn.Module: ...  # noqa: D102
+
+    @property
+    def training(self) -> Training: ...  # noqa: D102
+
+    @property
+    def criterion(self) -> str | None: ...  # noqa: D102
+
+    def batch(self, step: int) -> Any:
+        """Return the batch of a step, or in several processes the share of this one."""
+
+    def objective(self, batch: Any, step: int) -> Tensor:
+        """Return the scalar loss of a batch at a step."""
         ...
 
     def validate(self) -> dict[str, float]:
@@ -135,11 +145,12 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                 progress.seconds = time.monotonic() - started
                 with averaged_weights(task.model, average):
                     record = _validate(task, progress, optimizer.param_groups[0]["lr"])
-                    if task.criterion is None or record[task.criterion] < progress.best:
-                        progress.best = math.inf if task.criterion is None else record[task.criterion]
+                    value = -progress.step if task.criterion is None else record[task.criterion]
+                    if value < progress.best:
+                        progress.best = value
                         run.keep_best(task.model)
                 if isinstance(schedule, ReduceLROnPlateau):
-                    schedule.step(record[task.criterion])
+                    schedule.step(value)
                 run.log(record)
                 run.save_state(progress.step, _state(progress, parts))
                 if not quiet:
@@ -158,7 +169,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                 schedule.step()
             progress.step += 1
             if average is not None and result.failure is None:
-                average.update_parameters(torch.nn.ParameterList(task.model.parameters()))
+                average.update_parameters(task.model)
             bar.update()
             bar.set_postfix(_shown(progress, result))
 
@@ -199,8 +210,8 @@ def _explained(run: Run) -> Generator[None]:
         raise TrainingError(f"{error}; {kept} in {run.folder}", error.solving) from error
     except OSError as error:
         raise TrainingError(
-            f"{error.filename or run.folder} could not be written ({error.strerror or error}); the last state is whole: "
-            f"free some space and continue with --resume {run.folder}"
+            f"{error.filename or run.folder} could not be written ({error.strerror or error}); the last state is"
+            f" whole: make room and continue with --resume {run.folder}"
         ) from error
 
 
@@ -284,7 +295,7 @@ def _restore(run: Run, parts: dict[str, Any], training: Training) -> Progress:
             raise ValueError(f"it is at step {progress.step} of {training.steps}")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        if rank < len(state["random"]):  # a further process has a stream of its own
+        if rank < len(state["random"]):  # an additional process keeps its stream of random numbers
             torch.set_rng_state(state["random"][rank]["cpu"])
             if state["random"][rank]["cuda"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(state["random"][rank]["cuda"])

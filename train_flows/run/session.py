@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import signal
 import threading
@@ -17,15 +16,14 @@ from torch import nn
 
 from anode import Field, InputError
 from train_flows.run import distributed
-from train_flows.run.folder import TENSORBOARD_FOLDER, Run
-from train_flows.run.tensorboard import EventWriter, summary_writer
+from train_flows.run.folder import Run
+from train_flows.run.tensorboard import summary_writer
 
 if TYPE_CHECKING:
     from train_flows.run.loop import Task
     from train_flows.settings import RunSettings
 
 SEED_STRIDE = 1_000_003  # between the seeds of streams of random numbers
-TRAINING_SHARE = 0.9  # of --budget-minutes; the rest is for the final figures
 
 
 def begin(settings: RunSettings) -> torch.device:
@@ -46,23 +44,12 @@ def begin(settings: RunSettings) -> torch.device:
 
 
 def seed_noise(seed: int) -> None:
-    """Seed the random numbers of this process; each of several processes gets a stream of its own."""
+    """Seed the random numbers of this process; several processes get different streams."""
     torch.manual_seed(seed + SEED_STRIDE * distributed.rank())
 
 
-def deadline(settings: RunSettings, started: float) -> float:
-    """Return the ``time.monotonic()`` at which training must stop; infinity without a budget.
-
-    Args:
-        settings: with the budget in minutes.
-        started: when the program started.
-    """
-    minutes = settings.budget_minutes
-    return math.inf if minutes is None else started + 60 * TRAINING_SHARE * minutes
-
-
 def find_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes a GPU of its own.
+    """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes one GPU.
 
     Raises:
         InputError: if the device is missing, or there are fewer GPUs than processes.
@@ -102,31 +89,34 @@ def fitting_batch(batch_size: int, samples: int) -> int:
 
 
 def open_run(
-    run_settings: RunSettings, kind: str, settings: Mapping[str, Any], model: nn.Module, data: Mapping[str, Any]
+    run_settings: RunSettings,
+    kind: str,
+    settings: Mapping[str, Any],
+    arguments: Mapping[str, Any] | None,
+    data: Mapping[str, Any],
 ) -> Run:
-    """Open the run to resume, or create a new one.
+    """Open the run to resume, or create a new one; the arguments are those of :meth:`Run.create`.
 
     Args:
-        run_settings: where, and whether to resume.
-        kind: of the model.
-        settings: of the program, by section; stored.
-        model: has the ``config`` that rebuilds it.
-        data: has ``name`` and ``sha256``; stored.
+        run_settings: name the folder, and say whether to resume.
+        kind: kind of the model.
+        settings: settings of the program, by section.
+        arguments: plain values that rebuild the model.
+        data: description of the data, with ``name`` and ``sha256``.
 
     Raises:
         InputError: if the data have changed since the run began, the folder exists, or TensorBoard is missing.
     """
     if run_settings.tensorboard:
-        summary_writer()
+        summary_writer()  # raises an error before anything is written
     if run_settings.resume is not None:
         run = Run.open(run_settings.resume, kind)
         if run.config["data"].get("sha256") != data["sha256"]:
             raise InputError(f"{data['name']} has changed since {run.folder} began: restore it, or train again")
     else:
         folder = run_settings.out or f"runs/{data['name'].strip('.').split('.')[0]}"
-        run = Run.create(folder, kind, settings, model, data, run_settings.overwrite)
-    if run_settings.tensorboard and distributed.rank() == 0:
-        run.events = EventWriter(run.folder / TENSORBOARD_FOLDER)
+        run = Run.create(folder, kind, settings, arguments, data, run_settings.overwrite)
+    run.tensorboard = run_settings.tensorboard
     return run
 
 
@@ -143,7 +133,7 @@ def compile_fields(task: Task, *models: nn.Module) -> float:
         Seconds spent.
 
     Raises:
-        InputError: if there are no vector fields.
+        InputError: if the model does not have a vector field.
     """
     started = time.monotonic()
     parts = dict.fromkeys(part for model in (task.model, *models) for part in model.modules())

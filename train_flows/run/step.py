@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +16,10 @@ from anode import SolverError, count_evals
 from train_flows.run import TrainingError, distributed
 
 if TYPE_CHECKING:
+    from train_flows.run.loop import Task
     from train_flows.settings import Training
 
 NOT_FINITE = "non-finite state"  # the cause of a failed solve that a smaller learning rate may cure
-
-
-class Trainable(Protocol):
-    """A model with an objective: the part of a task that a step needs."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The module whose parameters are trained."""
-        ...
-
-    @property
-    def training(self) -> Training:
-        """The settings of the optimiser."""
-        ...
-
-    def batch(self, step: int) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the batch of a step; in several processes, the share of this one."""
-        ...
-
-    def objective(self, batch: Tensor | tuple[Tensor, Tensor], step: int) -> Tensor:
-        """Return the scalar loss of a batch."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +42,7 @@ class StepResult:
         return self.cause is not None and self.cause.cause != NOT_FINITE
 
 
-def training_step(task: Trainable, step: int, optimizer: torch.optim.Optimizer) -> StepResult:
+def training_step(task: Task, step: int, optimizer: torch.optim.Optimizer) -> StepResult:
     """Take one optimiser step in all processes, or in none of them.
 
     Args:
@@ -103,20 +82,17 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
 
     After n steps d = min(decay, (1 + n) / (10 + n)), so that the random initial weights are soon forgotten.
 
-    Args:
-        model: has the parameters w.
-        decay: largest d, such as 0.999.
     """
     if not decay:
         return None
 
-    def average(values: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+    def average(values: Sequence[Tensor], weights: Sequence[Tensor], n: Tensor | int) -> None:
         d = min(decay, (1 + int(n)) / (10 + int(n)))
         for value, weight in zip(values, weights, strict=True):
             value.lerp_(weight, 1 - d)
 
-    averaged = AveragedModel(nn.ParameterList(model.parameters()), multi_avg_fn=average)
-    averaged.n_averaged += 1  # the initial weights; torch would replace them by those after the first step
+    averaged = AveragedModel(model, multi_avg_fn=average)
+    averaged.n_averaged += 1  # the initial weights, which torch would replace by those after the first step
     return averaged
 
 
@@ -139,7 +115,7 @@ def _exchange(pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
         other.copy_(kept)
 
 
-def _backward(task: Trainable, step: int, device: torch.device) -> tuple[float, SolverError | None]:
+def _backward(task: Task, step: int, device: torch.device) -> tuple[float, SolverError | None]:
     """Return the loss, with its gradient in the weights; and the error if a solve failed in any process."""
     loss, failure = math.nan, None
     batch = task.batch(step)
