@@ -1,13 +1,24 @@
-"""The number of function evaluations (NFE): solvers report it to whoever listens; nothing is stored on modules."""
+"""The right-hand side of an ODE as solvers call it, and the number of function evaluations (NFE)."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from anode.errors import InputError, SolverError
+from anode.tableaus import Components
+
+if TYPE_CHECKING:
+    from anode.solver import Solver
+
+State = Tensor | Components
+Function = Callable[[Tensor, Any], Any]
 
 
 @dataclass
@@ -15,31 +26,24 @@ class Evaluations:
     """Calls of a right-hand side by the solver.
 
     Attributes:
-        forward: those made while solving.
-        backward: those made inside a backward pass, by the adjoint or once more from checkpoints.
-        solves: how many solves made those of ``forward``.
-        steps: how many steps they tried.
-        rejected: how many of these steps were too inaccurate.
-        last_step: length of the last step.
-        first_step: length that would have suited the first step of the last solve that told, with which the next one
-            may begin; torchdiffeq's do not tell.
+        forward: evaluations while solving.
+        backward: evaluations in a backward pass, by the adjoint or by replayed steps.
+        solves: number of solves.
+        steps: number of steps tried while solving, rejected steps included.
     """
 
     forward: int = 0
     backward: int = 0
     solves: int = 0
     steps: int = 0
-    rejected: int = 0
-    last_step: float = 0.0
-    first_step: float | None = None
 
     @property
-    def each(self) -> float:
-        """Evaluations a solve; none where nothing was solved."""
+    def per_solve(self) -> float:
+        """Forward evaluations per solve; 0 without a solve."""
         return self.forward / max(1, self.solves)
 
 
-_listeners: ContextVar[tuple[tuple[nn.Module | None, Evaluations], ...]] = ContextVar("_listeners", default=())
+_active: ContextVar[tuple[tuple[nn.Module | None, Evaluations], ...]] = ContextVar("_active", default=())
 
 
 @contextmanager
@@ -47,7 +51,7 @@ def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
     """Count the number of function evaluations (NFE) of every solve begun inside the block.
 
     One evaluation is one call of the right-hand side by the solver, whatever it computes besides the velocity.
-    Those of its backward pass are counted whenever it runs, also after the block. Nothing is stored on the
+    Evaluations of the backward pass are counted whenever it runs, also after the block. Nothing is stored on the
     module, and blocks nest.
 
     Args:
@@ -66,17 +70,112 @@ def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
         16
     """
     evaluations = Evaluations()
-    token = _listeners.set((*_listeners.get(), (module, evaluations)))
+    token = _active.set((*_active.get(), (module, evaluations)))
     try:
         yield evaluations
     finally:
-        _listeners.reset(token)
+        _active.reset(token)
 
 
-def listening(field: nn.Module | None) -> list[Evaluations]:
-    """Those who count the evaluations of a field, for a solver to report to."""
-    return [
-        evaluations
-        for module, evaluations in _listeners.get()
-        if module is None or any(field is part for part in module.modules())
-    ]
+class RightHandSide:
+    """The function f of dy/dt = f(t, y), counted, whose failures become a :class:`SolverError`.
+
+    Before every step, accepted or rejected, solvers call ``callback_step`` (torchdiffeq ``callback_step_adjoint`` in a
+    backward pass), which raises before torchdiffeq's bare assertions do.
+
+    Args:
+        f: the function.
+        y0: the initial state, a tensor or a tuple of components.
+        solver: the numerics, for ``max_steps`` and for messages.
+        field: the module that f evaluates, if it is known.
+        checkpoints: True if steps run without a graph; the state still requires gradients, since f may differentiate.
+    """
+
+    def __init__(self, f: Function, y0: State, solver: Solver, field: nn.Module | None, checkpoints: bool) -> None:
+        self.f = f
+        self.solver = solver
+        self.field = field
+        self.checkpoints = checkpoints
+        self.is_tensor = isinstance(y0, Tensor)
+        like = y0 if isinstance(y0, Tensor) else y0[0]
+        self.time = like.new_empty((), dtype=torch.float32 if like.device.type == "mps" else torch.float64)
+        self.parameters = self._parameters()
+        self.counters = [
+            evaluations
+            for module, evaluations in _active.get()
+            if module is None or any(field is part for part in module.modules())
+        ]
+        for counter in self.counters:
+            counter.solves += 1
+        self.phase = "forward"
+        self.steps = 0
+        self.evaluations = 0
+        self.derivative: Any = None  # the last one, to tell a blow-up from stiffness
+
+    def __call__(self, t: Tensor, y: State) -> Any:
+        """Evaluate f for torchdiffeq."""
+        self._count()
+        self.derivative = self.f(t, y)
+        return self.derivative
+
+    def slopes(self, t: float, y: Components, f_state: Function | None = None) -> Components:
+        """Evaluate f, or ``f_state`` in its place, for our own Runge-Kutta methods: time a number, state a tuple."""
+        self._count()
+        if self.checkpoints and not torch.is_grad_enabled():
+            y = tuple(part.detach().requires_grad_() for part in y)
+        time = self.time.new_tensor(t)
+        if f_state is not None:
+            return f_state(time, y)
+        self.derivative = (self.f(time, y[0]),) if self.is_tensor else self.f(time, y)
+        return self.derivative
+
+    def callback_step(self, t: Any, y: Any, dt: Any) -> None:
+        """Count a step from t by dt, and raise if it cannot be taken."""
+        self.steps += 1
+        if self.phase == "forward":
+            for counter in self.counters:
+                counter.steps += 1
+        if self.steps > self.solver.max_steps:
+            raise self._error("too many steps", t)
+        # Half a step, so that rounding never lets torchdiffeq's own assertion (t + dt > t) fail first.
+        if self.solver.adaptive and t + dt / 2 == t:
+            raise self._error("step underflow" if _finite((y, self.derivative)) else "non-finite state", t)
+
+    callback_step_adjoint = callback_step
+
+    def check_finite(self, y: State, t: float) -> None:
+        """Raise if a state is not finite; for methods that do not reject steps."""
+        if not _finite(y):
+            raise self._error("non-finite state", t)
+
+    def mark_backward(self, solution: State) -> None:
+        """Count evaluations as backward from the moment a gradient of the solution arrives."""
+        for component in (solution,) if isinstance(solution, Tensor) else solution:
+            if component.requires_grad:
+                component.register_hook(self._begin_backward)
+
+    def _begin_backward(self, _: Tensor) -> None:
+        if self._parameters() != self.parameters:  # the steps would be replayed with other parameters
+            raise InputError(
+                "the parameters of the field were exchanged after the solve, perhaps by torch.func.functional_call: "
+                'pass gradient="direct"'
+            )
+        self.phase = "backward"
+        self.steps = 0
+
+    def _parameters(self) -> list[int]:
+        return [] if self.field is None else [id(parameter) for parameter in self.field.parameters()]
+
+    def _count(self) -> None:
+        self.evaluations += 1
+        for counter in self.counters:
+            setattr(counter, self.phase, getattr(counter, self.phase) + 1)
+
+    def _error(self, cause: str, t: Any) -> SolverError:
+        return SolverError(cause, float(t), self.evaluations, self.solver)
+
+
+def _finite(state: Any) -> bool:
+    if isinstance(state, Tensor):
+        return bool(torch.isfinite(state).all())
+    return all(_finite(component) for component in state)

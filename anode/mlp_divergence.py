@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode.graph import gradients
+from anode.gradients import gradients
 from anode.layers import Activation, Affine, affine
 
 

@@ -1,42 +1,38 @@
-"""The numerics of an ODE solve as one value: method, tolerances, gradient mode; and failures in words."""
+"""The numerics of an ODE solve as one value: method, tolerances, gradient mode."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import copy
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain, pairwise
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from anode import by_torchdiffeq
-from anode.checkpoint import solve_checkpointed
-from anode.errors import InputError
-from anode.evaluations import listening
-from anode.graph import check_independent, check_listed
-from anode.right_hand_side import RightHandSide, State
-from anode.runge_kutta import Control, Problem, Solution, adaptive, check_shapes, even_grid, fixed
-from anode.steps import Meter, Step, Stepper
-from anode.tableaus import ADAPTIVE, FIXED, Components
+from anode.errors import InputError, config
+from anode.evaluations import Function, RightHandSide, State
+from anode.gradients import (
+    check_all_leaves_declared,
+    check_no_derived_params,
+    solve_with_checkpoints,
+    solve_with_torchdiffeq,
+)
+from anode.runge_kutta import ComponentRoles, RungeKutta, Solution, check_shapes, solve_adaptive, solve_fixed
+from anode.tableaus import TABLEAUS
 
-OTHER_ADAPTIVE = ("dopri8", "bosh3", "fehlberg2", "adaptive_heun")  # torchdiffeq's
-OTHER_FIXED = ("explicit_adams", "implicit_adams")
-ADAPTIVE_METHODS = (*ADAPTIVE, *OTHER_ADAPTIVE)
-FIXED_METHODS = (*FIXED, *OTHER_FIXED)
-GRADIENTS = ("checkpoint", "direct", "adjoint")
+AdaptiveMethod = Literal["dopri5", "tsit5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
+FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams"]
+ADAPTIVE_METHODS: tuple[str, ...] = get_args(AdaptiveMethod)
+FIXED_METHODS: tuple[str, ...] = get_args(FixedMethod)
 
-
-class Along(NamedTuple):
-    """What there is to know of the components of a state; see :meth:`Solver.integrate`."""
-
-    quadratures: int = 0
-    moving: Callable[[Tensor, Any], Any] | None = None
-    passive: int = 0
-    meter: Meter | None = None
+Positive = Annotated[float, Field(gt=0)]
+M = TypeVar("M", bound=nn.Module)
 
 
-@dataclass(frozen=True)
+@config
 class Solver:
     """How an ODE is solved: a value to compare, print and store.
 
@@ -45,20 +41,20 @@ class Solver:
     on the end time instead of interpolating past it.
 
     Attributes:
-        method: adaptive (``dopri5``, ``tsit5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``) or of fixed
-            step (``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``, ``implicit_adams``).
-            ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun`` and ``..._adams`` are torchdiffeq's, and so are all
+        method: adaptive (``dopri5``, ``tsit5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``) or with fixed
+            steps (``euler``, ``midpoint``, ``heun2``, ``heun3``, ``rk4``, ``explicit_adams``, ``implicit_adams``).
+            torchdiffeq solves ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``, ``..._adams``, and every method
             with adjoint gradients; the others take the same steps with less overhead.
         rtol: relative tolerance of an adaptive method, per step.
         atol: absolute tolerance of an adaptive method, per step, in the units of the state.
         step_size: largest step of a fixed-step method; the steps divide each interval evenly.
-        first_step: length of the first step of an adaptive method; found by an evaluation when omitted.
         max_steps: a solve that needs more steps than this, rejected ones included, is a :class:`SolverError`.
         gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
             that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
             taking each step again in the backward pass. ``"adjoint"`` solves the continuous adjoint equation backwards:
             gradients up to the tolerance, parameters left out of the error control (seminorm). When omitted, it is
             ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints.
+        first_step: length of the first step of an adaptive method; chosen by an evaluation when omitted.
 
     Raises:
         InputError: for an unknown method or gradient, a number out of range, or choices that exclude each other.
@@ -68,74 +64,55 @@ class Solver:
         arXiv 2009.09457 (seminorm); Zhuang et al. 2020, arXiv 2006.02493 (checkpoints).
     """
 
-    method: str = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    step_size: float | None = None
-    max_steps: int = 1000
-    gradient: str | None = None
-    first_step: float | None = None
+    method: Literal[AdaptiveMethod, FixedMethod] = "dopri5"
+    rtol: Positive = 1e-5
+    atol: Positive = 1e-5
+    step_size: Positive | None = None
+    max_steps: Annotated[int, Field(ge=1)] = 1000
+    gradient: Literal["checkpoint", "direct", "adjoint"] | None = None
+    first_step: Positive | None = None
 
     def __post_init__(self) -> None:
-        methods = ADAPTIVE_METHODS + FIXED_METHODS
-        if self.method not in methods:
-            raise InputError(f"method={self.method!r} is unknown; choose one of {', '.join(methods)}")
-        self._check_gradient()
-        for name in ("rtol", "atol", "step_size", "first_step"):
-            value = getattr(self, name)
-            if name in ("step_size", "first_step") and value is None:
-                continue
-            if not (isinstance(value, (int, float)) and value > 0 and math.isfinite(value)):
-                raise InputError(f"{name}={value} must be a positive number, such as 1e-5 for a tolerance")
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise InputError(f"max_steps={self.max_steps} must be a whole number from 1")
-        if self.adaptive and self.step_size is not None:
-            raise InputError(
-                f"step_size={self.step_size} has no effect on the adaptive method {self.method!r}; drop it"
-            )
-        if not self.adaptive and self.step_size is None:
-            raise InputError(f"method={self.method!r} takes fixed steps; give it a step_size, such as 0.1")
-        if not self.adaptive and self.first_step is not None:
-            raise InputError(f"first_step={self.first_step} has no effect with fixed steps ({self.method!r}); drop it")
-
-    def _check_gradient(self) -> None:
-        own = self.method in ADAPTIVE or self.method in FIXED
+        replayable = self.method in TABLEAUS
         if self.gradient is None:
-            object.__setattr__(self, "gradient", "checkpoint" if own else "direct")
-        if self.gradient not in GRADIENTS:
-            raise InputError(f"gradient={self.gradient!r} is unknown; choose one of {', '.join(GRADIENTS)}")
-        if self.gradient == "checkpoint" and not own:
+            object.__setattr__(self, "gradient", "checkpoint" if replayable else "direct")
+        if self.gradient == "checkpoint" and not replayable:
             raise InputError(f'gradient="checkpoint" is not for method={self.method!r}: pass "direct" or "adjoint"')
         if self.gradient == "adjoint" and self.method == "tsit5":
             raise InputError('method="tsit5" has no adjoint: pass gradient="checkpoint", or method="dopri5"')
+        if self.adaptive and self.step_size is not None:
+            raise InputError(
+                f"step_size={self.step_size} has no effect on the adaptive method {self.method!r}: remove it"
+            )
+        if not self.adaptive and self.step_size is None:
+            raise InputError(f"method={self.method!r} takes fixed steps: pass a step_size, such as 0.1")
+        if not self.adaptive and self.first_step is not None:
+            raise InputError(f"first_step={self.first_step} has no effect on fixed steps ({self.method!r}): remove it")
 
     @property
     def adaptive(self) -> bool:
-        """Whether the method chooses its own steps."""
+        """True if the method chooses its own steps."""
         return self.method in ADAPTIVE_METHODS
 
     @property
-    def own(self) -> bool:
-        """Whether the steps are those of :mod:`anode.runge_kutta`, not of torchdiffeq."""
-        return self.gradient != "adjoint" and (self.method in ADAPTIVE or self.method in FIXED)
+    def native(self) -> bool:
+        """True if :mod:`anode.runge_kutta` takes the steps, not torchdiffeq."""
+        return self.gradient != "adjoint" and self.method in TABLEAUS
 
     @property
-    def meters(self) -> bool:
-        """Whether :meth:`integrate` takes a ``meter``."""
-        return self.own and len((ADAPTIVE | FIXED)[self.method].seen_at) > 0
+    def supports_on_step(self) -> bool:
+        """True if :meth:`integrate` accepts ``ComponentRoles.on_step``."""
+        return self.native and len(TABLEAUS[self.method].slope_nodes) > 0
 
     def integrate(
         self,
-        f: Callable[[Tensor, Any], Any],
+        f: Function,
         y0: State,
         t0: float,
         t1: float,
         params: Sequence[Tensor | None] = (),
         field: nn.Module | None = None,
-        quadratures: int = 0,
-        moving: Callable[[Tensor, Any], Any] | None = None,
-        passive: int = 0,
-        meter: Meter | None = None,
+        roles: ComponentRoles = ComponentRoles(),  # noqa: B008 - an immutable value
     ) -> Any:
         """Solve dy/dt = f(t, y), y(t0) = y0, for y(t1).
 
@@ -145,35 +122,30 @@ class Solver:
             t0: initial time.
             t1: end time, before or after ``t0``.
             params: tensors besides the parameters of ``field`` that f depends on, such as a context; None entries
-                are skipped. Checkpoints and the adjoint give gradients to these; what else f closes over gets none from
-                the adjoint, and is refused with checkpoints.
+                are skipped. Checkpoints and the adjoint give gradients to these; another tensor that f depends on gets
+                none from the adjoint, and is refused with checkpoints.
             field: the module that f evaluates; f itself when f is a module. Its parameters join ``params``, and it
                 is what :func:`count_evals` looks for.
-            quadratures: the last so many components of a tuple are integrals along the way, which f does not depend on;
-                f is passed some earlier value of theirs.
-            moving: f without the quadratures, of the tuple of the other components and to their rates; cheaper than f,
-                it is evaluated where some methods can do with it.
-            passive: the last so many components of a tuple are integrated along, with no part in the choice of steps.
-            meter: makes a number a sample (B,) of every accepted step, from some nodes of it, from 0 to 1, the slopes
-                there, which are tuples of components, and the step size; for solvers that :attr:`meters`. Their sum is
-                one more component of the result.
+            roles: roles of the components of a tuple.
 
         Returns:
-            y(t1), shaped like ``y0``.
+            y(t1), shaped like ``y0``; with ``roles.on_step`` one component (B,) more.
 
         Raises:
-            InputError: when f depends on a tensor that would get no gradient, with checkpoints; when one of ``params``
-                is made of another, whose gradient would be counted twice, with checkpoints and the adjoint.
-            SolverError: when the end time cannot be reached.
+            InputError: if f depends on a tensor that would get no gradient, with checkpoints; if one of ``params`` is
+                computed from another, whose gradient would be counted twice, with checkpoints and the adjoint.
+            SolverError: if the end time cannot be reached.
         """
+        if roles.on_step is not None and not self.supports_on_step:
+            raise InputError(f"on_step is not for {self.method!r} with gradient={self.gradient!r}: see supports_on_step")
         if t0 == t1:
-            return y0 if meter is None else (*y0, y0[0].new_zeros(len(y0[0])))
-        (end,), metered = self._solve(f, y0, (t0, t1), params, field, Along(quadratures, moving, passive, meter))
-        return end[0] if isinstance(y0, Tensor) else (*end, *(() if metered is None else (metered,)))
+            return y0 if roles.on_step is None else (*y0, y0[0].new_zeros(len(y0[0])))
+        (end,), step_total = self._solve(f, y0, [float(t0), float(t1)], params, field, roles)
+        return end[0] if isinstance(y0, Tensor) else (*end, *(() if step_total is None else (step_total,)))
 
     def trajectory(
         self,
-        f: Callable[[Tensor, Any], Any],
+        f: Function,
         y0: State,
         times: Sequence[float] | Tensor,
         params: Sequence[Tensor | None] = (),
@@ -193,10 +165,14 @@ class Solver:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
 
         Raises:
-            InputError: when the times are not strictly monotone, or as :meth:`integrate` does.
-            SolverError: when the last time cannot be reached.
+            InputError: if the times are not strictly monotone, or as :meth:`integrate` does.
+            SolverError: if the last time cannot be reached.
         """
-        states, _ = self._solve(f, y0, times, params, field, Along())
+        times = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
+        gaps = [(b - a) * (times[-1] - times[0]) for a, b in pairwise(times)]
+        if not gaps or not all(gap > 0 for gap in gaps):
+            raise InputError(f"times={times} must be two or more strictly increasing or strictly decreasing numbers")
+        states, _ = self._solve(f, y0, times, params, field, ComponentRoles())
         if isinstance(y0, Tensor):
             return torch.stack([y0, *(state[0] for state in states)])
         return tuple(torch.stack(component) for component in zip(y0, *states, strict=True))
@@ -204,75 +180,57 @@ class Solver:
     @torch.compiler.disable  # the steps depend on the data: compile the field, not the loop around it
     def _solve(
         self,
-        f: Callable[[Tensor, Any], Any],
+        f: Function,
         y0: State,
-        times: Sequence[float] | Tensor,
+        times: Sequence[float],
         params: Sequence[Tensor | None],
         field: nn.Module | None,
-        along: Along,
+        roles: ComponentRoles,
     ) -> Solution:
-        """The components at every time but the first, and what was metered."""
+        """Return the states at every time but the first."""
         if field is None and isinstance(f, nn.Module):
             field = f
-        like = y0 if isinstance(y0, Tensor) else y0[0]
-        clock = torch.float32 if like.device.type == "mps" else torch.float64
-        t = torch.as_tensor(times, dtype=clock, device=like.device)
-        _check_times(t)
-        given = [tensor for tensor in params if tensor is not None]
-        given += field.parameters() if field is not None else ()
-        given = list({id(tensor): tensor for tensor in given}.values())  # one listed twice has its gradient once
+        declared = chain((tensor for tensor in params if tensor is not None), () if field is None else field.parameters())
+        params = list({id(tensor): tensor for tensor in declared}.values())  # each once, for one gradient
         if self.gradient != "direct" and torch.is_grad_enabled():
-            check_independent(given)
+            check_no_derived_params(params)
 
-        rhs = RightHandSide(f, self, listening(field), field)
-        if self.own:
-            found = self._own(rhs, y0, t, given, along)
+        checkpoints = self.gradient == "checkpoint" and torch.is_grad_enabled()
+        rhs = RightHandSide(f, y0, self, field, checkpoints)
+        if self.native:
+            start = (y0,) if isinstance(y0, Tensor) else tuple(y0)
+            solution = self._solve_native(rhs, start, times, params, roles)
         else:
-            assert along.meter is None
-            found = by_torchdiffeq.solve(self, rhs, y0, t, given, along.passive)
+            solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
         if not self.adaptive:
-            rhs.check_finite(found.states[-1], t[-1])
-        return found
+            rhs.check_finite(solution.states[-1], times[-1])
+        return solution
 
-    def _own(self, rhs: RightHandSide, y0: State, times: Tensor, params: Sequence[Tensor], along: Along) -> Solution:
-        """Solve by the loops of this package, for which a state is a tuple and a time a number."""
-        bare, checkpoints = isinstance(y0, Tensor), self.gradient == "checkpoint" and torch.is_grad_enabled()
+    def _solve_native(
+        self,
+        rhs: RightHandSide,
+        y0: tuple[Tensor, ...],
+        times: Sequence[float],
+        params: Sequence[Tensor],
+        roles: ComponentRoles,
+    ) -> Solution:
+        start = y0
+        if rhs.checkpoints:
+            start = tuple(part.detach().requires_grad_(part.requires_grad) for part in y0)
+        k1 = rhs.slopes(times[0], start)
+        check_shapes(y0, k1)
+        if rhs.checkpoints:
+            check_all_leaves_declared(k1, start, params)
+            k1 = tuple(slope.detach() for slope in k1)
 
-        def slope(t: float, y: Components) -> Components:
-            if checkpoints and not torch.is_grad_enabled():  # f may differentiate, as that of a Hamiltonian
-                y = tuple(part.detach().requires_grad_() for part in y)
-            time = times.new_tensor(t)
-            return (rhs(time, y[0]),) if bare else rhs(time, y)
-
-        def slope_moving(t: float, y: Components) -> Components:
-            assert along.moving is not None
-            return rhs.counted(along.moving, times.new_tensor(t), y)
-
-        tableau = (ADAPTIVE | FIXED)[self.method]
-        moving = None if along.moving is None else slope_moving
-        stepper = Stepper(tableau, slope, along.quadratures, moving, along.meter)
-        start = (y0,) if isinstance(y0, Tensor) else tuple(y0)
-        begin = tuple(part.detach().requires_grad_(part.requires_grad) for part in start) if checkpoints else start
-        first = slope(float(times[0]), begin)
-        check_shapes(start, first)
-        if checkpoints:
-            check_listed(first, begin, params)
-            first = tuple(rate.detach() for rate in first)
-
-        def solve(y: Components, keep: Callable[[Step], None] | None = None) -> Solution:
-            problem = Problem(stepper, y, first, rhs, keep)
-            if self.adaptive:
-                return adaptive(problem, times.tolist(), Control(self.rtol, self.atol, self.first_step, along.passive))
-            assert self.step_size is not None
-            grid = even_grid(times, self.step_size)
-            return fixed(problem, grid.tolist(), torch.isin(grid, times)[1:].tolist())
-
-        if not (checkpoints and any(tensor.requires_grad for tensor in (*start, *params))):
-            return solve(start)
-        found = solve_checkpointed(solve, stepper, start, params)
-        for state in found.states:
-            rhs.await_backward(state)
-        return found
+        method = RungeKutta(TABLEAUS[self.method], rhs, roles)
+        solve: Any = partial(solve_fixed, method, k1=k1, times=times, step_size=self.step_size)
+        if self.adaptive:
+            tolerances = {"rtol": self.rtol, "atol": self.atol, "first_step": self.first_step}
+            solve = partial(solve_adaptive, method, k1=k1, times=times, **tolerances)
+        if rhs.checkpoints and any(tensor.requires_grad for tensor in (*y0, *params)):
+            return solve_with_checkpoints(solve, method, y0, params)
+        return solve(y0=y0)
 
     def __str__(self) -> str:
         if self.adaptive:
@@ -280,7 +238,26 @@ class Solver:
         return f"{self.method} (step_size={self.step_size:g}, max_steps={self.max_steps})"
 
 
-def _check_times(t: Tensor) -> None:
-    gaps = t.diff()
-    if t.ndim != 1 or len(t) < 2 or not (bool((gaps > 0).all()) or bool((gaps < 0).all())):
-        raise InputError(f"times={t.tolist()} must be two or more strictly increasing or strictly decreasing numbers")
+def with_solver(model: M, solver: Solver) -> M:
+    """Copy a model with another solver in each of its ODEs.
+
+    Parameters and buffers are shared, so cast or move the model first.
+
+    Example:
+        >>> from anode import MLPField, ODEBlock, Solver
+        >>> net = nn.Sequential(nn.Linear(2, 3), ODEBlock(MLPField(3)))
+        >>> with_solver(net, Solver(rtol=1e-8, atol=1e-8))[1].solver.rtol
+        1e-08
+    """
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    copied: Any = copy.deepcopy(model, memo=shared)
+    for part in copied.modules():
+        if isinstance(getattr(part, "solver", None), Solver):
+            part.solver = solver
+    return copied
+
+
+def solvers_in(module: nn.Module) -> list[Solver]:
+    """List the solvers of the ODEs in a module, in the order of its submodules."""
+    found = (getattr(part, "solver", None) for part in module.modules())
+    return [solver for solver in found if isinstance(solver, Solver)]

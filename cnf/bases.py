@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from anode import InputError
+from anode.errors import InputError
 
 MAX_FIT_POINTS = 20_000  # of which a mixture takes its start
 

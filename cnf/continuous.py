@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.func import jvp
 from typing_extensions import override
 
-from anode import Field, Solver
 from anode.errors import check_choice
+from anode.fields import Field
+from anode.runge_kutta import ComponentRoles
+from anode.solver import Solver
 from anode.tableaus import Slopes
 from cnf.divergence import Rates, check_probes, exact_divergence, hutchinson_divergence, probe_noise
 from cnf.transforms import Compose, SolveOptions, Transform, Transport
@@ -113,7 +115,7 @@ class Continuous(Transform):
         return lambda t, state: self._split(self.field(t, self._join(state), c))
 
     def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, energies: Sequence[str]) -> Transport:
-        by_steps = "acceleration" in energies and self.solver.meters
+        by_steps = "acceleration" in energies and self.solver.supports_on_step
         integrated = [name for name in energies if not (by_steps and name == "acceleration")]
         rates_at = self._rates(x, c, "frobenius" in energies)
         # The closed form of a field is called from here, without the frames of `exact_divergence` in between.
@@ -131,18 +133,14 @@ class Continuous(Transform):
         def on_step(nodes: Sequence[float], slopes: Slopes, step: float) -> Tensor:
             return _acceleration_of_step(nodes, [slope[: n + 1] for slope in slopes], step)
 
-        end = self.solver.integrate(
-            f,
-            (*parts, *[x.new_zeros(len(x))] * (1 + len(integrated))),
-            t0,
-            t1,
-            (c,),
-            self.field,
+        start = (*parts, *[x.new_zeros(len(x))] * (1 + len(integrated)))
+        roles = ComponentRoles(
             quadratures=1 + len(integrated),
-            moving=self._velocity(c),
-            passive=len(integrated),
-            meter=on_step if by_steps else None,
+            f_state=self._velocity(c),
+            exclude_from_error=len(integrated),
+            on_step=on_step if by_steps else None,
         )
+        end = self.solver.integrate(f, start, t0, t1, (c,), self.field, roles)
         # The divergence has the same sign in both directions: integrating it backwards in time negates its integral.
         sign = math.copysign(1, t1 - t0)
         found = {name: sign * end[n + 1 + i] for i, name in enumerate(integrated)}

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
-from anode import InputError
+from anode.errors import InputError
 
 if TYPE_CHECKING:
     from cnf.flow import Density

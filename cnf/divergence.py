@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from anode import Field, InputError
-from anode.errors import check_choice
+from anode.errors import InputError, check_choice
+from anode.fields import Field
 
 NOISES = ("rademacher", "gaussian")
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
-from anode import InputError, Solver, with_solver
-from anode.resolving import solver_of
+from anode.errors import InputError
+from anode.solver import Solver, solvers_in, with_solver
 from cnf.bases import Base, check_samples
 from cnf.continuous import Continuous, split_at_ode
 from cnf.distribution import FlowDistribution
@@ -74,10 +74,8 @@ class Density(nn.Module):
     @property
     def config(self) -> DensityConfig | None:
         """The configuration that rebuilds the model as it is solved now; None if composed by hand."""
-        solver = solver_of(self)
-        if self.description is None or solver is None:
-            return self.description
-        return replace(self.description, solver=solver)
+        solvers = solvers_in(self)
+        return replace(self.description, solver=solvers[0]) if self.description and solvers else self.description
 
     @property
     def kind(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from anode import InputError
+from anode.errors import InputError
 from cnf.transforms import Compose, SolveOptions, Transform, Transport
 
 SMALLEST = 4  # pixels a side of the smallest scale

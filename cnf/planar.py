@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from anode import Field, InputError
-from anode.fields import check_context, flatten_samples
+from anode.errors import InputError
+from anode.fields import Field, check_context, flatten_samples
 from cnf.transforms import Transform, Transport
 
 NEWTON_STEPS = 100

@@ -14,9 +14,8 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 from typing_extensions import override
 
-from anode import InputError
-from anode.errors import check_choice
 from anode.blocks import MeanScale
+from anode.errors import InputError, check_choice
 
 ENERGIES = ("kinetic", "frobenius", "acceleration")
 

@@ -8,35 +8,63 @@ import torch
 from fields import Linear
 from scipy.stats import chi2
 
-from anode import InputError, MLPField, Solver, count_evals
-from cnf import Compose, Continuous, Density, Flow, Logit, MaximumLikelihood, Normal, Standardize, density_model
-from train_flows.data import toy
+from anode import Field, InputError, MLPField, Solver, SolverError, count_evals
+from cnf import Compose, Continuous, Flow, Logit, Mixture, Multiscale, Normal, Planar, SolveOptions, Squeeze, Standardize
 
 TIGHT = Solver(rtol=1e-10, atol=1e-10)
+TIMES = [0.0, 0.3, 1.0]
 
 
-def wild_flow(**options):
-    """A flow far from the identity: an untrained field of large weights."""
+def wild_flow(time="bias", context=0, data=None, **options):
+    """A flow far from the identity: an untrained field with large weights."""
     torch.manual_seed(3)
-    flow = density_model((2,), hidden=(32, 32), **options)
-    for parameter in flow.parameters():
+    field = MLPField(2, (32, 32), time=time, context=context)
+    for parameter in field.parameters():
         torch.nn.init.normal_(parameter, std=0.35)
-    return flow
+    scale = Standardize((2,)) if data is None else Standardize((2,)).fit(data)
+    return Flow(Compose([scale, Continuous(field, **options)]), Normal((2,)))
 
 
-def gaussian(flow_matrix, shift):
-    """The law of x = E z + s for standard normal z."""
-    return torch.distributions.MultivariateNormal(shift, flow_matrix @ flow_matrix.T)
+def linear_flow(dim):
+    """A flow of a linear field, its density at t = 1, and the density's matrix and shift as functions of time."""
+    field = Linear(torch.randn(dim, dim), torch.randn(dim))
+
+    def density(time):
+        shift = field.solution(torch.zeros(1, dim), time)[0]
+        matrix = (field.solution(torch.eye(dim), time) - shift).T
+        return torch.distributions.MultivariateNormal(shift, matrix @ matrix.T)
+
+    return Flow(Continuous(field, TIGHT), Normal((dim,))), density
+
+
+class Growth(Field):
+    """dx/dt = r x, of any shape."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = torch.nn.Parameter(torch.tensor(rate))
+
+    def forward(self, t, x, c=None):
+        return self.rate * x
+
+
+def growth(rate):
+    return Continuous(Growth(rate), TIGHT)
+
+
+def scales(first, second, third):
+    """Images at two scales: ODEs with these rates before and after the squeeze, and at the smaller scale."""
+    larger = Compose([growth(first), Squeeze(), growth(second)])
+    return Flow(Multiscale([larger, growth(third)]), Normal((1, 4, 4)))
 
 
 def test_linear_field_gives_the_gaussian_of_its_matrix_exponential(float64):
-    field = Linear(torch.randn(3, 3), torch.randn(3))
-    flow = Flow(Continuous(field, TIGHT), Normal((3,)))
+    flow, density = linear_flow(3)
     x = torch.randn(50, 3)
-    shift = field.solution(torch.zeros(1, 3), 1.0)[0]
-    matrix = (field.solution(torch.eye(3), 1.0) - shift).T
-    expected = gaussian(matrix, shift).log_prob(x)
-    torch.testing.assert_close(flow.log_prob(x), expected, rtol=0, atol=1e-8)
+    torch.testing.assert_close(flow.log_prob(x), density(1.0).log_prob(x), rtol=0, atol=1e-8)
+    assert torch.equal(flow.elbo(x).value, flow.log_prob(x))
+    on_the_way = flow.elbo(x, options=SolveOptions(t_data=0.4)).value
+    torch.testing.assert_close(on_the_way, density(0.4).log_prob(x), rtol=0, atol=1e-8)
 
 
 def test_constant_field_translates(float64):
@@ -47,25 +75,12 @@ def test_constant_field_translates(float64):
     torch.testing.assert_close(flow.log_prob(x), expected, rtol=0, atol=1e-10)
 
 
-def test_normal_is_the_standard_normal(float64):
-    z = torch.randn(7, 2, 3)
-    expected = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum((1, 2))
-    torch.testing.assert_close(Normal((2, 3)).log_prob(z), expected)
-    z = Normal((2,)).sample(20_000)
-    assert (z.mean(0).abs() < 5 / 20_000**0.5).all()
-    assert ((z.T @ z / 20_000 - torch.eye(2)).abs() < 0.05).all()
-
-
 def test_original_units_count(float64):
-    """A flow of scaled data: density by the change of variables from the flow of standardised data."""
     x = torch.randn(1000, 2) * torch.tensor([100.0, 0.01]) + torch.tensor([5.0, -3.0])
     flow = wild_flow(data=x)
     standardize, ode = flow.transform.transforms
-    inner = Flow(ode, flow.base)
-    expected = inner.log_prob((x - standardize.mean) / standardize.scale) - math.log(100 * 0.01)
-    assert (flow.log_prob(x) - expected).abs().max() < 0.1  # the sample's standard deviations are not quite 100, 0.01
-    exact = inner.log_prob((x - standardize.mean) / standardize.scale) - standardize.scale.log().sum()
-    torch.testing.assert_close(flow.log_prob(x), exact)
+    inner = Flow(ode, flow.base).log_prob((x - standardize.mean) / standardize.scale)
+    torch.testing.assert_close(flow.log_prob(x), inner - standardize.scale.log().sum())
 
 
 @torch.no_grad()
@@ -123,18 +138,24 @@ def test_conditional_densities_integrate_to_one_for_every_context():
     assert not torch.allclose(flow.log_prob(x, contexts), flow.log_prob(x, contexts.flip(0)))
 
 
-def test_sample_with_log_prob_is_the_density_of_the_sample(float64):
+def test_samples_come_with_their_density_and_gradients(float64):
     flow = wild_flow(solver=TIGHT)
-    x, log_p = flow.sample_with_log_prob(100)
+    torch.manual_seed(1)
+    x, log_p = flow.rsample_and_log_prob(100)
     torch.testing.assert_close(log_p, flow.log_prob(x), rtol=1e-6, atol=1e-6)
-
-
-def test_gradients_flow_through_samples_and_their_log_density():
-    flow = wild_flow()
-    x, log_p = flow.sample_with_log_prob(10)
+    torch.manual_seed(1)
+    torch.testing.assert_close(flow.rsample(100), x, rtol=1e-7, atol=1e-7)
     gradients = torch.autograd.grad(x.sum() + log_p.sum(), list(flow.parameters()))
     assert all(torch.isfinite(g).all() for g in gradients)
     assert not flow.sample(3).requires_grad
+
+
+def test_a_mixture_base_has_no_rsample():
+    flow = Flow(growth(0.3), Mixture((2,), 3))
+    assert (wild_flow().has_rsample, flow.has_rsample) == (True, False)
+    for draw in (flow.rsample, flow.rsample_and_log_prob):
+        with pytest.raises(InputError, match="choice of a component"):
+            draw(3)
 
 
 def test_one_context_for_all_or_one_for_each():
@@ -146,33 +167,88 @@ def test_one_context_for_all_or_one_for_each():
     assert torch.equal(one, flow.sample(5, c.expand(5, 2)))
 
 
-def test_encode_and_decode_are_inverse(float64):
-    flow = wild_flow(solver=TIGHT)
-    x = torch.randn(20, 2)
-    torch.testing.assert_close(flow.decode(flow.encode(x)), x, rtol=1e-7, atol=1e-7)
+@pytest.mark.parametrize("flow", [wild_flow(), scales(0.5, -1.0, 2.0)], ids=["one ODE", "two scales"])
+def test_sampling_spares_the_divergence(flow, monkeypatch):
+    fields = [part for part in flow.modules() if isinstance(part, Field)]
+    for field in fields:
+        monkeypatch.setattr(type(field), "velocity_and_divergence", None)
+    assert flow.encode(flow.sample(3)).shape == (3, *flow.event_shape)
 
 
-def test_sampling_spares_the_divergence(monkeypatch):
-    flow = wild_flow()
-    monkeypatch.setattr("cnf.continuous.exact", None)
-    flow.sample(3)
-    flow.encode(torch.randn(3, 2))
-
-
-def test_trajectory_runs_from_base_to_data(float64):
-    x = torch.randn(500, 2) * 7 + 3
-    flow = wild_flow(solver=TIGHT, data=x)
+def test_one_ode_takes_the_same_path_by_one_solve_and_by_many(float64):
+    flow = wild_flow(solver=TIGHT, data=torch.randn(500, 2) * 7 + 3)
     z = flow.base.sample(10)
-    path = flow.trajectory(z, [0.0, 0.5, 1.0])
-    standardize = flow.transform.transforms[0]
-    torch.testing.assert_close(path[0], standardize.decode(z))
-    torch.testing.assert_close(path[-1], flow.decode(z), rtol=1e-7, atol=1e-7)
+    options = [SolveOptions(t_data=time) for time in TIMES]
+    path = flow.trajectory(z, TIMES)
+    torch.testing.assert_close(path[0], flow.transform.transforms[0].decode(z))
+    for way in (flow.transform.decode, lambda z, options: flow.transform.inverse(z, options=options).point):
+        single = torch.stack([way(z, options=each) for each in options])
+        torch.testing.assert_close(path, single, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(flow.encode(path[-1]), z, rtol=1e-7, atol=1e-7)
 
 
-def test_parts_need_one_ode_next_to_the_base():
-    flow = Flow(Compose([Continuous(MLPField(2)), Standardize((2,))]), Normal((2,)))
-    with pytest.raises(InputError, match="Continuous"):
-        flow.parts()
+@torch.no_grad()
+@pytest.mark.parametrize("rates", [(0.5, -1.0, 2.0), (0.0, 0.0, 0.0)])
+def test_several_scales_grow_at_their_rates(float64, rates):
+    flow, still = scales(*rates), scales(0.0, 0.0, 0.0)
+    z = flow.base.sample(5)
+    finished, rest = z.flatten(1).chunk(2, 1)
+    for time, x in zip(TIMES, flow.trajectory(z, TIMES), strict=True):
+        grown = [finished * math.exp(time * sum(rates[:2])), rest * math.exp(time * sum(rates))]
+        torch.testing.assert_close(x, still.decode(torch.cat(grown, 1).view_as(z)), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(flow.round_trip(z), z, rtol=1e-8, atol=1e-8)
+    assert torch.equal(still.decode(z).flatten(1).sort(1).values, z.flatten(1).sort(1).values)  # a permutation
+
+
+@torch.no_grad()
+def test_several_odes_run_at_the_same_time(float64):
+    fields = [Linear(torch.randn(2, 2) / 2, torch.randn(2)) for _ in range(2)]
+    between = Standardize((2,)).fit(torch.randn(9, 2) * 3 + 1)
+    flow = Flow(Compose([Continuous(fields[0], TIGHT), between, Continuous(fields[1], TIGHT)]), Normal((2,)))
+    z = flow.base.sample(5)
+    for time, x in zip(TIMES, flow.trajectory(z, TIMES), strict=True):
+        expected = fields[0].solution(between.decode(fields[1].solution(z, time)), time)
+        torch.testing.assert_close(x, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        wild_flow(),
+        scales(0.5, -1.0, 2.0),
+        Flow(Compose([Logit(), growth(0.3), growth(0.2)]), Mixture((3,))),
+        Flow(Planar(2, 3), Normal((2,))),
+    ],
+    ids=["one ODE", "multiscale", "two ODEs", "planar"],
+)
+def test_paths_end_at_the_samples(flow):
+    torch.manual_seed(1)
+    paths = flow.sample_paths(4, TIMES)
+    torch.manual_seed(1)
+    torch.testing.assert_close(paths[-1], flow.sample(4))
+    assert not paths.requires_grad
+
+
+@pytest.mark.parametrize("other", [Standardize((2,)), Multiscale([Continuous(MLPField(2))])])
+def test_splitting_needs_one_ode_next_to_the_base(other):
+    ode = Continuous(MLPField(2))
+    chain = [other, ode] if isinstance(other, Multiscale) else [ode, other]
+    with pytest.raises(InputError, match="needs one Continuous"):
+        Flow(Compose(chain), Normal((2,))).split_at_ode()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"t_data": 1.5}, r"t_data=1.5 must lie in \[0, 1\]"),
+        ({"t_data": math.nan}, "t_data=nan"),
+        ({"t_data": 0.2, "steer": 0.3}, r"steer=0.3 must lie in \[0, 0.2\)"),
+        ({"energies": ("potential",)}, "energies='potential' is unknown; choose one of kinetic"),
+    ],
+)
+def test_options_out_of_range_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        SolveOptions(**options)
 
 
 def test_hutchinson_flow_is_an_unbiased_estimate(float64):
@@ -206,8 +282,7 @@ def test_with_solver_shares_parameters_and_leaves_the_model():
         flow.log_prob(x)
         loose.log_prob(x)
     assert few.forward < many.forward
-    assert flow.config["solver"]["rtol"] == 1e-5
-    assert loose.config["solver"]["rtol"] == 1e-2
+    assert flow.config is None
 
 
 @pytest.mark.parametrize("gradient", ["direct", "adjoint"])
@@ -254,7 +329,7 @@ def test_bad_input_is_named(x, names):
         (lambda flow: flow.log_prob(torch.randn(4, 2), torch.ones(4, 1, dtype=torch.int64)), "c has dtype torch.int64"),
         (lambda flow: flow.log_prob(torch.randn(4, 2), torch.full((4, 1), math.nan)), "c is not finite in 4 of 4"),
         (lambda flow: flow.log_prob(torch.randn(4, 2)), "context=1"),
-        (lambda flow: flow.sample_with_log_prob(4, torch.randn(3, 1)), r"\(4, 1\)"),
+        (lambda flow: flow.rsample_and_log_prob(4, torch.randn(3, 1)), r"\(4, 1\)"),
         (lambda flow: flow.log_prob(torch.randn(4, 2), torch.randn(4)), r"c of shape \(4,\)"),
         (lambda flow: flow.sample(4, torch.tensor(1.0)), r"c of shape \(\)"),
         (lambda flow: flow.sample(-1, torch.randn(1)), "n=-1"),
@@ -271,24 +346,8 @@ def test_nothing_in_nothing_out():
     assert flow.sample(0).shape == (0, 2)
 
 
-@pytest.mark.parametrize("name", ["moons", "8gaussians"])
-def test_a_trained_density_integrates_to_one_and_agrees_with_its_sampler(name):
-    x = torch.from_numpy(toy.sample(name, 4000))
-    flow = density_model((2,), hidden=(32, 32), solver=Solver(rtol=1e-4, atol=1e-4), data=x)
-    objective = MaximumLikelihood(flow)
-    optimizer = torch.optim.Adam(flow.parameters(), 1e-2)
-    before = objective(x).item()
-    for _ in range(60):
-        optimizer.zero_grad()
-        objective(x[torch.randint(len(x), (256,))]).backward()
-        optimizer.step()
-    assert objective(x).item() < before - 0.3
-    flow = flow.with_solver(Solver())
-    assert integral(flow) == pytest.approx(1, abs=2e-3)
-    assert sampler_agrees(flow) > 1e-3
-
-
-def test_a_flow_is_a_density():
-    flow = Flow(Compose([Logit(), Continuous(MLPField(2))]), Normal((2,)))
-    assert isinstance(flow, Density)
-    assert torch.equal(flow.elbo(torch.full((2, 2), 0.3)), flow.log_prob(torch.full((2, 2), 0.3)))
+def test_training_checks_shapes_and_leaves_values_to_the_solver():
+    with pytest.raises(InputError, match=r"pass \(B, 2\)"):
+        wild_flow().elbo(torch.randn(4, 3))
+    with pytest.raises(SolverError, match="non-finite"):
+        wild_flow().elbo(torch.tensor([[math.nan, 0.0]]))
