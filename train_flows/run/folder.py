@@ -11,6 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -18,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import override
+from torch import nn
 
 from anode import CheckpointError, InputError, storage
 from train_flows.run import distributed
@@ -100,10 +101,14 @@ class Run:
             raise CheckpointError(f"{path} holds a model but not a run: its settings and data are unknown")
         return cls(path, config)
 
-    @staticmethod
-    def in_memory() -> Run:
-        """Return a run without a folder, which cannot be resumed."""
-        return _MemoryRun()
+    @classmethod
+    def temporary(cls) -> Run:
+        """Return a run in a temporary folder, for a model of any kind; the folder is removed with the run."""
+        folder = tempfile.mkdtemp(prefix="train-flows-")
+        storage.write_config(folder, "temporary", {}, settings={}, data={})
+        run = cls.open(folder)
+        weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
+        return run
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -252,50 +257,6 @@ class Run:
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds
             raise CheckpointError(f"{path} does not hold a state ({error}): restore it or train again") from error
-
-
-class _MemoryRun(Run):
-    """Keeps records, best weights and result, but no state to resume from."""
-
-    def __init__(self) -> None:
-        super().__init__(Path("memory"), {"settings": {}, "data": {}})
-        self._records: list[dict[str, Any]] = []
-        self._best: dict[str, Tensor] = {}
-        self._result: dict[str, Any] | None = None
-
-    @override
-    def log(self, record: dict[str, Any]) -> None:
-        self._records.append(record)
-
-    @override
-    def records(self) -> list[dict[str, Any]]:
-        return self._records
-
-    @override
-    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
-        pass
-
-    @override
-    def load_state(self) -> None:
-        return None
-
-    @override
-    def keep_best(self, model: nn.Module) -> None:
-        self._best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    @override
-    def load_best(self, model: nn.Module) -> bool:
-        if self._best:
-            model.load_state_dict(self._best)
-        return bool(self._best)
-
-    @override
-    def write_result(self, figures: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-        self._result = {**figures, "notes": list(notes)}
-
-    @override
-    def result(self) -> dict[str, Any] | None:
-        return self._result
 
 
 def provenance() -> dict[str, Any]:

@@ -11,14 +11,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from tqdm import tqdm
 
 from anode import CheckpointError, SolverError
 from train_flows.run import TrainingError, distributed
 from train_flows.run.folder import Run
 from train_flows.run.session import SEED_STRIDE, seed_noise, stop_requests
-from train_flows.run.step import StepResult, averaged_weights, check_failure, moving_average, training_step
+from train_flows.run.step import (
+    StepResult,
+    averaged_weights,
+    check_failure,
+    learning_rate_schedule,
+    moving_average,
+    training_step,
+)
 
 if TYPE_CHECKING:
     from train_flows.settings import Training
@@ -52,20 +59,6 @@ class Task(Protocol):
     def validate(self) -> dict[str, float]:
         """Return figures of the current weights."""
         ...
-
-
-@dataclass
-class Progress:
-    """Position of a training: the state to resume from, besides weights, optimiser, schedule and average."""
-
-    step: int = 0
-    recorded: int = -1  # step of the last record
-    best: float = math.inf  # smallest value of the criterion
-    seconds: float = 0.0
-    seconds_validating: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)  # of figures of successful steps since the last record
-    skipped: int = 0  # failed steps since the last record
-    failed_in_a_row: int = 0
 
 
 def shuffled_batches(
@@ -119,89 +112,184 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
         TrainingError: if a validation or too many steps fail, or the disk is full; the message says what the run keeps.
     """
-    training, device = task.training, next(task.model.parameters()).device
     if distributed.rank():  # weights are drawn alike in all processes, noise differently in each
         seed_noise(torch.initial_seed())
-    distributed.align(task.model)
-    optimizer = torch.optim.Adam(
-        task.model.parameters(),
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        fused=device.type in ("cpu", "cuda"),  # saves a fifth of the time on small models
-    )
-    schedule = _schedule(optimizer, training)
-    average = moving_average(task.model, training.ema)
-    parts: dict[str, Any] = {"model": task.model, "optimizer": optimizer, "schedule": schedule, "average": average}
-    parts = {name: part for name, part in parts.items() if part is not None}
-    progress = _restore(run, parts, training)
-
-    started = time.monotonic() - progress.seconds
+    trainer = Trainer(task, run)
+    progress, steps, device = trainer.progress, task.training.steps, trainer.device
     hidden = quiet or distributed.rank() > 0 or None  # None: shown on a terminal only
-    bar = tqdm(total=training.steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=hidden)
-    with _explained(run), stop_requests() as stopped, bar:
+    bar = tqdm(total=steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=hidden)
+    with _explain_failures(run), stop_requests() as stopped, bar:
         while True:
-            due = progress.step % training.validate_every == 0 or progress.step == training.steps
-            if due and progress.step > progress.recorded:
-                progress.seconds = time.monotonic() - started
-                with averaged_weights(task.model, average):
-                    record = _validate(task, progress, optimizer.param_groups[0]["lr"])
-                    value = -progress.step if task.criterion is None else record[task.criterion]
-                    if value < progress.best:
-                        progress.best = value
-                        run.keep_best(task.model)
-                if isinstance(schedule, ReduceLROnPlateau):
-                    schedule.step(value)
-                run.log(record)
-                run.save_state(progress.step, _state(progress, parts))
+            if trainer.is_record_due():
+                record = trainer.record()
                 if not quiet:
-                    tqdm.write(_line(record, training.steps))
-            if progress.step == training.steps:
+                    tqdm.write(_line(record, steps))
+            if progress.step == steps:
                 return True
             if not distributed.everywhere(not stopped() and time.monotonic() <= deadline, device):
-                progress.seconds = time.monotonic() - started
-                run.save_state(progress.step, _state(progress, parts))
+                trainer.save()
                 if distributed.everywhere(time.monotonic() <= deadline, device):
                     raise KeyboardInterrupt
                 return False
-            result = training_step(task, progress.step, optimizer)
-            _count(progress, result, training)
-            if not isinstance(schedule, ReduceLROnPlateau):
-                schedule.step()
-            progress.step += 1
-            if average is not None and result.failure is None:
-                average.update_parameters(task.model)
+            figures = trainer.step().figures
+            if figures:
+                evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
+                bar.set_postfix(loss=f"{figures['loss']:.3f}", nfe=evaluations, refresh=False)
             bar.update()
-            bar.set_postfix(_shown(progress, result))
 
 
-def learning_rate(training: Training, step: int) -> float:
-    """Return the learning rate of a step as a multiple of ``lr``.
+@dataclass
+class Progress:
+    """Position of a training: the part of its state besides weights, optimiser, schedule and average."""
 
-    The warm-up min(1, (n + 1) / lr_warm_up), n steps after the start, times half a cosine, (1 + cos(pi n / N)) / 2 of
-    N steps. Both start again at ``likelihood_from``, from ``restart_lr``. Torch's schedulers in sequence would begin
-    the cosine after the warm-up instead, and its recursive form adds up rounding errors.
+    step: int = 0
+    recorded: int = -1  # step of the last record
+    best: float = math.inf  # smallest value of the criterion
+    seconds: float = 0.0
+    seconds_validating: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # of figures of successful steps since the last record
+    skipped: int = 0  # failed steps since the last record
+    failed_in_a_row: int = 0
+
+
+class Trainer:
+    """A training in progress: optimiser, schedule, moving average and position, saved in a run and restored from it.
+
+    Args:
+        task: see :func:`train`.
+        run: see :func:`train`.
     """
-    start, end, height = 0, training.steps, 1.0
-    if training.likelihood_from and step < training.likelihood_from:
-        end = training.likelihood_from
-    elif training.likelihood_from:
-        start = training.likelihood_from
-        height = (training.restart_lr or training.lr) / training.lr
-    n = step - start
-    rate = min(1.0, (n + 1) / training.lr_warm_up) if training.lr_warm_up else 1.0
-    if training.schedule == "cosine":
-        rate *= height * (1 + math.cos(math.pi * (n / (end - start)))) / 2
-    return rate
 
+    def __init__(self, task: Task, run: Run) -> None:
+        self.task, self.run, self.training = task, run, task.training
+        self.device = next(task.model.parameters()).device
+        distributed.align(task.model)
+        self.optimizer = torch.optim.Adam(
+            task.model.parameters(),
+            lr=self.training.lr,
+            weight_decay=self.training.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),  # saves a fifth of the time on small models
+        )
+        self.schedule = learning_rate_schedule(self.optimizer, self.training)
+        self.average = moving_average(task.model, self.training.ema)
+        self.progress = self._restore()
+        self._started = time.monotonic() - self.progress.seconds
 
-def _schedule(optimizer: torch.optim.Optimizer, training: Training) -> LRScheduler:
-    if training.schedule == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
-    return LambdaLR(optimizer, lambda step: learning_rate(training, step))
+    def step(self) -> StepResult:
+        """Take one step.
+
+        Raises:
+            TrainingError: if it is one failure too many.
+        """
+        progress, result = self.progress, training_step(self.task, self.progress.step, self.optimizer)
+        if result.failure is None:
+            progress.failed_in_a_row = 0
+            for name, value in result.figures.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+        else:
+            progress.skipped += 1
+            progress.failed_in_a_row += 1
+            check_failure(result, progress.step, progress.failed_in_a_row, self.training)
+        if isinstance(self.schedule, LambdaLR):
+            self.schedule.step()
+        progress.step += 1
+        if self.average is not None and result.failure is None:
+            self.average.update_parameters(self.task.model)
+        return result
+
+    def is_record_due(self) -> bool:
+        """Return True if the current step is to be recorded, and is not yet."""
+        step = self.progress.step
+        due = step % self.training.validate_every == 0 or step == self.training.steps
+        return due and step > self.progress.recorded
+
+    def record(self) -> dict[str, Any]:
+        """Validate the averaged weights, keep them if they are the best, and save record and state in the run."""
+        progress, criterion = self.progress, self.task.criterion
+        progress.seconds = time.monotonic() - self._started
+        taken = progress.step - max(progress.recorded, 0) - progress.skipped
+        means = distributed.means({name: total / taken for name, total in progress.sums.items()})
+        seconds = {"seconds": progress.seconds, "seconds_training": progress.seconds - progress.seconds_validating}
+        with averaged_weights(self.task.model, self.average):
+            record = {
+                "step": progress.step,
+                **means,
+                **self._validate(),
+                "skipped": progress.skipped,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                **{name: round(value, 2) for name, value in seconds.items()},
+            }
+            value = -progress.step if criterion is None else record[criterion]
+            if value < progress.best:
+                progress.best = value
+                self.run.keep_best(self.task.model)
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(value)
+        progress.sums, progress.skipped, progress.recorded = {}, 0, progress.step
+        self.run.log(record)
+        self.save()
+        return record
+
+    def save(self) -> None:
+        """Save the state in the run."""
+        self.progress.seconds = time.monotonic() - self._started
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if on_gpu else None}
+        state = {
+            "progress": asdict(self.progress) | {"sums": distributed.gathered(self.progress.sums)},
+            "random": distributed.gathered(random),
+            **{name: part.state_dict() for name, part in self._parts().items()},
+        }
+        self.run.save_state(self.progress.step, state)
+
+    def _parts(self) -> dict[str, Any]:
+        """Return the objects whose state dicts are saved."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"model": self.task.model, "optimizer": self.optimizer, "schedule": self.schedule, **average}
+
+    def _restore(self) -> Progress:
+        """Load the state of the run, if it has one.
+
+        Raises:
+            CheckpointError: if it is the state of another training.
+        """
+        state = distributed.from_first(self.run.load_state)
+        if state is None:
+            return Progress()
+        try:
+            sums, rank = state["progress"]["sums"], distributed.rank()
+            if len(sums) == distributed.count():
+                sums = sums[rank]
+            else:  # the number of processes has changed: continue from the mean
+                sums = {name: sum(each[name] for each in sums) / len(sums) for name in sums[0]}
+            progress = Progress(**state["progress"] | {"sums": sums})
+            if progress.step > self.training.steps:
+                raise ValueError(f"it is at step {progress.step} of {self.training.steps}")
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            if rank < len(state["random"]):  # an additional process keeps its stream of random numbers
+                torch.set_rng_state(state["random"][rank]["cpu"])
+                if state["random"][rank]["cuda"] is not None and torch.cuda.is_available():
+                    torch.cuda.set_rng_state(state["random"][rank]["cuda"])
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{self.run.folder} has the state of another training, or of another version of torch ({error}): "
+                "restore it, use the versions in config.json, or train again"
+            ) from error
+        return progress
+
+    def _validate(self) -> dict[str, float]:
+        started = time.monotonic()
+        try:
+            return self.task.validate()
+        except SolverError as error:
+            raise TrainingError(f"the validation at step {self.progress.step} failed: {error}", solving=True) from error
+        finally:
+            self.progress.seconds_validating += time.monotonic() - started
 
 
 @contextmanager
-def _explained(run: Run) -> Generator[None]:
+def _explain_failures(run: Run) -> Generator[None]:
     """Add to the message of a failure what the run keeps."""
     try:
         yield
@@ -215,93 +303,8 @@ def _explained(run: Run) -> Generator[None]:
         ) from error
 
 
-def _count(progress: Progress, result: StepResult, training: Training) -> None:
-    """Add a step to the progress since the last record.
-
-    Raises:
-        TrainingError: if it is one failure too many.
-    """
-    if result.failure is None:
-        progress.failed_in_a_row = 0
-        for name, value in result.figures.items():
-            progress.sums[name] = progress.sums.get(name, 0.0) + value
-    else:
-        progress.skipped += 1
-        progress.failed_in_a_row += 1
-        check_failure(result, progress.step, progress.failed_in_a_row, training)
-
-
-def _validate(task: Task, progress: Progress, lr: float) -> dict[str, Any]:
-    """Return the record of this step: means since the last record, and figures of the current weights."""
-    taken = progress.step - max(progress.recorded, 0) - progress.skipped
-    means = distributed.means({name: total / taken for name, total in progress.sums.items()})
-    seconds_training, started = progress.seconds - progress.seconds_validating, time.monotonic()
-    try:
-        figures = task.validate()
-    except SolverError as error:
-        raise TrainingError(f"the validation at step {progress.step} failed: {error}", solving=True) from error
-    progress.seconds_validating += time.monotonic() - started
-    seconds = {"seconds": round(progress.seconds, 2), "seconds_training": round(seconds_training, 2)}
-    record = {"step": progress.step, **means, **figures, "skipped": progress.skipped, "lr": lr, **seconds}
-    progress.sums, progress.skipped, progress.recorded = {}, 0, progress.step
-    return record
-
-
 def _line(record: dict[str, Any], steps: int) -> str:
     """Return a record as the line that is printed."""
     hidden = ("step", "seconds", "seconds_training", "lr", *(() if record["skipped"] else ("skipped",)))
     figures = [f"{name} {value:.4g}" for name, value in record.items() if name not in hidden]
     return "  ".join([f"step {record['step']:>{len(str(steps))}}/{steps}", *figures, f"{record['seconds']:.0f} s"])
-
-
-def _shown(progress: Progress, result: StepResult) -> dict[str, Any]:
-    """Return the figures of a step for the progress bar."""
-    skipped = {"skipped": progress.skipped} if progress.skipped else {}
-    if result.failure is not None:
-        return skipped
-    figures = result.figures
-    evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
-    return {"loss": f"{figures['loss']:.3f}", "nfe": evaluations, **skipped}
-
-
-def _state(progress: Progress, parts: dict[str, Any]) -> dict[str, Any]:
-    """Return everything to resume from; random generators and sums are those of all processes."""
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-    random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if on_gpu else None}
-    return {
-        "progress": asdict(progress) | {"sums": distributed.gathered(progress.sums)},
-        "random": distributed.gathered(random),
-        **{name: part.state_dict() for name, part in parts.items()},
-    }
-
-
-def _restore(run: Run, parts: dict[str, Any], training: Training) -> Progress:
-    """Load the state of a run into the parts of a training.
-
-    Raises:
-        CheckpointError: if it is the state of another training.
-    """
-    state = distributed.from_first(run.load_state)
-    if state is None:
-        return Progress()
-    try:
-        sums, rank = state["progress"]["sums"], distributed.rank()
-        if len(sums) == distributed.count():
-            sums = sums[rank]
-        else:  # other processes than before continue from the mean
-            sums = {name: sum(each[name] for each in sums) / len(sums) for name in sums[0]}
-        progress = Progress(**state["progress"] | {"sums": sums})
-        if progress.step > training.steps:
-            raise ValueError(f"it is at step {progress.step} of {training.steps}")
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        if rank < len(state["random"]):  # an additional process keeps its stream of random numbers
-            torch.set_rng_state(state["random"][rank]["cpu"])
-            if state["random"][rank]["cuda"] is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state(state["random"][rank]["cuda"])
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{run.folder} has the state of another training, or of another version of torch ({error}): restore it, "
-            "use the versions in config.json, or train again"
-        ) from error
-    return progress

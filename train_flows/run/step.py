@@ -1,4 +1,4 @@
-"""One optimiser step: mixed precision, clipping, moving average, and steps that fail."""
+"""One optimiser step: mixed precision, clipping, failed solves; learning rate and moving average."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
 from anode import SolverError, count_evals
@@ -75,6 +76,33 @@ def check_failure(result: StepResult, step: int, failed_in_a_row: int, training:
         row = "" if stop else f"{failed_in_a_row} steps in a row failed; "
         remedy = "" if result.stiff else ": lower --lr"
         raise TrainingError(f"{row}step {step} failed: {result.failure}{remedy}", result.stiff) from result.cause
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """Return the learning rate of a step as a multiple of ``lr``.
+
+    The warm-up min(1, (n + 1) / lr_warm_up), n steps after the start, times half a cosine, (1 + cos(pi n / N)) / 2 of
+    N steps. Both start again at ``likelihood_from``, from ``restart_lr``. Torch's schedulers in sequence would begin
+    the cosine after the warm-up instead, and its recursive form adds up rounding errors.
+    """
+    start, end, height = 0, training.steps, 1.0
+    if training.likelihood_from and step < training.likelihood_from:
+        end = training.likelihood_from
+    elif training.likelihood_from:
+        start = training.likelihood_from
+        height = (training.restart_lr or training.lr) / training.lr
+    n = step - start
+    rate = min(1.0, (n + 1) / training.lr_warm_up) if training.lr_warm_up else 1.0
+    if training.schedule == "cosine":
+        rate *= height * (1 + math.cos(math.pi * (n / (end - start)))) / 2
+    return rate
+
+
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, training: Training) -> LRScheduler:
+    """Return the schedule of the learning rate, which ``plateau`` halves after three validations without progress."""
+    if training.schedule == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
+    return LambdaLR(optimizer, lambda step: learning_rate(training, step))
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
