@@ -78,7 +78,7 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
         solver = Solver(rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps)
     solver = _with_tolerances(settings, solver)
     likelihood.check_importance_samples(model, settings.samples)
-    dataset = held_out.test_part(settings.run, settings.data)
+    dataset = held_out.load(settings.run, settings.data)
     if settings.classify and not (dataset.context and dataset.context == dataset.classes):
         raise InputError(f"--classify is for densities given the class, {settings.run} is given none: drop it")
     session.seed_noise(settings.seed)
@@ -104,7 +104,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
                 f"--rtol and --atol have no effect on {settings.run}, which takes no adaptive steps: drop them"
             )
         model = model.with_solver(_with_tolerances(settings, solver))
-    dataset = held_out.test_part(settings.run, settings.data)
+    dataset = held_out.load(settings.run, settings.data)
     return accuracy.measure(model, dataset.test, dataset.classes)
 
 

@@ -17,7 +17,7 @@ from anode.solver import solvers_in
 from cnf import Density
 from train_flows.data import class_contexts
 from train_flows.evaluation import likelihood
-from train_flows.evaluation.chunks import Samples, chunks, in_chunks, number_of, to_model
+from train_flows.evaluation.chunks import Samples, chunks, in_chunks, number_of, rows_of, to_model
 from train_flows.run import distributed
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -28,7 +28,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def loss_name(classes: Sequence[str]) -> str:
-    """Return the loss to train by: cross-entropy of classes, or smooth L1 of values -1 and +1, as in the ANODE paper."""
+    """Return the loss to train by: cross-entropy of classes, or smooth L1 of values -1 and +1, as in the paper."""
     return "cross-entropy" if classes else "smooth-l1"
 
 
@@ -44,10 +44,10 @@ def loss(name: str, outputs: Tensor, y: Tensor) -> Tensor:
     return LOSSES[name](outputs.to(torch.promote_types(outputs.dtype, torch.float32)), y)
 
 
-def outputs(model: nn.Module, data: Samples) -> tuple[Tensor, Any]:
+def outputs(model: nn.Module, data: Samples) -> tuple[Tensor, Tensor]:
     """Return the outputs (N, K) of a model, and the targets, on its device."""
-    found, targets = zip(*in_chunks(model, data, lambda x, y: (model(x).cpu(), None if y is None else y.cpu())))
-    return to_model(model, (torch.cat(found), None if targets[0] is None else torch.cat(targets)))
+    found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()))
+    return to_model(model, tuple(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def predicted(values: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def predicted(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def figures(model: nn.Module, data: Samples, name: str) -> dict[str, float]:
-    """Return ``loss``, ``accuracy``, ``nfe`` (evaluations of one solve) and, of values, the mean squared error ``mse``."""
+    """Return ``loss``, ``accuracy``, ``nfe`` (evaluations of one solve) and the squared error ``mse`` of values."""
     return _figures(model, data, name)[0]
 
 
@@ -92,7 +92,11 @@ def measure(model: Classifier, data: Samples, classes: Sequence[str]) -> dict[st
     if solver is None or not solver.adaptive:
         return measured
     tighter = dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10)
-    return {**measured, "tolerance": _tolerance(solver), "tighter": _at(with_solver(model, tighter), data, name, before)}
+    return {
+        **measured,
+        "tolerance": _tolerance(solver),
+        "tighter": _at(with_solver(model, tighter), data, name, before),
+    }
 
 
 def standard_error(accuracy: float, n: int) -> float:
@@ -184,7 +188,7 @@ def measure_density(model: Density, data: Samples, samples: int = likelihood.IMP
         "accuracy": accuracy,
         "standard_error": standard_error(accuracy, number_of(data)),
         "tested": number_of(data),
-        "classes": model.context,
+        "classes": rows_of(data, slice(1))[1].shape[1],
         **likelihood.kind_of(model, samples),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from typing import Any
@@ -18,7 +19,7 @@ SETTINGS = {DENSITY: DensitySettings, CLASSIFIER: ClassifySettings}
 LOAD: dict[str, Any] = {DENSITY: load_density_data, CLASSIFIER: load_labelled_data}
 
 
-def test_part(folder: str, source: str | None = None) -> Dataset:
+def load(folder: str, source: str | None = None) -> Dataset:
     """Return a data set whose test part is to be evaluated on.
 
     Args:
@@ -70,4 +71,8 @@ def _other(folder: str, source: str, config: dict[str, Any]) -> Dataset:
     if getattr(settings.data, "jitter", False):
         print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
+    shape = tuple(trained["shape"])
+    if dataset.levels is None and len(dataset.columns) == math.prod(shape) and not dataset.test.mapped:
+        test = dataclasses.replace(dataset.test, x=dataset.test.x.view(-1, *shape))  # such as pixels in columns
+        dataset = dataclasses.replace(dataset, test=test, levels=trained["levels"])
     return dataset.match(trained, folder)

@@ -271,7 +271,12 @@ def _inverse_error(model: Density, data: Samples) -> dict[str, float | None]:
 
 def table(figures: dict[str, Any]) -> str:
     """Return measured figures as lines to read."""
-    names = {"NLL": "nll", "NLL, one draw": "nll_one_draw", "NLL, tighter": "nll_tighter", "NLL, bfloat16": "nll_bfloat16"}
+    names = {
+        "NLL": "nll",
+        "NLL, one draw": "nll_one_draw",
+        "NLL, tighter": "nll_tighter",
+        "NLL, bfloat16": "nll_bfloat16",
+    }
     rows = [
         (name, "the solve failed" if figures[key] is None else describe(figures[key]))
         for name, key in names.items()
