@@ -1,4 +1,4 @@
-"""Classifiers and regressors with one interface: neural ODEs, augmented or not, and the networks to compare them with."""
+"""Classifiers and regressors with one interface: neural ODEs, augmented or not, and the networks to compare."""
 
 from __future__ import annotations
 

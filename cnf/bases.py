@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from anode.errors import InputError
 
-MAX_FIT_POINTS = 20_000  # of which a mixture takes its start
+MAX_FIT_POINTS = 20_000
 
 
 class Base(nn.Module):
@@ -233,15 +233,9 @@ def gaussian_head(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequen
 def check_samples(
     name: str, x: Tensor, c: Tensor | None, shape: torch.Size, dtype: torch.dtype, finite: bool = True
 ) -> None:
-    """Raise an :class:`~anode.InputError` for samples or contexts of another shape or type, or not finite.
+    """Raise an :class:`~anode.InputError` unless samples x (B, *S) and contexts c (B, C) suit a density.
 
-    Args:
-        name: name of the samples in the message.
-        x: samples, (B, *S).
-        c: contexts, (B, C), or None.
-        shape: S.
-        dtype: floating-point type of the density.
-        finite: also check the values, which waits for the device.
+    ``finite`` also checks the values, which waits for the device. The message calls the samples ``name``.
     """
     if x.shape[1:] != shape or x.ndim == 0:
         size = ", ".join(map(str, ("B", *shape)))

@@ -46,7 +46,7 @@ class FlowDistribution(Distribution):
             raise InputError("c of shape () does not fit the flow: pass (*batch, C)")
         self.density = density
         self.c = c
-        super().__init__(Size() if c is None else c.shape[:-1], density.event_shape, validate_args)
+        super().__init__(Size() if c is None else Size(c.shape[:-1]), density.event_shape, validate_args)
 
     @property
     @override

@@ -15,17 +15,11 @@ NOISES = ("rademacher", "gaussian")
 
 
 class Rates(NamedTuple):
-    """Rates of change of a flow.
+    """Rates of change of a flow."""
 
-    Attributes:
-        velocity: dx/dt, (B, *S).
-        divergence: tr(df/dx), or an estimate of it, (B,).
-        frobenius: squared Frobenius norm of df/dx, or an estimate of it, (B,); None unless requested.
-    """
-
-    velocity: Tensor
-    divergence: Tensor
-    frobenius: Tensor | None = None
+    velocity: Tensor  # dx/dt, (B, *S)
+    divergence: Tensor  # tr(df/dx), or an estimate of it, (B,)
+    frobenius: Tensor | None = None  # squared Frobenius norm of df/dx, or an estimate of it, (B,), if requested
 
 
 def exact_divergence(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:

@@ -1,4 +1,4 @@
-"""Densities: the interface of all models, and the flow, a density made of a transform and a base."""
+"""Densities: the interface of every model, and the flow, made of a transform and a base."""
 
 from __future__ import annotations
 
@@ -25,35 +25,21 @@ MAX_POINTS, MAX_NUMBERS = 2**14, 2**20  # of one solve, if a density needs many 
 
 
 class Elbo(NamedTuple):
-    """A lower bound of a log-density, with its parts.
+    """A lower bound of a log-density, with its parts."""
 
-    Attributes:
-        value: the bound in nats, (B,).
-        energies: the requested path energies by name, each (B,).
-        kl: part of the value, (B,), or None; see :class:`cnf.lifts.LiftResult`.
-    """
-
-    value: Tensor
-    energies: Mapping[str, Tensor]
-    kl: Tensor | None = None
+    value: Tensor  # the bound in nats, (B,)
+    energies: Mapping[str, Tensor]  # the requested path energies by name, each (B,)
+    kl: Tensor | None = None  # part of the value, (B,); see cnf.lifts.LiftResult
 
 
 class MatchingPair(NamedTuple):
-    """Both ends of the paths that flow matching learns.
+    """Both ends of the paths that flow matching learns."""
 
-    Attributes:
-        ode: the ODE whose field learns the paths.
-        x: data in the space of the ODE, (B, *S).
-        z: base points, drawn.
-        c: context of the field, or None.
-        kl: see :class:`Elbo`.
-    """
-
-    ode: Continuous
-    x: Tensor
-    z: Tensor
-    c: Tensor | None
-    kl: Tensor | None = None
+    ode: Continuous  # its field learns the paths
+    x: Tensor  # data in the space of the ODE, (B, *S)
+    z: Tensor  # base points, drawn
+    c: Tensor | None  # context of the field
+    kl: Tensor | None = None  # see Elbo
 
 
 class Density(nn.Module):
@@ -79,7 +65,7 @@ class Density(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What :meth:`log_prob` returns: ``"exact"``, ``"estimate"`` (unbiased) or ``"bound"`` (a lower bound)."""
+        """``"exact"``, ``"estimate"`` (unbiased) or ``"bound"`` (a lower bound): the nature of :meth:`log_prob`."""
         raise NotImplementedError
 
     @property
@@ -114,11 +100,7 @@ class Density(nn.Module):
 
     @override
     def forward(self, c: Tensor | None = None) -> Distribution:
-        """Return p(x given c) as a distribution with batch shape ``c.shape[:-1]``.
-
-        Args:
-            c: contexts, (*batch, C), or None.
-        """
+        """Return p(x given c) as a distribution, with batch shape ``c.shape[:-1]`` for contexts c (*batch, C)."""
         return FlowDistribution(self, c)
 
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -144,7 +126,7 @@ class Density(nn.Module):
     def check_num_samples(self, samples: int) -> None:
         """Raise an :class:`~anode.InputError` for a number of draws that does not tighten the bound."""
         if samples != 1 and not self.stochastic:
-            raise InputError(f"samples={samples}: the model has no bound that more draws would tighten")
+            raise InputError(f"samples={samples} must be 1: {type(self).__name__} has nothing that more draws tighten")
         if samples < 1:
             raise InputError(f"samples={samples} must be at least 1")
 
@@ -153,10 +135,10 @@ class Density(nn.Module):
         raise NotImplementedError
 
     def split_at_ode(self) -> tuple[Compose, Continuous]:
-        """Return the static transforms next to the data, and the ODE next to the base.
+        """Return the static transforms next to the data, and the one ODE next to the base.
 
         Raises:
-            InputError: unless the density consists of static transforms followed by one :class:`Continuous`.
+            InputError: for any other composition.
         """
         raise NotImplementedError
 
@@ -169,28 +151,17 @@ class Density(nn.Module):
             temperature: factor of the normal noise of the base. Samples at a temperature other than 1 do not follow
                 :meth:`log_prob`; below 1 they are less varied and more typical.
 
-        Raises:
-            InputError: for a temperature that is not positive and finite.
-
         References:
             Kingma, Dhariwal 2018, arXiv 1807.03039, section 5 (temperature).
         """
         raise NotImplementedError
 
     def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """Draw n samples (n, *S) with gradients to all parameters and contexts; see :meth:`sample`.
-
-        Raises:
-            InputError: if samples cannot carry gradients; see :attr:`has_rsample`.
-        """
+        """Draw n samples (n, *S) with gradients to parameters and contexts; an InputError without has_rsample."""
         raise self._no_rsample()
 
     def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Draw n samples (n, *S) and their log-densities (n,) in one solve, with gradients through both.
-
-        Raises:
-            InputError: if samples cannot carry gradients; see :attr:`has_rsample`.
-        """
+        """Draw n samples (n, *S) and their log-densities (n,) in one solve, with gradients; see :meth:`rsample`."""
         raise self._no_rsample()
 
     def _no_rsample(self) -> InputError:
@@ -200,16 +171,7 @@ class Density(nn.Module):
         )
 
     def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """Draw n samples with their paths from the base, without a graph.
-
-        Args:
-            n: number of samples.
-            times: T times from 0 (base) to 1 (data), strictly increasing; see :meth:`cnf.Flow.trajectory`.
-            c: one context (C,) for all samples, or one for each (n, C), or None.
-
-        Returns:
-            (T, n, *S), in the units of the data.
-        """
+        """Draw n samples with their paths (T, n, *S) from base to data; see :meth:`sample`, :meth:`Flow.trajectory`."""
         raise NotImplementedError
 
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -294,10 +256,7 @@ class Flow(Density):
     def split_at_ode(self) -> tuple[Compose, Continuous]:
         parts = split_at_ode(self.transform)
         if parts is None:
-            raise InputError(
-                "the flow has no single path from base to data: it needs one Continuous, the last transform on the way "
-                "to the base"
-            )
+            raise InputError("transform must end with one Continuous, after static transforms only")
         return parts
 
     @override
@@ -371,9 +330,9 @@ def expand_context(c: Tensor | None, n: int) -> Tensor | None:
 
 
 def max_copies(x: Tensor) -> int:
-    """Return how many copies of samples to solve at once: at most 16,384 points of a million numbers, to bound memory.
+    """Return the number of copies of samples to solve together: at most 16,384 points of a million numbers in all.
 
-    This holds without gradients only: with them, all graphs stay.
+    It bounds memory without gradients only: with them, all graphs stay.
     """
     return max(1, min(MAX_POINTS // max(1, len(x)), MAX_NUMBERS // max(1, x.numel())))
 

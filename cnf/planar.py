@@ -150,7 +150,9 @@ class PlanarField(Field):
     def _units(self, t: Tensor, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return tanh(w_n'x + b_n) (B, M), and the gates: (M,) in a solve, (B, M) with a time per sample."""
         check_context(c, 0, len(x))
-        return torch.tanh(F.linear(flatten_samples(x, self.dim), self.w, self.b)), self.gates(t.to(x.dtype).unsqueeze(-1))
+        return torch.tanh(F.linear(flatten_samples(x, self.dim), self.w, self.b)), self.gates(
+            t.to(x.dtype).unsqueeze(-1)
+        )
 
 
 def _slope(h: Tensor, slack: Tensor) -> Tensor:

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.blocks import MeanScale
-from anode.errors import InputError, check_choice
-
-ENERGIES = ("kinetic", "frobenius", "acceleration")
+from anode.errors import InputError, config
 
 
-@dataclass(frozen=True)
+Energy = Literal["kinetic", "frobenius", "acceleration"]
+ENERGIES: tuple[str, ...] = get_args(Energy)
+
+
+@config
 class SolveOptions:
     """Options of ODE solves for training and for paths.
 
     Attributes:
-        energies: path energies to integrate: ``"kinetic"``, ``"frobenius"``, ``"acceleration"``; see
-            :class:`~cnf.Continuous`.
+        energies: path energies to integrate; see :class:`~cnf.Continuous`.
         steer: b; the time of the base is drawn uniformly from [-b, b] instead of 0 (STEER). Use the resulting
             likelihood for training only.
-        t_data: s in [0, 1]; every ODE runs between the times 0 and s instead of 0 and 1, so that the data are x(s).
-            At 0 only the static transforms are left.
+        t_data: s; every ODE runs between the times 0 and s instead of 0 and 1, so that the data are x(s). At 0 only
+            the static transforms are left.
 
     Raises:
         InputError: for an unknown energy, ``t_data`` outside [0, 1], or ``steer`` outside [0, t_data).
@@ -39,31 +40,21 @@ class SolveOptions:
         Ghosh, Behl, Dupont, Torr, Namboodiri 2020, arXiv 2006.10711 (STEER).
     """
 
-    energies: tuple[str, ...] = ()
-    steer: float = 0.0
-    t_data: float = 1.0
+    energies: tuple[Energy, ...] = ()
+    steer: Annotated[float, Field(ge=0)] = 0.0
+    t_data: Annotated[float, Field(ge=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
-        for name in self.energies:
-            check_choice("energies", name, ENERGIES)
-        if not 0 <= self.t_data <= 1:
-            raise InputError(f"t_data={self.t_data} must lie in [0, 1]: it is a time between base and data")
-        if self.steer and not 0 <= self.steer < self.t_data:
-            raise InputError(f"steer={self.steer} must lie in [0, {self.t_data:g}): the data are at t={self.t_data:g}")
+        if self.steer and self.steer >= self.t_data:
+            raise InputError(f"steer={self.steer} must be less than t_data={self.t_data:g}, the time of the data")
 
 
 class Transport(NamedTuple):
-    """Result of a transform.
+    """Result of a transform."""
 
-    Attributes:
-        point: the images of the points, (B, *S).
-        log_det: log |det J| of the map just applied, (B,), in nats.
-        energies: the requested path energies by name, each (B,).
-    """
-
-    point: Tensor
-    log_det: Tensor
-    energies: Mapping[str, Tensor] = MappingProxyType({})
+    point: Tensor  # the images of the points, (B, *S)
+    log_det: Tensor  # log |det J| of the map just applied, (B,), in nats
+    energies: Mapping[str, Tensor] = MappingProxyType({})  # the requested path energies by name, each (B,)
 
     def then(self, step: Transport) -> Transport:
         """Append the next transport: its points, and the sums of the log-determinants and of each energy."""

@@ -53,13 +53,18 @@ class Broken(Field):
 
 
 def mlp_fields():
-    """Every combination of time conditioning, depth and activation, some with context, some less the state."""
-    for time in ("none", "concat", "bias", "squash", "hyper"):
+    """Every combination of time conditioning, depth and activation, some with context."""
+    for time in ("none", "concat", "bias", "squash"):
         for hidden in ((), (7,), (7, 5), (6, 5, 4)):
             for activation in ("tanh", "softplus", "relu", "silu", ("tanh", "silu")):
                 context = 2 if activation in ("relu", "silu") else 0
-                residual = activation in ("softplus", "silu")
-                yield wild(MLPField(3, hidden, activation, time, context, residual=residual))
+                yield wild(MLPField(3, hidden, activation, time, context))
+
+
+def jacobians(field, t, x, c=None):
+    """The Jacobians df/dx of the samples, (B, D, D), by automatic differentiation."""
+    rows = torch.autograd.functional.jacobian(lambda x: field(t, x, c).flatten(1).sum(0), x)
+    return rows.flatten(2).transpose(0, 1)
 
 
 def wild(field):

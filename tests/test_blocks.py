@@ -5,65 +5,105 @@ import torch
 from fields import Linear
 from torch import nn
 
-from anode import Augment, InputError, MLPField, ODEBlock, Solver
+from anode import MLP, Augment, InputError, MLPField, Normalize, ODEBlock, ResNet, ScalePixels, Solver
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (5, 3, 4, 4)])
 def test_augment_appends_zeros_along_dimension_1(shape):
     x = torch.randn(shape)
     y = Augment(4)(x)
-    assert y.shape == (shape[0], shape[1] + 4, *shape[2:])
     assert torch.equal(y[:, : shape[1]], x)
-    assert (y[:, shape[1] :] == 0).all()
-
-
-def test_augment_by_nothing_and_by_less():
-    x = torch.randn(5, 2)
+    assert torch.equal(y[:, shape[1] :], torch.zeros(shape[0], 4, *shape[2:]))
     assert torch.equal(Augment(0)(x), x)
-    with pytest.raises(InputError, match="extra=-1"):
-        Augment(-1)
 
 
-def test_block_is_the_flow_of_its_field(float64):
-    field = Linear(torch.randn(2, 2))
-    x = torch.randn(5, 2)
-    block = ODEBlock(field, Solver(rtol=1e-10, atol=1e-10))
-    torch.testing.assert_close(block(x), field.solution(x, 1.0))
-    path = block.trajectory(x, [0.0, 0.5, 1.0])
-    torch.testing.assert_close(path[0], x)
-    torch.testing.assert_close(path[1], field.solution(x, 0.5), rtol=1e-6, atol=1e-6)
+def test_normalize_is_the_identity_until_it_is_fitted():
+    x = torch.randn(200, 3) * torch.tensor([5.0, 0.1, 0.0]) + 3
+    layer = Normalize((3,))
+    assert torch.equal(layer(x), x)
+    y = layer.fit(x)(x)
+    torch.testing.assert_close(y.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.std(0, correction=0), torch.tensor([1.0, 1.0, 0.0]))  # a constant stays constant
 
 
-def test_block_takes_a_context():
-    block = ODEBlock(MLPField(2, context=3))
-    x, c = torch.randn(5, 2), torch.randn(5, 3)
-    assert not torch.allclose(block(x, c), block(x, c + 1))
+class TestODEBlock:
+    def test_it_is_the_flow_of_its_field(self, float64):
+        field, x = Linear(torch.randn(2, 2)), torch.randn(5, 2)
+        block = ODEBlock(field, Solver(rtol=1e-10, atol=1e-10))
+        torch.testing.assert_close(block(x), field.solution(x, 1.0))
+        path = block.trajectory(x, [0.0, 0.5, 1.0])
+        torch.testing.assert_close(path[0], x)
+        torch.testing.assert_close(path[1], field.solution(x, 0.5), rtol=1e-6, atol=1e-6)
+
+    def test_a_zero_field_stays_put(self):
+        y = Augment(2)(torch.randn(5, 2))
+        for state in ODEBlock(MLPField(4, zero_init=True)).trajectory(y, [0, 0.2, 0.9, 1]):
+            assert torch.equal(state, y)
+
+    def test_it_takes_a_context(self):
+        block = ODEBlock(MLPField(2, context=3))
+        x, c = torch.randn(5, 2), torch.randn(5, 3)
+        assert not torch.allclose(block(x, c), block(x, c + 1))
+
+    def test_it_learns_what_needs_the_extra_dimension(self):
+        """x -> -x on the line needs trajectories that pass each other (no linear readout here)."""
+        x = torch.tensor([[-1.0], [1.0]])
+        solver = Solver("rk4", step_size=0.25, gradient="direct")
+        losses = {}
+        for extra in (0, 1):
+            torch.manual_seed(0)
+            net = nn.Sequential(Augment(extra), ODEBlock(MLPField(1 + extra, (16,)), solver))
+            optimizer = torch.optim.Adam(net.parameters(), 2e-2)
+            for _ in range(150):
+                optimizer.zero_grad()
+                loss = (net(x)[:, :1] + x).square().mean()
+                loss.backward()
+                optimizer.step()
+            losses[extra] = loss.item()
+        assert losses[1] < 0.01
+        assert losses[0] > 0.9  # the best order-preserving answer is 0 for both
+
+    def test_it_moves_and_saves(self, tmp_path):
+        nets = [nn.Sequential(Augment(1), ODEBlock(MLPField(3)), nn.Linear(3, 1)).double() for _ in range(2)]
+        torch.save(nets[0].state_dict(), tmp_path / "net.pt")
+        nets[1].load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+        x = torch.randn(4, 2, dtype=torch.float64)
+        assert torch.equal(nets[0](x), nets[1](x))
 
 
-@pytest.mark.parametrize("gradient", ["direct", "adjoint"])
-def test_classifier_learns_what_needs_the_extra_dimension(gradient):
-    """x -> -x on the line needs trajectories that pass each other (no linear readout here)."""
-    x = torch.tensor([[-1.0], [1.0]])
-    solver = Solver("rk4", step_size=0.2, gradient=gradient)
-    losses = {}
-    for extra in (0, 1):
-        torch.manual_seed(0)
-        net = nn.Sequential(Augment(extra), ODEBlock(MLPField(1 + extra, (16,)), solver))
-        optimizer = torch.optim.Adam(net.parameters(), 2e-2)
-        for _ in range(150):
-            optimizer.zero_grad()
-            loss = (net(x)[:, :1] + x).square().mean()
-            loss.backward()
-            optimizer.step()
-        losses[extra] = loss.item()
-    assert losses[1] < 0.01
-    assert losses[0] > 0.9  # the best order-preserving answer is 0 for both
+class TestResNet:
+    def test_it_is_the_sum_of_its_blocks(self):
+        fields = [MLPField(2, (4,), time="none") for _ in range(3)]
+        x = torch.randn(5, 2)
+        states = [x]
+        for field in fields:
+            states.append(states[-1] + field(torch.zeros(()), states[-1]))
+        net = ResNet(fields)
+        torch.testing.assert_close(net(x), states[-1])
+        torch.testing.assert_close(net.trajectory(x, [0, 1 / 3, 1]), torch.stack([states[0], states[1], states[3]]))
+        torch.testing.assert_close(net.trajectory(x, [0.5])[0], (states[1] + states[2]) / 2)
+
+    def test_it_is_eulers_method_if_blocks_share_a_field(self):
+        field = MLPField(2, (4,), time="concat")
+        with torch.no_grad():
+            for parameter in field.layers[-1].parameters():
+                parameter /= 4  # the step
+        x = torch.randn(5, 2)
+        euler = Solver("euler", step_size=0.25)
+        scaled = euler.integrate(lambda t, y: 4 * field(t, y), x, 0, 1, field=field)
+        torch.testing.assert_close(ResNet([field] * 4)(x), scaled)
 
 
-def test_block_moves_and_saves(tmp_path):
-    net = nn.Sequential(Augment(1), ODEBlock(MLPField(3)), nn.Linear(3, 1)).double()
-    x = torch.randn(4, 2, dtype=torch.float64)
-    torch.save(net.state_dict(), tmp_path / "net.pt")
-    other = nn.Sequential(Augment(1), ODEBlock(MLPField(3)), nn.Linear(3, 1)).double()
-    other.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
-    assert torch.equal(net(x), other(x))
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Augment(-1), "extra=-1"),
+        (lambda: ScalePixels(1), "levels=1"),
+        (lambda: ResNet([]), "at least one block"),
+        (lambda: MLP(2, ()), "hidden"),
+        (lambda: Normalize((2,)).fit(torch.randn(5, 1)), r"\(5, 1\) does not fit: pass samples of shape \(2,\)"),
+    ],
+)
+def test_bad_input_is_named(make, words):
+    with pytest.raises(InputError, match=words):
+        make()
