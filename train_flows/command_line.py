@@ -1,102 +1,263 @@
-"""From a command line to settings: defaults, then the recipe of the data set, then what was typed; or a run's own."""
+"""From a command line to settings: typed options win over the recipe of the data, the recipe over defaults."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import io
 import os
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
+import docstring_parser
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from anode import InputError
-from train_flows.checkpoint import Run
-from train_flows.sections import SECTIONS, made
-from train_flows.settings import RunSettings
+from anode import InputError, Solver
+from anode.solver import FIXED_METHODS
+from train_flows.run.folder import Run
+from train_flows.settings import ClassifySettings, DensitySettings, from_config
 
-S = TypeVar("S")
+T = TypeVar("T")
+S = TypeVar("S", DensitySettings, ClassifySettings)
+
+FIXED_STEP = 0.25  # of a fixed-step solver, if --step-size is omitted
+OF_A_SITTING = ("resume", "device", "budget_minutes")  # a resumed run takes all other settings from its folder
+GROUPS = {"objective": "training", "epochs": "training", "solver": "training", "run": "output"}  # by section
+ON_AND_OFF = ("whiten", "multiscale")  # flags that a recipe may turn on and a typed --no-... off
+SOLVER_HELP = {
+    "method": "method of the ODE solver",
+    "rtol": "relative tolerance of the ODE solver",
+    "atol": "absolute tolerance of the ODE solver",
+    "step_size": f"step of a fixed-step solver; {FIXED_STEP} if omitted",
+    "max_steps": "largest number of steps of a solve",
+    "gradient": "backward pass: checkpoint takes little memory, direct little time; or adjoint",
+}
 
 
-def parse(
-    default: S,
-    args: list[str],
-    command: str,
-    kind: str,
-    recipe: Callable[[Any], dict[str, Any]],
-    known: Callable[[str], bool],
-) -> S:
-    """The settings of a training program: a dataclass of sections, among them ``data`` and ``run``.
+class Option(NamedTuple):
+    """One option of a command line."""
 
-    Args:
-        default: the settings without a data set.
-        args: what was typed.
-        command: name of the program.
-        kind: of the models it trains.
-        recipe: for the settings typed, the values that differ from the defaults.
-        known: whether a data set is one by name, not a file.
+    name: str
+    group: str
+    type: Any
+    default: Any
+    help: str
 
-    Raises:
-        InputError: when there is no data set, or other options beside ``--resume``.
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A training program, as its command line sees it.
+
+    Attributes:
+        name: its command.
+        about: description at the top of its help.
+        kind: kind of its models.
+        recipe: from typed options to the name of a recipe and its options.
+        known: True for the name of a data set, False for a path.
+        common: options that ``--help`` lists; ``--help-all`` lists all.
+        api_only: settings that are not options.
     """
 
-    def typed(args: list[str], default: S) -> S:
-        prog = f"train-flows {command}"
-        return tyro.cli(type(default), args=args, default=default, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+    name: str
+    about: str
+    kind: str
+    recipe: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
+    known: Callable[[str], bool]
+    common: Collection[str]
+    api_only: Collection[str]
 
-    asking = [arg for arg in args if arg in ("-h", "--help")]
-    first: Any = typed([arg for arg in args if arg not in asking], default)
-    source = first.data.source
-    if asking and source is None:
-        return typed(args, default)  # prints the help and exits; with a data set, below, its recipe is the default
-    if first.run.resume is not None:
-        return _resumed(first, default, kind)
-    if source is None:
+
+def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
+    """Parse the command line of a training program, or take over the settings of the run to resume.
+
+    Args:
+        program: the program.
+        default: its default settings.
+        args: command line without the command.
+
+    Returns:
+        The settings, and one line that says where they come from.
+
+    Raises:
+        InputError: if an option is unknown, has a wrong value or has no effect, or there is no data set.
+        SystemExit: after printing the help.
+    """
+    asked = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
+    args = [arg for arg in args if arg not in asked]
+    options = [option for option in options_of(default) if option.name not in program.api_only]
+    typed = _typed(program, options, args)
+    name, recipe = program.recipe(typed)
+    if asked:
+        set_by_recipe = recipe if "source" in typed else {}
+        shown = [option for option in options if "--help-all" in asked or option.name in program.common]
+        shown = [option._replace(default=set_by_recipe.get(option.name, option.default)) for option in shown]
+        read(_groups(shown), ["--help"], program.name, description=program.about)
+    if "resume" in typed:
+        return _resumed(program, default, typed), f"settings: those of {typed['resume']}"
+    if "source" not in typed:
         raise InputError("no data set given: pass the name of one (see --help), or the path of a table")
-    settings: Any = typed(args, cooked(default, recipe(first)))
-    if not known(source) and Path(source).exists():
-        source = os.path.realpath(source)  # found again from any working directory
-    found: dict[str, Any] = {"source": source}
-    if hasattr(settings.data, "data_root"):
-        found["data_root"] = os.path.realpath(settings.data.data_root)
-    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, **found))
+    source, data_root = typed["source"], typed.get("data_root", default.data.data_root)
+    found = {"data_root": os.path.realpath(data_root)}  # found again from any working directory
+    if not program.known(source) and Path(source).exists():
+        found["source"] = os.path.realpath(source)
+    settings = with_options(default, {**recipe, **typed, **found})
+    settings.validate(typed)
+    return settings, _origin(name, {k: v for k, v in recipe.items() if k not in typed}, typed)
 
 
-def cooked(default: Any, recipe: Mapping[str, Any]) -> Any:
-    """Settings of several sections with other values, whatever section has them."""
-    sections = {}
-    for section in dataclasses.fields(default):
-        values = getattr(default, section.name)
-        sections[section.name] = dataclasses.replace(values, **{k: v for k, v in recipe.items() if hasattr(values, k)})
-    return dataclasses.replace(default, **sections)
-
-
-def _resumed(settings: Any, default: Any, kind: str) -> Any:
-    """The settings a run was started with, but for those of a sitting: its device and its budget of time."""
-    folder, device, minutes = settings.run.resume, settings.run.device, settings.run.budget_minutes
-    if settings != dataclasses.replace(default, run=RunSettings(resume=folder, device=device, budget_minutes=minutes)):
-        raise InputError(
-            f"--resume {folder} takes every setting but --device and --budget-minutes from the run: "
-            "drop the other options"
-        )
-    return stored(
-        folder, default, kind, {"budget_minutes": minutes, **({} if device == "auto" else {"device": device})}
-    )
-
-
-def stored(folder: str, default: S, kind: str, differing: Mapping[str, Any]) -> S:
-    """The settings to continue a run with.
-
-    Args:
-        folder: of the run.
-        default: the settings of its program.
-        kind: of its model.
-        differing: what of its section ``run`` is to differ from what it was started with.
+def read(kind: type[T], args: Sequence[str], command: str, **described: Any) -> T:
+    """Parse a command line by a dataclass of settings.
 
     Raises:
-        CheckpointError: when the run is damaged, or of another program.
+        InputError: with one line, for an unknown option or a wrong value.
+        SystemExit: after printing the help.
     """
-    sections = Run(folder).config(kind)["settings"]
-    sections["run"] |= {"resume": folder, "out": folder, **differing}
-    known: Any = default
-    return dataclasses.replace(known, **{name: made(SECTIONS[kind][name], values) for name, values in sections.items()})
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            found, unknown = tyro.cli(
+                kind,
+                args=args,
+                prog=f"train-flows {command}",
+                config=(tyro.conf.OmitArgPrefixes,),
+                return_unknown_args=True,
+                registry=_registry,
+                **described,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        lines = [line.strip("│ ") for line in printed.getvalue().splitlines() if line.startswith("│")]
+        message = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), None)])
+        raise InputError(f"{message.removeprefix('Error parsing ')}; see train-flows {command} --help") from None
+    if unknown:
+        names = [as_typed(name) for name in _names(kind)]
+        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=2)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"see train-flows {command} --help"
+        raise InputError(f"{unknown[0]} is not an option of {command}; {hint}")
+    return found
+
+
+def as_typed(name: str) -> str:
+    """Return the name of an option as one types it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def options_of(settings: Any, group: str = "") -> list[Option]:
+    """Return the options of nested settings in order; the method of a solver is the option ``solver``."""
+    hints = typing.get_type_hints(type(settings), include_extras=True)
+    parsed = docstring_parser.parse(type(settings).__doc__ or "").params
+    helps = {param.arg_name: " ".join((param.description or "").split()) for param in parsed}
+    helps |= SOLVER_HELP if isinstance(settings, Solver) else {}
+    found: list[Option] = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found += options_of(value, GROUPS.get(field.name, field.name))
+        else:
+            name = _option_name(settings, field.name)
+            found.append(Option(name, group, hints[field.name], value, helps[field.name]))
+    return found
+
+
+def with_options(settings: Any, values: Mapping[str, Any]) -> Any:
+    """Return nested settings with other values of some options."""
+    changes = {}
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), _option_name(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = with_options(value, values)
+        elif name in values:
+            changes[field.name] = values[name]
+    if isinstance(settings, Solver) and {**vars(settings), **changes}["method"] in FIXED_METHODS:
+        changes["step_size"] = changes.get("step_size") or settings.step_size or FIXED_STEP
+    return dataclasses.replace(settings, **changes)
+
+
+def _option_name(settings: Any, field: str) -> str:
+    return "solver" if isinstance(settings, Solver) and field == "method" else field
+
+
+def _typed(program: Program, options: Sequence[Option], args: Sequence[str]) -> dict[str, Any]:
+    """Return the values of the options that were typed, by name."""
+    groups = read(_groups(options), args, program.name)
+    names = {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")}
+    names |= {name.removeprefix("no_") for name in names}
+    values = {name: value for group in groups.values() for name, value in group.items()}
+    return {name: value for name, value in values.items() if name in names or (name == "source" and value is not None)}
+
+
+def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
+    """Return the settings a run was started with, except for those of this sitting."""
+    folder = typed["resume"]
+    others = [typed[name] if name == "source" else as_typed(name) for name in typed if name not in OF_A_SITTING]
+    if others:
+        raise InputError(
+            f"--resume {folder} takes every setting but --device and --budget-minutes from the run: drop "
+            f"{', '.join(others)}"
+        )
+    settings = from_config(type(default), folder, Run.open(folder, program.kind).config)
+    return with_options(settings, {"budget_minutes": None, "out": folder, **typed})
+
+
+def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> str:
+    """Say in one line which recipe was chosen, what it set, and what was typed."""
+
+    def in_words(values: Mapping[str, Any]) -> str:
+        words = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items() if k != "source"}
+        return ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in words.items())
+
+    line = f"recipe for {name}: {in_words(recipe) or 'the defaults'}"
+    return f"{line}; command line: {in_words(typed)}" if len(typed) > 1 else line
+
+
+class _Fields:
+    """A structure for tyro: options, or groups of them, each a subclass of its own."""
+
+    fields: Sequence[StructFieldSpec] = ()
+
+
+_registry = ConstructorRegistry()
+
+
+@_registry.struct_rule
+def _structure(info: StructTypeInfo) -> StructConstructorSpec | None:
+    if not (isinstance(info.type, type) and issubclass(info.type, _Fields)):
+        return None
+    return StructConstructorSpec(dict, tuple(info.type.fields))
+
+
+def _groups(options: Sequence[Option]) -> type[Any]:
+    """Return the options as a structure for tyro, which shows each group by itself."""
+    groups: dict[str, list[StructFieldSpec]] = {}
+    for option in options:
+        spec = StructFieldSpec(option.name, _annotated(option), option.default, option.help)
+        groups.setdefault(option.group, []).append(spec)
+    kinds = {name: type(name, (_Fields,), {"fields": fields}) for name, fields in groups.items()}
+    specs = [StructFieldSpec(name, kind, tyro.MISSING, "") for name, kind in kinds.items()]
+    return type("settings", (_Fields,), {"fields": specs})
+
+
+def _annotated(option: Option) -> Any:
+    """Return the type of an option for tyro, with the words for its value and its default."""
+    alternatives = [each for each in typing.get_args(option.type) if each is not types.NoneType]
+    hidden = option.default is None or option.default is False or option.default == ()
+    words: dict[str, Any] = {"help_behavior_hint": ""} if hidden else {}
+    if option.name == "source":
+        return tyro.conf.Positional[Annotated[option.type, tyro.conf.arg(metavar="DATA", **words)]]
+    if types.NoneType in typing.get_args(option.type):  # shown as INT, not as {None}|INT
+        words["metavar"] = next(iter(typing.get_args(alternatives[0])), alternatives[0]).__name__.upper()
+    found = Annotated[option.type, tyro.conf.arg(**words)]
+    return tyro.conf.FlagCreatePairsOff[found] if option.type is bool and option.name not in ON_AND_OFF else found
+
+
+def _names(kind: Any) -> list[str]:
+    """Return the names of all options of a dataclass, or of a structure for tyro."""
+    if issubclass(kind, _Fields):
+        return [spec.name for group in kind.fields for spec in group.type.fields]
+    return [field.name for field in dataclasses.fields(kind)]

@@ -137,6 +137,6 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
 def classify(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     """Choose the recipe of ``train-flows classify``; see :func:`density`."""
     source = typed.get("source") or ""
-    kind = "function" if paper_functions.known(source) else "images" if is_images(source) else "table"
+    kind = "function" if paper_functions.is_function(source) else "images" if is_images(source) else "table"
     name = source if source in CLASSIFY else kind
     return name, dict(CLASSIFY[name])
