@@ -106,9 +106,9 @@ class DensityConfig:
         if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
             raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
         if type(context) is not int or context < 0:
-            raise InputError(f"context={context} must be a number of features, 0 for an unconditional density")
+            raise InputError(f"context={context!r} must be a number of features, 0 for an unconditional density")
         if levels is not None and (type(levels) is not int or levels < 2):
-            raise InputError(f"levels={levels} must be at least 2, or None for real numbers")
+            raise InputError(f"levels={levels!r} must be at least 2, or None for real numbers")
         self._validate_field(shape)
         self._validate_augmentation(shape, context)
         mixes = self.base == "mixture" or self.mixes_flows

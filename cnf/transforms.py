@@ -17,7 +17,6 @@ from typing_extensions import override
 from anode.blocks import MeanScale
 from anode.errors import InputError, config
 
-
 Energy = Literal["kinetic", "frobenius", "acceleration"]
 ENERGIES: tuple[str, ...] = get_args(Energy)
 
