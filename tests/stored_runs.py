@@ -24,7 +24,10 @@ def spread(model, std=0.3):
 def store_density(folder, source, *, training=None, run=None, model=None, **data):
     """Write the run of a density with random weights, and return model and data."""
     settings = DensitySettings(
-        data={"source": source, **data}, model={"hidden": (8, 8), **(model or {})}, training=training or {}, run=run or {}
+        data={"source": source, **data},
+        model={"hidden": (8, 8), **(model or {})},
+        training=training or {},
+        run=run or {},
     )
     dataset = load_density_data(**dataclasses.asdict(settings.data), seed=settings.run.seed)
     options = {"context": len(dataset.context), "levels": dataset.levels, "config": settings.model}

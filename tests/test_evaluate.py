@@ -169,7 +169,7 @@ def test_what_is_refused_is_one_line(run, tmp_path):
         (["runs/moons", "--samples", "4"], "--samples 4 is for bounds; this log-density is of kind 'exact'"),
         (["mlp", "--rtol", "1e-6"], "--rtol and --atol have no effect on mlp"),
         (["runs/greys", "more"], "more holds the class light, runs/greys knows bright, dark"),
-        (["runs/moons", "greys"], "runs/moons was trained on 2 numbers"),
+        (["runs/moons", "greys"], "runs/moons was trained on 2"),
         (["mine", "x.npy"], "mine is a density given 2 numbers without names: use it by cnf.load"),
         (["runs/moons", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
     ):

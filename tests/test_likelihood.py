@@ -116,7 +116,8 @@ class TestKinds:
         model = spread(density_model((1, 1, 1), levels=4, hidden=(8, 8), context=3), std=0.5)
         x, y = torch.randint(4, (200, 1, 1, 1)), torch.randint(3, (200,))
         given, other = (
-            likelihood.nll(model, (x, class_contexts(labels, 3)), samples=100)[0]["value"] for labels in (y, (y + 1) % 3)
+            likelihood.nll(model, (x, class_contexts(labels, 3)), samples=100)[0]["value"]
+            for labels in (y, (y + 1) % 3)
         )
         assert abs(other - given) > 0.02
         with torch.no_grad():
@@ -129,7 +130,10 @@ class TestCosts:
         """At zero fields each ODE takes the same number, whether points go to the base or come from it."""
         for blocks in (1, 3):
             model = density_model((1, 2, 2), hidden=(8, 8), levels=17, solver=SOLVER, blocks=blocks)
-            report, record = likelihood.measure(model, images(), SOLVER, samples=4), likelihood.validation_nll(model, images())
+            report, record = (
+                likelihood.measure(model, images(), SOLVER, samples=4),
+                likelihood.validation_nll(model, images()),
+            )
             found = report["nfe_log_prob"], report["nfe_sample"], record["nfe_log_prob"]
             assert found == pytest.approx((44 * blocks,) * 3)
 
@@ -178,7 +182,9 @@ class TestGaussian:
         double = x.double()
         expected = MultivariateNormal(double.mean(0), double.T.cov(correction=0))
         dataset = Dataset("t", Split(x), Split(x), Split(test), ("a", "b", "c"))
-        assert likelihood.gaussian_nll(dataset) == pytest.approx(-expected.log_prob(test.double()).mean().item(), abs=1e-8)
+        assert likelihood.gaussian_nll(dataset) == pytest.approx(
+            -expected.log_prob(test.double()).mean().item(), abs=1e-8
+        )
 
     def test_collinear_columns_have_no_gaussian(self):
         x = Split(torch.randn(500, 2) @ torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 1.0]]))
@@ -208,7 +214,11 @@ class TestDrift:
         """Dequantisation and probes make each NLL noisy, but not their difference."""
         ode = Continuous(MLPField(4, hidden=(8, 8)), Solver("rk4", step_size=0.02), divergence="hutchinson")
         model = LiftedFlow(Dequantize(levels=2), Flow(spread(ode, 0.7), Normal((4,))))
-        adaptive, x, before = model.with_solver(Solver(rtol=1e-6, atol=1e-6)), torch.randint(2, (40, 4)), torch.get_rng_state()
+        adaptive, x, before = (
+            model.with_solver(Solver(rtol=1e-6, atol=1e-6)),
+            torch.randint(2, (40, 4)),
+            torch.get_rng_state(),
+        )
         found = [likelihood.drift(model, adaptive, x)]
         assert torch.equal(torch.get_rng_state(), before)
         torch.rand(1)
