@@ -21,7 +21,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from anode import InputError, Solver
 from anode.solver import FIXED_METHODS
 from train_flows.run.folder import Run
-from train_flows.settings import ClassifySettings, DensitySettings, from_config
+from train_flows.settings import ClassifySettings, DensitySettings, RunSettings, from_config
 
 T = TypeVar("T")
 S = TypeVar("S", DensitySettings, ClassifySettings)
@@ -218,14 +218,15 @@ def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
 
 
 def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> str:
-    """Say in one line which recipe was chosen, what it set, and what was typed."""
+    """Say in one line which recipe was chosen, what it set, and what was typed besides where and how to run."""
 
     def in_words(values: Mapping[str, Any]) -> str:
-        words = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items() if k != "source"}
+        skipped = ("source", "data_root", *(field.name for field in dataclasses.fields(RunSettings)))
+        words = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items() if k not in skipped}
         return ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in words.items())
 
     line = f"recipe for {name} ({Path(typed['source']).name}): {in_words(recipe) or 'defaults'}"
-    return f"{line}; command line: {in_words(typed)}" if len(typed) > 1 else line
+    return f"{line}; command line: {in_words(typed)}" if in_words(typed) else line
 
 
 class _Fields:
