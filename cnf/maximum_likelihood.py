@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anode.errors import InputError
 from cnf.continuous import Continuous
 from cnf.flow import Density, repeat_samples
-from cnf.transforms import ENERGIES, SolveOptions
+from cnf.transforms import SolveOptions
 
 Batch = Tensor | tuple[Tensor, Tensor]
 
@@ -60,7 +60,7 @@ class MaximumLikelihood(nn.Module):
         samples: int = 1,
     ) -> None:
         super().__init__()
-        weights = dict(zip(ENERGIES, (kinetic, frobenius, acceleration), strict=True))
+        weights = {"kinetic": kinetic, "frobenius": frobenius, "acceleration": acceleration}
         for name, weight in weights.items():
             check_weight(name, weight)
         self.model = model

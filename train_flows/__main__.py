@@ -7,8 +7,7 @@ import os
 import sys
 
 from anode import InputError, SolverError
-from train_flows import processes
-from train_flows.errors import TrainingError
+from train_flows.run import TrainingError, distributed
 
 COMMANDS = {
     "density": "train a continuous normalizing flow on samples",
@@ -47,7 +46,7 @@ def main(args: list[str] | None = None) -> None:
 
 def _join(command: str) -> None:
     """Take part as one of several processes, of which the first prints."""
-    rank, count = processes.started()
+    rank, count = distributed.started()
     if count > 1 and command not in SHARED:
         raise InputError(f"{command} runs in one process, {count} were started: run it without torchrun or accelerate")
     if rank:
