@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -40,8 +40,8 @@ class Settings:
         json: print one JSON object
     """
 
-    run: tyro.conf.Positional[str]
-    data: tyro.conf.Positional[str | None] = None
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
     rtol: float | None = None
     atol: float | None = None
     divergence: Literal["exact", "hutchinson"] | None = None

@@ -49,7 +49,7 @@ class Settings:
         overwrite: replace an existing file
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     n: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 1000
     out: Path = Path("samples.csv")
     label: str | None = None
