@@ -36,7 +36,7 @@ def real_data() -> Path:
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave the pictures at the end out, where they are not the point."""
-    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
+    monkeypatch.setattr("train_flows.figures.of_runs.draw_density", lambda *_: None)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -41,8 +41,8 @@ class Settings:
         json: print one JSON object
     """
 
-    run: tyro.conf.Positional[str]
-    data: tyro.conf.Positional[str | None] = None
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
     rtol: float | None = None
     atol: float | None = None
     divergence: Literal["exact", "hutchinson"] | None = None
@@ -83,7 +83,7 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     likelihood.check_importance_samples(model, settings.samples)
     dataset = held_out.load(settings.run, settings.data)
     if settings.classify and not (dataset.context and dataset.context == dataset.classes):
-        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: drop it")
+        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
     session.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
@@ -98,7 +98,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
         value = getattr(settings, name)
         if value not in (None, False):
             typed = f"--{name}" if value is True else f"--{name} {value}"
-            raise InputError(f"{typed} is for densities, {settings.run} is a classifier: drop it")
+            raise InputError(f"{typed} is for densities, {settings.run} is a classifier: omit it")
     model = anode.load(settings.run, device)
     if settings.rtol is not None or settings.atol is not None:
         solver = next(iter(solvers_in(model)), None)
