@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anode.errors import InputError
 from cnf.continuous import Continuous
 from cnf.flow import Density, repeat_samples
-from cnf.transforms import Energy, SolveOptions
+from cnf.transforms import SolveOptions
 
 Batch = Tensor | tuple[Tensor, Tensor]
 
@@ -60,7 +60,7 @@ class MaximumLikelihood(nn.Module):
         samples: int = 1,
     ) -> None:
         super().__init__()
-        weights: dict[Energy, float] = {"kinetic": kinetic, "frobenius": frobenius, "acceleration": acceleration}
+        weights = {"kinetic": kinetic, "frobenius": frobenius, "acceleration": acceleration}
         for name, weight in weights.items():
             check_weight(name, weight)
         self.model = model
@@ -87,7 +87,7 @@ class MaximumLikelihood(nn.Module):
             loss = loss + weight * terms[name]
         return loss
 
-    def terms(self, batch: Batch, energies: Sequence[Energy] = (), kl_weight: float = 1.0) -> dict[str, Tensor]:
+    def terms(self, batch: Batch, energies: Sequence[str] = (), kl_weight: float = 1.0) -> dict[str, Tensor]:
         """Compute the unweighted terms: ``"nll"``, the energies of positive weight, and the given ones."""
         x, c = split_batch(batch)
         names = tuple(dict.fromkeys((*self.weights, *energies)))

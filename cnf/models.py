@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -244,11 +244,7 @@ def save(model: Density, folder: str | Path, **notes: Any) -> None:
     Raises:
         InputError: for a model composed by hand, which plain values cannot rebuild.
     """
-    arguments = None
-    if model.config is not None:
-        of_data = {"shape": tuple(model.event_shape), "context": model.context, "levels": model.levels}
-        arguments = {**of_data, **asdict(model.config)}
-    storage.save_model(folder, KIND, model, arguments, **notes)
+    storage.save_model(folder, KIND, model, model.arguments, **notes)
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | MixtureFlow | LiftedFlow | Classifier:

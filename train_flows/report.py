@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,32 +14,100 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from anode import storage
+from anode import CheckpointError, InputError, storage
+from anode.classifiers import KIND as CLASSIFIER
+from anode.errors import config
 from cnf.models import KIND as DENSITY
-from train_flows import comparison, curves
-from train_flows.comparison import Compared
-from train_flows.settings import Flag, check_out
-from train_flows.text import in_columns
+from train_flows import results_pages
+from train_flows.figures import plots
+from train_flows.run.folder import RESULT_FILE, Run
+from train_flows.sample import check_out
 
-SUFFIXES = (".png",)
-Runs = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...", help="folders of the runs")]
+CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss"}  # the validated figure that chooses the best weights
+PLACES = ("source", "data_root", "download")  # settings of the data that say where they lie
+RunFolders = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
+
+
+@config
+class Settings:
+    """Compare runs, all of densities or all of classifiers: figures, differing settings, curves.
+
+    Attributes:
+        runs: folders of the runs
+        out: picture to write: loss, evaluations, and one against the other
+        json: print one JSON object
+        overwrite: replace an existing picture
+        results: folder of measured results, such as assets/results, whose pages to write instead of comparing runs
+    """
+
+    runs: RunFolders = ()
+    out: Path = Path("report.png")
+    json: bool = False
+    overwrite: bool = False
+    results: Path | None = None
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Compare runs, all of densities or all of classifiers: their figures, the settings that differ, their curves."""
+class ComparedRun:
+    """A run to compare.
 
-    runs: Runs = ()
-    out: Path = Path("report.png")  # the figure: loss, evaluations, and one against the other
-    json: Flag = False  # print one JSON object
-    overwrite: Flag = False  # replace an existing figure
+    Attributes:
+        folder: of the run.
+        name: the shortest end of its path that no other run has.
+        kind: of its model.
+        data: name of its data.
+        settings: all that its figures depend on, by name.
+        records: of its training, perhaps none yet.
+        result: content of ``result.json``; None for an unfinished run.
+    """
+
+    folder: str
+    name: str
+    kind: str
+    data: str
+    settings: dict[str, Any]
+    records: list[dict[str, Any]]
+    result: dict[str, Any] | None
+
+    def curve(self, name: str) -> np.ndarray:
+        """Return a figure of all records, NaN where it is missing."""
+        return np.array([_number(record, name) for record in self.records], dtype=float)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the last record's figures, the best validation and the test; None for a missing figure."""
+        last = self.records[-1] if self.records else {}
+        names = ("step", "loss", "nfe_forward", "nfe_backward", "seconds")
+        return {**{name: _number(last, name) for name in names}, "best": self._best(), "test": self._test()}
+
+    def _best(self) -> dict[str, float | None] | None:
+        values = self.curve(CRITERIA[self.kind])
+        if not np.isfinite(values).any():
+            return None
+        best = int(np.nanargmin(np.where(np.isfinite(values), values, math.inf)))
+        return {"value": float(values[best]), "step": _number(self.records[best], "step")}
+
+    def _test(self) -> dict[str, Any] | None:
+        if self.result is None:
+            return None
+        try:
+            found = self.result["nll"] if self.kind == DENSITY else {**self.result, "value": self.result["accuracy"]}
+            figures = {name: float(found[name]) for name in ("value", "standard_error")}
+            return figures | {"kind": found["kind"] if self.kind == DENSITY else "accuracy"}
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.folder}/{RESULT_FILE} has no test figure: write it with --resume") from error
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows report``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows report")
-    check_out(settings.out, SUFFIXES, settings.overwrite)
-    runs = comparison.read(settings.runs)
+    settings = tyro.cli(Settings, args=args, prog="train-flows report", config=(tyro.conf.FlagCreatePairsOff,))
+    if settings.results is not None:
+        pages = results_pages.pages(settings.results)
+        for path, text in pages.items():
+            path.write_text(text, encoding="utf-8")
+        print(f"wrote {', '.join(map(str, pages))}")
+        return
+    check_out(settings.out, (".png",), settings.overwrite)
+    runs = read(settings.runs)
     said = json.dumps(as_json(runs), allow_nan=False) if settings.json else as_text(runs)
     buffer = io.BytesIO()
     draw(runs).savefig(buffer, dpi=120)
@@ -48,78 +116,131 @@ def main(args: list[str]) -> None:
     print(said if settings.json else f"{said}\n\nloss and evaluations are drawn in {settings.out}")
 
 
-def as_json(runs: Sequence[Compared]) -> dict[str, Any]:
-    """The figures of runs and the settings that differ as plain values; None for what is missing or not finite."""
-    names = comparison.differing(runs)
+def read(folders: Sequence[str]) -> list[ComparedRun]:
+    """Read runs of one kind.
+
+    Raises:
+        InputError: if there are none, one is given twice, or their kinds differ.
+        CheckpointError: if a folder is not a run, or is damaged.
+    """
+    if not folders:
+        raise InputError("no runs given: pass their folders, such as runs/*")
+    paths = [Path(folder).resolve() for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
+            raise InputError(f"{folder} is given more than once: name each run once")
+    runs = [Run.open(folder, DENSITY, CLASSIFIER) for folder in folders]
+    kinds = [run.config["kind"] for run in runs]
+    for folder, kind in zip(folders, kinds, strict=True):
+        if kind != kinds[0]:
+            raise InputError(f"{folder} is a {kind}, {folders[0]} a {kinds[0]}: compare runs of one kind")
+    sources = [Path(str(run.settings.get("data", {}).get("source"))) for run in runs]
+    names, data = short_names(paths), short_names(sources)
+    return [
+        ComparedRun(folder, names[path], kind, data[source], _settings(run), run.records(), run.result())
+        for folder, path, kind, source, run in zip(folders, paths, kinds, sources, runs, strict=True)
+    ]
+
+
+def short_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return for each path its last parts, up to the first that tells it from the others.
+
+    >>> short_names([Path("a/moons"), Path("b/moons"), Path("b/rings")])
+    {PosixPath('a/moons'): 'a/moons', PosixPath('b/moons'): 'b/moons', PosixPath('b/rings'): 'rings'}
+    """
+    several = dict.fromkeys(paths)
+    names = {}
+    for path in several:
+        count = 1
+        while any(other.parts[-count:] == path.parts[-count:] for other in several if other != path):
+            count += 1
+        names[path] = str(Path(*path.parts[-count:]))
+    return names
+
+
+def differing(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return the names of the settings in which runs differ."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    return [name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)]
+
+
+def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
+    """Return the figures of runs and the differing settings as plain values; None for missing or infinite numbers."""
+    names = differing(runs)
     rows = [
-        {
-            "run": run.folder,
-            "data": run.data,
-            "settings": {name: run.settings.get(name) for name in names},
-            **run.figures(),
-        }
+        {"run": run.folder, "data": run.data, "settings": {n: run.settings.get(n) for n in names}, **run.figures()}
         for run in runs
     ]
-    return {"kind": runs[0].kind, "criterion": runs[0].criterion, "runs": _finite(rows)}
+    return {"kind": runs[0].kind, "criterion": CRITERIA[runs[0].kind], "runs": _finite(rows)}
 
 
-def as_text(runs: Sequence[Compared]) -> str:
-    """The same as tables to read; that of the settings has a row for each run, or where they are many, a column."""
+def as_text(runs: Sequence[ComparedRun]) -> str:
+    """Return the same as tables; the settings have a row for each run, or a column if there are many settings."""
     test = "test NLL, nats" if runs[0].kind == DENSITY else "test accuracy"
-    best = ("best " + runs[0].criterion.replace("_", " "), "at step")
+    best = ("best " + CRITERIA[runs[0].kind].replace("_", " "), "at step")
     head = ["run", "data", "step", *best, "training loss", "NFE forward", "NFE backward", "seconds", test]
-    blocks = [in_columns([head, *map(_row, runs)])]
-    names = comparison.differing(runs)
+    blocks = [_in_columns([head, *map(_row, runs)])]
+    names = differing(runs)
     if names:
-        cells = [[run.name, *(_setting(run.settings.get(name)) for name in names)] for run in runs]
-        cells = [["settings", *(name.replace("_", "-") for name in names)], *cells]
-        blocks.append(in_columns(cells if len(names) <= len(runs) else list(zip(*cells, strict=True))))
+        cells = [["settings", *(name.replace("_", "-") for name in names)]]
+        cells += [[run.name, *(_as_typed(run.settings.get(name)) for name in names)] for run in runs]
+        blocks.append(_in_columns(cells if len(names) <= len(runs) else list(zip(*cells, strict=True))))
     return "\n\n".join(blocks)
 
 
-def draw(runs: Sequence[Compared]) -> Figure:
-    """Loss and evaluations of runs while training, and the loss against the evaluations."""
-    criterion, density = runs[0].criterion, runs[0].kind == DENSITY
-    what = "NLL" if density else "loss"
-    evaluations = {"nfe_forward": "forward", "nfe_backward": "backward"}
-    if density:
-        evaluations = {"nfe_log_prob": "log_prob"} | evaluations
-    panels = {
-        "loss": {criterion: f"validation {what}", "loss": "training loss"},
-        "evaluations a step or solve": evaluations,
-    }
+def draw(runs: Sequence[ComparedRun]) -> Figure:
+    """Draw loss and evaluations of runs during training, and the loss against the evaluations."""
+    density, criterion = runs[0].kind == DENSITY, CRITERIA[runs[0].kind]
+    evaluations = {"nfe_log_prob": "log_prob"} if density else {}
+    evaluations |= {"nfe_forward": "forward", "nfe_backward": "backward"}
+    loss = {criterion: "validation NLL" if density else "validation loss", "loss": "training loss"}
+    panels = {"NLL in nats" if density else "loss": loss, "evaluations per step or solve": evaluations}
     figures = {}
     for run in runs:
         figures[run.name] = {name: run.curve(name) for name in ("step", criterion, "loss", *evaluations)}
-        for name in evaluations:  # without any, as backwards with direct gradients, there is nothing to see
+        for name in evaluations:  # zeros, as backwards with direct gradients, show nothing
             figures[run.name][name][figures[run.name][name] == 0] = np.nan
-    return curves.of_runs(figures, panels, (next(iter(evaluations)), criterion), log=not density)
+    return plots.compare_runs(figures, panels, (next(iter(evaluations)), criterion), log=not density)
 
 
-def _row(run: Compared) -> list[str]:
+def _settings(run: Run) -> dict[str, Any]:
+    """Return all that figures depend on, by name: settings of data, model and training, and the seed."""
+    sections = {name: values for name, values in run.settings.items() if name != "run"}
+    sections["data"] = {name: value for name, value in sections.get("data", {}).items() if name not in PLACES}
+    found = {name: value for values in (*sections.values(), run.config["model"]) for name, value in values.items()}
+    found.pop("solver", None)  # of figures, in the sections
+    return {**found, "seed": run.settings.get("run", {}).get("seed")}
+
+
+def _number(record: dict[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def _row(run: ComparedRun) -> list[str]:
     figures = run.figures()
     best, test = figures["best"] or {}, figures["test"]
     kind = f" ({test['kind']})" if test and run.kind == DENSITY else ""
+    cells = (
+        (figures["step"], ".0f"),
+        (best.get("value"), ".5g"),
+        (best.get("step"), ".0f"),
+        (figures["loss"], ".5g"),
+        (figures["nfe_forward"], ".1f"),
+        (figures["nfe_backward"], ".1f"),
+        (figures["seconds"], ".0f"),
+    )
+    shown = ["-" if value is None else format(value, form) for value, form in cells]
     return [
         run.name,
         run.data,
-        _shown(figures["step"], ".0f"),
-        _shown(best.get("value"), ".5g"),
-        _shown(best.get("step"), ".0f"),
-        _shown(figures["loss"], ".5g"),
-        _shown(figures["nfe_forward"], ".1f"),
-        _shown(figures["nfe_backward"], ".1f"),
-        _shown(figures["seconds"], ".0f"),
+        *shown,
         f"{test['value']:.4f} +- {test['standard_error']:.4f}{kind}" if test else "-",
     ]
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _setting(value: Any) -> str:
-    """A setting as one would type it."""
+def _as_typed(value: Any) -> str:
+    """Return a setting as one would type it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
@@ -127,8 +248,15 @@ def _setting(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
+def _in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
+
+
 def _finite(values: Any) -> Any:
-    """Plain values, None in place of numbers that JSON does not know."""
+    """Return plain values with None in place of numbers that JSON does not know."""
     if isinstance(values, dict):
         return {name: _finite(value) for name, value in values.items()}
     if isinstance(values, list):

@@ -1,0 +1,1 @@
+"""Measure trained models: likelihood, accuracy and cost, each with its kind and tolerance."""

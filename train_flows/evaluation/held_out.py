@@ -1,0 +1,78 @@
+"""Samples to evaluate a stored model on: the test part of its own run, or other data in the order of its columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+from typing import Any
+
+from anode import InputError, storage
+from anode.classifiers import KIND as CLASSIFIER
+from cnf.models import KIND as DENSITY
+from train_flows.data import Dataset, is_images, load_density_data, load_labelled_data
+from train_flows.run.folder import Run
+from train_flows.settings import ClassifySettings, DensitySettings, from_config
+
+SETTINGS: dict[str, Any] = {DENSITY: DensitySettings, CLASSIFIER: ClassifySettings}
+LOAD: dict[str, Any] = {DENSITY: load_density_data, CLASSIFIER: load_labelled_data}
+
+
+def load(folder: str, source: str | None = None) -> Dataset:
+    """Return a data set whose test part is to be evaluated on.
+
+    Args:
+        folder: of a run, or of a model that was saved without one.
+        source: a data set, or the path of a table or of a folder of images; when None, the run's own test part.
+
+    Raises:
+        InputError: if the run's own data have changed, or other data do not fit the model.
+        CheckpointError: if the folder is not a run, and no source is given.
+    """
+    config = storage.read_config(folder, DENSITY, CLASSIFIER)
+    own = source is None
+    if "settings" in config and not own:
+        own = from_config(SETTINGS[config["kind"]], folder, config).data.source in (source, os.path.realpath(source))
+    return _own(folder) if own else _other(folder, str(source), config)
+
+
+def _own(folder: str) -> Dataset:
+    """Return the data of a run, split as for its training."""
+    config = Run.open(folder, DENSITY, CLASSIFIER).config
+    kind = config["kind"]
+    settings = from_config(SETTINGS[kind], folder, config)
+    wanted = dataclasses.asdict(settings.data)
+    wanted.pop("removed_slices", None)  # of the training part
+    dataset = LOAD[kind](**wanted, seed=settings.run.seed)
+    if dataset.digest() != config["data"]["sha256"]:
+        raise InputError(
+            f"{dataset.name} has changed since {folder} was trained on it, so its test part is unknown: name the data "
+            "to evaluate on"
+        )
+    return dataset
+
+
+def _other(folder: str, source: str, config: dict[str, Any]) -> Dataset:
+    """Return other data in the order that a model expects; named data sets are split as the run's own data were."""
+    kind, is_run = config["kind"], "settings" in config
+    settings = from_config(SETTINGS[kind], folder, config) if is_run else SETTINGS[kind]()
+    model = config["model"]
+    unknown = {"shape": model["shape"], "levels": model["levels"], "columns": [], "classes": [], "context": []}
+    trained = {**unknown, **(config["data"] if is_run else {})}
+    if kind == DENSITY and model["context"] and not trained["context"]:
+        raise InputError(f"{folder} is a density given {model['context']} numbers without names: use it by cnf.load")
+    options: dict[str, Any] = {"image_size": settings.data.image_size} if is_images(source) else {}
+    if kind == CLASSIFIER:
+        options["target"] = None if is_images(source) else settings.data.target
+    elif trained["context"]:
+        given = trained["context"] == trained["classes"]
+        options |= {"conditional": True} if given else {"context": tuple(trained["context"])}
+    if getattr(settings.data, "jitter", False):
+        print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
+    dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
+    shape = tuple(trained["shape"])
+    if dataset.levels is None and len(dataset.columns) == math.prod(shape) and not dataset.test.mapped:
+        test = dataclasses.replace(dataset.test, x=dataset.test.x.view(-1, *shape))  # such as pixels in columns
+        dataset = dataclasses.replace(dataset, test=test, levels=trained["levels"])
+    return dataset.match(trained, folder)

@@ -1,0 +1,342 @@
+"""The likelihood of a density on samples: its value, what kind of figure it is, how exact it is, and what it costs.
+
+Discrete data, such as pixels x in {0, ..., levels - 1}^D, are also reported in
+
+    bits/dim = NLL / (D ln 2)
+
+Published bits/dim are different bounds of it:
+
+- FFJORD (Grathwohl et al. 2019, arXiv 1810.01367): one draw of uniform dequantisation an image, here ``nll_one_draw``
+- VFlow (Chen et al. 2020, arXiv 2002.09741) and i-DODE (Zheng et al. 2023, arXiv 2305.03935): importance-weighted, of
+  4,096 and up to 20 draws, which is lower; here ``nll``, with the number of draws in ``samples``
+- the code of RNODE (Finlay et al. 2020, arXiv 2002.02798): the density at the middle of the bins, which is not a bound
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import multivariate_normal
+from torch import Tensor, nn
+
+from anode import InputError, Solver, SolverError, count_evals
+from anode.evaluations import Evaluations
+from cnf import Continuous, Density, Dequantize, LiftedFlow, Standardize, VariationalAugment
+from train_flows.data import Dataset
+from train_flows.evaluation.chunks import Samples, chunks, in_chunks, number_of, rows_of, to_model
+from train_flows.run import distributed
+
+IMPORTANCE_SAMPLES = 64  # of a bound, unless another number is asked for
+MAX_NUMBERS = 2**23  # in all importance samples
+DRIFT_SAMPLES = 500
+
+
+def measure(
+    model: Density, data: Samples, solver: Solver, samples: int | None = None, precision: str = "float32"
+) -> dict[str, Any]:
+    """Measure a density on at least two samples.
+
+    Args:
+        model: the density.
+        data: samples, with contexts if the density is conditional.
+        solver: an adaptive solver; the NLL is also taken at tolerances ten times tighter.
+        samples: importance samples of a bound; when None, 64, or fewer for many numbers.
+        precision: of the fields, to see its effect on the NLL; all other figures are in full precision.
+
+    Returns:
+        ``nll``, ``nll_tighter`` and, for another precision, ``nll_bfloat16`` (see :func:`nll`; None if the tighter or
+        less precise solve fails); ``nll_one_draw`` of discrete data, the bound by one draw of the dequantisation, if
+        ``nll`` is of more; ``inverse_error``, the mean of ||x - decode(encode(x))|| in the units of the data (for a
+        lifted flow, of y = lift(x)), and ``inverse_error_standardized``, in standard deviations (None for a lifted
+        flow); ``nfe_log_prob`` and ``nfe_sample``, evaluations by all ODEs together of one chunk of samples.
+    """
+    count = number_of(data)
+    if count < 2:
+        raise InputError(f"{count} samples are too few to evaluate on: pass at least 2")
+    first, c = rows_of(data, chunks(data)[0])
+    samples = affordable_samples(count, first[0].numel()) if samples is None else samples
+    at = model.with_solver(solver)
+    at_tighter = model.with_solver(dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10))
+    with torch.no_grad():
+        with torch.random.fork_rng():  # the next solves see the same noise
+            value, nfe_log_prob = nll(at, data, samples)
+        figures: dict[str, Any] = {"nll": value}
+        if value["dequantisation"] and value["samples"] > 1:
+            with torch.random.fork_rng():
+                figures["nll_one_draw"] = nll(at, data, 1)[0]
+        if precision != "float32":
+            device = next(model.parameters()).device.type
+            with torch.random.fork_rng(), torch.autocast(device, getattr(torch, precision)):
+                figures[f"nll_{precision}"] = _nll_or_none(at, data, samples)
+        figures["nll_tighter"] = _nll_or_none(at_tighter, data, samples)
+        with count_evals(at) as nfe_sample:
+            at.sample(len(first), to_model(at, c))
+        figures |= _inverse_error(at, data)
+    return {**figures, "nfe_log_prob": nfe_log_prob, "nfe_sample": nfe_sample.forward}
+
+
+def nll(model: Density, data: Samples, samples: int = IMPORTANCE_SAMPLES) -> tuple[dict[str, Any], float]:
+    """Return the mean negative log-likelihood in nats with its kind, and the evaluations of one solve.
+
+    Args:
+        model: the density.
+        data: at least two samples.
+        samples: importance samples of a bound; 1 if the divergence is estimated, because importance weights of
+            estimates give no bound.
+
+    Returns:
+        The figure: ``value``, its ``standard_error`` over the data, ``kind``, ``tolerance``, ``probes``, ``samples``,
+        ``dequantisation``, ``augmented`` (see :func:`kind_of`); ``value_standardized``, the NLL of the data divided by
+        their standard deviations, the unit of published tables (None for discrete data); ``bits_per_dim`` and
+        ``bits_per_dim_standard_error`` of discrete data, else None. And the evaluations from data to base by all ODEs.
+    """
+
+    def solve(x: Tensor, c: Tensor | None) -> tuple[Tensor, Evaluations]:
+        with count_evals(model) as nfe:
+            return log_prob(model, x, samples, c).cpu(), nfe
+
+    found, counts = zip(*in_chunks(model, data, solve), strict=True)
+    log_p = torch.cat(found).double()
+    value, error = -log_p.mean().item(), (log_p.std() / math.sqrt(len(log_p))).item()
+    figure = {"value": value, "standard_error": error, **kind_of(model, samples)}
+    bit = math.log(2) * math.prod(model.event_shape) if figure["dequantisation"] else None
+    figure |= {
+        "value_standardized": None if bit else value - log_scale(model),
+        "bits_per_dim": value / bit if bit else None,
+        "bits_per_dim_standard_error": error / bit if bit else None,
+    }
+    return figure, _nfe(model, counts)
+
+
+@torch.no_grad()
+def validation_nll(model: Density, data: Samples) -> dict[str, float]:
+    """Return the mean NLL in nats, a bound from one draw as in training, and the evaluations of one solve.
+
+    Returns:
+        ``nll``, ``bits_per_dim`` of discrete data, and ``nfe_log_prob``, evaluations by all ODEs together.
+    """
+
+    def solve(x: Tensor, c: Tensor | None) -> tuple[Tensor, Evaluations]:
+        with count_evals(model) as nfe:
+            return model.elbo(x, c).value.cpu(), nfe
+
+    found, counts = zip(*in_chunks(model, data, solve), strict=True)
+    value = -torch.cat(found).double().mean().item()
+    bits = {"bits_per_dim": value / (math.log(2) * math.prod(model.event_shape))} if _dequantisation(model) else {}
+    return {"nll": value, **bits, "nfe_log_prob": _nfe(model, counts)}
+
+
+@torch.no_grad()
+def drift(trained: Density, model: Density, data: Samples) -> dict[str, float]:
+    """Compare the NLL by the fixed steps of training with the NLL by adaptive steps.
+
+    Training can exploit the errors of its solver: with too few steps its NLL departs from the true one. Weights and
+    noise are the same in both, and the random generators stay as they are.
+
+    Args:
+        trained: the density that solves by fixed steps.
+        model: the same density with an adaptive solver.
+        data: the first 500 samples are compared.
+
+    Returns:
+        ``nll_training_solver`` in nats, from one draw, and ``drift``, its difference from the adaptive one; nothing if
+        the fixed steps fail.
+    """
+
+    def compare(rows: slice) -> dict[str, float]:
+        x, c = to_model(model, rows_of(data, rows))
+        with torch.random.fork_rng():
+            adaptive = -model.elbo(x, c).value.double().mean().item()
+        try:
+            with torch.random.fork_rng():
+                fixed = -trained.elbo(x, c).value.double().mean().item()
+        except SolverError:
+            return {}
+        return {"nll_training_solver": fixed, "drift": fixed - adaptive}
+
+    return distributed.shared_out([slice(DRIFT_SAMPLES)], compare)[0]
+
+
+def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None) -> Tensor:
+    """Return log-densities (B,) in nats; a bound is of `samples` draws, of one if the log-density is estimated."""
+    if not isinstance(model, LiftedFlow):
+        return model.log_prob(x, c)
+    return model.log_prob(x, c, samples=_draws(model, samples))
+
+
+def kind_of(model: Density, samples: int) -> dict[str, Any]:
+    """Describe what :func:`log_prob` returns.
+
+    Returns:
+        ``kind`` (``"exact"``, ``"estimate"`` or ``"bound"``), ``tolerance`` of the solver, ``probes`` of an estimated
+        divergence, importance ``samples`` of a bound, ``dequantisation`` of discrete data (None if they do not apply),
+        and ``augmented``, whether augmented variables are drawn.
+    """
+    ode = next(iter(odes(model)), None)
+    return {
+        "kind": model.kind,
+        "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
+        "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
+        "samples": _draws(model, samples) if isinstance(model, LiftedFlow) else None,
+        "dequantisation": _dequantisation(model),
+        "augmented": any(isinstance(part, VariationalAugment) for part in model.modules()),
+    }
+
+
+def affordable_samples(count: int, dims: int) -> int:
+    """Return the number of importance samples that takes eight million numbers at most: a power of two up to 64."""
+    allowed = MAX_NUMBERS // (count * max(1, dims))
+    return min(IMPORTANCE_SAMPLES, 2 ** max(0, allowed.bit_length() - 1))
+
+
+def check_importance_samples(model: Density, samples: int | None) -> None:
+    """Raise an :class:`~anode.InputError` for a number of importance samples that would not tighten a bound."""
+    if samples is None:
+        return
+    if not isinstance(model, LiftedFlow):
+        raise InputError(f"--samples {samples} is for bounds; this log-density is of kind {model.kind!r}: drop it")
+    if _draws(model, samples) != samples:
+        raise InputError(
+            f"--samples {samples} of an estimated log-density give no bound: drop it, or pass --divergence exact"
+        )
+
+
+def odes(model: nn.Module) -> list[Continuous]:
+    """Return the ODEs of a model."""
+    return [part for part in model.modules() if isinstance(part, Continuous)]
+
+
+def log_scale(model: nn.Module) -> float:
+    """Return the log-determinant of the standardisation in a model, in nats."""
+    return sum(float(part.scale.log().sum()) for part in model.modules() if isinstance(part, Standardize))
+
+
+def gaussian_nll(dataset: Dataset) -> float | None:
+    """Return the test NLL in nats of the Gaussian with mean and full covariance of the training part.
+
+    A flow should be better than that. None if the covariance is singular, so that there is no such density.
+    """
+    x, test = (part.head().x.double().flatten(1).numpy() for part in (dataset.train, dataset.test))
+    scale = x.std(axis=0)  # factored out, for columns of very different units
+    covariance = np.cov((x / scale).T, bias=True)
+    try:
+        gaussian = multivariate_normal(x.mean(axis=0) / scale, covariance)
+    except np.linalg.LinAlgError:
+        return None
+    return float(np.log(scale).sum() - gaussian.logpdf(test / scale).mean())
+
+
+def _draws(model: LiftedFlow, samples: int) -> int:
+    return samples if model.flow.kind == "exact" else 1
+
+
+def _dequantisation(model: nn.Module) -> str | None:
+    """Return the noise by which a model makes real numbers of discrete data; None for real data."""
+    return next((part.noise for part in model.modules() if isinstance(part, Dequantize)), None)
+
+
+def _nfe(model: Density, counts: Sequence[Evaluations]) -> float:
+    """Return the mean evaluations from data to base, by all ODEs of the model, one solve of each."""
+    return len(odes(model)) * sum(nfe.forward for nfe in counts) / max(1, sum(nfe.solves for nfe in counts))
+
+
+def _nll_or_none(model: Density, data: Samples, samples: int) -> dict[str, Any] | None:
+    try:
+        return nll(model, data, samples)[0]
+    except SolverError:
+        return None
+
+
+def _inverse_error(model: Density, data: Samples) -> dict[str, float | None]:
+    """Return the mean distance between points and their round trip through the base, plain and in scales."""
+    scales = [part.scale for part in model.modules() if isinstance(part, Standardize)]
+    scale = scales[0] if scales and not isinstance(model, LiftedFlow) else torch.ones(())
+
+    def distances(x: Tensor, c: Tensor | None) -> Tensor:
+        y = model.lift(x, c).point if isinstance(model, LiftedFlow) else x
+        error = y - model.round_trip(y, c)
+        return torch.stack([part.flatten(1).norm(dim=1).cpu().double() for part in (error, error / scale.to(error))])
+
+    plain, relative = torch.cat(in_chunks(model, data, distances), dim=1).mean(dim=1).tolist()
+    return {"inverse_error": plain, "inverse_error_standardized": relative if scale.ndim else None}
+
+
+# Figures in words
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Return measured figures as lines to read."""
+    names = {
+        "NLL": "nll",
+        "NLL, one draw": "nll_one_draw",
+        "NLL, tighter": "nll_tighter",
+        "NLL, bfloat16": "nll_bfloat16",
+    }
+    rows = [
+        (name, "the solve failed" if figures[key] is None else describe(figures[key]))
+        for name, key in names.items()
+        if key in figures
+    ]
+    relative = figures["inverse_error_standardized"]
+    deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
+    rows += [
+        ("inverse error", f"{figures['inverse_error']:.2e}{deviations}"),
+        ("NFE of log_prob", f"{figures['nfe_log_prob']:.0f}"),
+        ("NFE of sampling", f"{figures['nfe_sample']}"),
+    ]
+    return lines(rows)
+
+
+def gaussian_row(figures: dict[str, Any]) -> str:
+    """Return the NLL of flow and Gaussian in standard deviations, a unit in which tables of any units compare."""
+    nll, gaussian = figures["nll"], figures["gaussian_nll"]
+    standardized = nll["value_standardized"] - nll["value"]
+    other = "its covariance is singular" if gaussian is None else f"{gaussian + standardized:.4f}"
+    return lines([("NLL, standardized", f"{nll['value_standardized']:.4f} nats (full-covariance Gaussian: {other})")])
+
+
+def describe(figure: dict[str, Any]) -> str:
+    """Return a likelihood in words: value, standard error, kind and how it was computed."""
+    value = f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats"
+    if figure["bits_per_dim"] is not None:
+        value += f", {figure['bits_per_dim']:.4f} +- {figure['bits_per_dim_standard_error']:.4f} bits/dim"
+    return f"{value} ({how(figure)})"
+
+
+def validated_as(model: Density) -> str:
+    """Return what the figure of :func:`validation_nll` is, in words."""
+    figure = kind_of(model, 1)
+    if model.stochastic and figure["kind"] == "exact":  # by the sum over components, of which one is drawn here
+        figure |= {"kind": "bound", "samples": 1}
+    return f"validation NLL in nats ({how(figure)})"
+
+
+def how(figure: dict[str, Any]) -> str:
+    """Return the kind of a likelihood with draws, probes and tolerance, in words."""
+    return f"{_kind(figure)}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
+
+
+def _kind(figure: dict[str, Any]) -> str:
+    probes = f"{figure['probes']} probe(s)"
+    if figure["kind"] != "bound":
+        return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
+    if figure["samples"] > 1:
+        return f"upper bound, {figure['samples']} importance sample(s)"
+    noise = {"uniform": " of uniform dequantisation as in FFJORD", "learned": " of learned dequantisation", None: ""}
+    draw = f"one draw{noise[figure['dequantisation']]}" + (" and of augmented variables" if figure["augmented"] else "")
+    return f"upper bound, {draw}" if figure["probes"] is None else f"estimated upper bound, {draw}, {probes}"
+
+
+def lines(rows: Sequence[tuple[str, str]]) -> str:
+    """Return names and values in two columns.
+
+    >>> print(lines([("NLL", "2.4 nats"), ("NFE", "32")]))
+    NLL                2.4 nats
+    NFE                32
+    """
+    return "\n".join(f"{name:<18} {value}" for name, value in rows)

@@ -1,0 +1,1 @@
+"""Figures: pure drawing, and the pictures of a run."""
