@@ -32,11 +32,11 @@ def main() -> None:
     args = parser.parse_args()
     parts = {
         "kills": lambda folder: kill_small_runs(args.kills, args.seed, folder),
-        "program_kills": lambda folder: kill_programs(args.programs, args.seed, folder),
-        "full_disk": fill_disk,
-        "damaged_runs": lambda folder: dict(check_damaged_runs(args.examples, folder / "run")),
-        "damaged_tables": lambda folder: dict(check_damaged_tables(args.examples, folder)),
-        "long_run": lambda folder: measure_memory(args.steps),
+        "programs": lambda folder: kill_programs(args.programs, args.seed, folder),
+        "full-disk": fill_disk,
+        "damaged-runs": lambda folder: dict(check_damaged_runs(args.examples, folder / "run")),
+        "damaged-tables": lambda folder: dict(check_damaged_tables(args.examples, folder)),
+        "long-run": lambda folder: measure_memory(args.steps),
     }
     result = {**provenance(), "command": "python -m tests.robustness", "seed": args.seed, "parts": {}}
     for name, measure in parts.items():

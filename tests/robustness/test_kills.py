@@ -57,7 +57,7 @@ def kill_programs(kills: int, seed: int, folder: Path) -> dict[str, int]:
     """Kill ``train-flows density TABLE`` at random moments after its first state, and continue it by ``--resume``."""
     table = folder / "table.csv"
     np.savetxt(table, np.random.default_rng(0).normal(size=(600, 3)), delimiter=",")  # fewer pictures than moons
-    whole, identical = program("density", table, *OPTIONS, "--out", folder / "whole"), 0
+    whole = program("density", table, *OPTIONS, "--out", folder / "whole")
     for i, moment in enumerate(np.random.default_rng(seed).uniform(0, 3, kills)):
         run = folder / f"run-{i}"
         process = program("density", table, *OPTIONS, "--out", run)
@@ -67,9 +67,9 @@ def kill_programs(kills: int, seed: int, folder: Path) -> dict[str, int]:
         process.kill()
         process.wait()
         assert program("density", "--resume", run).wait() == 0
-        assert whole.wait() == 0
-        identical += outcome(run) == outcome(folder / "whole")
-    return {"kills": kills, "identical": identical}
+    assert whole.wait() == 0
+    identical = [outcome(folder / f"run-{i}") == outcome(folder / "whole") for i in range(kills)]
+    return {"kills": kills, "identical": sum(identical)}
 
 
 def program(*args: object) -> subprocess.Popen[bytes]:
