@@ -17,6 +17,7 @@ from anode.errors import config
 from anode.solver import solvers_in
 from cnf import Density
 from cnf.models import KIND as DENSITY
+from train_flows.command_line import read
 from train_flows.evaluation import accuracy, held_out, likelihood
 from train_flows.run import distributed, session
 from train_flows.settings import Precision, Seed
@@ -55,7 +56,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows evaluate``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows evaluate", config=(tyro.conf.FlagCreatePairsOff,))
+    settings = read(Settings, args, "evaluate")
     stored = storage.read_config(settings.run, DENSITY, CLASSIFIER)
     device = session.find_device(settings.device)
     distributed.connect(device)

@@ -18,7 +18,7 @@ from anode import CheckpointError, InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.errors import config
 from cnf.models import KIND as DENSITY
-from train_flows import results_pages
+from train_flows import command_line, results_pages
 from train_flows.figures import plots
 from train_flows.run.folder import RESULT_FILE, Run
 from train_flows.sample import check_out
@@ -99,7 +99,7 @@ class ComparedRun:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows report``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows report", config=(tyro.conf.FlagCreatePairsOff,))
+    settings = command_line.read(Settings, args, "report")
     if settings.results is not None:
         pages = results_pages.pages(settings.results)
         for path, text in pages.items():

@@ -20,6 +20,7 @@ from anode import InputError, storage
 from anode.errors import config
 from cnf import Density
 from cnf.models import KIND
+from train_flows.command_line import read
 from train_flows.data import class_contexts
 from train_flows.evaluation import likelihood
 from train_flows.evaluation.chunks import chunk_size, to_model
@@ -79,7 +80,7 @@ class Layout(NamedTuple):
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows sample``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows sample", config=(tyro.conf.FlagCreatePairsOff,))
+    settings = read(Settings, args, "sample")
     _check(settings)
     stored = storage.read_config(settings.run, KIND)
     model = cnf.load(settings.run, session.find_device(settings.device))

@@ -315,10 +315,11 @@ def from_config(kind: type[S], path: object, config: Mapping[str, Any]) -> S:
     Raises:
         CheckpointError: if they are not settings of this version.
     """
-    names = {field.name for field in dataclasses.fields(type(kind().model))}
+    constructor: Any = kind
+    names = {field.name for field in dataclasses.fields(kind().model)}
     try:
         model = {name: value for name, value in config["model"].items() if name in names}
         sections = dict(config["settings"])
-        return kind(model={**model, "solver": sections.pop("solver")}, **sections)
+        return constructor(model={**model, "solver": sections.pop("solver")}, **sections)
     except (InputError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} was started with settings that cannot be used ({error}): train again") from error
