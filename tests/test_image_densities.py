@@ -7,7 +7,6 @@ import struct
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 import cnf
