@@ -141,7 +141,8 @@ def test_integers_fit_a_model_of_any_precision():
     assert density_model((3,), levels=4).double().elbo(x).value.dtype == torch.float64
 
 
-def test_distributions_know_the_support():
+def test_distributions_know_the_support(monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # torch.compile switches it off
     discrete = density_model((3,), levels=4)()
     assert discrete.log_prob(torch.zeros(5, 3)).shape == (5,)
     with pytest.raises(ValueError, match="support"):
