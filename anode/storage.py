@@ -104,11 +104,8 @@ def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"schema", "kind", "sha256"} <= set(content):
         raise CheckpointError(f"{path} was written by another program: pass the folder of a {kind} model")
     if content["schema"] != SCHEMA:
-        version = " (0.1)" if content["schema"] == 1 else ""
-        raise CheckpointError(
-            f"{path} has schema {content['schema']}; this version reads schema {SCHEMA}. Train again, or install the "
-            f"version that wrote it{version}"
-        )
+        remedy = "Train again, or install the version that wrote it" + " (0.1)" * (content["schema"] == 1)
+        raise CheckpointError(f"{path} has schema {content['schema']}; this version reads schema {SCHEMA}. {remedy}")
     try:
         digest = _digest({name: value for name, value in content.items() if name != "sha256"})
     except (ValueError, RecursionError) as error:
@@ -253,12 +250,9 @@ def _build_without_memory(build: Callable[..., M], arguments: Any, weights: Mapp
 
 def _check_same_tensors(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Raise a ValueError unless names, shapes and types agree."""
+    both = [{name: f"{tuple(x.shape)} of {x.dtype}" for name, x in tensors.items()} for tensors in (wanted, stored)]
     for name in (*wanted, *stored):
-        if name not in stored:
-            raise ValueError(f"{name} is missing")
-        if name not in wanted:
-            raise ValueError(f"{name} is not in the model")
-        own, other = (f"{tuple(tensors[name].shape)} of {tensors[name].dtype}" for tensors in (wanted, stored))
+        own, other = (described.get(name, "missing") for described in both)
         if own != other:
             raise ValueError(f"{name} is {other}, in the model {own}")
 
@@ -275,6 +269,6 @@ class _OperationBudget(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.left -= 1
-        if self.left < 0:
+        if self.left < 0 and func is not torch._C._set_grad_enabled:  # by which torch.no_grad ends
             raise ValueError("it has more layers than there are weights for")
         return func(*args, **(kwargs or {}))

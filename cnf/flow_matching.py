@@ -17,19 +17,12 @@ from cnf.maximum_likelihood import Batch, check_weight, split_batch
 
 
 class Interpolant(NamedTuple):
-    """The path alpha x + beta z from z to x at a time.
+    """The path alpha x + beta z from z to x at a time."""
 
-    Attributes:
-        alpha: share of the data.
-        beta: share of the base.
-        alpha_rate: d alpha / dt.
-        beta_rate: d beta / dt.
-    """
-
-    alpha: Tensor
-    beta: Tensor
-    alpha_rate: Tensor
-    beta_rate: Tensor
+    alpha: Tensor  # share of the data
+    beta: Tensor  # share of the base
+    alpha_rate: Tensor  # d alpha / dt
+    beta_rate: Tensor  # d beta / dt
 
 
 def _straight(t: Tensor) -> Interpolant:
@@ -101,7 +94,9 @@ class FlowMatching(nn.Module):
                 f"coupling={coupling!r} would move base points to another component: use coupling='independent'"
             )
         if isinstance(model.split_at_ode()[1].field, SecondOrderField):
-            raise InputError("a second-order field has no velocities to match, momentum gives them: use likelihood")
+            raise InputError(
+                "flow matching cannot train a second-order field, whose positions move by momentum: use likelihood"
+            )
         self.model = model
         self.coupling = coupling
         self.interpolate = INTERPOLATIONS[interpolation]

@@ -8,6 +8,7 @@ from torch import nn
 
 from anode import Augment, InputError, Solver, count_evals
 from cnf import (
+    Base,
     Dequantize,
     Flow,
     LiftedFlow,
@@ -21,11 +22,8 @@ from cnf import (
 from cnf.transforms import Transport
 
 
-class Uniform(nn.Module):
+class Uniform(Base):
     """The base U[0, 1]^2, for discrete data whose mass is then known."""
-
-    shape = torch.Size((2,))
-    like = torch.empty(0)
 
     def log_prob(self, z):
         return torch.where(((z >= 0) & (z < 1)).all(1), 0.0, -math.inf)
@@ -55,7 +53,7 @@ def augmented_line(**options):
 
 
 def test_the_bound_of_a_uniform_density_is_the_exact_mass():
-    model = LiftedFlow(Dequantize(4), Flow(Standardize((2,)), Uniform()))
+    model = LiftedFlow(Dequantize(4), Flow(Standardize((2,)), Uniform((2,))))
     x = torch.randint(4, (50, 2))
     torch.testing.assert_close(model.elbo(x).value, torch.full((50,), -2 * math.log(4)))
     torch.testing.assert_close(model.log_prob(x, samples=3), torch.full((50,), -2 * math.log(4)))
