@@ -81,7 +81,7 @@ def without_slices(dataset: Dataset, settings: ClassifySettings) -> Dataset:
     if not removed:
         return dataset
     if dataset.shape != (2,) or train.y is None:
-        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: drop it")
+        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: omit it")
     generator = torch.Generator().manual_seed(settings.run.seed + 2 * SEED_STRIDE)
     outside, inside = split_slices((train.x, train.y), removed, generator)
     return dataclasses.replace(dataset, train=Split(*outside), validation=Split(*inside))

@@ -231,7 +231,7 @@ def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
     others = [typed[name] if name == "source" else as_typed(name) for name in typed if name not in OF_A_SITTING]
     if others:
         raise InputError(
-            f"--resume {folder} takes every setting but --device and --budget-minutes from the run: drop "
+            f"--resume {folder} takes every setting but --device and --budget-minutes from the run: omit "
             f"{', '.join(others)}"
         )
     settings = from_config(type(default), folder, Run.open(folder, program.kind).config)

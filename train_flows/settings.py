@@ -224,7 +224,7 @@ class DensitySettings:
         if self.objective.coupling != "independent" and (self.data.conditional or self.data.context):
             raise InputError(
                 f"--coupling {self.objective.coupling} would make base points depend on what is given, which those of "
-                "sampling do not: drop it"
+                "sampling do not: omit it"
             )
 
 
@@ -282,7 +282,7 @@ def _check_effects(settings: Any, conditions: Sequence[Condition], typed: Collec
     for condition in conditions:
         for name in condition.options:
             if name in typed and not condition.holds(settings):
-                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: drop it")
+                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: omit it")
 
 
 def _check_training(training: Training, solver: Solver, run: RunSettings) -> None:
@@ -291,7 +291,7 @@ def _check_training(training: Training, solver: Solver, run: RunSettings) -> Non
     if training.precision != "float32" and solver.gradient == "adjoint":
         raise InputError(f"--precision {training.precision} cannot be used with --gradient adjoint: take direct")
     if training.precision != "float32" and run.dtype != "float32":
-        raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: drop one")
+        raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: omit one")
 
 
 S = TypeVar("S", DensitySettings, ClassifySettings)
