@@ -112,18 +112,20 @@ class RightHandSide:
         self.evaluations = 0
         self.derivative: Any = None  # the last one, to tell a blow-up from stiffness
 
-    def __call__(self, t: Tensor, y: State) -> Any:
-        """Evaluate f for torchdiffeq."""
-        self._count()
-        self.derivative = self.f(t, y)
-        return self.derivative
+    def __call__(self, t: Tensor | float, y: Any, f_state: Function | None = None) -> Any:
+        """Evaluate f, or ``f_state`` in its place.
 
-    def slopes(self, t: float, y: Components, f_state: Function | None = None) -> Components:
-        """Evaluate f, or ``f_state`` in its place, for our own Runge-Kutta methods: time a number, state a tuple."""
-        self._count()
+        torchdiffeq passes time as a tensor and the state as f takes it; :mod:`anode.runge_kutta` a number and a tuple.
+        """
+        self.evaluations += 1
+        for counter in self.counters:
+            setattr(counter, self.phase, getattr(counter, self.phase) + 1)
+        if isinstance(t, Tensor):
+            self.derivative = self.f(t, y)
+            return self.derivative
         if self.checkpoints and not torch.is_grad_enabled():
             y = tuple(part.detach().requires_grad_() for part in y)
-        time = self.time.new_tensor(t)
+        time = self.time.new_full((), t)
         if f_state is not None:
             return f_state(time, y)
         self.derivative = (self.f(time, y[0]),) if self.is_tensor else self.f(time, y)
@@ -165,11 +167,6 @@ class RightHandSide:
 
     def _parameters(self) -> list[int]:
         return [] if self.field is None else [id(parameter) for parameter in self.field.parameters()]
-
-    def _count(self) -> None:
-        self.evaluations += 1
-        for counter in self.counters:
-            setattr(counter, self.phase, getattr(counter, self.phase) + 1)
 
     def _error(self, cause: str, t: Any) -> SolverError:
         return SolverError(cause, float(t), self.evaluations, self.solver)

@@ -108,12 +108,11 @@ def _count_required(net: Callable[..., Tensor]) -> int:
         signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
     except (TypeError, ValueError):
         raise InputError(f"net={net!r} does not have a readable signature: pass lambda t, x: ...") from None
-    required = [p for p in signature.parameters.values() if p.default is p.empty]
-    positional = [p for p in required if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    keyword_only = [p for p in required if p.kind is p.KEYWORD_ONLY]
-    if keyword_only or not 1 <= len(positional) <= 3:
+    required = [p.kind for p in signature.parameters.values() if p.default is p.empty]
+    kinds = [kind for kind in required if kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
+    if inspect.Parameter.KEYWORD_ONLY in kinds or not 1 <= len(kinds) <= 3:
         raise InputError(f"net takes the arguments {signature}: pass f(t, x), f(x) or f(t, x, c)")
-    return len(positional)
+    return len(kinds)
 
 
 class MLPField(Field):

@@ -142,7 +142,7 @@ def _torchdiffeq_options(f: RightHandSide, land_on: Tensor, exclude_from_error: 
 
 @torch.no_grad()
 def _error_norm(state: State, exclude: int = 0) -> Tensor:
-    """Return the largest root mean square of the components; without a graph, since steps are constants to gradients."""
+    """Return the largest root mean square of the components; gradients treat the steps as constants."""
     components = (state,) if isinstance(state, Tensor) else state[: len(state) - exclude]
     norms = [component.square().mean().sqrt() for component in components if component.numel()]
     return torch.stack(norms).max() if norms else components[0].new_zeros(())

@@ -87,7 +87,7 @@ class RungeKutta:
 
     tableau: Tableau
     f: RightHandSide
-    roles: ComponentRoles = ComponentRoles()
+    roles: ComponentRoles
 
     def step(
         self, t: float, y: Components, h: float, k1: Components | None = None, fsal: bool = True
@@ -105,16 +105,16 @@ class RungeKutta:
             The slopes of all stages and the state at the end.
         """
         tableau, n = self.tableau, len(y) - self.roles.quadratures
-        slopes = [k1 or self.f.slopes(t, y)]
+        slopes = [k1 or self.f(t, y)]
         for i in range(1, len(tableau.c)):
             time, state = t + tableau.c[i] * h, combine(y[:n], slopes, tableau.a[i], h)
             if self.roles.f_state is not None and i in tableau.stages_outside_b:
-                slopes.append(self.f.slopes(time, state, self.roles.f_state))
+                slopes.append(self.f(time, state, self.roles.f_state))
             else:
-                slopes.append(self.f.slopes(time, state + y[n:]))
+                slopes.append(self.f(time, state + y[n:]))
         y1 = combine(y, slopes, tableau.b, h)
         if fsal and tableau.adaptive:
-            slopes.append(self.f.slopes(t + h, y1))
+            slopes.append(self.f(t + h, y1))
         return slopes, y1
 
     def replay(self, accepted: AcceptedStep) -> tuple[Solution, Components]:
@@ -234,8 +234,9 @@ def combine(y: Components, slopes: Slopes, weights: Sequence[float], h: float) -
     parts = list(y)
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
+            factor = h * weight
             for i in range(len(parts)):
-                parts[i] = torch.add(parts[i], slope[i], alpha=h * weight)
+                parts[i] = torch.add(parts[i], slope[i], alpha=factor)
     return tuple(parts)
 
 
@@ -281,7 +282,7 @@ def _initial_step(
     if not math.isfinite(d0 + d1):
         return 0.0  # no step can be taken
     h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-    k2 = f.slopes(t + sign * h0, combine(y, [k1], [1.0], sign * h0))
+    k2 = f(t + sign * h0, combine(y, [k1], [1.0], sign * h0))
     d2 = _scaled_norm(tuple(after - before for before, after in zip(k1[:n], k2[:n], strict=True)), scale) / h0
     if not math.isfinite(d2):
         return sign * h0

@@ -21,7 +21,7 @@ from anode.gradients import (
     solve_with_torchdiffeq,
 )
 from anode.runge_kutta import ComponentRoles, RungeKutta, Solution, check_shapes, solve_adaptive, solve_fixed
-from anode.tableaus import TABLEAUS
+from anode.tableaus import TABLEAUS, Components
 
 AdaptiveMethod = Literal["dopri5", "tsit5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams"]
@@ -79,7 +79,7 @@ class Solver:
         if self.gradient == "checkpoint" and not replayable:
             raise InputError(f'gradient="checkpoint" is not for method={self.method!r}: pass "direct" or "adjoint"')
         if self.gradient == "adjoint" and self.method == "tsit5":
-            raise InputError('method="tsit5" has no adjoint: pass gradient="checkpoint", or method="dopri5"')
+            raise InputError('gradient="adjoint" is not for method=\'tsit5\': pass "checkpoint", or method="dopri5"')
         if self.adaptive and self.step_size is not None:
             raise InputError(
                 f"step_size={self.step_size} has no effect on the adaptive method {self.method!r}: remove it"
@@ -137,7 +137,9 @@ class Solver:
             SolverError: if the end time cannot be reached.
         """
         if roles.on_step is not None and not self.supports_on_step:
-            raise InputError(f"on_step is not for {self.method!r} with gradient={self.gradient!r}: see supports_on_step")
+            raise InputError(
+                f"on_step is not for {self.method!r} with gradient={self.gradient!r}: see supports_on_step"
+            )
         if t0 == t1:
             return y0 if roles.on_step is None else (*y0, y0[0].new_zeros(len(y0[0])))
         (end,), step_total = self._solve(f, y0, [float(t0), float(t1)], params, field, roles)
@@ -190,7 +192,9 @@ class Solver:
         """Return the states at every time but the first."""
         if field is None and isinstance(f, nn.Module):
             field = f
-        declared = chain((tensor for tensor in params if tensor is not None), () if field is None else field.parameters())
+        declared = chain(
+            (tensor for tensor in params if tensor is not None), () if field is None else field.parameters()
+        )
         params = list({id(tensor): tensor for tensor in declared}.values())  # each once, for one gradient
         if self.gradient != "direct" and torch.is_grad_enabled():
             check_no_derived_params(params)
@@ -209,7 +213,7 @@ class Solver:
     def _solve_native(
         self,
         rhs: RightHandSide,
-        y0: tuple[Tensor, ...],
+        y0: Components,
         times: Sequence[float],
         params: Sequence[Tensor],
         roles: ComponentRoles,
@@ -217,17 +221,19 @@ class Solver:
         start = y0
         if rhs.checkpoints:
             start = tuple(part.detach().requires_grad_(part.requires_grad) for part in y0)
-        k1 = rhs.slopes(times[0], start)
+        k1 = rhs(times[0], start)
         check_shapes(y0, k1)
         if rhs.checkpoints:
             check_all_leaves_declared(k1, start, params)
             k1 = tuple(slope.detach() for slope in k1)
 
         method = RungeKutta(TABLEAUS[self.method], rhs, roles)
-        solve: Any = partial(solve_fixed, method, k1=k1, times=times, step_size=self.step_size)
-        if self.adaptive:
+        solve: Any
+        if self.step_size is None:
             tolerances = {"rtol": self.rtol, "atol": self.atol, "first_step": self.first_step}
             solve = partial(solve_adaptive, method, k1=k1, times=times, **tolerances)
+        else:
+            solve = partial(solve_fixed, method, k1=k1, times=times, step_size=self.step_size)
         if rhs.checkpoints and any(tensor.requires_grad for tensor in (*y0, *params)):
             return solve_with_checkpoints(solve, method, y0, params)
         return solve(y0=y0)

@@ -67,14 +67,12 @@ def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: t
         CheckpointError: if the folder is missing, damaged, or holds something else.
     """
     config = read_config(folder, kind)
-    weights = _read_weights(folder, config)
+    weights = read_weights(folder, config)
     try:
         model = _build_without_memory(build, config.get("model"), weights)
         _check_same_tensors(model.state_dict(), weights)
     except Exception as error:  # a crafted value can raise any exception
-        raise CheckpointError(
-            f"{folder} does not describe a {kind} model ({error}); restore it or train again"
-        ) from error
+        raise CheckpointError(f"{folder} does not describe a {kind} model ({error}); restore it") from error
     model.to_empty(device=device or "cpu").load_state_dict(weights)
     return model.eval()
 
@@ -106,11 +104,8 @@ def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"schema", "kind", "sha256"} <= set(content):
         raise CheckpointError(f"{path} was written by another program: pass the folder of a {kind} model")
     if content["schema"] != SCHEMA:
-        version = " (0.1)" if content["schema"] == 1 else ""
-        raise CheckpointError(
-            f"{path} has schema {content['schema']}; this version reads schema {SCHEMA}. Train again, or install the "
-            f"version that wrote it{version}"
-        )
+        remedy = "Train again, or install the version that wrote it" + " (0.1)" * (content["schema"] == 1)
+        raise CheckpointError(f"{path} has schema {content['schema']}; this version reads schema {SCHEMA}. {remedy}")
     try:
         digest = _digest({name: value for name, value in content.items() if name != "sha256"})
     except (ValueError, RecursionError) as error:
@@ -126,17 +121,8 @@ def write_weights(folder: str | Path, state: Mapping[str, Tensor]) -> None:
     """Write the state dict of a model to ``model.safetensors``, next to the ``config.json`` that it belongs to."""
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    header = {"sha256": digest_tensors(tensors), "config_sha256": read_json(folder / CONFIG_FILE)["sha256"]}
+    header = {"sha256": _digest_tensors(tensors), "config_sha256": read_json(folder / CONFIG_FILE)["sha256"]}
     write_atomically(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, header))
-
-
-def read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """Read and check the state dict in ``model.safetensors``.
-
-    Raises:
-        CheckpointError: if a file is missing or damaged, or the weights belong to another ``config.json``.
-    """
-    return _read_weights(folder, read_config(folder))
 
 
 def load_weights(folder: str | Path, model: nn.Module) -> None:
@@ -153,19 +139,25 @@ def load_weights(folder: str | Path, model: nn.Module) -> None:
     model.load_state_dict(weights)
 
 
-def _read_weights(folder: str | Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read and check the weights that belong to a configuration."""
-    path = Path(folder) / WEIGHTS_FILE
+def read_weights(folder: str | Path, config: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """Read and check the state dict in ``model.safetensors``.
+
+    Args:
+        folder: a folder written by :func:`save_model`, or a run.
+        config: content of its ``config.json``; read when omitted.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or the weights belong to another ``config.json``.
+    """
+    path, config = Path(folder) / WEIGHTS_FILE, config or read_config(folder)
     _check_size(path, MAX_WEIGHTS_BYTES)
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:  # checks that offsets are in the file
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             header = file.metadata() or {}
-        digest = digest_tensors(tensors)
+        digest = _digest_tensors(tensors)
     except Exception as error:  # safetensors and torch raise many kinds
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}); restore it or train again"
-        ) from error
+        raise CheckpointError(f"{path} is truncated or not a safetensors file ({error}); restore it") from error
     if "config_sha256" not in header:
         raise CheckpointError(f"{path} does not have a digest: another program wrote it; restore it or train again")
     if header["config_sha256"] != config["sha256"]:
@@ -224,7 +216,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+def _digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, types, shapes and content of tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -258,12 +250,9 @@ def _build_without_memory(build: Callable[..., M], arguments: Any, weights: Mapp
 
 def _check_same_tensors(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Raise a ValueError unless names, shapes and types agree."""
+    both = [{name: f"{tuple(x.shape)} of {x.dtype}" for name, x in tensors.items()} for tensors in (wanted, stored)]
     for name in (*wanted, *stored):
-        if name not in stored:
-            raise ValueError(f"{name} is missing")
-        if name not in wanted:
-            raise ValueError(f"{name} is not in the model")
-        own, other = (f"{tuple(tensors[name].shape)} of {tensors[name].dtype}" for tensors in (wanted, stored))
+        own, other = (described.get(name, "missing") for described in both)
         if own != other:
             raise ValueError(f"{name} is {other}, in the model {own}")
 
@@ -280,6 +269,6 @@ class _OperationBudget(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self.left -= 1
-        if self.left < 0:
+        if self.left < 0 and func is not torch._C._set_grad_enabled:  # by which torch.no_grad ends
             raise ValueError("it has more layers than there are weights for")
         return func(*args, **(kwargs or {}))

@@ -231,7 +231,7 @@ def gaussian_head(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequen
 
 
 def check_samples(
-    name: str, x: Tensor, c: Tensor | None, shape: torch.Size, dtype: torch.dtype, finite: bool = True
+    name: str, x: Tensor, c: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, finite: bool = True
 ) -> None:
     """Raise an :class:`~anode.InputError` unless samples x (B, *S) and contexts c (B, C) suit a density.
 

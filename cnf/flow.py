@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Self
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,15 @@ class Density(nn.Module):
         """The configuration that rebuilds the model as it is solved now; None if composed by hand."""
         solvers = solvers_in(self)
         return replace(self.description, solver=solvers[0]) if self.description and solvers else self.description
+
+    @property
+    def arguments(self) -> dict[str, Any] | None:
+        """The plain values from which :func:`cnf.density_model` rebuilds the model; None if composed by hand."""
+        config = self.config
+        if config is None:
+            return None
+        of_data = {"shape": tuple(self.event_shape), "context": self.context, "levels": self.levels}
+        return {**of_data, **asdict(config)}
 
     @property
     def kind(self) -> str:

@@ -101,7 +101,9 @@ class FlowMatching(nn.Module):
                 f"coupling={coupling!r} would move base points to another component: use coupling='independent'"
             )
         if isinstance(model.split_at_ode()[1].field, SecondOrderField):
-            raise InputError("a second-order field has no velocities to match, momentum gives them: use likelihood")
+            raise InputError(
+                "flow matching cannot train a second-order field, whose positions move by momentum: use likelihood"
+            )
         self.model = model
         self.coupling = coupling
         self.interpolate = INTERPOLATIONS[interpolation]

@@ -47,7 +47,8 @@ class LiftedFlow(Density):
         self.lift = lift
         self.flow = flow
         with torch.no_grad():
-            self._shape = lift.project(flow.like.new_zeros(1, *flow.event_shape)).shape[1:]
+            x = lift.project(flow.like.new_zeros(1, *flow.event_shape))
+        self._shape = torch.Size(x.shape[1:])
 
     @property
     @override

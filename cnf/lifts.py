@@ -83,8 +83,9 @@ class ComposeLifts(Lift):
         steps: list[LiftResult] = []
         for lift in self.lifts:
             steps.append(lift(steps[-1].point if steps else x, c))
+        log_q = torch.stack([step.log_q for step in steps]).sum(0)
         kl = [step.kl for step in steps if step.kl is not None]
-        return LiftResult(steps[-1].point, torch.stack([step.log_q for step in steps]).sum(0), sum(kl) if kl else None)
+        return LiftResult(steps[-1].point, log_q, torch.stack(kl).sum(0) if kl else None)
 
     @override
     def project(self, y: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ class VariationalAugment(Lift):
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> LiftResult:
         if x.ndim < 2:
-            raise InputError(f"x of shape {tuple(x.shape)} has no dimension to augment: pass (B, D) or (B, C, H, W)")
+            raise InputError(f"x of shape {tuple(x.shape)} cannot be augmented: pass (B, D) or (B, C, H, W)")
         eps = torch.randn(len(x), self.extra, *x.shape[2:], dtype=x.dtype, device=x.device)
         if self.head is None:
             return LiftResult(torch.cat([x, eps], 1), standard_normal_log_prob(eps))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anode.errors import InputError
 from cnf.continuous import Continuous
 from cnf.flow import Density, repeat_samples
-from cnf.transforms import ENERGIES, SolveOptions
+from cnf.transforms import SolveOptions
 
 Batch = Tensor | tuple[Tensor, Tensor]
 
@@ -35,7 +35,7 @@ class MaximumLikelihood(nn.Module):
 
     Raises:
         InputError: for a weight that is negative or not finite, ``steer`` outside [0, 1), or either for a model
-            without an ODE; for K > 1 if the model has no bound to tighten, or only estimates its log-density.
+            without an ODE; for K > 1 if the log-density of the model is exact or an estimate.
 
     References:
         Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798; Ghosh, Behl, Dupont, Torr, Namboodiri 2020,
@@ -60,7 +60,7 @@ class MaximumLikelihood(nn.Module):
         samples: int = 1,
     ) -> None:
         super().__init__()
-        weights = dict(zip(ENERGIES, (kinetic, frobenius, acceleration), strict=True))
+        weights = {"kinetic": kinetic, "frobenius": frobenius, "acceleration": acceleration}
         for name, weight in weights.items():
             check_weight(name, weight)
         self.model = model
@@ -100,7 +100,9 @@ class MaximumLikelihood(nn.Module):
 
     def _check_ode(self, names: Sequence[str]) -> None:
         if names and not any(isinstance(part, Continuous) for part in self.model.modules()):
-            raise InputError(f"{', '.join(names)}: the model has no ODE, so it has no paths; leave it out")
+            raise InputError(
+                f"{', '.join(names)}: the model does not have an ODE, along whose paths to integrate; leave it out"
+            )
 
 
 def check_weight(name: str, value: float) -> None:
@@ -117,5 +119,5 @@ def split_batch(batch: Batch) -> tuple[Tensor, Tensor | None]:
     """
     x, c = (batch, None) if isinstance(batch, Tensor) else batch
     if len(x) == 0:
-        raise InputError("an empty batch has no loss: pass at least one sample")
+        raise InputError("the batch is empty: pass at least one sample")
     return x, c

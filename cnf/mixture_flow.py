@@ -19,7 +19,7 @@ from cnf.transforms import Compose, SolveOptions, Transform
 
 
 class MixtureFlow(Density):
-    """A mixture of K flows that share one field, each in the coordinates of its own component.
+    """A mixture of K flows that share one field, each in the coordinates of one component.
 
         p(x) = sum_k weights_k N(z_k; 0, I) |det dz_k/dx|,    z_k = g(R_k (s(x) - means_k), k)
 

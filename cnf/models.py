@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,9 +106,9 @@ class DensityConfig:
         if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
             raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
         if type(context) is not int or context < 0:
-            raise InputError(f"context={context} must be a number of features, 0 for an unconditional density")
+            raise InputError(f"context={context!r} must be a number of features, 0 for an unconditional density")
         if levels is not None and (type(levels) is not int or levels < 2):
-            raise InputError(f"levels={levels} must be at least 2, or None for real numbers")
+            raise InputError(f"levels={levels!r} must be at least 2, or None for real numbers")
         self._validate_field(shape)
         self._validate_augmentation(shape, context)
         mixes = self.base == "mixture" or self.mixes_flows
@@ -244,11 +244,7 @@ def save(model: Density, folder: str | Path, **notes: Any) -> None:
     Raises:
         InputError: for a model composed by hand, which plain values cannot rebuild.
     """
-    arguments = None
-    if model.config is not None:
-        of_data = {"shape": tuple(model.event_shape), "context": model.context, "levels": model.levels}
-        arguments = {**of_data, **asdict(model.config)}
-    storage.save_model(folder, KIND, model, arguments, **notes)
+    storage.save_model(folder, KIND, model, model.arguments, **notes)
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | MixtureFlow | LiftedFlow | Classifier:

@@ -65,8 +65,8 @@ class ReverseKL(nn.Module):
         finite = torch.isfinite(log_p)
         if not finite.all():
             raise InputError(
-                f"log_target is not finite at {int((~finite).sum())} of {batch} points: samples can lie anywhere, so it "
-                "needs unbounded support"
+                f"log_target is not finite at {int((~finite).sum())} of {batch} points: samples can lie anywhere, so "
+                "the target needs unbounded support"
             )
         if x.requires_grad and not log_p.requires_grad:
             raise InputError("log_target returned no graph: compute it from x by differentiable operations, undetached")

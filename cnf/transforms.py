@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import Field
@@ -15,11 +15,9 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.blocks import MeanScale
-from anode.errors import InputError, config
+from anode.errors import InputError, check_choice, config
 
-
-Energy = Literal["kinetic", "frobenius", "acceleration"]
-ENERGIES: tuple[str, ...] = get_args(Energy)
+ENERGIES = ("kinetic", "frobenius", "acceleration")
 
 
 @config
@@ -40,11 +38,13 @@ class SolveOptions:
         Ghosh, Behl, Dupont, Torr, Namboodiri 2020, arXiv 2006.10711 (STEER).
     """
 
-    energies: tuple[Energy, ...] = ()
+    energies: tuple[str, ...] = ()
     steer: Annotated[float, Field(ge=0)] = 0.0
     t_data: Annotated[float, Field(ge=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
+        for name in self.energies:
+            check_choice("energies", name, ENERGIES)
         if self.steer and self.steer >= self.t_data:
             raise InputError(f"steer={self.steer} must be less than t_data={self.t_data:g}, the time of the data")
 

@@ -14,7 +14,9 @@ def far_mixture(shape=(2,), components=5, correlated=False):
     """A mixture whose components differ in place, width and weight, and in their correlations."""
     base = Mixture(shape, components, correlated)
     for name, parameter in base.named_parameters():
-        torch.nn.init.normal_(parameter, std={"means": 2.0, "log_scales": 0.4, "logits": 1.0, "off_diagonal": 0.5}[name])
+        torch.nn.init.normal_(
+            parameter, std={"means": 2.0, "log_scales": 0.4, "logits": 1.0, "off_diagonal": 0.5}[name]
+        )
     return base
 
 
@@ -28,7 +30,10 @@ def covariances(base):
     """Those of the components (K, D, D), from the definition of their parameters."""
     roots = []
     for k, scales in enumerate(base.log_scales.exp()):
-        upper, above = torch.eye(len(scales), dtype=scales.dtype), iter(() if base.off_diagonal is None else base.off_diagonal[k])
+        upper, above = (
+            torch.eye(len(scales), dtype=scales.dtype),
+            iter(() if base.off_diagonal is None else base.off_diagonal[k]),
+        )
         for i in range(len(scales)):
             for j in range(i + 1, len(scales)):
                 upper[i, j] = next(above, 0.0)
@@ -114,7 +119,9 @@ def test_samples_have_no_graph_and_follow_the_seed():
 @pytest.mark.parametrize("correlated", [False, True])
 def test_gradients_equal_finite_differences(float64, correlated):
     base = far_mixture((3,), 3, correlated)
-    assert torch.autograd.gradcheck(lambda z, *_: base.log_prob(z), (torch.randn(4, 3, requires_grad=True), *base.parameters()))
+    assert torch.autograd.gradcheck(
+        lambda z, *_: base.log_prob(z), (torch.randn(4, 3, requires_grad=True), *base.parameters())
+    )
 
 
 def test_the_standard_normal_is_that_of_torch(float64):

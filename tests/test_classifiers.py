@@ -1,4 +1,4 @@
-"""Classifiers of one interface: what each model computes, its size, its storage, and the choices that exclude others."""
+"""Classifiers of one interface: what each model computes, its size and storage, and choices that exclude others."""
 
 import dataclasses
 import itertools
@@ -19,13 +19,13 @@ from anode import (
     Classifier,
     ClassifierConfig,
     InputError,
-    MLPField,
     ODEBlock,
     Solver,
     classifier_model,
     count_evals,
 )
 
+IMAGE = {"shape": (1, 8, 8)}
 ODE_NET = {"field": "norm-conv", "stem": "conv", "readout": "pool"}
 VARIANTS = {
     "node": ({"shape": (2,)}, (5, 2)),
@@ -272,8 +272,6 @@ class TestSizes:
 
 
 class TestRefusals:
-    IMAGE = {"shape": (1, 8, 8)}
-
     @pytest.mark.parametrize(
         ("options", "words"),
         [

@@ -93,7 +93,7 @@ def test_the_frobenius_energy_is_the_integral_of_the_jacobian(float64):
     path = Solver("rk4", step_size=0.005).trajectory(field, x, times)
     norms = torch.stack([norm(t, y) for t, y in zip(times.tolist(), path, strict=True)])
     expected = (norms[:-1:2] + 4 * norms[1::2] + norms[2::2]).sum(0) * step / 6  # Simpson's rule
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
 def test_hutchinson_estimates(float64):
@@ -128,8 +128,9 @@ def test_energies_leave_the_steps_alone(method):
 
 @pytest.mark.parametrize("solver", ["dopri5", "adjoint", "rk4", "midpoint"])
 def test_gradients_of_energies_are_right(float64, solver):
-    adaptive = {"dopri5": TIGHT, "adjoint": SOLVERS["adjoint"]}  # whose steps are constants to the gradient
-    flow = density_model((2,), hidden=(16, 16), solver=adaptive.get(solver) or Solver(solver, step_size=0.25))
+    # the gradient takes the steps of adaptive solvers as constants
+    adaptive = {"dopri5": TIGHT, "adjoint": Solver(rtol=1e-7, atol=1e-7, gradient="adjoint")}
+    flow = density_model((2,), hidden=(8, 8), solver=adaptive.get(solver) or Solver(solver, step_size=0.25))
     wild(flow)
     objective, x = MaximumLikelihood(flow, kinetic=0.1, frobenius=0.2, acceleration=0.3), torch.randn(4, 2)
     bias = flow.split_at_ode()[1].field.layers[1].bias

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from fields import Linear
-from torch import distributions as D  # noqa: N812
+from torch import distributions as D
 
 from anode import Field, InputError, MLPField, Solver
 from cnf import Compose, Continuous, Flow, Logit, Mixture, Normal, Standardize
@@ -131,7 +131,7 @@ def test_a_mixture_says_why_it_has_no_rsample():
 
 
 def test_pyro_takes_flows_as_likelihood_and_guide():
-    """x = z + noise, z ~ N(0, 1): the likelihood is a conditional flow; the guide becomes p(z given x) = N(x/2, 1/2)."""
+    """x = z + noise, z ~ N(0, 1): likelihood and guide are flows; the guide becomes N(x/2, 1/2)."""
     pyro = pytest.importorskip("pyro", reason="pyro-ppl is not installed")
     from pyro.contrib.zuko import ZukoToPyro
 

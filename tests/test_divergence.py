@@ -35,7 +35,10 @@ def test_exact_is_the_trace(float64, field):
 
 
 def test_any_module_is_a_field_on_images(float64):
-    for field, shape in ((Conv(2), (2, 4, 5)), (Field.wrap(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1))), (1, 2, 3))):
+    for field, shape in (
+        (Conv(2), (2, 4, 5)),
+        (Field.wrap(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1))), (1, 2, 3)),
+    ):
         x = torch.randn(3, *shape)
         torch.testing.assert_close(exact_divergence(field, T, x).divergence, trace(field, T, x), rtol=0, atol=1e-12)
 

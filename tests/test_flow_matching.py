@@ -157,7 +157,7 @@ def test_bad_flow_matching_is_refused():
     ("batch", "names"),
     [
         (torch.randn(5, 1), r"x of shape \(5, 1\)"),
-        (torch.randn(0, 2), "empty batch"),
+        (torch.randn(0, 2), "batch is empty"),
         ((torch.randn(5, 2), torch.randn(5, 3)), "depend on contexts"),
     ],
 )

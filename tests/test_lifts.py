@@ -95,7 +95,7 @@ def test_composed_lifts_add_up(float64):
         (lambda: VariationalAugment(0), "extra=0"),
         (lambda: VariationalAugment(1, "true"), "posterior='true' is unknown; choose one of normal, learned"),
         (lambda: VariationalAugment(1, "learned"), "pass the shape"),
-        (lambda: VariationalAugment(1)(torch.randn(3)), "no dimension to augment"),
+        (lambda: VariationalAugment(1)(torch.randn(3)), "cannot be augmented"),
     ],
 )
 def test_bad_lifts_are_named(make, names):

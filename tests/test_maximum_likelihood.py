@@ -100,10 +100,10 @@ def test_bad_numbers_are_refused(flow, options):
 
 def test_energies_of_a_model_without_an_ode_are_refused():
     flow = Flow(Planar(2, 3), Normal((2,)))
-    with pytest.raises(InputError, match="kinetic: the model has no ODE"):
+    with pytest.raises(InputError, match="kinetic: the model does not have an ODE"):
         MaximumLikelihood(flow).terms(torch.randn(5, 2), ("kinetic",))
     for options in ({"acceleration": 1e-3}, {"steer": 0.1}):
-        with pytest.raises(InputError, match=f"{next(iter(options))}: the model has no ODE"):
+        with pytest.raises(InputError, match=f"{next(iter(options))}: the model does not have an ODE"):
             MaximumLikelihood(flow, **options)
 
 
@@ -112,7 +112,7 @@ def test_energies_of_a_model_without_an_ode_are_refused():
     [
         (torch.randn(5, 1), r"x of shape \(5, 1\)"),
         (torch.ones(5, 2, dtype=torch.int64), "x has dtype torch.int64"),
-        (torch.randn(0, 2), "empty batch"),
+        (torch.randn(0, 2), "batch is empty"),
     ],
 )
 def test_bad_batches_are_refused(flow, batch, names):

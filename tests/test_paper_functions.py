@@ -9,7 +9,8 @@ from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
 from anode import InputError
-from train_flows.data import paper
+from train_flows.data import load_labelled_data
+from train_flows.data import paper_functions as paper
 
 
 @pytest.mark.parametrize("name", [*paper.FUNCTIONS, "spheres-1", "spheres-3", "spheres-7"])
@@ -19,16 +20,16 @@ def test_points_come_with_targets(name):
     assert y.shape == (301, 1)
     assert set(y.flatten().tolist()) == {-1.0, 1.0}
     assert torch.isfinite(x).all()
-    assert torch.equal(paper.sample(name, 301, seed=1).x, x)
+    assert torch.equal(paper.sample(name, 301, seed=1)[0], x)
     if name not in ("g1d", "identity"):
-        assert not torch.equal(paper.sample(name, 301, seed=2).x, x)
+        assert not torch.equal(paper.sample(name, 301, seed=2)[0], x)
 
 
 def test_g1d_swaps_and_the_identity_does_not():
-    flipped, same = paper.sample("g1d", 10), paper.sample("identity", 10)
-    assert torch.equal(flipped.y, -flipped.x)
-    assert torch.equal(same.y, same.x)
-    assert sorted(flipped.x.flatten().tolist()) == [-1.0] * 5 + [1.0] * 5
+    (x, flipped), (same_x, same) = paper.sample("g1d", 10), paper.sample("identity", 10)
+    assert torch.equal(flipped, -x)
+    assert torch.equal(same, same_x)
+    assert sorted(x.flatten().tolist()) == [-1.0] * 5 + [1.0] * 5
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 6, 400])
@@ -55,7 +56,7 @@ def test_intervals_are_three_equal_thirds():
 
 @pytest.mark.parametrize(("name", "mse"), [("g1d", 1.0), ("intervals", 2 / 3), ("identity", 0.0)])
 def test_the_best_increasing_function_is_this_bad(name, mse):
-    """What bounds every neural ODE on the line from below, whatever it has learnt."""
+    """No neural ODE on the line can have a smaller error."""
     x, y = (part[:, 0].numpy() for part in paper.sample(name, 3000))
     fit = IsotonicRegression().fit(x, y).predict(x)
     assert np.square(fit - y).mean() == pytest.approx(mse, abs=1e-6)
@@ -70,26 +71,36 @@ def test_sines_are_apart():
 
 
 def test_removed_slices_are_a_part_of_the_circle():
-    pairs = paper.sample("spheres", 20_000)
-    kept, removed = paper.split_slices(pairs, 3, torch.Generator().manual_seed(0))
-    assert len(kept.x) + len(removed.x) == 20_000
-    assert len(removed.x) / 20_000 == pytest.approx(0.3, abs=0.02)
+    points = paper.sample("spheres", 20_000)
+    kept, removed = paper.split_slices(points, 3, torch.Generator().manual_seed(0))
+    assert len(kept[0]) + len(removed[0]) == 20_000
+    assert len(removed[0]) / 20_000 == pytest.approx(0.3, abs=0.02)
 
     def tenths(x):
         return set(((torch.atan2(x[:, 1], x[:, 0]) / (2 * math.pi) % 1) * 10).long().tolist())
 
-    assert len(tenths(removed.x)) == 3
-    assert tenths(kept.x).isdisjoint(tenths(removed.x))
-    for part in (kept, removed):  # of both circles
-        assert set(part.y.flatten().tolist()) == {-1.0, 1.0}
-    other = paper.split_slices(pairs, 3, torch.Generator().manual_seed(1))[1]
-    assert tenths(other.x) != tenths(removed.x)
+    assert len(tenths(removed[0])) == 3
+    assert tenths(kept[0]).isdisjoint(tenths(removed[0]))
+    for _, y in (kept, removed):  # on either circle
+        assert set(y.flatten().tolist()) == {-1.0, 1.0}
+    other, _ = paper.split_slices(points, 3, torch.Generator().manual_seed(1))[1]
+    assert tenths(other) != tenths(removed[0])
 
 
 @pytest.mark.parametrize("name", ["sphere", "spheres-0", "spheres-", "spheres-x", "spheres-2.5", "spheres-10000", ""])
 def test_unknown_functions_list_the_known(name):
     with pytest.raises(InputError, match="choose one of g1d, identity, intervals, spheres, sines, spheres-3"):
         paper.sample(name, 10)
+
+
+def test_parts_are_apart():
+    data = load_labelled_data("spheres-3", seed=1)
+    assert (data.shape, data.outputs, data.classes, data.columns) == ((3,), 1, (), ("x0", "x1", "x2"))
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [3000, 1000, 1000]
+    train, validation, test = ({tuple(x) for x in part.x.tolist()} for part in (data.train, data.validation, data.test))
+    assert not train & test
+    assert not validation & test
+    assert "the same two points" in load_labelled_data("g1d").notes[0]
 
 
 @pytest.mark.parametrize("removed", [0, 10, -1])

@@ -5,13 +5,8 @@ import math
 import pytest
 import torch
 
-from anode import Field, InputError, Solver
-from anode.planar_field import PlanarField
-from cnf.bases import Normal
-from cnf.continuous import Continuous
-from cnf.flow import Flow
-from cnf.planar import Planar
-from cnf.transforms import Compose, Standardize
+from anode import InputError, Solver
+from cnf import Compose, Continuous, Flow, Normal, Planar, PlanarField, Standardize
 
 T = torch.tensor(0.3)
 
@@ -117,15 +112,6 @@ def test_far_from_the_hinge_a_layer_translates_by_the_constrained_u(float64):
         torch.testing.assert_close(across, torch.zeros(4), rtol=0, atol=1e-9)
 
 
-@torch.no_grad()
-def test_a_layer_moves_points_along_one_direction(float64):
-    transform = planar(4, 1)
-    z = torch.randn(30, 4)
-    singular = torch.linalg.svdvals(transform.inverse(z).point - z)
-    assert singular[0] > 0.1
-    assert singular[1] < 1e-12
-
-
 @pytest.mark.parametrize("along", [-30.0, -2.0, 0.0, 2.0])
 def test_the_slope_at_the_hinge_is_positive_and_known(float64, along):
     """On the line df/dz = 1 + wû at wz + b = 0, which is log(1 + e^{wu})."""
@@ -133,53 +119,17 @@ def test_the_slope_at_the_hinge_is_positive_and_known(float64, along):
     assert log_det.item() == pytest.approx(math.log(math.log1p(math.exp(along))), abs=1e-12)
 
 
-def test_a_u_that_meets_the_constraint_at_zero_leaves_all_in_place(float64):
-    transform = one_layer(math.log(math.e - 1), b=0.7)
-    x = torch.randn(10, 1)
-    z, log_det = transform(x)[:2]
-    torch.testing.assert_close(z, x, rtol=0, atol=1e-14)
-    torch.testing.assert_close(log_det, torch.zeros(10), rtol=0, atol=1e-14)
-
-
-def as_function(transform, which):
-    """Point and log-determinant as a function of x and the parameters."""
-    names = [name for name, _ in transform.named_parameters()]
-
-    class Way(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = transform
-
-        def forward(self, x):
-            return tuple(getattr(self.inner, which)(x))[:2]
-
-    way = Way()
-    return lambda x, *values: torch.func.functional_call(
-        way, {f"inner.{name}": value for name, value in zip(names, values, strict=True)}, x
-    )
-
-
 @pytest.mark.parametrize("which", ["forward", "inverse"])
 @pytest.mark.parametrize(("layers", "std"), [(1, 1.0), (4, 0.5), (2, 1.5)])
 def test_gradients_equal_finite_differences(float64, which, layers, std):
     transform = planar(2, layers, std)
     inputs = (torch.randn(3, 2, requires_grad=True), *transform.parameters())
-    function = as_function(transform, which)
+
+    def function(x, *_):  # gradcheck changes the parameters in place
+        return tuple(getattr(transform, which)(x))[:2]
+
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs, atol=1e-4)
-
-
-def test_gradients_are_right_where_a_layer_all_but_folds(float64):
-    transform = one_layer(-6.0)
-    inputs = (torch.tensor([[-1.0], [-0.1], [0.2], [2.0]], requires_grad=True), *transform.parameters())
-    assert torch.autograd.gradcheck(as_function(transform, "forward"), inputs, eps=1e-7, rtol=1e-4)
-
-
-def test_pull_backs_by_torch_func_are_those_of_autograd(float64):
-    transform = planar(2, 3)
-    x, v = torch.randn(4, 2, requires_grad=True), torch.randn(4, 2)
-    (wanted,) = torch.autograd.grad(transform.encode(x), x, v)
-    torch.testing.assert_close(torch.func.vjp(transform.encode, x)[1](v)[0], wanted)
 
 
 def test_a_planar_density_integrates_to_one_and_agrees_with_its_sampler(float64):
@@ -197,16 +147,8 @@ def test_it_composes(float64):
     x = torch.randn(100, 2) * 7 + 3
     flow = Flow(Compose([Standardize((2,)).fit(x), planar(2, 2), planar(2, 3)]), Normal((2,)))
     torch.testing.assert_close(flow.decode(flow.encode(x)), x, rtol=0, atol=1e-10)
-    sample, log_p = flow.sample_with_log_prob(20)
+    sample, log_p = flow.rsample_and_log_prob(20)
     torch.testing.assert_close(flow.log_prob(sample), log_p, rtol=0, atol=1e-9)
-
-
-def test_single_precision_is_kept():
-    transform = planar(2, 4)
-    x = torch.randn(500, 2)
-    z, log_det = transform(x)[:2]
-    assert z.dtype == log_det.dtype == torch.float32
-    torch.testing.assert_close(transform.inverse(z).point, x, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 50])
@@ -219,13 +161,6 @@ def test_layers_start_near_the_identity_and_learn(dim):
     flow = Flow(transform, Normal((dim,)))
     flow.log_prob(z).mean().backward()
     assert all((parameter.grad != 0).all() for parameter in flow.parameters())
-
-
-def test_nothing_in_nothing_out():
-    for way in (Planar(2, 3), Planar(2, 3).inverse):
-        point, log_det = way(torch.zeros(0, 2))[:2]
-        assert point.shape == (0, 2)
-        assert log_det.shape == (0,)
 
 
 @pytest.mark.parametrize("t", [torch.tensor(0.3), torch.rand(5)], ids=["one time", "a time per sample"])
@@ -243,15 +178,6 @@ def test_divergence_of_the_field_is_the_trace_of_the_jacobian(float64, shape, t)
     assert velocity.shape == x.shape
 
 
-def test_time_per_sample_is_the_same_as_one_by_one(float64):
-    field = field_far_from_zero(2, 7)
-    x, t = torch.randn(4, 2), torch.rand(4)
-    alone = [field.velocity_and_divergence(t[i], x[i : i + 1]) for i in range(4)]
-    for joint, one_by_one in zip(field.velocity_and_divergence(t, x), zip(*alone, strict=True), strict=True):
-        torch.testing.assert_close(joint, torch.cat(one_by_one))
-    assert not torch.allclose(field(t[0], x), field(t[1], x))
-
-
 def hold_gates_open(field):
     """Gates sigma(50) = 1 at all times."""
     for parameter in field.gates.parameters():
@@ -260,48 +186,26 @@ def hold_gates_open(field):
     return field
 
 
-class OneUnit(Field):
-    """dx/dt = (2, 1) tanh(3 x_0 - x_1 + 1/2)."""
-
-    def forward(self, t, x, c=None):
-        h = torch.tanh(3 * x[:, 0] - x[:, 1] + 0.5)
-        return torch.stack([2 * h, h], 1)
-
-
 def written_by_hand():
-    """The planar field of :class:`OneUnit`."""
+    """The planar field dx/dt = (2, 1) tanh(3 x_0 - x_1 + 1/2)."""
     field = hold_gates_open(PlanarField(2, units=1))
     for parameter, value in ((field.w, [[3.0, -1.0]]), (field.b, [0.5]), (field.u, [[2.0, 1.0]])):
         parameter.data = torch.tensor(value)
     return field
 
 
-def test_one_open_unit_is_the_field_written_by_hand(float64):
-    x = torch.randn(20, 2)
-    for t in (torch.tensor(0.0), torch.tensor(0.8)):
-        torch.testing.assert_close(written_by_hand()(t, x), OneUnit()(t, x), rtol=0, atol=1e-14)
-
-
 def test_the_flow_of_one_open_unit_is_known(float64):
     """Along it a = w'x + b obeys da/dt = w'u tanh(a), hence sinh a(t) = e^{w'u t} sinh a(0); x moves along u."""
     field = written_by_hand()
     z = torch.randn(30, 2) / 3
+    by_hand = torch.outer(torch.tanh(3 * z[:, 0] - z[:, 1] + 0.5), torch.tensor([2.0, 1.0]))
+    torch.testing.assert_close(field(T, z), by_hand, rtol=0, atol=1e-14)
     w, u, speed = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 1.0]), 5.0
     start = z @ w + 0.5
     end = torch.asinh(math.exp(speed) * torch.sinh(start))
     x, log_det = Continuous(field, Solver(rtol=1e-10, atol=1e-10)).inverse(z)[:2]
     torch.testing.assert_close(x, z + torch.outer((end - start) / speed, u), rtol=0, atol=1e-7)
     torch.testing.assert_close(log_det, speed + torch.log(torch.cosh(start) / torch.cosh(end)), rtol=0, atol=1e-7)
-
-
-def test_units_add_up(float64):
-    both, x = field_far_from_zero(2, 2), torch.randn(10, 2)
-    total = 0
-    for n in range(2):
-        one = PlanarField(2, 1)
-        one.load_state_dict({k: v if k.startswith("gates.0") else v[n : n + 1] for k, v in both.state_dict().items()})
-        total = total + one(T, x)
-    torch.testing.assert_close(both(T, x), total)
 
 
 def test_gates_stay_between_zero_and_one(float64):

@@ -1,4 +1,4 @@
-"""Records for TensorBoard: what it reads is what metrics.jsonl holds, also after a stop."""
+"""Records for TensorBoard: it shows the figures of metrics.jsonl, also after a stop."""
 
 import itertools
 import sys
@@ -6,137 +6,101 @@ import time
 from collections import defaultdict
 
 import pytest
+from tasks import Quadratic
 
-from train_flows import loop
-from train_flows.checkpoint import Run
-from train_flows.tensorboard import WithTensorBoard
+from anode import InputError
+from train_flows.run.folder import Run
+from train_flows.run.loop import train
+from train_flows.run.tensorboard import summary_writer
+from train_flows.settings import Training
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-TINY = ["--steps", "6", "--validate-every", "2", "--hidden", "8", "--batch-size", "64", "--tensorboard"]
+TRAINING = Training(steps=6, validate_every=2)
 
 
 @pytest.fixture(autouse=True)
 def _apart(monkeypatch):
-    """Writers begin a second apart or more: TensorBoard reads files in the order of their names, which tell seconds."""
+    """Let writers begin a second apart: TensorBoard reads files in the order of their names, which tell seconds."""
     clock = itertools.count(1_700_000_000)
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch):
-    monkeypatch.setattr("train_flows.pictures.draw", lambda *_: None)
-    monkeypatch.setattr("train_flows.pictures.draw_classifier", lambda *_: None)
+@pytest.fixture
+def run(tmp_path):
+    run = Run.create(tmp_path / "run", "test", {}, {}, {})
+    run.tensorboard = True
+    return run
 
 
-def shown(folder):
-    """The scalars that TensorBoard shows of a run: names to (step, value)."""
-    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+def shown(run):
+    """Return the scalars that TensorBoard shows of a run: names to (step, value)."""
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def kept(folder):
-    """The same of its records, in the precision of TensorBoard."""
+def recorded(run):
+    """Return the figures of its records in the same form, in the precision of TensorBoard."""
     figures = defaultdict(list)
-    for record in Run(folder).records():
+    for record in run.records():
         for name, value in record.items():
             if name != "step":
                 figures[name].append((record["step"], pytest.approx(value, rel=1e-6)))
     return figures
 
 
-def stop(monkeypatch, step):
-    """Ask for a stop before the given step, as Ctrl-C would."""
-    asked = itertools.count()
+@pytest.mark.parametrize("stop", [None, 0, 3, 4])
+def test_every_figure_of_every_record_is_shown(run, stop):
+    """Of a run in one go, and of one that was stopped before a step."""
+    if stop is not None:
+        first, now = Quadratic(TRAINING), [0.0]
+        batch, clean = first.batch, time.monotonic
 
-    class Signals:
-        def __enter__(self):
-            return lambda: next(asked) >= step
+        def late(step):
+            now[0] = 1e9 * (step >= stop - 1)
+            return batch(step)
 
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(loop, "stop_signals", Signals)
-
-
-def test_every_figure_of_every_record_is_shown(run, tmp_path):
-    assert run("density", "moons", *TINY)[0] == 0
-    folder = tmp_path / "runs" / "moons"
-    assert [step for step, _ in shown(folder)["nll"]] == [0, 2, 4, 6]
-    assert {"loss", "nfe_forward", "nfe_backward", "lr", "seconds"} <= set(shown(folder))
-    assert shown(folder) == kept(folder)
-
-
-def test_those_of_classifiers_too(run, tmp_path):
-    options = ["--epochs", "1", "--batch-size", "512", "--hidden", "4"]
-    assert run("classify", "spheres", *options, "--tensorboard")[0] == 0
-    folder = tmp_path / "runs" / "spheres"
-    assert "validation_accuracy" in shown(folder)
-    assert shown(folder) == kept(folder)
+        first.batch = late
+        time.monotonic = lambda: now[0]
+        try:
+            assert not train(first, run, deadline=-1.0 if stop == 0 else 1.0)
+        finally:
+            time.monotonic = clean
+    assert train(Quadratic(TRAINING), run)
+    assert [step for step, _ in shown(run)["nll"]] == [0, 2, 4, 6]
+    assert {"loss", "nfe_forward", "nfe_backward", "lr", "seconds"} <= set(shown(run))
+    assert shown(run) == recorded(run)
 
 
-def test_none_without_asking(run, tmp_path):
-    assert run("density", "moons", *TINY[:-1])[0] == 0
-    assert not (tmp_path / "runs" / "moons" / "tensorboard").exists()
-
-
-@pytest.mark.parametrize("step", [0, 3, 4])
-def test_goes_on_after_a_stop(run, tmp_path, monkeypatch, step):
-    with monkeypatch.context() as patch:
-        stop(patch, step)
-        assert run("density", "moons", *TINY)[0] == 0
-    assert run("density", "--resume", "runs/moons")[0] == 0
-    folder = tmp_path / "runs" / "moons"
-    assert [step for step, _ in shown(folder)["nll"]] == [0, 2, 4, 6]
-    assert shown(folder) == kept(folder)
+def test_none_without_asking(run):
+    run.tensorboard = False
+    train(Quadratic(TRAINING), run)
+    assert not (run.folder / "tensorboard").exists()
 
 
 @pytest.mark.parametrize("saved", [[0], [0, 2]])
-def test_what_was_recorded_after_the_last_state_is_not_shown_twice(tmp_path, saved):
-    run = Run(tmp_path)
+def test_records_after_the_last_state_are_not_shown_twice(run, saved):
     for attempt in (1, 2):
-        with WithTensorBoard(run) as journal:
-            state = journal.load_state()
-            assert state == ({"step": saved[-1]} if attempt == 2 else None)
-            for step in (0, 2, 4) if state is None else range(saved[-1] + 2, 5, 2):
-                journal.log({"step": step, "nll": 10.0 * attempt + step})
-                if step in saved:
-                    journal.save_state(step, {"step": step})
+        state = run.load_state()
+        assert state == ({} if attempt == 2 else None)
+        for step in (0, 2, 4) if state is None else range(saved[-1] + 2, 5, 2):
+            run.log({"step": step, "nll": 10.0 * attempt + step})
+            if step in saved:
+                run.save_state(step, {})
     first = len(saved)
-    assert shown(tmp_path)["nll"] == [(step, 10.0 * (1 if i < first else 2) + step) for i, step in enumerate((0, 2, 4))]
-    assert shown(tmp_path) == kept(tmp_path)
+    assert shown(run)["nll"] == [(step, 10.0 * (1 if i < first else 2) + step) for i, step in enumerate((0, 2, 4))]
+    assert shown(run) == recorded(run)
 
 
-def test_records_are_on_the_disk_before_the_state_is(tmp_path):
-    """A kill after a state may cut off later records, which resuming makes again, but not those before."""
-    sizes = []
-
-    def size():
-        return sum(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir())
-
-    class Watched(Run):
-        def save_state(self, step, state):
-            sizes.append(size())
-
-    with WithTensorBoard(Watched(tmp_path)) as journal:
-        journal.load_state()
-        journal.log({"step": 0, **{f"figure {i}": 1.0 for i in range(300)}})
-        journal.save_state(0, {"step": 0})
-    assert sizes == [size()]
+def test_overwriting_removes_the_events(run):
+    train(Quadratic(TRAINING), run)
+    Run.create(run.folder, "test", {}, {}, {}, overwrite=True)
+    assert not (run.folder / "tensorboard").exists()
 
 
-def test_another_run_in_the_folder_leaves_nothing_behind(run, tmp_path):
-    assert run("density", "moons", *TINY)[0] == 0
-    assert run("density", "moons", *TINY[:-1], "--overwrite")[0] == 0
-    assert not (tmp_path / "runs" / "moons" / "tensorboard").exists()
-
-
-@pytest.mark.parametrize("command", [["density", "moons"], ["classify", "spheres"]])
-def test_its_absence_is_said_before_anything_is_written(run, tmp_path, monkeypatch, command):
+def test_its_absence_is_explained(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    status, _, err = run(*command, "--tensorboard")
-    assert status == 2
-    assert err == "error: --tensorboard needs tensorboard: python -m pip install 'augmented-flows[tensorboard]'\n"
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"--tensorboard needs tensorboard: python -m pip install 'augmented-flows"):
+        summary_writer()

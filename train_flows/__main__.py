@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
 
 from anode import InputError, SolverError
-from train_flows import processes
-from train_flows.errors import TrainingError
+from train_flows.run import TrainingError, distributed
 
 COMMANDS = {
     "density": "train a continuous normalizing flow on samples",
@@ -17,24 +17,27 @@ COMMANDS = {
     "sample": "draw samples from a trained density",
     "report": "compare runs in a table and a figure",
     "paper": "reproduce the figures of the papers",
-    "benchmark": "measure image blocks and densities against those of other packages",
-    "unpack": "unpack an archive of images",
+    "benchmark": "measure speed and densities against those of other packages",
 }
-SHARED = ("density", "classify", "evaluate")  # commands that several processes can run together
+MODULES = {"paper": "experiments"}
+PARALLEL = ("density", "classify", "evaluate")  # commands that several processes run together
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a command; bad input is one line on standard error and exit status 2, a failed solve exit status 1."""
+    """Run a command; bad input ends it with one line and exit status 2, a failed solve with status 1."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
-        print(_help())
+        lines = [f"  {name:<10} {about}" for name, about in COMMANDS.items()]
+        print("usage: train-flows COMMAND ...", "", *lines, "", "train-flows COMMAND --help lists its options", sep="\n")
         return
     command, *rest = args
     try:
         if command not in COMMANDS:
-            raise InputError(f"command {command!r} is unknown: choose one of {', '.join(COMMANDS)}")
-        _join(command)
-        importlib.import_module(f"train_flows.{command}").main(rest)
+            nearest = difflib.get_close_matches(command, COMMANDS, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(COMMANDS)}"
+            raise InputError(f"command {command!r} is unknown; {hint}")
+        _join_processes(command)
+        importlib.import_module(f"train_flows.{MODULES.get(command, command)}").main(rest)
     except InputError as error:
         _fail(str(error), status=2)
     except OSError as error:
@@ -45,10 +48,10 @@ def main(args: list[str] | None = None) -> None:
         _fail("interrupted", status=130)
 
 
-def _join(command: str) -> None:
+def _join_processes(command: str) -> None:
     """Take part as one of several processes, of which the first prints."""
-    rank, count = processes.started()
-    if count > 1 and command not in SHARED:
+    rank, count = distributed.started()
+    if count > 1 and command not in PARALLEL:
         raise InputError(f"{command} runs in one process, {count} were started: run it without torchrun or accelerate")
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for good
@@ -58,11 +61,6 @@ def _fail(message: str, status: int) -> None:
     sys.stdout.flush()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
-
-
-def _help() -> str:
-    lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: train-flows COMMAND ...", "", *lines, "", "train-flows COMMAND --help lists its options"])
 
 
 if __name__ == "__main__":

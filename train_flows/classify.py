@@ -3,153 +3,187 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from anode import Classifier, SolverError, classifier
+from anode import Classifier, InputError, classifier_model
 from anode.classifiers import KIND
-from train_flows import accuracy, command_line, pictures, processes, recipes, session
-from train_flows.checkpoint import Run
-from train_flows.data import classes
-from train_flows.data.labelled import Labelled, Pairs
-from train_flows.errors import TrainingError
-from train_flows.guards import Guards
-from train_flows.loop import shuffled_batches
-from train_flows.settings import Labels, Network, Numerics, RunSettings
-from train_flows.supervised import Supervised, measure, suited_pairs
-from train_flows.task import Task
-from train_flows.text import lines_of
-from train_flows.training import Epochs
+from anode.storage import write_atomically
+from train_flows import recipes
+from train_flows.command_line import Program, parse
+from train_flows.data import SEED_STRIDE, Dataset, Split, known_labelled_data, load_labelled_data
+from train_flows.data.paper_functions import split_slices
+from train_flows.evaluation import accuracy, likelihood
+from train_flows.evaluation.chunks import to_model
+from train_flows.figures import of_runs
+from train_flows.run import TrainingError, distributed, session
+from train_flows.run.folder import Run
+from train_flows.run.loop import shuffled_batches, train
+from train_flows.settings import ClassifySettings, to_sections
 
-SHOWN, SHOWN_IMAGES = 5000, 1000  # training samples that a record measures, at most
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Train a classifier: a neural ODE (--extra 0), an augmented one (--extra 5), a ResNet or a perceptron (--model).
-
-    Data: the functions spheres, intervals, ... of the ANODE paper; mnist, fashion, cifar10, svhn and digits; a folder
-    of images, CLASS/*.png or train/CLASS/*.png and test/CLASS/*.png; wine and breast-cancer; a table with --target.
-    The defaults depend on the data: ask with them, as in ``train-flows classify mnist --help``.
-    """
-
-    data: Labels = field(default_factory=Labels)
-    network: Network = field(default_factory=Network)
-    numerics: Numerics = field(default_factory=Numerics)
-    training: Epochs = field(default_factory=Epochs)
-    guards: Guards = field(default_factory=Guards)
-    run: RunSettings = field(default_factory=RunSettings)
+MEASURED_SAMPLES, MEASURED_IMAGES = 5000, 1000  # training samples that a record measures, at most
+SNAPSHOT_POINTS = 1000  # about as many training points have their features stored
+FEATURES_FILE = "features.npz"
+PROGRAM = Program(
+    name="classify",
+    about="Train a classifier: a neural ODE (--extra 0), an augmented one (--extra 5), a ResNet or a perceptron "
+    "(--model). The defaults depend on the data: train-flows classify DATA --help shows them.",
+    kind=KIND,
+    recipe=recipes.classify,
+    known=known_labelled_data,
+    common=("source", "target", "image_size", "train_size", "data_root", "download")
+    + ("model", "extra", "field", "hidden", "activation", "epochs", "batch_size", "lr", "solver", "rtol", "atol")
+    + ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+    api_only=("steps", "validate_every", "lr_warm_up", "likelihood_from", "restart_lr", "max_skipped", "kl_warm_up")
+    + ("measure", "first_step"),
+)
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows classify``; nothing is written before everything typed is known to be good."""
     started = time.monotonic()
-    settings = parse(args)
-    settings.training.check()
-    settings.guards.check()
-    solver, where = settings.numerics.value(), settings.run
-    device = session.start(where)
-    wanted = dataclasses.asdict(settings.data)
-    dataset = processes.first_alone(lambda: classes.load(**wanted, seed=where.of_data()))  # who may download
-    for note in dataset.notes:
-        print(f"note: {note}")
-    batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train.x))
-    settings = dataclasses.replace(settings, training=dataclasses.replace(settings.training, batch_size=batch_size))
-    model = classifier(
-        dataset.shape,
-        dataset.outputs,
-        **dataclasses.asdict(settings.network),
-        solver=solver,
-        levels=dataset.levels,
-        data=dataset.train.x if dataset.classes and not dataset.levels else None,  # others have a scale of their own
-    ).to(device, getattr(torch, where.dtype))
-    session.begin_noise(where)
-    run = session.open_run(settings, KIND, dataset, model, classes=dataset.classes)
+    settings, origin = parse(PROGRAM, ClassifySettings(), args)
+    device = session.begin(settings.run)
+    dataset = load(settings)
+    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
+    stored = {**dataset.describe(), "notes": list(dataset.notes)}
+    dataset = without_slices(dataset, settings)
+    settings = fit_to_data(settings, dataset)
+    model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    run = session.open_run(settings.run, KIND, to_sections(settings), model.arguments, stored)
+    task = ClassifyTask(settings, dataset, model, run)
     before = time.monotonic() - started
-    notes, stopped = list(dataset.notes), ()
     with session.resumable(run, "classify"):
-        try:
-            stopped = fit(settings, run, dataset, model, where.deadline(started))
-        except TrainingError as error:
-            if not (error.solving and session.load_best(run, model)):
-                raise
-            notes.append(f"training ended early: {error}")
-            print(f"note: {notes[-1]}")
-        report(settings, run, dataset, model, before, (*notes, *stopped))
-        for note in stopped:
-            print(f"{note}; {session.how_to_go_on(run, 'classify')}")
+        notes = fit(task, run, settings.run.deadline(started))
+        report(task, run, before, (*dataset.notes, *notes))
 
 
-def parse(args: list[str]) -> Settings:
-    """The settings of a command line."""
-
-    def recipe(typed: Settings) -> dict[str, Any]:
-        return recipes.classify(typed.data.source or "", typed.network.model)
-
-    settings = command_line.parse(Settings(), args, "classify", KIND, recipe, classes.known)
-    session.check_precision(settings.training.precision, settings.numerics, settings.run)
-    return settings
+def load(settings: ClassifySettings) -> Dataset:
+    """Load the data of a run."""
+    wanted = dataclasses.asdict(settings.data)
+    wanted.pop("removed_slices")
+    return distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # it may download
 
 
-def fit(settings: Settings, run: Run, dataset: Labelled, model: Classifier, deadline: float) -> tuple[str, ...]:
-    """Train, keeping the weights of the best validation loss in the run folder; see :func:`session.fit`."""
-    objective = Supervised(model, accuracy.loss_of(dataset.classes), settings.training.precision)
-    train, validation, test, shown = (
-        suited_pairs(model, part) for part in (dataset.train, dataset.validation, dataset.test, _shown(dataset))
+def without_slices(dataset: Dataset, settings: ClassifySettings) -> Dataset:
+    """Return the data with slices of the plane removed from the training part, to validate on."""
+    removed, train = settings.data.removed_slices, dataset.train
+    if not removed:
+        return dataset
+    if dataset.shape != (2,) or train.y is None:
+        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: drop it")
+    generator = torch.Generator().manual_seed(settings.run.seed + 2 * SEED_STRIDE)
+    outside, inside = split_slices((train.x, train.y), removed, generator)
+    return dataclasses.replace(dataset, train=Split(*outside), validation=Split(*inside))
+
+
+def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySettings:
+    """Return the settings with a batch no larger than the data, and with epochs counted in steps."""
+    batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
+    training = dataclasses.replace(settings.training, batch_size=batch_size)
+    return dataclasses.replace(settings, training=settings.epochs.in_steps(training, len(dataset.train)))
+
+
+def build(settings: ClassifySettings, dataset: Dataset) -> Classifier:
+    """Build the untrained model; functions of the paper keep their scale, pixels are scaled to [0, 1]."""
+    normalised = dataset.classes and not dataset.levels
+    data = dataset.train.x if normalised else None
+    return classifier_model(dataset.shape, dataset.outputs, data=data, levels=dataset.levels, config=settings.model)
+
+
+class ClassifyTask:
+    """Training of a classifier, validated by its loss."""
+
+    def __init__(self, settings: ClassifySettings, dataset: Dataset, model: Classifier, run: Run) -> None:
+        self.settings = settings
+        self.training = settings.training
+        self.criterion = "validation_loss" if settings.epochs.keep == "best" else None
+        self.dataset = dataset
+        self.model = model
+        self.run = run
+        self.loss = accuracy.loss_name(dataset.classes)
+        samples = to_model(model, dataset.train.batch(slice(None)))
+        self.batch = shuffled_batches(samples, self.training.batch_size, settings.run.seed)
+        measured = dataset.train.head(MEASURED_IMAGES if dataset.levels else MEASURED_SAMPLES)
+        self.parts = {"train": measured, "validation": dataset.validation, "test": dataset.test}
+
+    def objective(self, batch: Tensor | tuple[Tensor, Tensor], step: int) -> Tensor:
+        """Return the mean loss of a batch (x, y)."""
+        x, y = batch
+        return accuracy.loss(self.loss, self.model(x), y)
+
+    def validate(self) -> dict[str, float]:
+        """Return loss and accuracy of samples from each part, and store features of the epochs asked for."""
+        found = {name: accuracy.figures(self.model, part, self.loss) for name, part in self.parts.items()}
+        epoch = len(self.run.records())
+        if epoch in self.settings.epochs.snapshots and not distributed.rank():
+            self._store_features(epoch)
+        figures = ("loss", "accuracy", "nfe")
+        return {f"{part}_{figure}": found[part][figure] for part in found for figure in figures[: 3 if part == "train" else 2]}
+
+    @torch.no_grad()
+    def _store_features(self, epoch: int) -> None:
+        """Add the states at time 1 of some training points to the features of earlier epochs."""
+        path = self.run.folder / FEATURES_FILE
+        points = self.dataset.train.take(slice(None, None, max(1, len(self.dataset.train) // SNAPSHOT_POINTS)))
+        stored = dict(np.load(path)) if path.exists() and epoch else {}
+        features = self.model.features(to_model(self.model, points.x)).cpu().numpy()
+        content = io.BytesIO()
+        np.savez(content, **stored | {"x": points.x.numpy(), "y": points.y.numpy(), f"epoch_{epoch}": features})
+        write_atomically(path, content.getvalue())
+
+
+def fit(task: ClassifyTask, run: Run, deadline: float) -> list[str]:
+    """Train, and give the model the weights to keep; a solve that fails after the first record ends training early.
+
+    Returns:
+        Notes on a training that ended before its last step.
+    """
+    print(
+        f"{len(task.dataset.train)} samples to train on, {len(task.dataset.validation)} to validate on, "
+        f"{len(task.dataset.test)} to test on; figures of training are of {len(task.parts['train'])}"
     )
-    training = settings.training.training(len(train.x))
-    sizes = f"{len(train.x)} samples to train on, {len(validation.x)} to validate on, {len(test.x)} to test on"
-    print(f"{sizes}; figures of training are of {len(shown.x)}")
-    parts = {"train": shown, "validation": validation, "test": test}
+    if task.settings.run.compile:
+        print(f"compiled in {session.compile_fields(task):.0f} s")
+    try:
+        finished = train(task, run, deadline=deadline)
+    except TrainingError as error:
+        if not (error.solving and run.load_best(task.model)):
+            raise
+        note = f"training ended early: {error}"
+        print(f"note: {note}")
+        return [note]
+    run.load_best(task.model)
+    if finished:
+        return []
+    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
+    print(f"{note}; {session.how_to_continue(run, 'classify')}")
+    return [note]
 
-    def validate() -> dict[str, float]:
-        found = {name: measure(objective, part) for name, part in parts.items()}
-        return {f"{name}_{figure}": found[name][figure] for name in parts for figure in ("loss", "accuracy")}
 
-    batch = shuffled_batches(tuple(train), training.batch_size, settings.run.of_data())
-    task = Task(objective, batch, validate, training)
-    return session.fit(run, model, task, "validation_loss", settings.guards, settings.run, deadline)
-
-
-def _shown(dataset: Labelled) -> Pairs:
-    """The training samples that are measured."""
-    return Pairs(*(part[: SHOWN_IMAGES if dataset.levels else SHOWN] for part in dataset.train))
-
-
-def report(
-    settings: Settings, run: Run, dataset: Labelled, model: Classifier, before: float, notes: Sequence[str]
-) -> None:
-    """Measure the best weights, write ``result.json``, print the table and draw the pictures.
-
-    Figures are those of the test part, and accuracy and loss of some training samples.
+def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) -> None:
+    """Measure the model on the test part, write ``result.json``, print the table and draw the pictures.
 
     Args:
-        settings: of the run.
-        run: its folder.
-        dataset: its data.
-        model: with the best weights.
+        task: its model has the weights to keep.
+        run: the folder.
         before: seconds spent before training.
-        notes: sentences worth keeping with the figures.
+        notes: sentences to keep with the figures.
     """
-    started = time.monotonic()
-    records = run.records()
-    figures = accuracy.measure(model, suited_pairs(model, dataset.test), dataset.classes)
-    learnt = measure(Supervised(model, accuracy.loss_of(dataset.classes)), suited_pairs(model, _shown(dataset)))
+    started, records, dataset = time.monotonic(), run.records(), task.dataset
+    figures = accuracy.measure(task.model, dataset.test, dataset.classes)
+    learnt = accuracy.figures(task.model, task.parts["train"], task.loss)
     figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "loss")}
     figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0) if records else 0.0  # mean over the last epoch
-    trained = records[-1]["seconds"] if records else 0
-    seconds = before + trained + time.monotonic() - started
-    if processes.rank():
+    if distributed.rank():
         return
-    session.write_result(run, KIND, settings.run.seed, seconds, figures, notes)
-    print(f"\ntest part of {dataset.name}, {len(dataset.test.x)} samples", accuracy.table(figures), sep="\n")
-    print(lines_of([("seconds", f"{seconds:.0f}"), ("run", str(run.folder))]))
-    try:
-        pictures.draw_classifier(run, dataset, model)
-    except (SolverError, np.linalg.LinAlgError) as error:
-        print(f"note: a picture is missing: {error}")
+    figures["seconds"] = round(before + (records[-1]["seconds"] if records else 0) + time.monotonic() - started, 1)
+    run.write_result(figures, notes)
+    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", accuracy.table(figures), sep="\n")
+    print(likelihood.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    of_runs.draw_classifier(run, dataset, task.model)

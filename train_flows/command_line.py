@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import io
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +21,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from anode import InputError, Solver
 from anode.solver import FIXED_METHODS
 from train_flows.run.folder import Run
-from train_flows.settings import ClassifySettings, DensitySettings, from_config
+from train_flows.settings import ClassifySettings, DensitySettings, RunSettings, from_config
 
 T = TypeVar("T")
 S = TypeVar("S", DensitySettings, ClassifySettings)
@@ -30,7 +31,7 @@ OF_A_SITTING = ("resume", "device", "budget_minutes")  # a resumed run takes all
 GROUPS = {"objective": "training", "epochs": "training", "solver": "training", "run": "output"}  # by section
 ON_AND_OFF = ("whiten", "multiscale")  # flags that a recipe may turn on and a typed --no-... off
 SOLVER_HELP = {
-    "method": "method of the ODE solver",
+    "solver": "method of the ODE solver",
     "rtol": "relative tolerance of the ODE solver",
     "atol": "absolute tolerance of the ODE solver",
     "step_size": f"step of a fixed-step solver; {FIXED_STEP} if omitted",
@@ -90,13 +91,11 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
     asked = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
     args = [arg for arg in args if arg not in asked]
     options = [option for option in options_of(default) if option.name not in program.api_only]
+    options.sort(key=lambda option: option.name in SOLVER_HELP)
     typed = _typed(program, options, args)
     name, recipe = program.recipe(typed)
     if asked:
-        set_by_recipe = recipe if "source" in typed else {}
-        shown = [option for option in options if "--help-all" in asked or option.name in program.common]
-        shown = [option._replace(default=set_by_recipe.get(option.name, option.default)) for option in shown]
-        read(_groups(shown), ["--help"], program.name, description=program.about)
+        _print_help(program, options, recipe if "source" in typed else {}, "--help-all" in asked)
     if "resume" in typed:
         return _resumed(program, default, typed), f"settings: those of {typed['resume']}"
     if "source" not in typed:
@@ -153,7 +152,6 @@ def options_of(settings: Any, group: str = "") -> list[Option]:
     hints = typing.get_type_hints(type(settings), include_extras=True)
     parsed = docstring_parser.parse(type(settings).__doc__ or "").params
     helps = {param.arg_name: " ".join((param.description or "").split()) for param in parsed}
-    helps |= SOLVER_HELP if isinstance(settings, Solver) else {}
     found: list[Option] = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -161,7 +159,8 @@ def options_of(settings: Any, group: str = "") -> list[Option]:
             found += options_of(value, GROUPS.get(field.name, field.name))
         else:
             name = _option_name(settings, field.name)
-            found.append(Option(name, group, hints[field.name], value, helps[field.name]))
+            text = SOLVER_HELP.get(name) or helps[field.name]
+            found.append(Option(name, group, hints[field.name], value, text))
     return found
 
 
@@ -192,6 +191,19 @@ def _typed(program: Program, options: Sequence[Option], args: Sequence[str]) -> 
     return {name: value for name, value in values.items() if name in names or (name == "source" and value is not None)}
 
 
+def _print_help(program: Program, options: Sequence[Option], recipe: Mapping[str, Any], everything: bool) -> None:
+    """Print the help with the defaults of a recipe, and exit."""
+    shown = []
+    for option in options:
+        default = recipe.get(option.name, option.default)
+        if everything:
+            shown.append(option._replace(default=default))
+        elif option.name in program.common:
+            shown.append(option._replace(default=default, help=re.split(r"[:;] ", option.help)[0]))
+    about = program.about if everything else f"{program.about} --help-all lists all options."
+    read(_groups(shown), ["--help"], program.name, description=about)
+
+
 def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
     """Return the settings a run was started with, except for those of this sitting."""
     folder = typed["resume"]
@@ -206,14 +218,15 @@ def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
 
 
 def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> str:
-    """Say in one line which recipe was chosen, what it set, and what was typed."""
+    """Say in one line which recipe was chosen, what it set, and what was typed besides where and how to run."""
 
     def in_words(values: Mapping[str, Any]) -> str:
-        words = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items() if k != "source"}
+        skipped = ("source", "data_root", *(field.name for field in dataclasses.fields(RunSettings)))
+        words = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items() if k not in skipped}
         return ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in words.items())
 
-    line = f"recipe for {name}: {in_words(recipe) or 'the defaults'}"
-    return f"{line}; command line: {in_words(typed)}" if len(typed) > 1 else line
+    line = f"recipe for {name} ({Path(typed['source']).name}): {in_words(recipe) or 'defaults'}"
+    return f"{line}; command line: {in_words(typed)}" if in_words(typed) else line
 
 
 class _Fields:
@@ -245,13 +258,15 @@ def _groups(options: Sequence[Option]) -> type[Any]:
 
 def _annotated(option: Option) -> Any:
     """Return the type of an option for tyro, with the words for its value and its default."""
-    alternatives = [each for each in typing.get_args(option.type) if each is not types.NoneType]
     hidden = option.default is None or option.default is False or option.default == ()
     words: dict[str, Any] = {"help_behavior_hint": ""} if hidden else {}
     if option.name == "source":
         return tyro.conf.Positional[Annotated[option.type, tyro.conf.arg(metavar="DATA", **words)]]
-    if types.NoneType in typing.get_args(option.type):  # shown as INT, not as {None}|INT
-        words["metavar"] = next(iter(typing.get_args(alternatives[0])), alternatives[0]).__name__.upper()
+    if option.name == "solver":
+        words["metavar"] = "METHOD"
+    elif types.NoneType in typing.get_args(option.type):  # shown as INT, not as {None}|INT
+        kind, *more = typing.get_args(typing.get_args(option.type)[0]) or typing.get_args(option.type)
+        words["metavar"] = kind.__name__.upper() if isinstance(kind, type) else f"{{{','.join([kind, *more])}}}"
     found = Annotated[option.type, tyro.conf.arg(**words)]
     return tyro.conf.FlagCreatePairsOff[found] if option.type is bool and option.name not in ON_AND_OFF else found
 

@@ -1,14 +1,196 @@
-from train_flows import recipes, command_line
-from train_flows.settings import DensitySettings
+"""``train-flows density DATA``: train a continuous normalizing flow, measure it, draw it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from anode import Solver
+from cnf import Density, density_model
+from cnf.maximum_likelihood import Batch
 from cnf.models import KIND
-from train_flows.data import known_density_data
-PROGRAM = command_line.Program(
+from train_flows import recipes
+from train_flows.command_line import Program, parse
+from train_flows.data import Dataset, known_density_data, load_density_data
+from train_flows.evaluation import likelihood
+from train_flows.evaluation.chunks import to_model
+from train_flows.evaluation.costs import costs
+from train_flows.figures import of_runs
+from train_flows.objectives import DensityObjective, staged
+from train_flows.run import distributed, session
+from train_flows.run.folder import Run
+from train_flows.run.loop import shuffled_batches, train
+from train_flows.settings import MATCHING, DensitySettings, to_sections
+
+VALIDATION_SAMPLES = 5000  # at most
+PROGRAM = Program(
     name="density",
-    about="Train a continuous normalizing flow on samples, evaluate it on held-out samples and draw it. Defaults depend on the data: ask for them with train-flows density DATA --help.",
-    kind=KIND, recipe=recipes.density, known=known_density_data,
-    common="source jitter image_size data_root download field hidden extra augmentation divergence objective steps batch_size lr solver rtol atol out seed device overwrite budget_minutes resume".split(),
-    api_only="train_size test_size correlated probes noise dequantization alpha first_step lr_warm_up clip weight_decay likelihood_from restart_lr max_skipped kl_warm_up".split(),
+    about="Train a continuous normalizing flow on samples, measure it on held-out samples and draw it. The defaults "
+    "depend on the data: train-flows density DATA --help shows them.",
+    kind=KIND,
+    recipe=recipes.density,
+    known=known_density_data,
+    common=("source", "conditional", "jitter", "image_size", "data_root", "download")
+    + ("field", "hidden", "base", "extra", "augmentation", "divergence")
+    + ("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol")
+    + ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+    api_only=("train_size", "test_size", "correlated", "probes", "noise", "dequantization", "alpha", "first_step")
+    + ("lr_warm_up", "clip", "weight_decay", "likelihood_from", "restart_lr", "max_skipped", "kl_warm_up"),
 )
-def main(args):
-    s, line = command_line.parse(PROGRAM, DensitySettings(), args)
-    print(s); print(line)
+
+
+def main(args: list[str]) -> None:
+    """Run the command line ``train-flows density``; nothing is written before everything typed is known to be good."""
+    started = time.monotonic()
+    settings, origin = parse(PROGRAM, DensitySettings(), args)
+    device = session.begin(settings.run)
+    dataset = load(settings)
+    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
+    settings = fit_to_data(settings, dataset)
+    model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    task = DensityTask(settings, dataset, model)
+    stored = {**dataset.describe(), "notes": list(dataset.notes)}
+    run = session.open_run(settings.run, KIND, to_sections(settings), task.validated.arguments, stored)
+    before = time.monotonic() - started
+    with session.resumable(run, "density"):
+        notes = fit(task, run, settings, settings.run.deadline(started))
+        report(run, dataset, task.validated, settings, before, (*dataset.notes, *notes))
+
+
+def load(settings: DensitySettings) -> Dataset:
+    """Load the data of a run."""
+    wanted = dataclasses.asdict(settings.data)
+    return distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # it may download
+
+
+def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
+    """Return the settings with a batch no larger than the data, and with the step at which likelihood begins."""
+    batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
+    training = staged(settings.objective, dataclasses.replace(settings.training, batch_size=batch_size))
+    return dataclasses.replace(settings, training=training)
+
+
+def build(settings: DensitySettings, dataset: Dataset) -> Density:
+    """Build the untrained model with the solver of training, standardised by the training part."""
+    return density_model(
+        dataset.shape,
+        data=dataset.train.head().x,
+        context=len(dataset.context),
+        levels=dataset.levels,
+        config=dataclasses.replace(settings.model, solver=training_solver(settings)),
+    )
+
+
+def training_solver(settings: DensitySettings) -> Solver:
+    """Return the solver of training, whose tolerances are loose."""
+    solver, loosen = settings.model.solver, settings.objective.loosen
+    return dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
+
+
+def figures_solver(settings: DensitySettings) -> Solver:
+    """Return the solver of validation, test and the stored model: always adaptive."""
+    solver = settings.model.solver
+    method = solver.method if solver.adaptive else "dopri5"
+    return dataclasses.replace(solver, method=method, step_size=None, gradient="direct")
+
+
+class DensityTask:
+    """Training of a density, validated by its NLL in accurate solves.
+
+    Attributes:
+        model: the density with the solver of training.
+        validated: the same weights with the solver of figures.
+        run: folder of the run; snapshots of image samples go there.
+    """
+
+    criterion = "nll"
+
+    def __init__(self, settings: DensitySettings, dataset: Dataset, model: Density) -> None:
+        self.settings = settings
+        self.training = settings.training
+        self.dataset = dataset
+        self.model = model
+        self.validated = model.with_solver(figures_solver(settings))
+        self.run: Run | None = None
+        self.objective = DensityObjective(settings.objective, settings.training, model)
+        self.batch = self._batches()
+        self._validation = dataset.validation.head(VALIDATION_SAMPLES)
+        self._drifts = settings.objective.objective != MATCHING and not settings.model.solver.adaptive
+
+    def validate(self) -> dict[str, float]:
+        """Return the validation NLL in nats, what it cost, and the drift of fixed steps."""
+        figures = likelihood.validation_nll(self.validated, self._validation)
+        if self._drifts:
+            figures |= likelihood.drift(self.model, self.validated, self._validation)
+        if self.training.measure == "costs":
+            figures |= costs(self.validated, self.dataset)
+        if self.dataset.levels is not None and self.run is not None:
+            of_runs.draw_snapshot(self.run, self.training, self.dataset, self.validated)
+        return figures
+
+    def _batches(self) -> Callable[[int], Batch]:
+        train, size, seed = self.dataset.train, self.training.batch_size, self.settings.run.seed
+        if not train.mapped:
+            return shuffled_batches(to_model(self.model, train.batch(slice(None))), size, seed)
+        rows = shuffled_batches(torch.arange(len(train)), size, seed)
+        return lambda step: to_model(self.model, train.batch(rows(step)))
+
+
+def fit(task: DensityTask, run: Run, settings: DensitySettings, deadline: float) -> list[str]:
+    """Train, and give the model the weights of the best validation NLL.
+
+    Returns:
+        A note if time was up before the last step.
+    """
+    dataset, validated = task.dataset, task.validated
+    print(
+        f"{len(dataset.train)} samples to train on, {min(VALIDATION_SAMPLES, len(dataset.validation))} to validate on; "
+        f"nll: {likelihood.validated_as(validated)}"
+    )
+    if settings.run.compile:
+        print(f"compiled in {session.compile_fields(task, validated):.0f} s")
+    finished = train(task, run, deadline=deadline)
+    run.load_best(validated)
+    if finished:
+        return []
+    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
+    print(f"{note}; {session.how_to_continue(run, 'density')}")
+    return [note]
+
+
+def report(
+    run: Run, dataset: Dataset, model: Density, settings: DensitySettings, before: float, notes: Sequence[str]
+) -> None:
+    """Measure the model on the test part, draw the pictures, write ``result.json`` and print the table.
+
+    Args:
+        run: the folder.
+        dataset: its data.
+        model: with the best weights.
+        settings: of the run.
+        before: seconds spent before training.
+        notes: sentences to keep with the figures.
+    """
+    started, records = time.monotonic(), run.records()
+    session.seed_noise(0)  # as train-flows evaluate does
+    figures: dict[str, Any] = likelihood.measure(model, dataset.test, figures_solver(settings))
+    rows = [likelihood.table(figures)]
+    best = min(records, key=lambda record: record["nll"], default={})
+    if "drift" in best:
+        figures["drift"] = best["drift"]
+        words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"
+        rows.append(likelihood.lines([("drift of training", words)]))
+    if dataset.is_table:
+        figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
+        rows.append(likelihood.gaussian_row(figures, model))
+    if distributed.rank():
+        return
+    of_runs.draw_density(run, dataset, model)
+    figures["seconds"] = round(before + (records[-1]["seconds"] if records else 0) + time.monotonic() - started, 1)
+    run.write_result(figures, notes)
+    rows.append(likelihood.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")

@@ -15,6 +15,7 @@ from anode import InputError, Solver, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.errors import config
 from anode.solver import solvers_in
+from cnf import Density
 from cnf.models import KIND as DENSITY
 from train_flows.evaluation import accuracy, held_out, likelihood
 from train_flows.run import distributed, session
@@ -71,6 +72,7 @@ def main(args: list[str]) -> None:
 
 def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -> dict[str, Any]:
     model = cnf.load(settings.run, device)
+    assert isinstance(model, Density), "of that kind"
     for ode in likelihood.odes(model):
         ode.divergence = settings.divergence or ode.divergence
     solver = solvers_in(model)[0]

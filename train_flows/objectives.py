@@ -1,91 +1,55 @@
-"""What a density is trained for, from settings."""
+"""The objective of a density: flow matching, maximum likelihood, or one after the other."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
 
-from torch import nn
+from torch import Tensor
 
-from anode import InputError
-from cnf import Conditional, Density, FlowMatching, InTurn, MaximumLikelihood, WarmedUp
-from cnf.transforms import ENERGIES
-from train_flows.settings import Augmentation, Objective, Scales
-from train_flows.training import Training
-from train_flows.unused import BOTH, LIKELIHOOD, MATCHING, OF_LIKELIHOOD
+from cnf import Density, FlowMatching, MaximumLikelihood
+from cnf.maximum_likelihood import Batch
+from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, Objective, Training
 
-LIKELIHOOD_SHARE = 1 / 6  # of the steps, where flow matching goes before and nothing else is said: they are slower
+LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
 
 
-def build(
-    goal: Objective, augmented: Augmentation, model: Density, batch: Callable[[int], Any], steps: int
-) -> tuple[nn.Module, Callable[[int], Any]]:
-    """The objective, and the batch it takes at a step.
+class DensityObjective:
+    """The loss of a density as a function of the step.
+
+    With flow-matching+likelihood, likelihood begins at step ``training.likelihood_from``; without one it begins at once.
 
     Args:
-        goal: what to minimise.
-        augmented: how augmented dimensions take part.
-        model: what to train.
-        batch: samples of a step.
-        steps: of the whole training.
+        objective: which losses, with their weights.
+        training: says when likelihood begins, and over how many steps the weight of the KL term rises to 1 then.
+        model: the density to train.
+
+    Raises:
+        InputError: if the model cannot be trained like this.
     """
-    first = 0 if goal.objective == LIKELIHOOD else matching_steps(goal, steps)
-    likelihood, weighed = _likelihood(goal, augmented, model, batch, first)
-    if goal.objective == LIKELIHOOD:
-        return likelihood, weighed
-    matching = FlowMatching(model, goal.coupling, goal.interpolation, goal.sigma, augmented.matching_kl)
-    if goal.objective == MATCHING:
-        if any(isinstance(part, Conditional) for part in model.modules()):
-            raise InputError("--base conditional learns nothing by flow matching: use flow-matching+likelihood")
-        return matching, batch
-    return InTurn(matching, likelihood), lambda step: (1, weighed(step)) if step >= first else (0, batch(step))
+
+    def __init__(self, objective: Objective, training: Training, model: Density) -> None:
+        self.training = training
+        self.likelihood = self.matching = None
+        if objective.objective != MATCHING:
+            weights = {name: getattr(objective, name) for name in ("kinetic", "frobenius", "acceleration")}
+            self.likelihood = MaximumLikelihood(model, **weights)
+        if objective.objective != LIKELIHOOD:
+            self.matching = FlowMatching(model, objective.coupling)
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        """Return the scalar loss of the batch of a step."""
+        steps = step - (self.training.likelihood_from or 0)  # of likelihood, before this one
+        if self.likelihood is None or (self.matching is not None and steps < 0):
+            assert self.matching is not None
+            return self.matching(batch)
+        warm_up = self.training.kl_warm_up
+        return self.likelihood(batch, kl_weight=min(1.0, (steps + 1) / warm_up) if warm_up else 1.0)
 
 
-def _likelihood(
-    goal: Objective, augmented: Augmentation, model: Density, batch: Callable[[int], Any], first: int
-) -> tuple[nn.Module, Callable[[int], Any]]:
-    """That of likelihood from a first step on, and its batches."""
-    objective = MaximumLikelihood(
-        model, **{name: getattr(goal, name) for name in OF_LIKELIHOOD}, samples=augmented.samples
-    )
-    if not augmented.warm_up:
-        return objective, batch
-    return WarmedUp(objective), lambda step: (min(1.0, (step - first + 1) / augmented.warm_up), batch(step))
-
-
-def matching_steps(goal: Objective, steps: int) -> int:
-    """How many of the steps are of flow matching, where likelihood follows it."""
-    last = goal.likelihood_steps
-    return max(0, steps - (math.ceil(LIKELIHOOD_SHARE * steps) if last is None else last))
-
-
-def staged(goal: Objective, training: Training) -> Training:
-    """How to optimise in stages: a cosine of the learning rate begins anew where likelihood follows flow matching."""
-    if goal.objective != BOTH or training.restart is not None:
+def staged(objective: Objective, training: Training) -> Training:
+    """Return the settings of training with the step at which likelihood follows flow matching."""
+    if objective.objective != BOTH:
         return training
-    return dataclasses.replace(training, restart=matching_steps(goal, training.steps) or None)
-
-
-def check(goal: Objective, augmented: Augmentation, scales: Scales, steps: int, conditional: bool = False) -> None:
-    """Raise an :class:`~anode.InputError` for settings that contradict each other, the number of steps or the data."""
-    if conditional and goal.coupling != "independent":
-        raise InputError(
-            f"--coupling {goal.coupling} would make base points tell of the class, those of sampling do not: drop it, "
-            "or --conditional"
-        )
-    if goal.objective != LIKELIHOOD and (scales.multiscale or scales.blocks > 1):
-        raise InputError(
-            f"--objective {goal.objective} is of one ODE: pass --no-multiscale --blocks 1, or --objective likelihood"
-        )
-    if augmented.warm_up < 0:
-        raise InputError(f"--warm-up {augmented.warm_up} must be a number of steps from 0")
-    last = goal.likelihood_steps
-    if goal.objective == BOTH and last is not None and not 0 < last < steps:
-        raise InputError(f"--likelihood-steps {last} must be from 1 to {steps - 1}, below --steps")
-
-
-def energies(goal: Objective) -> list[str]:
-    """The path energies that are weighed or asked for: what to report with every validation."""
-    return [name for name in ENERGIES if getattr(goal, name) or name in goal.energies]
+    last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
+    return dataclasses.replace(training, likelihood_from=training.steps - last or None)

@@ -84,7 +84,8 @@ def _section(folder: Path, table: dict[str, Any], keyed: dict[str, dict[str, Row
     rows = [row for each in contents for row in rows_of(each)]
     if "against" in table:  # pairs with some second densities only
         rows = [row for row in rows if row["other"] in table["against"]]
-    keyed[table["title"]] = {CELLS.fill(table.get("key", next(iter(columns.values()))), row): row for row in rows}
+    key = table.get("key") or next(iter(columns.values()))
+    keyed[table["title"]] = {CELLS.fill(key, row): row for row in rows}
     cells = [[CELLS.fill(cell, row) for cell in columns.values()] for row in rows]
     kept = [i for i in range(len(columns)) if any(row[i] != "-" for row in cells)]
     lines = [list(columns), ["---"] * len(columns), *cells]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -81,9 +81,11 @@ def main(args: list[str]) -> None:
     """Run the command line ``train-flows sample``."""
     settings = tyro.cli(Settings, args=args, prog="train-flows sample", config=(tyro.conf.FlagCreatePairsOff,))
     _check(settings)
+    stored = storage.read_config(settings.run, KIND)
     model = cnf.load(settings.run, session.find_device(settings.device))
+    assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
-    layout = _layout(settings, model)
+    layout = _layout(settings, model, stored)
     labels = _labels(settings, layout.classes)
     most = MAX_IMAGES if len(layout.shape) == 3 else MAX_POINTS
     if settings.out.suffix == ".png" and settings.n > most:
@@ -118,8 +120,7 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--log-prob has no column in a picture: pass an --out other than {settings.out}")
 
 
-def _layout(settings: Settings, model: Density) -> Layout:
-    stored = storage.read_config(settings.run, KIND)
+def _layout(settings: Settings, model: Density, stored: dict[str, Any]) -> Layout:
     shape, data = tuple(stored["model"]["shape"]), stored.get("data", {})
     classes, columns = tuple(data.get("classes", ())), tuple(data.get("columns", ()))
     if model.context and (not classes or list(data.get("context", ())) != list(classes)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ Weight = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Precision = Literal["float32", "bfloat16"]
 
+TRAINING_SHARE = 0.9  # of --budget-minutes
 LIKELIHOOD, MATCHING, BOTH = "likelihood", "flow-matching", "flow-matching+likelihood"
 
 
@@ -186,6 +188,10 @@ class RunSettings:
     budget_minutes: Positive | None = None
     resume: str | None = None
 
+    def deadline(self, started: float) -> float:
+        """Return the ``time.monotonic()`` at which training stops; the rest of the budget is for the final figures."""
+        return math.inf if self.budget_minutes is None else started + 60 * TRAINING_SHARE * self.budget_minutes
+
 
 @config
 class DensitySettings:
@@ -264,7 +270,7 @@ DENSITY_CONDITIONS = (
     Condition(("activation", "time"), "--field mlp, conv or stack", lambda s: s.model.field != "unet"),
     Condition(("components",), "--base mixture", lambda s: s.model.base == "mixture"),
 )
-_SOLVER = tuple(name for name in ("solver", "rtol", "atol", "step_size", "gradient", "max_steps"))
+_SOLVER = ("solver", "rtol", "atol", "step_size", "gradient", "max_steps")
 CLASSIFY_CONDITIONS = (
     Condition(("blocks",), "--model resnet", lambda s: s.model.model == "resnet"),
     Condition((*_SOLVER, "time"), "--model node or second-order", lambda s: s.model.model in ("node", "second-order")),
@@ -294,7 +300,8 @@ S = TypeVar("S", DensitySettings, ClassifySettings)
 def to_sections(settings: DensitySettings | ClassifySettings) -> dict[str, Any]:
     """Return plain values by section for ``config.json``, which has the model elsewhere, with the solver of figures."""
     sections = dataclasses.asdict(settings)
-    return {**sections, "solver": sections.pop("model")["solver"]}
+    solver = sections.pop("model")["solver"]
+    return {**sections, "solver": solver}
 
 
 def from_config(kind: type[S], path: object, config: Mapping[str, Any]) -> S:

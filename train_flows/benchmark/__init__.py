@@ -10,7 +10,6 @@ WORKS = {
     "speed": "seconds of a continuous flow by this package and by others, at equal weights and tolerances",
     "image-block": "an image block's training step, timed against plain torchdiffeq",
     "scaling": "throughput of a training by one process and by several",
-    "reliability": "what runs survive, refuse and cost: kills, damaged files, long trainings",
     "tabular": "likelihoods of CNF, MAF and NSF on tables, each trained for the same time",
 }
 

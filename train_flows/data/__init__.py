@@ -58,33 +58,23 @@ def load_density_data(
         jitter: add noise to columns of few distinct values; for tables from files.
         context: columns of a table that are given, instead of being modelled.
         conditional: images are given their class.
-        split: if False, a file or folder without a test part of its own is the test part as a whole.
+        split: if False, a file or folder without a test part is the test part as a whole.
 
     Raises:
-        InputError: if there is no such data set, it cannot be used, or an option does not fit it.
+        InputError: if the data are missing or cannot be used, or an option does not fit them.
     """
+    if source in DENSITY_NAMES or is_images(source):
+        _refuse(source, "tables from files", jitter=jitter, context=context)
     if is_images(source):
-        _refuse(source, "tables from files", jitter=jitter, context=context)
-        dataset = images.load_density(
-            source,
-            conditional,
-            seed=seed,
-            data_root=data_root,
-            download=download,
-            image_size=image_size,
-            split=split,
-        )
-        return dataset.limited(train_size, test_size, seed)
+        dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
+        return images.for_density(dataset, conditional).limited(train_size, test_size, seed)
     _refuse(source, "images", image_size=image_size, download=download, conditional=conditional)
-    if source in DENSITY_NAMES:
-        _refuse(source, "tables from files", jitter=jitter, context=context)
-    else:
-        _check_path(source, DENSITY_NAMES)
     if source in toy.DENSITIES:
         dataset = toy.load(source, seed)
     elif source in benchmark_tables.BENCHMARKS:
         dataset = tabular.load_benchmark(source, data_root)
     else:
+        _check_path(source, DENSITY_NAMES)
         dataset = tabular.load(source, seed, jitter, context, split)
     return dataset.limited(train_size, test_size, seed)
 
@@ -103,29 +93,21 @@ def load_labelled_data(
 ) -> Dataset:
     """Load samples with classes, or with target values.
 
-    Args:
-        source: one of ``LABELLED_NAMES``, ``spheres-D`` in D dimensions, or the path of a table or of a folder of
-            images.
-        seed: of points that are drawn, of the split, and of subsets.
-        target: the column of the classes, for a table.
-        data_root: folder of the published images.
-        download: fetch published images that are missing.
-        image_size: height and width of images.
-        train_size: number of training samples; a tenth as many validate.
-        test_size: number of test samples.
-        split: see :func:`load_density_data`.
+    The source is one of ``LABELLED_NAMES``, ``spheres-D`` in D dimensions, or the path of a table or of a folder of
+    images; ``target`` is the column of the classes of a table. Other arguments are those of :func:`load_density_data`.
 
     Raises:
-        InputError: if there is no such data set, it has no such classes, or an option does not fit it.
+        InputError: if the data are missing or without classes, or an option does not fit them.
     """
-    of_images = source in images.IMAGE_SETS or (not known_labelled_data(source) and Path(source).is_dir())
-    if of_images or known_labelled_data(source):
+    named = known_labelled_data(source)
+    of_images = source in images.IMAGE_SETS or (not named and Path(source).is_dir())
+    if named or of_images:
         _refuse(source, "tables from files", target=target)
-    if not of_images:
-        _refuse(source, "images", image_size=image_size, download=download)
     if of_images:
         dataset = images.load(source, seed, data_root, download, image_size, split=split)
-    elif paper_functions.is_function(source):
+        return dataset.limited(train_size, test_size, seed)
+    _refuse(source, "images", image_size=image_size, download=download)
+    if paper_functions.is_function(source):
         dataset = paper_functions.load(source, seed)
     elif source in tabular.SKLEARN:
         dataset = tabular.load_sklearn(source, seed)
@@ -163,4 +145,4 @@ def _refuse(source: str, kind: str, **options: Any) -> None:
     for name, value in options.items():
         if value not in (None, False, ()) and value != []:
             typed = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-            raise InputError(f"{typed} is for {kind}, not for {source}: drop it")
+            raise InputError(f"{typed} is for {kind}, not for {source}: leave it out")

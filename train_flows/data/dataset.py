@@ -134,7 +134,13 @@ class Dataset:
         Raises:
             InputError: if shape, levels, columns or classes do not fit the model.
         """
-        self._check_shape(trained, model)
+        shape, levels = tuple(trained["shape"]), trained["levels"]
+        if (tuple(self.shape), self.levels) != (shape, levels):
+            found, expected = ("x".join(map(str, sizes)) for sizes in (self.shape, shape))
+            raise InputError(
+                f"{self.name} has samples of shape {found}, levels={self.levels}; {model} was trained on {expected}, "
+                f"levels={levels} ({abbreviate(trained['columns'])}): pass the same columns or pixels"
+            )
         x, y, c, columns = self.test.x, self.test.y, self.test.c, tuple(trained["columns"])
         if self.levels is None and self.columns != columns and _have_names(self.columns) and _have_names(columns):
             if missing := [name for name in columns if name not in self.columns]:
@@ -145,40 +151,23 @@ class Dataset:
             x = x[:, [self.columns.index(name) for name in columns]]
         classes = tuple(trained["classes"])
         if classes:
-            y = self._class_numbers(classes, model)
+            if y is None or not self.classes:
+                raise InputError(f"{self.name} lacks classes, which {model} needs: pass data in classes")
+            if unknown := sorted(set(self.classes) - set(classes)):
+                raise InputError(
+                    f"{self.name} holds the class {unknown[0]}, {model} knows {abbreviate(classes)}: "
+                    "rename or remove it"
+                )
+            y = torch.tensor([classes.index(name) for name in self.classes])[y]
             c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
         test = dataclasses.replace(self.test, x=x, y=y, c=c)
         return dataclasses.replace(self, test=test, columns=columns, classes=classes)
-
-    def _check_shape(self, trained: Mapping[str, Any], model: str) -> None:
-        shape, levels = tuple(trained["shape"]), trained["levels"]
-        if (tuple(self.shape), self.levels) == (shape, levels):
-            return
-        if self.levels is None and levels is None:
-            raise InputError(
-                f"{self.name} has {math.prod(self.shape)} columns, {model} was trained on {math.prod(shape)} "
-                f"({abbreviate(trained['columns'])}): pass the same columns"
-            )
-        found, expected = (
-            f"{'x'.join(map(str, sizes))} " + ("numbers" if values is None else f"pixels with {values} levels")
-            for sizes, values in ((self.shape, self.levels), (shape, levels))
-        )
-        raise InputError(f"{self.name} holds {found}, {model} was trained on {expected}: convert the data")
-
-    def _class_numbers(self, classes: Sequence[str], model: str) -> Tensor:
-        if self.test.y is None or not self.classes:
-            raise InputError(f"{self.name} has no classes, which {model} needs: pass data in classes")
-        if unknown := sorted(set(self.classes) - set(classes)):
-            raise InputError(
-                f"{self.name} holds the class {unknown[0]}, {model} knows {abbreviate(classes)}: rename or remove it"
-            )
-        return torch.tensor([classes.index(name) for name in self.classes])[self.test.y]
 
     def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
         """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate.
 
         Raises:
-            InputError: if there are not as many samples.
+            InputError: if a number is too large, or below 1.
         """
         train, validation, test, notes = self.train, self.validation, self.test, list(self.notes)
         for option, size, part in (("--train-size", train_size, train), ("--test-size", test_size, test)):
@@ -199,19 +188,17 @@ class Dataset:
         return dataclasses.replace(self, train=train, validation=validation, test=test, notes=tuple(notes))
 
 
-def split_rows(n: int, seed: int, max_held_out: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Shuffle n rows by the seed into 80% training, 10% validation and 10% test rows, the last two at most so large."""
-    order = shuffled(n, seed)
-    tenth = min(n // 10, max_held_out or n)
-    return order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]
+def three_splits(
+    samples: Split, seed: int, split: bool = True, max_held_out: int | None = None
+) -> tuple[Split, Split, Split]:
+    """Shuffle samples by the seed and split them into 80% for training, 10% for validation and 10% for testing.
 
-
-def three_splits(samples: Split, seed: int, split: bool = True) -> tuple[Split, Split, Split]:
-    """Split samples by :func:`split_rows`; without ``split``, put all of them into the test part."""
+    At most ``max_held_out`` samples validate, and test; without ``split``, all samples are the test part.
+    """
     if not split:
         return samples.take(slice(0)), samples.take(slice(0)), samples
-    train, validation, test = (samples.take(rows) for rows in split_rows(len(samples), seed))
-    return train, validation, test
+    order, tenth = shuffled(len(samples), seed), min(len(samples) // 10, max_held_out or len(samples))
+    return samples.take(order[2 * tenth :]), samples.take(order[tenth : 2 * tenth]), samples.take(order[:tenth])
 
 
 def shuffled(n: int, seed: int) -> Tensor:
@@ -245,5 +232,5 @@ def abbreviate(names: Sequence[str]) -> str:
 
 
 def _have_names(columns: Sequence[str]) -> bool:
-    """Return True if columns have names of their own, rather than x0, x1, ..."""
+    """Return True if columns have names other than x0, x1, ..."""
     return not all(re.fullmatch(r"x\d+", name) for name in columns)

@@ -7,9 +7,8 @@ The files of the published sets lie under ``--data-root``, where torchvision put
     cifar-10-batches-py/   data_batch_1 to data_batch_5, test_batch, batches.meta
     train_32x32.mat, test_32x32.mat    of SVHN
 
-A folder of images has a subfolder for each class, ``FOLDER/CLASS/*``, or two parts, ``FOLDER/train/CLASS/*`` with
-``FOLDER/test/CLASS/*`` or ``FOLDER/val/CLASS/*``. For a density the classes may be missing. Names that begin with a dot
-are ignored.
+A folder of images has a subfolder for each class, or parts ``train`` and ``test`` (or ``val``) with such folders. For a
+density the classes may be missing. Names that begin with a dot are ignored.
 
 References:
     LeCun, Bottou, Bengio, Haffner 1998, Proc. IEEE 86(11); Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747;
@@ -21,9 +20,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
-import io
 import shutil
-import socket
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +47,6 @@ DIGITS_LEVELS, LEVELS = 17, 256  # values of a pixel
 MIN_IMAGES = 20  # for a split into three parts
 MAX_SIDE = 2048  # of resized images
 CHUNK_IMAGES = 4096  # averaged together
-TIMEOUT_SECONDS = 30  # of a silent server
 TINY_IMAGENET = 100_000  # its training images
 LAYOUT = "put the images into FOLDER/CLASS/, or FOLDER/train/CLASS/ and FOLDER/test/CLASS/, a folder for each class"
 
@@ -64,14 +60,7 @@ class Published(NamedTuple):
     classes: tuple[str, ...]
 
 
-class Parts(NamedTuple):
-    """Images as published: the training part or all images, the test part if there is one, and class names."""
-
-    train: Split
-    test: Split | None
-    classes: tuple[str, ...]
-
-
+Parts = tuple[Split, Split | None, tuple[str, ...]]  # training part or all images, test part if any, class names
 PUBLISHED = {
     "mnist": Published("MNIST", "MNIST/raw", IDX, DIGITS),
     "fashion": Published("FashionMNIST", "FashionMNIST/raw", IDX, CLOTHES),
@@ -92,22 +81,16 @@ def load(
 ) -> Dataset:
     """Load images, uint8 (N, C, H, W), with their classes if they have any.
 
-    If a test part is published, a tenth of the training images validate; otherwise all are split 80/10/10.
-
-    Args:
-        source: one of ``IMAGE_SETS``, or the path of a folder of images.
-        seed: of the split.
-        data_root: the folder of the published sets.
-        download: fetch a published set that is missing.
-        image_size: height and width: images of a folder are cropped and resized, others averaged over squares.
-        needs_classes: if False, a folder without classes will do, and images of one kind, grey or coloured, are needed.
-        split: if False, all images of a folder are the test part, unless it has one.
+    If there is a test part, a tenth of the training images validate; otherwise all are split 80/10/10. Images of a
+    folder are cropped and resized to ``image_size``, others averaged over squares. Without ``needs_classes``, a folder
+    without classes will do, but not one of grey and coloured images. Other arguments are those of
+    :func:`train_flows.data.load_density_data`.
 
     Raises:
-        InputError: if there are no such images, they cannot be used, or they are too few.
+        InputError: if images are missing, damaged or too few.
     """
     if download and source not in PUBLISHED:
-        raise InputError(f"--download is for {', '.join(PUBLISHED)}, not for {source}: drop it")
+        raise InputError(f"--download is for {', '.join(PUBLISHED)}, not for {source}: leave it out")
     name, levels, notes = source, LEVELS, ()
     if source in PUBLISHED:
         parts = _averaged(name, _published(name, Path(data_root), download), image_size)
@@ -117,31 +100,28 @@ def load(
         folder = Path(source).resolve()
         name, (parts, notes) = folder.name, _folder(folder, image_size, needs_classes)
     train, test, classes = parts
-    named = source in IMAGE_SETS
-    if (split or named) and len(train) < MIN_IMAGES:
+    split = split or source in IMAGE_SETS
+    if split and len(train) < MIN_IMAGES:
         raise InputError(f"{name} has {len(train)} images to train on: at least {MIN_IMAGES} are needed, add some")
-    if test is None:
-        splits = three_splits(train, seed, split or named)
-    else:
+    splits = three_splits(train, seed, split)
+    if test is not None:
         rows, held_out = shuffled(len(train), seed), len(train) // 10
         splits = train.take(rows[held_out:]), train.take(rows[:held_out]), test
     return Dataset(name, *splits, _pixels(train.x.shape[1:]), levels, classes, notes=notes)
 
 
-def load_density(source: str, conditional: bool, **options: Any) -> Dataset:
-    """Load images to learn their density, given their class or not; see :func:`load`."""
-    dataset = load(source, **options, needs_classes=False)
-    parts = {part: getattr(dataset, part) for part in ("train", "validation", "test")}
+def for_density(dataset: Dataset, conditional: bool) -> Dataset:
+    """Return images without their classes, or with their classes as contexts."""
     if len(dataset.test) < 2:  # for a standard error
         raise InputError(f"{dataset.name} has one image to test on: at least 2 are needed, add some")
     if conditional and not dataset.classes:
         raise InputError(f"--conditional is for images in classes, {dataset.name} has none: {LAYOUT}")
-    if conditional:
-        splits = {
-            name: dataclasses.replace(part, c=class_contexts(part.y, dataset.outputs)) for name, part in parts.items()
-        }
-        return dataclasses.replace(dataset, **splits, context=dataset.classes)
-    return dataclasses.replace(dataset, **{name: Split(part.x) for name, part in parts.items()}, classes=())
+    classes, parts = dataset.classes if conditional else (), (dataset.train, dataset.validation, dataset.test)
+    train, validation, test = (
+        Split(x, y, class_contexts(y, len(classes))) if classes and y is not None else Split(x)
+        for x, y in ((part.x, part.y) for part in parts)
+    )
+    return dataclasses.replace(dataset, train=train, validation=validation, test=test, classes=classes, context=classes)
 
 
 def _pixels(shape: Sequence[int]) -> tuple[str, ...]:
@@ -154,12 +134,13 @@ def _pixels(shape: Sequence[int]) -> tuple[str, ...]:
 def _digits() -> Parts:
     bunch = load_digits()
     x = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
-    return Parts(Split(x, torch.from_numpy(bunch.target).long()), None, DIGITS)
+    return Split(x, torch.from_numpy(bunch.target).long()), None, DIGITS
 
 
 def _averaged(name: str, parts: Parts, size: int | None) -> Parts:
     """Return images of another size, whose pixels are the rounded means of squares of the original ones."""
-    now = parts.train.x.shape[-1]
+    train, test, classes = parts
+    now = train.x.shape[-1]
     if size is None or size == now:
         return parts
     if size < 1 or now % size:
@@ -171,19 +152,20 @@ def _averaged(name: str, parts: Parts, size: int | None) -> Parts:
         chunks = (F.avg_pool2d(chunk.float(), width) for chunk in part.x.split(CHUNK_IMAGES))
         return Split(torch.cat([chunk.round().to(torch.uint8) for chunk in chunks]), part.y)
 
-    return Parts(average(parts.train), average(parts.test) if parts.test else None, parts.classes)
+    return average(train), average(test) if test else None, classes
 
 
 def _published(name: str, root: Path, download: bool) -> Parts:
     loader, folder, files, classes = PUBLISHED[name]
     place = root / folder
-    if download and _missing(place, files):
-        _download(name, root)
-    if missing := _missing(place, files):
+    missing = [file for file in files if not (place / file).is_file() and not (place / f"{file}.gz").is_file()]
+    if missing and not download:
         raise InputError(
             f"{name} needs {', '.join(missing)} in {place}: put them there, pass another --data-root (now {root}), "
             "or --download"
         )
+    if missing:
+        _download(name, root)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             packed = not all((place / file).is_file() for file in files)
@@ -197,11 +179,7 @@ def _published(name: str, root: Path, download: bool) -> Parts:
             f"the {name} files in {place} are damaged or not as published ({reason[0]}): remove them and pass "
             "--download, or restore them"
         ) from error
-    return Parts(train, test, classes)
-
-
-def _missing(place: Path, files: Iterable[str]) -> list[str]:
-    return [file for file in files if not any((place / f"{file}{end}").is_file() for end in ("", ".gz"))]
+    return train, test, classes
 
 
 def _unpack(place: Path, files: Iterable[str], root: Path, folder: str) -> Path:
@@ -237,19 +215,15 @@ def _samples(part: Any) -> Split:
 
 def _download(name: str, root: Path) -> None:
     print(f"downloading {name} into {root}")
-    timeout, quiet = socket.getdefaulttimeout(), io.StringIO()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    loader, folder, files, _ = PUBLISHED[name]
     try:
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            _torchvision(PUBLISHED[name].loader, root, download=True)
+        _torchvision(loader, root, download=True)
     except (OSError, RuntimeError, EOFError, HTTPException) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{name} could not be downloaded, is there a network? ({reason[-1]}); or put "
-            f"{', '.join(PUBLISHED[name].files)} into {root / PUBLISHED[name].folder}, under --data-root (now {root})"
+            f"{name} could not be downloaded, is there a network? ({reason[-1]}); or put {', '.join(files)} into "
+            f"{root / folder}, under --data-root (now {root})"
         ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts, tuple[str, ...]]:
@@ -260,10 +234,12 @@ def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts,
         raise InputError(f"{folder} is not a folder of images: check the path")
     training, testing, notes = _layout(folder)
     classes = tuple(sorted(_subfolders(training), key=class_order))
-    if needs_classes or len(classes) > 1:
-        _check_classes(training, testing, classes)
-    else:
+    if len(classes) < 2 and not needs_classes:
         classes = ()
+    elif len(classes) < 2:
+        raise InputError(f"{training} holds {len(classes)} folders of images: at least 2 classes are needed; {LAYOUT}")
+    elif testing and (unknown := sorted(set(_subfolders(testing)) - set(classes))):
+        raise InputError(f"{testing} holds the class {unknown[0]}, which {training} lacks: add or remove it")
     files = _image_files(training, classes)
     n_train = len(files)
     files += _image_files(testing, classes) if testing else []
@@ -274,7 +250,7 @@ def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts,
         notes += (f"{n_train:,} of the {TINY_IMAGENET:,} training images of Tiny-ImageNet",)
     if folder.name.lower().startswith("cifar10") and "jpeg" in folder.name.lower():
         notes += ("CIFAR-10 re-compressed as JPEG",)
-    return Parts(train, test if testing else None, classes), notes
+    return (train, test if testing else None, classes), notes
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -294,17 +270,6 @@ def _layout(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
     if tests and len(tests) == len(names):
         raise InputError(f"{folder} holds {tests[0].name} but no folder {TRAIN_NAMES[0]}: {LAYOUT}")
     return folder, None, ()
-
-
-def _check_classes(training: Path, testing: Path | None, classes: tuple[str, ...]) -> None:
-    for part in (training, testing):
-        if part and not _subfolders(part):
-            raise InputError(f"{part} holds no folders of images: {LAYOUT}")
-    if len(classes) < 2:
-        raise InputError(f"{training} holds one class only ({classes[0]}): at least 2 are needed; {LAYOUT}")
-    unknown = sorted(set(_subfolders(testing)) - set(classes)) if testing else []
-    if unknown:
-        raise InputError(f"{testing} holds the class {unknown[0]}, which {training} lacks: add or remove it")
 
 
 def _image_files(part: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
@@ -327,8 +292,13 @@ def _read_images(paths: list[str], size: int | None, one_mode: bool) -> torch.Te
 
     Grey images among coloured ones have three equal channels and so no density: ``one_mode`` refuses them.
     """
+
+    def header(path: str) -> tuple[bool, tuple[int, int]]:
+        with _opened(path) as image:
+            return image.mode in ("1", "L", "LA"), image.size
+
     with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(_header, paths))
+        headers = list(pool.map(header, paths))
         grey = [is_grey for is_grey, _ in headers]
         if one_mode and any(grey) and not all(grey):
             raise InputError(
@@ -344,32 +314,20 @@ def _read_images(paths: list[str], size: int | None, one_mode: bool) -> torch.Te
         x = np.empty((len(paths), height, width, len(mode)), np.uint8)
 
         def decode(i: int) -> None:
-            x[i] = _pixels_of(paths[i], mode, size)
+            with _opened(paths[i]) as image:
+                pixels = image.convert(mode) if size is None else ImageOps.fit(image.convert(mode), (size, size))
+            x[i] = np.asarray(pixels).reshape(x.shape[1:])
 
         list(pool.map(decode, range(len(paths))))  # raises what any of them raised
     return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
 
 
-def _header(path: str) -> tuple[bool, tuple[int, int]]:
-    """Return whether an image is grey, and its width and height."""
-    with _readable(path), Image.open(path) as image:
-        mode, size = image.mode, image.size
-    if mode.startswith(("I", "F")):
-        raise InputError(f"{path} has more than 8 bits a pixel (mode {mode}): convert it to 8 bits")
-    return mode in ("1", "L", "LA"), size
-
-
-def _pixels_of(path: str, mode: str, size: int | None) -> np.ndarray:
-    """Return one image (H, W, C), cropped and resized to a square if a size is given."""
-    with _readable(path), Image.open(path) as image:
-        pixels = image.convert(mode)
-        array = np.asarray(pixels if size is None else ImageOps.fit(pixels, (size, size)))
-    return array if array.ndim == 3 else array[..., None]
-
-
 @contextlib.contextmanager
-def _readable(path: str) -> Generator[None]:
+def _opened(path: str) -> Generator[Image.Image]:
     try:
-        yield
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {image.mode} has more than 8 bits a pixel")
+            yield image
     except Exception as error:  # Pillow raises many kinds
-        raise InputError(f"{path} cannot be read as an image ({error}): remove or restore it") from error
+        raise InputError(f"{path} cannot be used as an image ({error}): convert, remove or restore it") from error

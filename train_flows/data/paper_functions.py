@@ -97,7 +97,7 @@ def sample(name: str, n: int, seed: int = 0) -> Points:
 
 
 def load(name: str, seed: int = 0) -> Dataset:
-    """Draw training, validation and test points of a function by name, each part by a seed of its own."""
+    """Draw training, validation and test points of a function by name, each part by another seed."""
     sizes = (TRAIN, HELD_OUT, HELD_OUT)
     train, validation, test = (Split(*sample(name, n, seed + i * SEED_STRIDE)) for i, n in enumerate(sizes, start=1))
     columns = tuple(f"x{i}" for i in range(train.x.shape[1]))

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from anode import InputError
+from train_flows.data.dataset import finite_number
 
 SUFFIXES = (".csv", ".csv.gz", ".npy", ".npz", ".parquet")
-PICKLES = (".pkl", ".pickle", ".pkl.gz", ".pickle.gz")
 PARTS = ("train", "validation", "test")
 MIN_ROWS = 20  # for a split into three parts
 MAX_LINE = 2**20  # bytes of a line of CSV that are looked at for names and delimiter
@@ -23,7 +23,7 @@ MAPPED_BYTES = 2**30  # NPY files of this size and above stay on disk
 
 
 def read(path: str | Path, text_column: str | None = None) -> dict[str, pd.DataFrame]:
-    """Read a table, or the tables ``train``, ``validation`` and ``test`` of an NPZ file of these three arrays.
+    """Read a table, or the tables ``train``, ``validation`` and ``test`` of an NPZ file with these three arrays.
 
     Args:
         path: a file ending in ``.csv`` or ``.csv.gz`` (comma, semicolon, tab or blanks between the fields, with a
@@ -58,20 +58,12 @@ def read(path: str | Path, text_column: str | None = None) -> dict[str, pd.DataF
 def numbers(name: str, frame: pd.DataFrame, min_rows: int = MIN_ROWS, min_columns: int = 2) -> np.ndarray:
     """Return the finite numbers of a table, (N, D), float64.
 
-    Args:
-        name: of the table, for messages.
-        frame: the table.
-        min_rows: number of rows required.
-        min_columns: number of columns required.
-
     Raises:
-        InputError: if it holds anything but finite numbers, or too few of them.
+        InputError: if it holds anything but finite numbers, or too few of them; ``name`` names the table.
     """
     if len(frame) == 0 or frame.shape[1] == 0:
         raise InputError(f"{name} is empty: pass a table of at least {min_rows} rows")
-    repeated = frame.columns[frame.columns.duplicated()]
-    if len(repeated):
-        raise InputError(f"{name} has more than one column {repeated[0]}: rename them")
+    _check_names(name, frame.columns)
     columns = [_column_numbers(name, frame[column]) for column in frame]
     if frame.shape[1] < min_columns:
         raise InputError(f"{name} has one column ({frame.columns[0]}): a table needs at least {min_columns}")
@@ -98,7 +90,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         InputError: if the file is damaged or holds anything but arrays.
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
     """
     try:
         content = np.load(path, allow_pickle=False)
@@ -109,22 +101,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy, zipfile and zlib raise many kinds
-        raise InputError(
-            f"{path} is damaged or holds pickled objects ({error}); if you trust it, convert it: python -c "
-            f"\"import numpy; numpy.save('numbers.npy', numpy.load('{path}', allow_pickle=True).astype(float))\""
-        ) from error
+        raise InputError(f"{path} is damaged or holds pickled objects ({error}): save numbers in it") from error
 
 
 def _check_file(path: Path) -> None:
-    name = path.name.lower()
     if not path.exists():
         raise InputError(f"{path} does not exist: check the path")
-    if name.endswith(PICKLES):
-        raise InputError(
-            f"{path} is a pickle, which can run code when read; if you trust it, convert it: "
-            f"python -c \"import pandas as pd; pd.read_pickle('{path}').to_csv('{path.stem}.csv', index=False)\""
-        )
-    if not name.endswith(SUFFIXES) or not path.is_file():
+    if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
         raise InputError(f"{path} is not a table: pass a file ending in {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: pass a table of at least {MIN_ROWS} rows")
@@ -146,16 +129,21 @@ def _read_csv(path: Path, text_column: str | None) -> pd.DataFrame:
                 skipinitialspace=True,
                 converters={names.index(text_column): _as_written} if text_column in names else None,
             )
-            nameless = frame.columns[0] == "Unnamed: 0"
+            names = [name or f"Unnamed: {i}" for i, name in enumerate(names)]
             frame.columns = names
     except (OSError, ValueError, EOFError, csv.Error, zlib.error, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise InputError(f"{path} has more than one column {repeated[0]}: rename them")
-    if nameless and np.array_equal(frame.iloc[:, 0], np.arange(len(frame))):
-        raise InputError(f"{path}: the first column has no name and counts the rows: write the table without its index")
+    _check_names(str(path), pd.Index(names))
+    if names[0] == "Unnamed: 0" and np.array_equal(frame.iloc[:, 0], np.arange(len(frame))):
+        raise InputError(
+            f"{path}: the first column, without a name, counts the rows: write the table without its index"
+        )
     return frame
+
+
+def _check_names(name: str, columns: pd.Index) -> None:
+    if columns.has_duplicates:
+        raise InputError(f"{name} has more than one column {columns[columns.duplicated()][0]}: rename them")
 
 
 def _as_written(field: str) -> bytes:
@@ -173,30 +161,17 @@ def _head(file: IO[bytes] | gzip.GzipFile) -> tuple[str, list[str], list[str]]:
     lines += [""] * (2 - len(lines))
     options = []
     for delimiter in ",;\t ":
-        first, second = (_fields(line, delimiter) for line in lines)
-        options.append((len(first) == len(second) > 1, len(first), delimiter, first, second))
-    *_, delimiter, first, second = max(options, key=lambda option: option[:2])
-    return delimiter, first, second
-
-
-def _fields(line: str, delimiter: str) -> list[str]:
-    line = line.strip(" " if delimiter != " " else None)
-    return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+        stripped = [line.strip(" " if delimiter != " " else None) for line in lines]
+        first, second = csv.reader(stripped, delimiter=delimiter, skipinitialspace=True)
+        options.append((delimiter, first, second))
+    return max(options, key=lambda option: (len(option[1]) == len(option[2]) > 1, len(option[1])))
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:
     """Return True for names: without numbers, with a gap over an index, or whole numbers over a line without any."""
-    if not any(_is_number(field) for field in first) or not first[0]:
+    if all(finite_number(field) is None for field in first) or not first[0]:
         return True
     return all(field.isdecimal() for field in first) and not any(field.lstrip("+-").isdecimal() for field in second)
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -221,7 +196,7 @@ def _column_numbers(name: str, column: pd.Series) -> np.ndarray:
     real = kinds.is_numeric_dtype(column) and not kinds.is_complex_dtype(column)
     if not (real or kinds.is_string_dtype(column)):
         raise InputError(
-            f"{name}: column {column.name} is of type {column.dtype}: convert it to real numbers or drop it"
+            f"{name}: column {column.name} is of type {column.dtype}: convert it to real numbers or leave it out"
         )
     values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     if np.isfinite(values).all():

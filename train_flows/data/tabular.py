@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,6 @@ from train_flows.data.dataset import (
     abbreviate,
     class_order,
     finite_number,
-    split_rows,
     three_splits,
 )
 
@@ -45,12 +43,7 @@ def load(
     The rows are split 80/10/10 by the seed; an NPZ file of train, validation and test keeps its split. A large NPY
     file stays on disk, with at most 100,000 rows for validation and for testing.
 
-    Args:
-        path: see :func:`train_flows.data.tables.read`.
-        seed: of the split and the jitter.
-        jitter: add uniform noise, as wide as the smallest gap between values, to columns of few distinct values.
-        context: columns that are given, instead of being modelled.
-        split: if False, the whole table is the test part, unless the file has one.
+    The arguments are those of :func:`train_flows.data.load_density_data`.
 
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
@@ -74,12 +67,7 @@ def load(
 
 
 def load_benchmark(name: str, root: str | Path) -> Dataset:
-    """Load one of the five density-estimation tables with its published preparation and split.
-
-    Args:
-        name: ``power``, ``gas``, ``hepmass``, ``miniboone`` or ``bsds300``.
-        root: the folder of their files; see :mod:`train_flows.data.benchmark_tables`.
-    """
+    """Load one of the benchmark tables, prepared and split as published."""
     arrays = benchmark_tables.read(name, root)
     parts = tuple(Split(torch.from_numpy(arrays[part])) for part in tables.PARTS)
     return _dataset(name, parts, tuple(f"x{i}" for i in range(parts[0].x.shape[1])))
@@ -88,29 +76,25 @@ def load_benchmark(name: str, root: str | Path) -> Dataset:
 def load_classes(path: str | Path, target: str | None, seed: int = 0, split: bool = True) -> Dataset:
     """Read a table with a column of classes.
 
-    Args:
-        path: see :func:`train_flows.data.tables.read`.
-        target: the column of the classes: text or whole numbers.
-        seed: of the split.
-        split: see :func:`load`.
+    The arguments are those of :func:`train_flows.data.load_labelled_data`.
 
     Raises:
-        InputError: if there is no such column, it does not hold classes, or other columns are not numbers.
+        InputError: if the column is missing or does not hold classes, or other columns are not numbers.
     """
     frames = tables.read(path, text_column=target)
     names = tuple(next(iter(frames.values())))
     if target not in names:
-        raise InputError(f"--target {target} is not a column of {path}: choose one of {abbreviate(names)}")
-    texts, parts = {}, {}
+        wrong = "--target is missing" if target is None else f"--target {target} is not a column of {path}"
+        raise InputError(f"{wrong}: choose one of {abbreviate(names)}")
+    columns = tuple(name for name in names if name != target)
+    texts, arrays = {}, {}
     for part, frame in frames.items():
-        if len(frame) == 0 or frame.shape[1] < 2:
-            raise InputError(
-                f"{path} has {len(frame)} rows of {target} and {frame.shape[1] - 1} other columns: it needs both"
-            )
-        texts[part] = _class_names(path, frame.pop(target))
-        x = tables.numbers(str(path), frame, MIN_ROWS[part] if split else 1, min_columns=1)
-        parts[part] = x, tuple(frame.columns)
-    found = [text for names in texts.values() for text in names]
+        if len(frame) == 0 or not columns:
+            raise InputError(f"{path} has {len(frame)} rows and {len(columns)} columns besides {target}: it needs both")
+        texts[part] = _class_names(path, frame[target])
+        arrays[part] = tables.numbers(str(path), frame[[*columns]], MIN_ROWS[part] if split else 1, min_columns=1)
+        _check_range(str(path), arrays[part], columns)
+    found = [text for part in texts.values() for text in part]
     classes = tuple(sorted(set(found), key=class_order))
     if split and len(classes) < 2:
         raise InputError(f"{path}: {target} holds one class only ({classes[0]}): at least 2 are needed")
@@ -120,15 +104,13 @@ def load_classes(path: str | Path, target: str | None, seed: int = 0, split: boo
             "choose another column"
         )
     number = {name: i for i, name in enumerate(classes)}
-    columns = next(iter(parts.values()))[1]
-    splits = {}
-    for part, (x, names) in parts.items():
-        _check_range(str(path), x, names)
-        y = torch.tensor([number[text] for text in texts[part]])
-        splits[part] = Split(torch.from_numpy(x).float(), y)
-    arranged = _arranged(splits, seed, split)
-    notes = _far_from_zero(np.concatenate([x for x, _ in parts.values()]), columns)
-    return Dataset(Path(path).name, *arranged, columns, classes=classes, is_table=True, notes=notes)
+    splits = {
+        part: Split(torch.from_numpy(x).float(), torch.tensor([number[text] for text in texts[part]]))
+        for part, x in arrays.items()
+    }
+    notes = _far_from_zero(np.concatenate([*arrays.values()]), columns)
+    train, validation, test = _arranged(splits, seed, split)
+    return Dataset(Path(path).name, train, validation, test, columns, classes=classes, is_table=True, notes=notes)
 
 
 def load_sklearn(name: str, seed: int = 0) -> Dataset:
@@ -160,16 +142,17 @@ def _dataset(
         _check_range(name, part.x.numpy(), columns)
         if part.c is not None:
             _check_range(name, part.c.numpy(), context)
-    arrays, notes = [part.x.numpy() for part in parts], ()
+    arrays, notes = [part.x.numpy() for part in parts], ()  # float64
     if len(parts[0]):
         train = arrays[0].astype(np.float32)
         _check_varied(name, train.min(axis=0), train.max(axis=0), columns)
         few, spiked = _repeats(train)
         notes = _column_notes(train, columns, few, spiked, JITTERED if jitter else f"{FEW_VALUES}; consider --jitter")
         if jitter:
-            gaps = {i: np.diff(np.unique(train[:, i])).min() for i in np.flatnonzero(few)}
-            rng = np.random.default_rng(seed)
-            arrays = [_jittered(x, gaps, rng) for x in arrays]
+            rng, gaps = np.random.default_rng(seed), [np.diff(np.unique(values)).min() for values in train.T[few]]
+            for x in arrays:
+                for i, gap in zip(np.flatnonzero(few), gaps, strict=True):
+                    x[:, i] += gap * rng.uniform(-0.5, 0.5, size=len(x))
     samples = [torch.from_numpy(x).float() for x in arrays]
     notes += _repeated_rows(samples[0].numpy(), samples[2].numpy())
     train, validation, test = (
@@ -190,16 +173,14 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Datase
     _check_range(name, np.stack([low, high]), columns)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        x = torch.from_numpy(array)
+        samples = Split(torch.from_numpy(array), rows=torch.arange(len(array)))
+    train, validation, test = three_splits(samples, seed, split, MAX_HEAD)
     if not split:
-        empty = Split(torch.empty(0, len(columns)))
-        return Dataset(name, empty, empty, Split(x, rows=torch.arange(len(x))), columns, is_table=True)
-    _check_varied(name, low.astype(np.float32), high.astype(np.float32), columns)
-    train, validation, test = (Split(x, rows=rows) for rows in split_rows(len(x), seed, MAX_HEAD))
+        return Dataset(name, train, validation, test, columns, is_table=True)
     sample = train.head().x.numpy()
-    _check_varied(f"{name}, in {len(sample):,} of its rows", sample.min(axis=0), sample.max(axis=0), columns)
+    _check_varied(name, sample.min(axis=0), sample.max(axis=0), columns)
     notes = (
-        f"{len(x):,} rows stay on disk: {len(test):,} each validate and test; "
+        f"{len(array):,} rows stay on disk: {len(test):,} each validate and test; "
         f"columns are checked in {len(sample):,} others, and rows that occur twice are not looked for",
         *_column_notes(sample, columns, *_repeats(sample), f"{FEW_VALUES}; consider --jitter"),
     )
@@ -208,21 +189,13 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Datase
 
 def _class_names(path: str | Path, labels: pd.Series) -> list[str]:
     """Return the class of every row: words as they are written; numbers, if all are, without a needless point."""
-    texts = ["" if pd.isna(label) else _text(label) for label in labels]
+    decoded = (label.decode(errors="replace") if isinstance(label, bytes) else label for label in labels)
+    texts = ["" if pd.isna(label) else str(label).strip() for label in decoded]
     numeric = all(finite_number(text) is not None for text in texts if text not in MISSING)
     for row, text in enumerate(texts, start=1):
         if not text or (numeric and text in MISSING):
-            raise InputError(f"{path}: {labels.name} has no class in data row {row}: fill it in or drop the row")
-    return [_whole_number(text) for text in texts] if numeric else texts
-
-
-def _text(label: Any) -> str:
-    return (label.decode(errors="replace") if isinstance(label, bytes) else str(label)).strip()
-
-
-def _whole_number(text: str) -> str:
-    value = float(text)
-    return str(int(value)) if value == int(value) else text
+            raise InputError(f"{path}: {labels.name} is empty in data row {row}: fill it in or drop the row")
+    return [str(int(float(text))) if float(text).is_integer() else text for text in texts] if numeric else texts
 
 
 def _check_range(name: str, values: np.ndarray, columns: Sequence[str]) -> None:
@@ -237,7 +210,7 @@ def _check_varied(name: str, low: np.ndarray, high: np.ndarray, columns: Sequenc
     constant = low == high
     if constant.any():
         raise InputError(
-            f"{name}: {_flagged(columns, constant)} is constant in single precision and has no density: "
+            f"{name}: {_flagged(columns, constant)} is constant in single precision and does not have a density: "
             "drop or rescale such columns"
         )
 
@@ -288,13 +261,6 @@ def _repeated_rows(train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
     seen = set(rows).intersection(row.tobytes() for row in train)
     count = sum(row in seen for row in rows)
     return (f"{count} of {len(test)} test rows are training rows too",) if count else ()
-
-
-def _jittered(values: np.ndarray, gaps: Mapping[int, float], rng: np.random.Generator) -> np.ndarray:
-    values = values.copy()
-    for i, gap in gaps.items():
-        values[:, i] += gap * rng.uniform(-0.5, 0.5, size=len(values))
-    return values
 
 
 def _flagged(columns: Sequence[str], flags: np.ndarray) -> str:

@@ -180,15 +180,19 @@ def measure_density(model: Density, data: Samples, samples: int = likelihood.IMP
         :func:`train_flows.evaluation.likelihood.kind_of`.
     """
 
+    classes = rows_of(data, slice(1))[1]
+    assert classes is not None, "a density given the class has contexts"
+    k = classes.shape[1]
+
     def right(x: Tensor, c: Tensor) -> Tensor:
-        return (log_given_each(model, x, c.shape[1], samples).argmax(1) == c.argmax(1)).cpu()
+        return (log_given_each(model, x, k, samples).argmax(1) == c.argmax(1)).cpu()
 
     accuracy = torch.cat(in_chunks(model, data, right)).double().mean().item()
     return {
         "accuracy": accuracy,
         "standard_error": standard_error(accuracy, number_of(data)),
         "tested": number_of(data),
-        "classes": rows_of(data, slice(1))[1].shape[1],
+        "classes": k,
         **likelihood.kind_of(model, samples),
     }
 

@@ -15,7 +15,7 @@ from train_flows.data import Dataset, is_images, load_density_data, load_labelle
 from train_flows.run.folder import Run
 from train_flows.settings import ClassifySettings, DensitySettings, from_config
 
-SETTINGS = {DENSITY: DensitySettings, CLASSIFIER: ClassifySettings}
+SETTINGS: dict[str, Any] = {DENSITY: DensitySettings, CLASSIFIER: ClassifySettings}
 LOAD: dict[str, Any] = {DENSITY: load_density_data, CLASSIFIER: load_labelled_data}
 
 

@@ -99,8 +99,8 @@ def mistakes(images: Array, classes: Array, scores: Array, names: Sequence[str],
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         for i, j in np.argwhere(counts):
-            place = {"ha": "center", "va": "center", "size": 7, "color": "w" if shares[i, j] > 0.5 else "k"}
-            axes.text(j, i, f"{counts[i, j]:.0f}", **place)
+            color = "w" if shares[i, j] > 0.5 else "k"
+            axes.text(j, i, f"{counts[i, j]:.0f}", ha="center", va="center", size=7, color=color)
     wrong = np.flatnonzero(predicted != classes)
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]])][:24]
     right.suptitle("surest mistakes: true class > predicted class" if len(wrong) else "no mistakes")

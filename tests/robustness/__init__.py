@@ -1,0 +1,1 @@
+"""Runs that are killed, damaged, out of disk space, or very long."""

@@ -1,0 +1,67 @@
+"""Run folders that were never trained: what the programs that read runs need, in milliseconds."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from anode import classifier_model, storage
+from cnf import density_model
+from cnf.models import KIND as DENSITY
+from train_flows.data import load_density_data, load_labelled_data
+from train_flows.run.folder import Run
+from train_flows.settings import ClassifySettings, DensitySettings, to_sections
+
+
+def spread(model, std=0.3):
+    """Give a model random weights, far from the zero field."""
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=std)
+    return model
+
+
+def store_density(folder, source, *, training=None, run=None, model=None, **data):
+    """Write the run of a density with random weights, and return model and data."""
+    settings = DensitySettings(
+        data={"source": source, **data},
+        model={"hidden": (8, 8), **(model or {})},
+        training=training or {},
+        run=run or {},
+    )
+    dataset = load_density_data(**dataclasses.asdict(settings.data), seed=settings.run.seed)
+    options = {"context": len(dataset.context), "levels": dataset.levels, "config": settings.model}
+    density = spread(density_model(dataset.shape, dataset.train.head().x, **options))
+    arguments = {"shape": dataset.shape, "context": density.context, "levels": density.levels}
+    arguments |= dataclasses.asdict(settings.model)
+    stored = Run.create(folder, DENSITY, to_sections(settings), arguments, dataset.describe())
+    stored.keep_best(density)
+    return density.eval(), dataset
+
+
+def store_classifier(folder, source, *, model=None, **data):
+    """Write the run of a classifier with random weights, and return model and data."""
+    settings = ClassifySettings(data={"source": source, **data}, model={"hidden": (8, 8), **(model or {})})
+    wanted = dataclasses.asdict(settings.data)
+    wanted.pop("removed_slices")
+    dataset = load_labelled_data(**wanted)
+    network = spread(classifier_model(dataset.shape, dataset.outputs, levels=dataset.levels, config=settings.model))
+    stored = Run.create(folder, "classifier", to_sections(settings), network.arguments, dataset.describe())
+    stored.keep_best(network)
+    return network.eval(), dataset
+
+
+def untrained(folder, source, kind=DENSITY, **settings):
+    """Write the folder of a run without a model, for what reads its settings and records."""
+    sections = {"data": {"source": source}, "training": {"lr": 0.01}, "run": {"seed": 0}}
+    for section, values in settings.items():
+        sections[section] = {**sections.get(section, {}), **values}
+    storage.write_config(Path(folder), kind, sections.pop("model", {}), settings=sections, data={"name": source})
+    return Run.open(folder, kind)
+
+
+def report_of(run, *args):
+    """Return the JSON that a program prints."""
+    status, out, err = run(*args, "--json")
+    assert status == 0, err
+    return json.loads(out)

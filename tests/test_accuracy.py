@@ -1,0 +1,107 @@
+"""Accuracy of classifiers, and of densities given the class."""
+
+import math
+
+import pytest
+import torch
+from stored_runs import spread
+from torch.nn import functional as F
+
+from anode import InputError, classifier_model
+from cnf import density_model
+from train_flows.data import class_contexts
+from train_flows.evaluation import accuracy, likelihood
+
+
+class TestClassifiers:
+    def test_accuracy_of_classes_and_of_signs(self):
+        x = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, -1.0], [1.0, 4.0]])
+        network = torch.nn.Linear(2, 2)
+        network.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        y = torch.tensor([0, 1, 1, 1])
+        found = accuracy.figures(network, (x, y), "cross-entropy")
+        assert found == {"loss": pytest.approx(F.cross_entropy(x, y).item()), "accuracy": 0.75, "nfe": 0}
+        values = torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
+        first = torch.nn.Linear(2, 1)
+        first.load_state_dict({"weight": torch.tensor([[1.0, 0.0]]), "bias": torch.tensor([-0.5])})
+        found = accuracy.figures(first, (x, values), "smooth-l1")
+        assert found["accuracy"] == 1.0
+        assert found["mse"] == pytest.approx(F.mse_loss(x[:, :1] - 0.5, values).item())
+        assert found["loss"] == pytest.approx(F.smooth_l1_loss(x[:, :1] - 0.5, values).item())
+
+    def test_figures_of_a_network(self):
+        model = spread(classifier_model((2,), 3, hidden=(8,), extra=1))
+        data = torch.randn(40, 2), torch.randint(3, (40,))
+        measured = accuracy.measure(model, data, ("a", "b", "c"))
+        assert measured["samples"] == 40
+        assert measured["tolerance"] == {"rtol": 1e-3, "atol": 1e-3}
+        assert (measured["tighter"]["rtol"], measured["tighter"]["changed"]) == (1e-4, 0)
+        assert measured["tighter"]["nfe"] >= measured["nfe"] > 0
+        said = accuracy.table(measured)
+        assert "(40 samples, rtol 0.001, atol 0.001)" in said
+        assert "(rtol 0.0001, atol 0.0001); 0.00% of the classes change" in said
+
+    def test_evaluations_are_those_of_a_solve(self):
+        model = classifier_model((2,), 1, hidden=(8,))
+        one, three = (accuracy.figures(model, (torch.randn(n, 2), torch.ones(n, 1)), "mse") for n in (10, 6000))
+        assert one["nfe"] == three["nfe"] > 0
+
+    def test_networks_without_a_solver(self):
+        measured = accuracy.measure(classifier_model((2,), 1, model="mlp"), (torch.randn(9, 2), torch.ones(9, 1)), ())
+        assert (measured["tolerance"], measured["nfe"], measured["loss_kind"]) == (None, 0, "smooth-l1")
+        assert "NFE" not in accuracy.table(measured)
+
+    def test_unknown_losses_list_the_known(self):
+        with pytest.raises(InputError, match="loss='l1' is unknown; choose one of smooth-l1, mse, cross-entropy"):
+            accuracy.loss("l1", torch.zeros(2, 1), torch.zeros(2, 1))
+
+    def test_a_loss_of_half_precision_is_in_full(self):
+        outputs = torch.randn(5, 3, dtype=torch.bfloat16)
+        assert accuracy.loss("cross-entropy", outputs, torch.zeros(5, dtype=torch.int64)).dtype == torch.float32
+
+
+def model_of(shape=(1, 1, 1), **options):
+    """A density of four levels given three classes, whose field differs between them."""
+    data = torch.randint(4, (200, *shape))
+    return spread(density_model(shape, data, levels=4, hidden=(8, 8), context=3, **options), std=0.5)
+
+
+class TestDensities:
+    def test_probabilities_are_those_of_the_cells(self):
+        """P(x given k) is the integral of the density over the cell of x, here by the midpoint rule."""
+        model, x, n = model_of(), torch.arange(4).view(4, 1, 1, 1), 500
+        y = ((torch.arange(4 * n) + 0.5) / (4 * n)).view(-1, 1, 1, 1)
+        with torch.no_grad():
+            given = [class_contexts(torch.full((len(y),), k), 3) for k in range(3)]
+            cells = [model.flow.log_prob(y, c).exp().view(4, n).sum(1) / (4 * n) for c in given]
+        wanted = torch.stack(cells, 1)
+        assert (wanted[:, 0] - wanted[:, 1]).abs().max() > 0.05
+        found = accuracy.log_given_each(model, x, 3, samples=20_000).exp()
+        torch.testing.assert_close(found, wanted, rtol=0.03, atol=1e-3)
+
+        best = wanted.argmax(1)
+        assert len(best.unique()) > 1
+        labels = torch.cat([best[:3], (best[3:] + 1) % 3])
+        measured = accuracy.measure_density(model, (x, class_contexts(labels, 3)), samples=2000)
+        assert measured["accuracy"] == 3 / 4
+        assert measured["standard_error"] == pytest.approx(math.sqrt(4 / 6 * 2 / 6 / 4))
+        assert (measured["tested"], measured["classes"]) == (4, 3)
+        assert (measured["kind"], measured["samples"], measured["probes"]) == ("bound", 2000, None)
+        assert "4 samples, by the NLL given each of 3 classes: upper bound" in accuracy.density_table(measured)
+
+    @pytest.mark.parametrize("options", [{"divergence": "hutchinson"}, {"extra": 1}, {"dequantization": "learned"}, {}])
+    def test_classes_see_the_same_noise_and_samples_do_not(self, options):
+        model, x = model_of((1, 2, 1), **options), torch.ones(40, 1, 2, 1)
+        for name, weight in model.named_parameters():
+            if name.endswith("context"):
+                torch.nn.init.zeros_(weight)  # so that only noise could tell the classes apart
+        found = accuracy.log_given_each(model, x, 3, samples=2)
+        assert torch.equal(found[:, :1].expand(-1, 3), found)
+        assert len(found[:, 0].unique()) > 30
+        assert not torch.equal(accuracy.log_given_each(model, x, 3, samples=2), found)
+
+    def test_the_nll_of_a_class_is_that_given_it(self):
+        model, x, y = model_of(), torch.randint(4, (200, 1, 1, 1)), torch.randint(3, (200,))
+        every = accuracy.log_given_each(model, x, 3, samples=100)
+        figure, _ = likelihood.nll(model, (x, class_contexts(y, 3)), samples=100)
+        assert figure["value"] == pytest.approx(-every.gather(1, y[:, None]).mean().item(), abs=0.02)

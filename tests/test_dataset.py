@@ -1,0 +1,156 @@
+"""Data sets by name, their limits and descriptions, and other data in the order of a model."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from anode import InputError
+from train_flows.data import Dataset, Split, class_contexts, is_images, load_density_data, load_labelled_data
+
+
+def refused(message, call, *args, **kwargs):
+    with pytest.raises(InputError, match=message) as caught:
+        call(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("mons", {}, r"data='mons' is unknown; choose one of .*moons.*digits.*power"),
+        ("moons", {"jitter": True}, "--jitter is for tables from files, not for moons: leave it out"),
+        ("digits", {"jitter": True}, "--jitter is for tables from files"),
+        ("power", {"context": ["x0"]}, "--context .* is for tables from files, not for power"),
+        ("moons", {"image_size": 8}, "--image-size 8 is for images, not for moons: leave it out"),
+        ("t.csv", {"conditional": True}, "--conditional is for images, not for t.csv"),
+        ("moons", {"download": True}, "--download is for images"),
+        ("moons", {"train_size": 50_001}, "--train-size 50001 must be from 1 to 50000"),
+        ("moons", {"test_size": 0}, "--test-size 0 must be from 1 to 10000"),
+    ],
+)
+def test_unfit_options_of_densities(source, options, message):
+    refused(message, load_density_data, source, **options)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("wein", {}, "data='wein' is unknown; choose one of g1d, .*spheres-3.*mnist.*wine"),
+        ("moons", {}, "data='moons' is unknown"),
+        ("spheres", {"target": "y"}, "--target y is for tables from files, not for spheres"),
+        ("digits", {"target": "y"}, "--target y is for tables from files, not for digits"),
+        ("wine", {"image_size": 8}, "--image-size 8 is for images"),
+        ("t.csv", {"target": "y"}, "t.csv does not exist"),
+    ],
+)
+def test_unfit_options_of_labelled_data(source, options, message):
+    refused(message, load_labelled_data, source, **options)
+
+
+def test_names_come_before_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("moons", "pets"):
+        (tmp_path / name).mkdir()
+    assert [is_images(name) for name in ("moons", "pets", "digits", "t.csv")] == [False, True, True, False]
+    assert load_density_data("moons", test_size=5).shape == (2,)
+
+
+@pytest.mark.parametrize("source", ["moons", "digits", "wine"])
+def test_limits_draw_by_the_seed(source):
+    load = load_labelled_data if source == "wine" else load_density_data
+    whole, data, again, other = (
+        load(source, seed=seed, train_size=size, test_size=size and 5)
+        for seed, size in ((1, None), (1, 30), (1, 30), (2, 30))
+    )
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [30, 3, 5]
+    assert data.digest() == again.digest() != other.digest()
+    total = f"{len(whole.train) + len(whole.validation):,}"
+    assert data.notes[:2] == (f"30 of {total} training samples", f"5 of {len(whole.test):,} test samples")
+    for part in ("train", "validation", "test"):
+        rows, all_rows = ({tuple(row) for row in getattr(each, part).x.flatten(1).tolist()} for each in (data, whole))
+        assert rows < all_rows
+    unlimited = load(source, seed=1, train_size=len(whole.train), test_size=len(whole.test))
+    assert (unlimited.digest(), unlimited.notes) == (whole.digest(), whole.notes)
+
+
+def test_classes_without_training_samples_are_noted():
+    data = load_labelled_data("digits", train_size=8)
+    missing = sorted(set(map(str, range(10))) - set(map(str, data.train.y.tolist())))
+    assert data.notes[-1] == f"no training sample of class {', '.join(missing)}"
+
+
+def test_batches_come_with_contexts_or_labels():
+    x, y = torch.arange(6.0).view(3, 2), torch.tensor([0, 2, 1])
+    c, rows = class_contexts(y, 3), torch.tensor([2, 0])
+    assert torch.equal(c, torch.eye(3)[y])
+    assert torch.equal(Split(x).batch(rows), x[rows])
+    for split, given in ((Split(x, y), y), (Split(x, y, c), c)):
+        batch = split.batch(rows)
+        assert torch.equal(batch[0], x[rows])
+        assert torch.equal(batch[1], given[rows])
+        assert torch.equal(split.head(2).x, x[:2])
+        assert len(split.head()) == 3
+
+
+class TestMatch:
+    """Other data for a stored model."""
+
+    def described(self, data):
+        return json.loads(json.dumps(data.describe()))
+
+    def table(self, path, columns, n=30):
+        x = np.random.default_rng(len(columns)).normal(size=(n, len(columns)))
+        frame = pd.DataFrame(x, columns=columns)
+        if "kind" in columns:
+            frame["kind"] = np.resize(["a", "b", "c"], n)
+        frame.to_csv(path, index=False)
+        return str(path)
+
+    def test_columns(self, tmp_path):
+        trained = self.described(load_density_data(self.table(tmp_path / "t.csv", ["b", "a", "c"])))
+        assert trained["columns"] == ["b", "a", "c"]
+        other = load_density_data(self.table(tmp_path / "o.csv", ["a", "c", "b"]), split=False)
+        found = other.match(trained, "runs/t")
+        assert torch.equal(found.test.x, other.test.x[:, [2, 0, 1]])
+        assert found.columns == ("b", "a", "c")
+        np.save(tmp_path / "o.npy", other.test.x.numpy())  # without names: as they stand
+        unnamed = load_density_data(str(tmp_path / "o.npy"), split=False).match(trained, "runs/t")
+        assert torch.equal(unnamed.test.x, other.test.x)
+
+    def test_other_columns(self, tmp_path):
+        trained = self.described(load_density_data(self.table(tmp_path / "t.csv", ["b", "a", "c"])))
+        for columns, message in (
+            (["a", "b", "d"], "o.csv lacks the columns c of runs/t; it has a, b, d: rename them"),
+            (["a", "b"], r"o.csv has samples of shape 2.*runs/t was trained on 3.*\(b, a, c\)"),
+        ):
+            other = load_density_data(self.table(tmp_path / "o.csv", columns), split=False)
+            refused(message, other.match, trained, "runs/t")
+        refused("o.csv has samples .* trained on 1x8x8", other.match, self.described(load_density_data("digits")), "r")
+
+    def test_classes(self, tmp_path):
+        trained = self.described(load_labelled_data(self.table(tmp_path / "t.csv", ["x", "kind", "z"]), target="kind"))
+        path = self.table(tmp_path / "o.csv", ["z", "kind", "x"], n=4)
+        frame = pd.read_csv(path).query("kind != 'a'")
+        frame.to_csv(path, index=False)
+        other = load_labelled_data(path, target="kind", split=False)
+        found = other.match(trained, "runs/t")
+        assert (other.classes, found.classes, found.columns) == (("b", "c"), ("a", "b", "c"), ("x", "z"))
+        assert found.test.y.tolist() == [1, 2]
+        np.testing.assert_allclose(found.test.x, frame[["x", "z"]], rtol=1e-6)
+        frame.replace("c", "d").to_csv(path, index=False)
+        other = load_labelled_data(path, target="kind", split=False)
+        refused("o.csv holds the class d, runs/t knows a, b, c: rename", other.match, trained, "runs/t")
+
+    def test_contexts_of_classes(self):
+        def data(classes, y):
+            parts = [Split(torch.zeros(len(y), 1, 2, 2, dtype=torch.uint8), torch.tensor(y))] * 3
+            return Dataset("images", *parts, (), 256, classes, classes)
+
+        trained = self.described(data(("cat", "dog", "eel"), [0, 1, 2]))
+        found = data(("dog", "eel"), [1, 0, 1]).match(trained, "runs/pets")
+        assert found.test.y.tolist() == [2, 1, 2]
+        assert torch.equal(found.test.c, torch.eye(3)[[2, 1, 2]])
+        refused("images lacks classes, which runs/pets needs", data((), [0]).match, trained, "runs/pets")

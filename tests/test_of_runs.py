@@ -1,0 +1,162 @@
+"""Pictures of a run: interpolations, snapshots while training, and the files that are written."""
+
+import math
+
+import pytest
+import torch
+from stored_runs import spread, store_classifier, store_density
+
+from anode import Solver, SolverError
+from cnf import MixtureFlow, density_model
+from train_flows.data import Dataset, Split, class_contexts
+from train_flows.figures import of_runs
+from train_flows.run import distributed
+from train_flows.run.folder import Run
+from train_flows.settings import Training
+
+TIGHT = Solver(rtol=1e-9, atol=1e-9)
+PART = Split(torch.randint(5, (6, 1, 2, 2), dtype=torch.uint8))
+DATASET = Dataset("images", PART, PART, PART, columns=(), levels=5)
+
+
+def wild(**options):
+    """An untrained model of tiny images, far from the identity."""
+    return spread(density_model((1, 2, 2), hidden=(8, 8), levels=5, solver=TIGHT, **options))
+
+
+def norms(x):
+    return x.flatten(1).norm(dim=1)
+
+
+class TestInterpolation:
+    def test_great_circle(self, float64):
+        z0, z1 = torch.randn(2, 50, 3, 4)
+        z1 = z1 * (norms(z0) / norms(z1)).view(-1, 1, 1)
+        torch.testing.assert_close(of_runs.slerp(z0, z1, 0.0), z0)
+        torch.testing.assert_close(of_runs.slerp(z0, z1, 1.0), z1)
+        middle = of_runs.slerp(z0, z1, 0.5)
+        torch.testing.assert_close(norms(middle), norms(z0))
+        torch.testing.assert_close(norms(middle - z0), norms(middle - z1))
+        torch.testing.assert_close(of_runs.slerp(z0, z0, 0.3), z0, rtol=1e-6, atol=1e-6)
+
+    def test_orthogonal_points(self, float64):
+        z0, z1 = torch.eye(2)[:, None]
+        third = of_runs.slerp(z0, z1, 1 / 3)
+        torch.testing.assert_close(third, torch.tensor([[math.cos(math.pi / 6), math.sin(math.pi / 6)]]))
+
+    @pytest.mark.parametrize("options", [{}, {"extra": 1}, {"base": "mixture"}], ids=str)
+    def test_ends_are_the_images(self, float64, options):
+        x = torch.randint(5, (2, 6, 1, 2, 2), dtype=torch.uint8)
+        between = of_runs.interpolate(wild(**options), *x, [0.0, 0.25, 1.0])
+        assert between.shape == (6, 3, 1, 2, 2)
+        assert torch.equal(between[:, 0], x[0].double())
+        assert torch.equal(between[:, 2], x[1].double())
+        assert set(between.unique().tolist()) <= set(range(5))
+
+    def test_mixtures_of_flows_have_no_way_between_their_components(self):
+        model = wild(extra=2, augmentation="categorical")
+        assert isinstance(model.flow, MixtureFlow)
+        assert not of_runs.can_interpolate(model)
+        assert of_runs.can_interpolate(wild())
+
+    def test_pairs_are_of_one_class(self):
+        def data(y):
+            c = class_contexts(torch.tensor(y), 2)
+            part = Split(torch.arange(len(y), dtype=torch.uint8).view(-1, 1, 1, 1), torch.tensor(y), c)
+            return Dataset("i", part, part, part, ("p",), levels=5, classes=("a", "b"), context=("a", "b"))
+
+        assert of_runs.pairs_to_interpolate(data([0, 1])) is None
+        start, end, c = of_runs.pairs_to_interpolate(data([0, 1, 1]))
+        assert (start.item(), end.item(), c.tolist()) == (1, 2, [[0, 1]])
+
+
+class TestSnapshots:
+    def draw(self, tmp_path, model, records=()):
+        run = Run(tmp_path, {"settings": {}})
+        for record in records:
+            run.log(record)
+        of_runs.draw_snapshot(run, Training(steps=6, validate_every=4), DATASET, model)
+        return sorted(path.name for path in tmp_path.glob("samples/*"))
+
+    def test_each_validation_has_one(self, tmp_path):
+        assert self.draw(tmp_path, wild()) == ["step-000000.png"]
+        assert self.draw(tmp_path, wild(), [{"step": 0}])[1:] == ["step-000004.png"]
+        assert self.draw(tmp_path, wild(), [{"step": 4}])[2:] == ["step-000006.png"]
+        assert len(self.draw(tmp_path, wild(), [{"step": 6}])) == 3  # the run has ended
+
+    def test_they_are_of_the_same_noise_and_disturb_no_other(self, tmp_path):
+        model, before = wild(), torch.get_rng_state()
+        first = of_runs.sample_fixed_noise(model, 5)
+        self.draw(tmp_path, model)
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.randn(3)
+        assert torch.equal(of_runs.sample_fixed_noise(model, 5), first)
+
+    def test_a_failing_solve_leaves_a_note(self, tmp_path, monkeypatch, capsys):
+        model = wild()
+
+        def fail(*_, **__):
+            raise SolverError("step underflow", 0.5, 100, Solver())
+
+        monkeypatch.setattr(type(model), "sample", fail)
+        assert self.draw(tmp_path, model) == []
+        assert "note: the samples of step 0 are missing: step underflow" in capsys.readouterr().out
+
+    def test_the_first_of_several_processes_draws(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(distributed, "rank", lambda: 1)
+        assert self.draw(tmp_path, wild()) == []
+
+
+class TestFiles:
+    @pytest.fixture(autouse=True)
+    def _few(self, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        for name, value in {"FRAMES": 3, "FEWER_FRAMES": 2, "HELD": 1, "POINTS": 500, "CORNER_SAMPLES": 250}.items():
+            monkeypatch.setattr(of_runs, name, value)
+
+    def pictures(self, folder="run"):
+        return {path.name for path in Run.open(folder).folder.iterdir() if path.suffix in (".png", ".gif")}
+
+    @pytest.mark.parametrize(
+        ("source", "model", "expected"),
+        [
+            ("moons", {}, {"samples.png", "flow.gif"}),
+            ("digits", {}, {"samples.png", "flow.gif", "interpolations.png"}),
+            ("digits", {"extra": 2, "augmentation": "categorical"}, {"samples.png", "flow.gif"}),
+        ],
+    )
+    def test_of_a_density(self, source, model, expected):
+        density, dataset = store_density("run", source, model=model)
+        run = Run.open("run")
+        run.log({"step": 0, "nll": 1.0})
+        of_runs.draw_density(run, dataset, density)
+        assert self.pictures() == {*expected, "curves.png"}
+
+    def test_of_a_density_given_the_class(self):
+        density, dataset = store_density("run", "digits", conditional=True, image_size=4)
+        of_runs.draw_density(Run.open("run"), dataset, density)
+        assert self.pictures() == {"samples.png", "flow.gif", "interpolations.png", "curves.png"}
+
+    def test_of_a_table(self):
+        x = Split(torch.randn(60, 3))
+        density, _ = store_density("run", "moons")
+        table = Dataset("t", x, x, x, ("a", "b", "c"), is_table=True)
+        of_runs.draw_density(Run.open("run"), table, spread(density_model((3,), hidden=(8,))))
+        assert self.pictures() == {"samples.png", "curves.png"}
+
+    @pytest.mark.parametrize(("source", "more"), [("spheres", set()), ("digits", {"mistakes.png"})])
+    def test_of_a_classifier(self, source, more):
+        network, dataset = store_classifier("run", source, model={"extra": 1})
+        of_runs.draw_classifier(Run.open("run"), dataset, network)
+        assert self.pictures() == {"features.png", "curves.png", *more}
+
+    def test_a_failing_solve_costs_one_picture(self, monkeypatch, capsys):
+        density, dataset = store_density("run", "moons")
+
+        def fail(*_, **__):
+            raise SolverError("step underflow", 0.5, 100, Solver())
+
+        monkeypatch.setattr(type(density), "sample", fail)
+        of_runs.draw_density(Run.open("run"), dataset, density)
+        assert "note: a picture is missing: step underflow" in capsys.readouterr().out
+        assert self.pictures() == {"curves.png"}
