@@ -131,6 +131,8 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     recipe = dict(DENSITY[name])
     if source in DARK_IMAGES:
         recipe["alpha"] = 1e-6
+    if recipe.get("whiten") and (typed.get("augmentation") == "categorical" or typed.get("base") == "mixture"):
+        recipe["correlated"] = True  # components of whitened data have full covariances, too
     return name, recipe
 
 
