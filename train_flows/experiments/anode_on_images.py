@@ -9,7 +9,7 @@ and epochs. The digits are small already.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from anode import InputError, classifier_model
 from train_flows import recipes
 from train_flows.data import LABELLED_NAMES
 from train_flows.experiments.grid import Experiment, Scale, words
-from train_flows.experiments.results import Results, curves, last, mean
+from train_flows.experiments.results import SUCCESS, Results
 from train_flows.figures import plots
 
 CLASSES = 10  # of all sets; the numbers of parameters in the paper are those of ten outputs
@@ -135,39 +135,35 @@ def matched_filters(shape: Sequence[int], wanted: int, model: Mapping[str, Any])
     return min((max(1, above - 1), above), key=lambda filters: abs(count(filters) - wanted))
 
 
-def rows(*panels: str | tuple[str, str], order: Sequence[str] = ()) -> Callable[[Results], Figure]:
-    """Return a function that draws a row for each set of images: figures by epoch, or one against another.
-
-    Args:
-        panels: names of figures of the records, or pairs of them.
-        order: labels in the order of their colours.
-    """
-
-    def draw(results: Results) -> Figure:
-        sets, labels = results.data, list(dict.fromkeys([*order, *results.labels()]))
-        figure = Figure(figsize=(4.2 * len(panels), 3.4 * len(sets)), layout="constrained")
-        for row, data in zip(figure.subplots(len(sets), len(panels), squeeze=False), sets, strict=True):
-            shown = [label for label in labels if results.of(label, data)]
-            for axes, panel in zip(row, panels, strict=True):
-                if isinstance(panel, tuple):
-                    _against(axes, {label: results.on(data) for label in shown}, *panel)
-                else:
-                    values = {label: results.curves(label, panel, data) for label in shown}
-                    for each in values.values():
-                        each[:, :1] = np.nan  # before training, which would hide the rest
-                    plots.bands(axes, values, "", LABELS[panel], log=panel == "loss")
-                axes.set_title(data)
-                if len(shown) > FEW and axes is not row[0]:
-                    axes.get_legend().remove()
-        return figure
-
-    return draw
+def draw_rows(results: Results, *panels: str | tuple[str, str]) -> Figure:
+    """Draw a row for each set of images: figures of the records by epoch, or one of a pair against the other."""
+    sets = results.data
+    figure = Figure(figsize=(4.2 * len(panels), 3.4 * len(sets)), layout="constrained")
+    for row, data in zip(figure.subplots(len(sets), len(panels), squeeze=False), sets, strict=True):
+        groups = {label: results.of(label, data) for label in _in_order(results.of(data=data).labels)}
+        for axes, panel in zip(row, panels, strict=True):
+            if isinstance(panel, tuple):
+                _draw_against(axes, groups, *panel)
+            else:
+                values = {label: group.curves(panel) for label, group in groups.items()}
+                for each in values.values():
+                    each[:, :1] = np.nan  # before training, which would hide the rest
+                plots.bands(axes, values, "", LABELS[panel], log=panel == "loss")
+            axes.set_title(data)
+            if len(groups) > FEW and axes is not row[0]:
+                axes.get_legend().remove()
+    return figure
 
 
-def _against(axes: Axes, results: Mapping[str, Results], x: str, y: str) -> None:
+def _in_order(labels: Sequence[str]) -> list[str]:
+    """Return labels such as p=5 by their number, others as they are."""
+    return sorted(labels, key=lambda label: int(label[2:]) if label.startswith("p=") else 0)
+
+
+def _draw_against(axes: Axes, groups: Mapping[str, Results], x: str, y: str) -> None:
     """Draw means over seeds, epoch by epoch."""
-    for (label, each), color in zip(results.items(), plots.line_colors(len(results)), strict=True):
-        across, up = (np.ma.masked_invalid(each.curves(label, metric)).mean(0).filled(np.nan) for metric in (x, y))
+    for (label, group), color in zip(groups.items(), plots.line_colors(len(groups)), strict=True):
+        across, up = (np.ma.masked_invalid(group.curves(metric)).mean(0).filled(np.nan) for metric in (x, y))
         axes.plot(across, up, ".-", lw=0.8, ms=4, label=label, color=color)
     axes.set(xlabel=LABELS[x], ylabel=LABELS[y])
     if y == "loss":
@@ -190,40 +186,25 @@ def _extras(data: str, scale: Scale) -> Mapping[str, str]:
     return {f"p={extra}": training(data, scale, convolutions(data, scale, extra)) for extra in extras}
 
 
-def _against_plain(results: Results) -> dict[str, Any]:
+def _compare_extras(results: Results) -> dict[str, Any]:
     findings: dict[str, Any] = {}
     for data in results.data:
         if family(data) in CURVES_PUBLISHED:
             findings[f"published, full size of {family(data)}"] = CURVES_PUBLISHED[family(data)]
-        for label in results.labels(data):
-            augmented, plain = results.shared(label, "p=0", data=data)
-            if label == "p=0" or not plain:
+        found = results.of(data=data)
+        for label in found.labels:
+            augmented, plain = found.shared(label, "p=0")
+            if label == "p=0" or not len(plain):
                 continue
-            below = np.flatnonzero(curves(augmented, "loss").mean(0) <= mean(plain, "loss"))
+            losses = augmented.curves("loss").mean(0)
+            below = np.flatnonzero(losses <= plain.mean("loss"))
             at = int(below[0]) if len(below) else None
-            until = f"{'never' if at is None else at} of {len(plain[0].records) - 1}"
-            then = None if at is None else mean(augmented, "nfe_forward", at) / mean(plain, "nfe_forward")
+            then = None if at is None else augmented.mean("nfe_forward", at) / plain.mean("nfe_forward")
+            until = f"{'never' if at is None else at} of {len(losses) - 1}"
             findings[f"{data}, {label}: epochs until p=0's final loss"] = until
             findings[f"{data}, {label}: NFE at p=0's final loss over p=0's"] = then
-            nfe = results.ratio(label, "p=0", "nfe_forward", data)
-            findings[f"{data}, {label}: NFE of the last epoch over p=0's"] = nfe
+            findings[f"{data}, {label}: NFE of the last epoch over p=0's"] = found.ratio(label, "p=0", "nfe_forward")
     return findings
-
-
-IMAGE_CURVES = Experiment(
-    "losses, evaluations and accuracy by the number of extra channels (fig. 10, 11)",
-    ("mnist", "cifar10"),
-    "images",
-    _extras,
-    rows(
-        "loss",
-        "nfe_forward",
-        ("nfe_forward", "loss"),
-        ("nfe_forward", "test_accuracy"),
-        order=[f"p={extra}" for extra in sorted(EXTRAS)],
-    ),
-    _against_plain,
-)
 
 
 # Table 1, figures 12 and 14
@@ -241,25 +222,15 @@ TABLE1_PUBLISHED = {  # accuracy in per cent: by the paper, and by its reproduct
 def _accuracies(results: Results) -> dict[str, Any]:
     findings: dict[str, Any] = {}
     for data in results.data:
-        for label in results.labels(data):
+        found = results.of(data=data)
+        for label in found.labels:
             published = TABLE1_PUBLISHED.get((family(data), label.split()[0]))
             said = "" if published is None else f" (published, full size of {family(data)}: {published})"
-            accuracy = results.spread(label, "test_accuracy", data, unit=100)
-            findings[f"{data}, {label}: test accuracy in %{said}"] = accuracy
-            findings[f"{data}, {label}: parameters"] = results.parameters(label, data)
-        node, anode = (next((x for x in results.labels(data) if x.startswith(kind)), kind) for kind in ("NODE", "ANODE"))
-        findings[f"{data}: NFE of the last epoch, ANODE / NODE"] = results.ratio(anode, node, "nfe_forward", data)
+            findings[f"{data}, {label}: test accuracy in %{said}"] = found.of(label).spread("test_accuracy", 100)
+            findings[f"{data}, {label}: parameters"] = found.of(label).parameters()
+        anode = f"ANODE p={FAMILIES[family(data)].extra}"
+        findings[f"{data}: NFE of the last epoch, ANODE / NODE"] = found.ratio(anode, "NODE", "nfe_forward")
     return findings
-
-
-TABLE1 = Experiment(
-    "test accuracy of NODE and ANODE with as many parameters (table 1, fig. 12, 14)",
-    ("mnist", "cifar10", "svhn"),
-    "images",
-    lambda data, scale: {label: training(data, scale, model) for label, model in pair(data, scale).items()},
-    rows("test_accuracy", "test_loss", "loss", "nfe_forward"),
-    _accuracies,
-)
 
 
 # Figure 13
@@ -267,39 +238,27 @@ TABLE1 = Experiment(
 
 def _few_images(data: str, scale: Scale) -> Mapping[str, str]:
     few = {"train_size": 500, "epochs": 200, "batch_size": 50, "max_steps": 166}  # 998 evaluations
-    return {
-        f"ANODE p={extra}" if extra else "NODE": training(data, scale, convolutions(data, scale, extra), **few)
-        for extra in (0, FAMILIES[family(data)].extra)
-    }
+    extras = {"NODE": 0, f"ANODE p={FAMILIES[family(data)].extra}": FAMILIES[family(data)].extra}
+    return {label: training(data, scale, convolutions(data, scale, extra), **few) for label, extra in extras.items()}
 
 
 def _jumps(results: Results) -> dict[str, Any]:
     findings: dict[str, Any] = {"published, full mnist": "NODE exceeds 1,000 evaluations and is unstable"}
     for data in results.data:
-        for label in results.labels(data):
-            group = results.of(label, data)
-            failed = ", ".join(o.status for o in group if not o.succeeded) or "none"
-            findings[f"{data}, {label}: runs ended by their evaluations or otherwise"] = failed
-            begun = [o for o in group if len(o.records) > 1]
-            if begun:
-                nfe, loss = curves(begun, "nfe_forward"), curves(begun, "loss")[:, 1:]
+        for label in results.of(data=data).labels:
+            group, where = results.of(label, data), f"{data}, {label}"
+            failed = ", ".join(o.status for o in group if o.status != SUCCESS) or "none"
+            findings[f"{where}: runs ended by their evaluations or otherwise"] = failed
+            begun = Results([o for o in group if len(o.records) > 1])
+            if len(begun):
+                nfe, loss = begun.curves("nfe_forward"), begun.curves("loss")[:, 1:]
                 ratios = loss / np.fmin.accumulate(loss, axis=1)
                 highest = np.unravel_index(np.nanargmax(ratios), ratios.shape)
                 most = f"{nfe[:, 1].mean():.0f}, {np.nanmax(nfe):.0f}"
-                findings[f"{data}, {label}: NFE of the first epoch, and the most of any"] = most
-                findings[f"{data}, {label}: largest loss of an epoch over the least before it"] = float(ratios[highest])
-                findings[f"{data}, {label}: the loss of that epoch"] = float(loss[highest])
+                findings[f"{where}: NFE of the first epoch, and the most of any"] = most
+                findings[f"{where}: largest loss of an epoch over the least before it"] = float(ratios[highest])
+                findings[f"{where}: the loss of that epoch"] = float(loss[highest])
     return findings
-
-
-STABILITY = Experiment(
-    "loss and evaluations when few images are overfitted (fig. 13)",
-    ("mnist",),
-    "images",
-    _few_images,
-    rows("loss", "nfe_forward", "test_loss", "test_accuracy"),
-    _jumps,
-)
 
 
 # Table 1 of Neural ODEs
@@ -326,23 +285,47 @@ def _networks(data: str, scale: Scale) -> Mapping[str, str]:
 def _errors(results: Results) -> dict[str, Any]:
     findings: dict[str, Any] = {}
     for data in results.data:
-        for label in results.labels(data):
-            errors = 100 - 100 * last(results.of(label, data), "test_accuracy")
-            said = f"test error in % (published, full size of mnist: {ODENET_PUBLISHED[label]})"
-            findings[f"{data}, {label}: {said}"] = ", ".join(f"{error:.2f}" for error in errors) or "-"
-            findings[f"{data}, {label}: parameters"] = results.parameters(label, data)
-        nfe = results.mean("ODE-Net", "nfe_forward", data)
+        for label, published in ODENET_PUBLISHED.items():
+            group, said = results.of(label, data), f"published, full size of mnist: {published}"
+            errors = ", ".join(f"{error:.2f}" for error in 100 - 100 * group.last("test_accuracy")) or "-"
+            findings[f"{data}, {label}: test error in % ({said})"] = errors
+            findings[f"{data}, {label}: parameters"] = group.parameters()
+        nfe = results.of("ODE-Net", data).mean("nfe_forward")
         findings[f"{data}: NFE of the ODE-Net in the last epoch"] = nfe
     return findings
 
 
-ODENET = Experiment(
-    "test error of ODE-Net, residual network and perceptron (Neural ODEs, table 1)",
-    ("mnist",),
-    "images",
-    _networks,
-    rows("loss", "test_accuracy", "nfe_forward"),
-    _errors,
-)
-
-EXPERIMENTS = {"image-curves": IMAGE_CURVES, "table1": TABLE1, "stability": STABILITY, "odenet": ODENET}
+EXPERIMENTS = {
+    "image-curves": Experiment(
+        "losses, evaluations and accuracy by the number of extra channels (fig. 10, 11)",
+        ("mnist", "cifar10"),
+        "images",
+        _extras,
+        lambda r: draw_rows(r, "loss", "nfe_forward", ("nfe_forward", "loss"), ("nfe_forward", "test_accuracy")),
+        _compare_extras,
+    ),
+    "table1": Experiment(
+        "test accuracy of NODE and ANODE with as many parameters (table 1, fig. 12, 14)",
+        ("mnist", "cifar10", "svhn"),
+        "images",
+        lambda data, scale: {label: training(data, scale, model) for label, model in pair(data, scale).items()},
+        lambda r: draw_rows(r, "test_accuracy", "test_loss", "loss", "nfe_forward"),
+        _accuracies,
+    ),
+    "stability": Experiment(
+        "loss and evaluations when few images are overfitted (fig. 13)",
+        ("mnist",),
+        "images",
+        _few_images,
+        lambda r: draw_rows(r, "loss", "nfe_forward", "test_loss", "test_accuracy"),
+        _jumps,
+    ),
+    "odenet": Experiment(
+        "test error of ODE-Net, residual network and perceptron (Neural ODEs, table 1)",
+        ("mnist",),
+        "images",
+        _networks,
+        lambda r: draw_rows(r, "loss", "test_accuracy", "nfe_forward"),
+        _errors,
+    ),
+}

@@ -8,12 +8,11 @@ its likelihood is at a disadvantage; the likelihood of discrete data is a bound 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnf import DensityConfig, density_model
-from train_flows import density, recipes
+from train_flows import density
 from train_flows.command_line import parse
-from train_flows.data import Dataset, is_images, known_density_data, load_density_data, toy
+from train_flows.data import Dataset, is_images, load_density_data, toy
 from train_flows.evaluation.costs import TOLERANCES
 from train_flows.experiments.grid import Experiment, Scale, words
-from train_flows.experiments.results import Results
+from train_flows.experiments.results import SUCCESS, Results
 from train_flows.experiments.training_densities import ALLOWED, QUICK, columns
 from train_flows.figures import plots
 from train_flows.settings import DensitySettings
@@ -39,7 +38,7 @@ CONTROLS = (("categorical", "mixture base"), ("joint, matched", "p=0, matched"))
 STEPS = {"parkinsons.csv.gz": 800, "protein.csv.gz": 1000, "digits": 1000}  # the first overfits soon after
 CONVOLUTIONS: dict[str, Any] = {  # of images: one ODE, whose divergence is exact, so that bounds can be tightened
     "field": "conv",
-    "hidden": (64,),
+    "hidden": (32,),
     "activation": ("tanh",),
     "time": "bias",
     "blocks": 1,
@@ -50,6 +49,7 @@ CONVOLUTIONS: dict[str, Any] = {  # of images: one ODE, whose divergence is exac
     "kinetic": 0.0,
     "frobenius": 0.0,
 }
+MIXTURE = {"augmentation": "categorical", "posterior": "fitted"}
 REGULARISATIONS = ("free", "penalised")
 METRICS = tuple(f"nfe_{what}_{tolerance:.0e}" for what in ("log_prob", "sample") for tolerance in TOLERANCES)
 METRIC = METRICS[-1]
@@ -71,27 +71,23 @@ UNCHOSEN = Chosen(8, 1e-3)  # of other data
 
 
 def variants(data: str) -> dict[str, dict[str, Any]]:
-    """Return what is compared, by name: options of ``train-flows density`` that the plain flow does not have."""
-    mixture = _mixture(data, CHOSEN.get(data, UNCHOSEN).components)
+    """Return what is compared, by name: options of ``train-flows density`` that the plain flow does not have.
+
+    On whitened tables all mixtures have full covariances, by their recipe.
+    """
+    k = CHOSEN.get(data, UNCHOSEN).components
     matched = {"objective": "flow-matching+likelihood", "likelihood_steps": 1000}
     plane, images = data in toy.DENSITIES, is_images(data)
-    base = {"base": "mixture", "components": mixture["extra"], "correlated": mixture["correlated"]}
     return {
         PLAIN: {},
-        "mixture base": base,
-        "categorical": mixture,
+        "mixture base": {"base": "mixture", "components": k},
+        "categorical": {**MIXTURE, "extra": k},
         "joint": {"extra": 1},
         **({"momentum": {"augmentation": "momentum", "extra": 2}} if plane else {}),
         **({f"{PLAIN}, matched": matched, "joint, matched": {"extra": 1, **matched}} if plane else {}),
         **({f"joint, p={p}": {"extra": p} for p in (2, 4)} if images else {}),
         "joint, learned q": {"extra": 1, "posterior": "learned"},
     }
-
-
-def _mixture(data: str, components: int) -> dict[str, Any]:
-    """Return the options of a mixture of flows, with full covariances if the recipe whitens the data."""
-    correlated = recipes.density({"source": data})[1].get("whiten", False)
-    return {"augmentation": "categorical", "extra": components, "posterior": "fitted", "correlated": correlated}
 
 
 def plain_options(data: str) -> dict[str, Any]:
@@ -105,21 +101,15 @@ def plain_options(data: str) -> dict[str, Any]:
 
 def equal_size(data: str, scale: Scale, options: Mapping[str, Any]) -> str:
     """Return the command line of a variant, with the widest field that has no more parameters than the plain flow."""
-    quick: dict[str, Any] = {}
+    source, shared = scale.source(data), plain_options(data)
     if scale.size == "quick":
-        quick = QUICK | ({"hidden": (4,)} if is_images(data) else {})
-        quick |= {"likelihood_steps": 2} if "likelihood_steps" in options else {}
-    plain, variant = plain_options(data) | quick, plain_options(data) | options | quick
-    dataset = _dataset(_source(data, scale))
-    hidden = _config(_source(data, scale), plain).hidden
-    config = _config(_source(data, scale), variant)
-
-    def of_width(n: int) -> DensityConfig:
-        return dataclasses.replace(config, hidden=(n,) * len(hidden))
-
-    allowed = parameters(_config(_source(data, scale), plain), dataset)
-    fitting = (n for n in range(hidden[0], 0, -1) if parameters(of_width(n), dataset) <= allowed)
-    return words("density {data}", variant | {"hidden": (next(fitting, 1),) * len(hidden)})
+        options = options | ({"likelihood_steps": 2} if "likelihood_steps" in options else {})
+        shared |= QUICK | ({"hidden": (4,)} if is_images(data) else {})
+    plain, variant = (_config(source, each) for each in (shared, shared | options))
+    allowed, dataset, layers = parameters(plain, _dataset(source)), _dataset(source), len(plain.hidden)
+    widths = ((n,) * layers for n in range(plain.hidden[0], 1, -1))
+    fits = (hidden for hidden in widths if parameters(replace(variant, hidden=hidden), dataset) <= allowed)
+    return words("density {data}", shared | options | {"hidden": next(fits, (1,) * layers)})
 
 
 def parameters(config: DensityConfig, dataset: Dataset) -> int:
@@ -130,12 +120,7 @@ def parameters(config: DensityConfig, dataset: Dataset) -> int:
 
 
 def _config(source: str, options: Mapping[str, Any]) -> DensityConfig:
-    line = shlex.split(words("", options))
-    return parse(density.PROGRAM, DensitySettings(), [source, *line])[0].model
-
-
-def _source(data: str, scale: Scale) -> str:
-    return data if known_density_data(data) else str(Path(scale.data_root, data))
+    return parse(density.PROGRAM, DensitySettings(), [source, *shlex.split(words("", options))])[0].model
 
 
 @cache
@@ -155,18 +140,18 @@ def _runs(data: str, scale: Scale) -> dict[str, str]:
 def _findings(results: Results) -> dict[str, Any]:
     findings: dict[str, Any] = {}
     for data in results.data:
+        found, names = results.of(data=data), variants(data)
         for regularisation in REGULARISATIONS:
-            names = variants(data)
             pairs = [(name, PLAIN) for name in names if name != PLAIN] + [p for p in CONTROLS if set(p) <= set(names)]
             for name, other in pairs:
                 labels = f"{name}, {regularisation}", f"{other}, {regularisation}"
                 for metric in METRICS:
-                    if (found := results.equal_nll(*labels, metric, data)) is not None:
-                        findings[f"{data}, {regularisation}: {name} / {other}, {metric}"] = found
+                    if (equal := found.equal_nll(*labels, metric)) is not None:
+                        findings[f"{data}, {regularisation}: {name} / {other}, {metric}"] = equal
             for name in names:
-                failed = sum(not o.succeeded for o in results.of(f"{name}, {regularisation}", data))
+                failed = sum(o.status != SUCCESS for o in found.of(f"{name}, {regularisation}"))
                 findings |= {f"{data}, {regularisation}: {name}, failed": failed} if failed else {}
-        fitted = [o.records[0]["nll_test"] for o in results.of("mixture base, free", data) if o.records]
+        fitted = [o.records[0]["nll_test"] for o in found.of("mixture base, free") if o.records]
         if fitted:
             findings[f"{data}: NLL of a Gaussian mixture"] = float(np.mean(fitted))
     return findings
@@ -177,7 +162,7 @@ def _draw(results: Results) -> Figure:
     panels = figure.subplots(len(REGULARISATIONS), len(results.data), squeeze=False)
     for row, regularisation in zip(panels, REGULARISATIONS, strict=True):
         for axes, data in zip(row, results.data, strict=True):
-            draw_curves(axes, results.on(data), {f"{name}, {regularisation}": name for name in variants(data)})
+            draw_curves(axes, results.of(data=data), {f"{name}, {regularisation}": name for name in variants(data)})
             axes.set_title(f"{data}, {regularisation}")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
     return figure
@@ -186,21 +171,10 @@ def _draw(results: Results) -> Figure:
 def draw_curves(axes: Axes, results: Results, names: Mapping[str, str], xlabel: str = "test NLL in nats") -> None:
     """Draw evaluations of sampling against the NLL, along the trainings of labels with other names to show."""
     for (label, name), color in zip(names.items(), plots.line_colors(len(names)), strict=True):
-        for i, outcome in enumerate(results.succeeded(label)):
+        for i, outcome in enumerate(results.of(label).succeeded):
             nll, nfe = ([record[figure] for record in outcome.records[1:]] for figure in ("nll_test", METRIC))
             axes.plot(nll, nfe, "o-", ms=3, lw=1, color=color, alpha=0.7, label=None if i else name)
     axes.set(xlabel=xlabel, ylabel="evaluations of sampling, 1e-7")
-
-
-AUGMENTED_DENSITY = Experiment(
-    "evaluations of plain and augmented densities of as many parameters, at equal likelihood",
-    DATA,
-    "densities",
-    _runs,
-    _draw,
-    _findings,
-    first=tuple(f"{name}, {regularisation}" for name in FIRST for regularisation in REGULARISATIONS),
-)
 
 
 # The two chosen settings
@@ -219,7 +193,7 @@ def _mixed(components: int) -> str:
 
 def _tried(data: str, scale: Scale) -> dict[str, str]:
     tried: dict[str, dict[str, Any]] = {_penalised(weight): {"acceleration": weight} for weight in WEIGHTS}
-    tried |= {_mixed(k): {**_mixture(data, k), "acceleration": 0.0} for k in COMPONENTS}
+    tried |= {_mixed(k): {**MIXTURE, "extra": k, "acceleration": 0.0} for k in COMPONENTS}
     measure = {"measure": "validation-costs"}
     return {label: equal_size(data, scale, options | measure) for label, options in tried.items()}
 
@@ -227,24 +201,58 @@ def _tried(data: str, scale: Scale) -> dict[str, str]:
 def choose(results: Results) -> dict[str, Any]:
     """Choose the two settings for each data set, on its validation part.
 
-    The number of components is that of the mixture of flows that samples with the fewest evaluations at equal
-    likelihood relative to the plain flow, of those with the best NLL relative to it, where all that reach it are equal:
-    with many components the mixture alone can stop short of it. The weight of the penalty, the same for all variants,
-    is that of the plain flow's fewest evaluations whose validation NLL is at most 0.02 nats above that without; the
+    The number of components is that of the mixture of flows that samples with the fewest evaluations at equal NLL,
+    relative to the plain flow, among those that come to be as good as the plain flow (or the best, if none does): with
+    many components the mixture alone can stop short of it. The weight of the penalty, the same for all variants, is
+    that of the plain flow's fewest evaluations whose validation NLL is at most 0.02 nats above that without; the
     smallest if all cost more.
     """
     findings: dict[str, Any] = {}
     for data in results.data:
-        ratios, behind = {}, {}
+        found, costs = results.of(data=data), {}
         for k in COMPONENTS:
-            found = results.equal_nll(_mixed(k), _penalised(0.0), METRIC, data)
-            if found is not None:
-                ratios[k] = found.ratio
-                behind[k] = max(0.0, results.difference(_mixed(k), _penalised(0.0), "validation_nll", data))
-                findings[f"{data}: {_mixed(k)} / {PLAIN}, {METRIC}"] = ratios[k]
-                findings[f"{data}: {_mixed(k)}, validation NLL behind {PLAIN}"] = behind[k]
-        if ratios:
-            findings[f"{data}: components"] = min(ratios, key=lambda k: (behind[k], ratios[k]))
-        groups = dict(zip(WEIGHTS, results.shared(*map(_penalised, WEIGHTS), data=data), strict=True))
-        ...
+            pair = _mixed(k), _penalised(0.0)
+            equal = found.equal_nll(*pair, METRIC)
+            if equal is not None:
+                behind = max(0.0, found.difference(*pair, "validation_nll"))
+                costs[k] = behind, equal["ratio"]
+                findings[f"{data}: {_mixed(k)} / {PLAIN}, {METRIC}"] = equal["ratio"]
+                findings[f"{data}: {_mixed(k)}, validation NLL behind {PLAIN}"] = behind
+        if costs:
+            findings[f"{data}: components"] = min(costs, key=lambda k: costs[k])
+        groups = dict(zip(WEIGHTS, found.shared(*map(_penalised, WEIGHTS)), strict=True))  # of the same seeds
+        nll = {weight: group.mean("validation_nll") for weight, group in groups.items()}
+        nfe = {weight: group.mean("nfe_validation") for weight, group in groups.items()}
+        for weight in WEIGHTS:
+            findings[f"{data}: {_penalised(weight)}, validation NLL"] = nll[weight]
+            findings[f"{data}: {_penalised(weight)}, NFE of log_prob"] = nfe[weight]
+        good = [weight for weight in WEIGHTS[1:] if nll[weight] <= nll[0.0] + ALLOWED]
+        findings[f"{data}: acceleration"] = min(good, key=lambda weight: nfe[weight], default=WEIGHTS[1])
     return findings
+
+
+def _draw_tuning(axes: Axes, results: Results) -> None:
+    names = {label: label for label in (_penalised(0.0), *map(_mixed, COMPONENTS))}
+    draw_curves(axes, results, names, "validation NLL in nats")
+
+
+EXPERIMENTS = {
+    "augmented-density": Experiment(
+        "evaluations of plain and augmented densities of as many parameters, at equal likelihood",
+        DATA,
+        "densities",
+        _runs,
+        _draw,
+        _findings,
+        first=tuple(f"{name}, {regularisation}" for name in FIRST for regularisation in REGULARISATIONS),
+    ),
+    "augmented-tuning": Experiment(
+        "the settings of augmented-density, chosen on validation data with seeds of their own",
+        DATA,
+        "densities",
+        _tried,
+        columns(_draw_tuning),
+        choose,
+        first_seed=100,
+    ),
+}

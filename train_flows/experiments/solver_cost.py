@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ Rows = list[dict[str, Any]]
 def solves_of(results: Results) -> Rows:
     """Solve every trained neural ODE, or read the earlier solves; return the successful ones with their network."""
     rows: Rows = []
-    for outcome in (o for label in NODES for o in results.succeeded(label)):
+    for outcome in (o for label in NODES for o in results.of(label).succeeded):
         path = outcome.folder / "solves.json"
         if not path.is_file():
             storage.write_json(path, measure(outcome.model, points(outcome)[0][:POINTS]))
@@ -136,8 +136,8 @@ def kept_bytes() -> Generator[Callable[[], int]]:
 
 def equal_depth(results: Results) -> int | None:
     """Return the fewest residual blocks, of those tried, whose mean accuracy is not below that of the NODE."""
-    wanted = results.mean("NODE", "accuracy")
-    return next((k for k in DEPTHS if results.mean(f"ResNet of {k}", "accuracy") >= wanted), None)
+    wanted = results.of("NODE").mean("train_accuracy")
+    return next((k for k in DEPTHS if results.of(f"ResNet of {k}").mean("train_accuracy") >= wanted), None)
 
 
 def _findings(results: Results) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _findings(results: Results) -> dict[str, Any]:
             direct, adjoint = (at(metric, 1e-5, network, gradient) for gradient in GRADIENTS)
             findings[f"{network}: {what}, direct / adjoint at 1e-5"] = direct / adjoint
     findings["blocks of a ResNet of equal accuracy"] = equal_depth(results)
-    findings["NFE of the NODE in the last epoch"] = results.mean("NODE", "nfe_forward")
+    findings["NFE of the NODE in the last epoch"] = results.of("NODE").mean("nfe_forward")
     return findings
 
 
@@ -181,7 +181,7 @@ def _draw(results: Results) -> Figure:
     panels[2].plot(equal, equal, color="0.7", lw=1, label="as many as forward")
     for axes in panels:
         axes.legend(fontsize="small")
-    nfe = {"NODE, evaluations": results.curves("NODE", "nfe_forward")}
+    nfe = {"NODE, evaluations": results.of("NODE").curves("nfe_forward")}
     plots.bands(last, nfe, "depth while training", "evaluations or blocks")
     if depth is not None:
         last.axhline(depth, color=plots.LINE_COLORS[1], ls="--", label="ResNet of equal accuracy, blocks")
@@ -190,21 +190,18 @@ def _draw(results: Results) -> Figure:
     return figure
 
 
-TOLERANCE = Experiment(
-    "error, time, memory and evaluations against tolerance (Neural ODEs, fig. 3)",
-    ("spheres",),
-    "functions",
-    trainings(
-        {
-            "spheres": {
-                "NODE": "",
-                "NODE tanh": "--activation tanh",
-                **{f"ResNet of {k}": f"--model resnet --blocks {k}" for k in DEPTHS},
-            }
-        }
-    ),
-    _draw,
-    _findings,
-)
-
-EXPERIMENTS = {"tolerance": TOLERANCE}
+NETWORKS = {
+    "NODE": "",
+    "NODE tanh": "--activation tanh",
+    **{f"ResNet of {k}": f"--model resnet --blocks {k}" for k in DEPTHS},
+}
+EXPERIMENTS = {
+    "tolerance": Experiment(
+        "error, time, memory and evaluations against tolerance (Neural ODEs, fig. 3)",
+        ("spheres",),
+        "functions",
+        trainings({"spheres": NETWORKS}),
+        _draw,
+        _findings,
+    )
+}

@@ -18,7 +18,7 @@ from anode.errors import check_choice
 from train_flows import recipes
 from train_flows.data import toy
 from train_flows.experiments.grid import Experiment, Scale, words
-from train_flows.experiments.results import Outcome, Results, mean
+from train_flows.experiments.results import Outcome, Results
 from train_flows.figures import plots
 
 QUICK = {"steps": 4, "validate_every": 2, "batch_size": 32, "hidden": (8, 8)}
@@ -37,7 +37,7 @@ def columns(draw: Callable[[Axes, Results], None]) -> Callable[[Results], Figure
         figure = Figure(figsize=(4.5 * len(results.data), 3.6), layout="constrained")
         panels = figure.subplots(1, len(results.data), squeeze=False)[0]
         for axes, data in zip(panels, results.data, strict=True):
-            draw(axes, results.on(data))
+            draw(axes, results.of(data=data))
             axes.set_title(data)
             axes.legend()
         return figure
@@ -67,14 +67,14 @@ def chosen_weight(results: Results) -> float | None:
         return math.inf if math.isnan(lost) else lost
 
     allowed = [weight for weight in WEIGHTS if weight and lost(weight) <= ALLOWED]
-    return min(allowed, key=lambda weight: results.mean(penalised(weight), "nfe_validation"), default=None)
+    return min(allowed, key=lambda weight: results.of(penalised(weight)).mean("nfe_validation"), default=None)
 
 
 def _penalties(results: Results) -> dict[str, Any]:
     findings: dict[str, Any] = {}
     ratios = []
     for data in results.data:
-        found = results.on(data)
+        found = results.of(data=data)
         weight = chosen_weight(found)
         if weight is None:
             continue
@@ -104,7 +104,7 @@ def _draw_penalties(results: Results) -> Figure:
     figure = Figure(figsize=(4.2 * len(results.data), 6.6), layout="constrained")
     for column, data in zip(figure.subplots(2, len(results.data), squeeze=False).T, results.data, strict=True):
         for weight, color in zip(WEIGHTS, plots.line_colors(len(WEIGHTS)), strict=True):
-            for i, outcome in enumerate(results.succeeded(penalised(weight), data)):
+            for i, outcome in enumerate(results.of(penalised(weight), data).succeeded):
                 label, last = None if i else f"{weight:g}", outcome.records[-1]
                 column[0].plot(last["nfe_log_prob"], last["test_nll"], "o", color=color, label=label)
                 steps, costs = ([record[name] for record in outcome.records] for name in ("step", "nfe_log_prob"))
@@ -113,19 +113,6 @@ def _draw_penalties(results: Results) -> Figure:
         column[1].set(xlabel="training step", ylabel="evaluations of log_prob, validation")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), title="weight", loc="outside right upper")
     return figure
-
-
-PATH_ENERGIES = Experiment(
-    "evaluations and likelihood of densities trained with and without a penalty on acceleration",
-    ("separated-8gaussians", "checkerboard", "annulus"),
-    "densities",
-    lambda data, scale: {
-        penalised(weight): training(data, scale, steps=2000, validate_every=100, acceleration=weight)
-        for weight in WEIGHTS
-    },
-    _draw_penalties,
-    _penalties,
-)
 
 
 # Couplings of flow matching
@@ -137,7 +124,7 @@ MATCHING = {"objective": "flow-matching", "steps": 4000, "validate_every": 200, 
 def _couplings(results: Results) -> dict[str, Any]:
     findings: dict[str, Any] = {}
     for data in results.data:
-        found, both = results.on(data), (COUPLED, INDEPENDENT)
+        found, both = results.of(data=data), (COUPLED, INDEPENDENT)
         findings |= {
             f"{data}: NFE of sampling, coupled / independent": found.ratio(*both, "nfe_sample"),
             f"{data}: NFE of log_prob, coupled / independent": found.ratio(*both, "nfe_log_prob"),
@@ -148,21 +135,11 @@ def _couplings(results: Results) -> dict[str, Any]:
 
 
 def _draw_couplings(axes: Axes, results: Results) -> None:
-    for label, color in zip(results.labels(), plots.LINE_COLORS, strict=False):
-        last = [outcome.records[-1] for outcome in results.succeeded(label)]
+    for label, color in zip(results.labels, plots.LINE_COLORS, strict=False):
+        last = [outcome.records[-1] for outcome in results.of(label).succeeded]
         nfe, nll = ([record[name] for record in last] for name in ("nfe_sample", "test_nll"))
         axes.plot(nfe, nll, "o", color=color, alpha=0.7, label=label.replace("-", " "))
     axes.set(xlabel="evaluations of sampling", ylabel="test NLL in nats")
-
-
-COUPLINGS = Experiment(
-    "evaluations of flow matching by the coupling of base and data points",
-    ("8gaussians", "moons"),
-    "densities",
-    lambda data, scale: {x: training(data, scale, **MATCHING, coupling=x) for x in (INDEPENDENT, COUPLED)},
-    columns(_draw_couplings),
-    _couplings,
-)
 
 
 # FFJORD
@@ -179,14 +156,15 @@ def _times(results: Results) -> dict[str, Any]:
     """
     findings: dict[str, Any] = {}
     for data in results.data:
-        ours, theirs = results.shared(OURS, THEIRS, data=data)
-        if ours:
-            ends = [theirs.records[-1] for theirs in theirs]
-            shares = [seconds_to(o.records, end["nll"]) / end["seconds"] for o, end in zip(ours, ends, strict=True)]
-            findings[f"{data}: time to FFJORD's final NLL over FFJORD's"] = float(np.mean(shares))
-            for metric, what in (("test_nll", "final test NLL"), ("seconds", "seconds")):
-                findings |= {f"{data}: {what}, {OURS}": mean(ours, metric), f"{data}: {what}, {THEIRS}": mean(theirs, metric)}
-            findings[f"{data}: NFE of log_prob, {OURS} / {THEIRS}"] = results.ratio(OURS, THEIRS, "nfe_log_prob", data)
+        ours, theirs = results.of(data=data).shared(OURS, THEIRS)
+        ends = [outcome.records[-1] for outcome in theirs]
+        shares = [seconds_to(o.records, end["nll"]) / end["seconds"] for o, end in zip(ours, ends, strict=True)]
+        findings[f"{data}: time to FFJORD's final NLL over FFJORD's"] = float(np.mean(shares or math.nan))
+        for label, group in ((OURS, ours), (THEIRS, theirs)):
+            findings[f"{data}: final test NLL, {label}"] = group.mean("test_nll")
+            findings[f"{data}: seconds, {label}"] = group.mean("seconds")
+        nfe = results.of(data=data).ratio(OURS, THEIRS, "nfe_log_prob")
+        findings[f"{data}: NFE of log_prob, {OURS} / {THEIRS}"] = nfe
     return findings
 
 
@@ -198,23 +176,42 @@ def seconds_to(records: Sequence[Any], nll: float) -> float:
 
 
 def _draw_times(axes: Axes, results: Results) -> None:
-    for label, color in zip(results.labels(), plots.LINE_COLORS, strict=False):
+    for label, color in zip(results.labels, plots.LINE_COLORS, strict=False):
         for i, outcome in enumerate(results.of(label)):
             seconds, nll = ([record[name] for record in outcome.records[1:]] for name in ("seconds", "nll"))
             axes.plot(seconds, nll, color=color, label=None if i else label)
     axes.set(xlabel="seconds of training", ylabel="validation NLL in nats", xscale="log")
 
 
-FFJORD = Experiment(
-    "time to the likelihood that FFJORD's recipe reaches",
-    ("8gaussians", "checkerboard", "2spirals"),
-    "densities",
-    lambda data, scale: {
-        THEIRS: training(data, scale, **{**recipes.FFJORD, "validate_every": 250}),
-        OURS: training(data, scale, validate_every=25),
-    },
-    columns(_draw_times),
-    _times,
-)
-
-EXPERIMENTS = {"path-energies": PATH_ENERGIES, "couplings": COUPLINGS, "ffjord": FFJORD}
+EXPERIMENTS = {
+    "path-energies": Experiment(
+        "evaluations and likelihood of densities trained with and without a penalty on acceleration",
+        ("separated-8gaussians", "checkerboard", "annulus"),
+        "densities",
+        lambda data, scale: {
+            penalised(weight): training(data, scale, steps=2000, validate_every=100, acceleration=weight)
+            for weight in WEIGHTS
+        },
+        _draw_penalties,
+        _penalties,
+    ),
+    "couplings": Experiment(
+        "evaluations of flow matching by the coupling of base and data points",
+        ("8gaussians", "moons"),
+        "densities",
+        lambda data, scale: {x: training(data, scale, **MATCHING, coupling=x) for x in (INDEPENDENT, COUPLED)},
+        columns(_draw_couplings),
+        _couplings,
+    ),
+    "ffjord": Experiment(
+        "time to the likelihood that FFJORD's recipe reaches",
+        ("8gaussians", "checkerboard", "2spirals"),
+        "densities",
+        lambda data, scale: {
+            THEIRS: training(data, scale, **{**recipes.FFJORD, "validate_every": 250}),
+            OURS: training(data, scale, validate_every=25),
+        },
+        columns(_draw_times),
+        _times,
+    ),
+}
