@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {"anode": {"anode"}, "cnf": {"anode", "cnf"}, "train_flows": {"anode", "cnf", "train_flows"}}
 FILES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
-MAX_FILES, MAX_LINES = 15, 400  # of a folder, of a file
+MAX_FILES, MAX_LINES = 16, 400  # of a folder, of a file
 
 
 def imported(path):

@@ -132,11 +132,11 @@ class ClassifyTask:
         epoch = len(self.run.records())
         if epoch in self.settings.epochs.snapshots and not distributed.rank():
             self._store_features(epoch)
-        figures = ("loss", "accuracy", "nfe")
         return {
-            f"{part}_{figure}": found[part][figure]
-            for part in found
-            for figure in figures[: 3 if part == "train" else 2]
+            f"{part}_{figure}": value
+            for part, figures in found.items()
+            for figure, value in figures.items()
+            if part == "train" or figure in ("loss", "accuracy")
         }
 
     @torch.no_grad()

@@ -149,8 +149,9 @@ class DensityTask:
         figures = likelihood.validation_nll(self.validated, self._validation)
         if self._drifts:
             figures |= likelihood.drift(self.model, self.validated, self._validation)
-        if self.training.measure == "costs":
-            figures |= costs(self.validated, self.dataset)
+        if self.training.measure != "none":
+            test = self.dataset.validation if self.training.measure == "validation-costs" else self.dataset.test
+            figures |= costs(self.validated, dataclasses.replace(self.dataset, test=test))
         if self.dataset.levels is not None and self.run is not None:
             of_runs.draw_snapshot(self.run, self.training, self.dataset, self.validated)
         return figures

@@ -130,8 +130,9 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     recipe = dict(DENSITY[name])
     if source in DARK_IMAGES:
         recipe["alpha"] = 1e-6
-    if "mixture" in typed.get("base", "") or typed.get("augmentation") == "categorical":
-        recipe["correlated"] = typed.get("whiten", recipe.get("whiten", False))
+    mixes = typed.get("augmentation") == "categorical" or typed.get("base") == "mixture"
+    if mixes and typed.get("whiten", recipe.get("whiten")):
+        recipe["correlated"] = True  # components of whitened data have full covariances, too
     if objective == "flow-matching":
         recipe = {option: value for option, value in recipe.items() if option not in PATH_WEIGHTS}
     return name, recipe

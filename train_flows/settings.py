@@ -119,7 +119,8 @@ class Training:
         on_stiff: reaction to a failed solve: stop training, or skip the step
         max_skipped: give up after this many consecutive skipped steps
         kl_warm_up: steps over which the weight of the KL term of learned noise rises to 1
-        measure: extra figures of every validation; costs are evaluations and NLL in double precision
+        measure: extra figures of every validation; costs are evaluations and NLL in double precision, of test samples
+            or of validation samples
     """
 
     steps: Count = 600
@@ -137,7 +138,7 @@ class Training:
     on_stiff: Literal["stop", "skip"] = "stop"
     max_skipped: CountFromZero = 10
     kl_warm_up: CountFromZero = 0
-    measure: Literal["none", "costs"] = "none"
+    measure: Literal["none", "costs", "validation-costs"] = "none"
 
 
 @config
