@@ -70,6 +70,7 @@ def main(args: list[str]) -> None:
     task = DensityTask(settings, dataset, model)
     stored = {**dataset.describe(), "notes": list(dataset.notes)}
     run = session.open_run(settings.run, KIND, to_sections(settings), task.validated.arguments, stored)
+    task.run = run
     before = time.monotonic() - started
     with session.resumable(run, "density"):
         notes = fit(task, run, settings, settings.run.deadline(started))
