@@ -172,7 +172,7 @@ class TestExperiments:
 
 class TestImages:
     def test_from_a_folder_to_its_evaluation(self, run, tmp_path, bars):
-        typed = ("--epochs", 25, "--lr", 1e-2, "--hidden", 16, "--batch-size", 16)
+        typed = ("--epochs", 20, "--lr", 1e-2, "--hidden", 16, "--batch-size", 16, "--extra", 1)
         status, out, err = run("classify", bars, *typed)
         assert (status, err) == (0, "")
         for name in ("features.png", "curves.png", "mistakes.png"):

@@ -36,7 +36,7 @@ PROGRAM = Program(
     recipe=recipes.density,
     known=known_density_data,
     common={
-        "data": ("source", "conditional", "jitter", "image_size", "data_root", "download"),
+        "data": ("source", "conditional", "image_size", "data_root", "download"),
         "model": ("field", "hidden", "base", "extra", "augmentation", "divergence"),
         "training": ("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
         "output": ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
