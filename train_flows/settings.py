@@ -225,7 +225,7 @@ class DensitySettings:
         if self.objective.coupling != "independent" and (self.data.conditional or self.data.context):
             raise InputError(
                 f"--coupling {self.objective.coupling} would make base points depend on what is given, which those of "
-                "sampling do not: drop it"
+                "sampling do not: omit it"
             )
 
 
@@ -283,7 +283,7 @@ def _check_effects(settings: Any, conditions: Sequence[Condition], typed: Collec
     for condition in conditions:
         for name in condition.options:
             if name in typed and not condition.holds(settings):
-                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: drop it")
+                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: omit it")
 
 
 def _check_training(training: Training, solver: Solver, run: RunSettings) -> None:
@@ -292,7 +292,7 @@ def _check_training(training: Training, solver: Solver, run: RunSettings) -> Non
     if training.precision != "float32" and solver.gradient == "adjoint":
         raise InputError(f"--precision {training.precision} cannot be used with --gradient adjoint: take direct")
     if training.precision != "float32" and run.dtype != "float32":
-        raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: drop one")
+        raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: omit one")
 
 
 S = TypeVar("S", DensitySettings, ClassifySettings)
@@ -316,10 +316,11 @@ def from_config(kind: type[S], path: object, config: Mapping[str, Any]) -> S:
     Raises:
         CheckpointError: if they are not settings of this version.
     """
-    names = {field.name for field in dataclasses.fields(type(kind().model))}
+    constructor: Any = kind
+    names = {field.name for field in dataclasses.fields(kind().model)}
     try:
         model = {name: value for name, value in config["model"].items() if name in names}
         sections = dict(config["settings"])
-        return kind(model={**model, "solver": sections.pop("solver")}, **sections)
+        return constructor(model={**model, "solver": sections.pop("solver")}, **sections)
     except (InputError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} was started with settings that cannot be used ({error}): train again") from error
