@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from anode import InputError, classifier_model
 from train_flows import recipes
 from train_flows.data import LABELLED_NAMES
 from train_flows.experiments.grid import Experiment, Scale, words
-from train_flows.experiments.results import SUCCESS, Results
+from train_flows.experiments.results import SUCCESS, Results, by_data, spread
 from train_flows.figures import plots
 
 CLASSES = 10  # of all sets; the numbers of parameters in the paper are those of ten outputs
@@ -54,7 +53,7 @@ FAMILIES = {
     "cifar10": Family((3, 32, 32), 10),
     "svhn": Family((3, 32, 32), 10),
     "digits": Family((1, 8, 8), 5, filters=48),
-    "imagenet64": Family((3, 64, 64), 5),
+    "imagenet64": Family((3, 64, 64), 5),  # a folder with ten of its classes
 }
 
 
@@ -81,19 +80,11 @@ def training(data: str, scale: Scale, model: Mapping[str, Any], **settings: Any)
     elif scale.size == "small":
         settings = SMALL | settings | {"epochs": settings.get("epochs", 20) // 2}
     settings = {"epochs": 20, "batch_size": 256} | settings | (QUICK if scale.size == "quick" else {})
-    if data not in LABELLED_NAMES:
-        _check_classes(Path(scale.data_root, data))
     if data != "digits" and (scale.size != "full" or data not in LABELLED_NAMES):
         settings["image_size"] = shape(data, scale)[-1]
     if model.get("model", "node") == "node":
         settings["gradient"] = "direct"
     return words("classify {data} --keep last --clip 1e9", {**model, **settings})
-
-
-def _check_classes(folder: Path) -> None:
-    classes = [path for path in (folder / "train").glob("*/") if not path.name.startswith(".")]
-    if len(classes) != CLASSES:
-        raise InputError(f"{folder}/train has {len(classes)} classes: pass a folder with {CLASSES}, or its --data-root")
 
 
 def convolutions(data: str, scale: Scale, extra: int) -> dict[str, Any]:
@@ -186,24 +177,21 @@ def _extras(data: str, scale: Scale) -> Mapping[str, str]:
     return {f"p={extra}": training(data, scale, convolutions(data, scale, extra)) for extra in extras}
 
 
-def _compare_extras(results: Results) -> dict[str, Any]:
-    findings: dict[str, Any] = {}
-    for data in results.data:
-        if family(data) in CURVES_PUBLISHED:
-            findings[f"published, full size of {family(data)}"] = CURVES_PUBLISHED[family(data)]
-        found = results.of(data=data)
-        for label in found.labels:
-            augmented, plain = found.shared(label, "p=0")
-            if label == "p=0" or not len(plain):
-                continue
-            losses = augmented.curves("loss").mean(0)
-            below = np.flatnonzero(losses <= plain.mean("loss"))
-            at = int(below[0]) if len(below) else None
-            then = None if at is None else augmented.mean("nfe_forward", at) / plain.mean("nfe_forward")
-            until = f"{'never' if at is None else at} of {len(losses) - 1}"
-            findings[f"{data}, {label}: epochs until p=0's final loss"] = until
-            findings[f"{data}, {label}: NFE at p=0's final loss over p=0's"] = then
-            findings[f"{data}, {label}: NFE of the last epoch over p=0's"] = found.ratio(label, "p=0", "nfe_forward")
+def _compare_extras(results: Results, data: str) -> dict[str, Any]:
+    published = CURVES_PUBLISHED.get(family(data))
+    findings: dict[str, Any] = {} if published is None else {"published, full size": published}
+    for label in results.labels:
+        augmented, plain = results.shared(label, "p=0")
+        if label == "p=0" or not len(plain):
+            continue
+        losses = augmented.curves("loss").mean(0)
+        below = np.flatnonzero(losses <= plain.mean("loss"))
+        at = int(below[0]) if len(below) else None
+        then = None if at is None else augmented.mean("nfe_forward", at) / plain.mean("nfe_forward")
+        until = f"{'never' if at is None else at} of {len(losses) - 1}"
+        findings[f"{label}, epochs until p=0's final loss"] = until
+        findings[f"{label}, NFE at p=0's final loss over p=0's"] = then
+        findings[f"{label}, NFE of the last epoch over p=0's"] = results.ratio(label, "p=0", "nfe_forward")
     return findings
 
 
@@ -219,18 +207,16 @@ TABLE1_PUBLISHED = {  # accuracy in per cent: by the paper, and by its reproduct
 }
 
 
-def _accuracies(results: Results) -> dict[str, Any]:
+def _accuracies(results: Results, data: str) -> dict[str, Any]:
     findings: dict[str, Any] = {}
-    for data in results.data:
-        found = results.of(data=data)
-        for label in found.labels:
-            published = TABLE1_PUBLISHED.get((family(data), label.split()[0]))
-            said = "" if published is None else f" (published, full size of {family(data)}: {published})"
-            findings[f"{data}, {label}: test accuracy in %{said}"] = found.of(label).spread("test_accuracy", 100)
-            findings[f"{data}, {label}: parameters"] = found.of(label).parameters()
-        anode = f"ANODE p={FAMILIES[family(data)].extra}"
-        findings[f"{data}: NFE of the last epoch, ANODE / NODE"] = found.ratio(anode, "NODE", "nfe_forward")
-    return findings
+    for label in results.labels:
+        published = TABLE1_PUBLISHED.get((family(data), label.split()[0]))
+        said = "" if published is None else f" (published, full size of {family(data)}: {published})"
+        accuracies = 100 * results.of(label).last("test_accuracy")
+        findings[f"{label}, test accuracy in %{said}"] = spread(accuracies) if len(accuracies) else None
+        findings[f"{label}, parameters"] = results.of(label).parameters()
+    anode = f"ANODE p={FAMILIES[family(data)].extra}"
+    return findings | {"NFE of the last epoch, ANODE / NODE": results.ratio(anode, "NODE", "nfe_forward")}
 
 
 # Figure 13
@@ -242,22 +228,21 @@ def _few_images(data: str, scale: Scale) -> Mapping[str, str]:
     return {label: training(data, scale, convolutions(data, scale, extra), **few) for label, extra in extras.items()}
 
 
-def _jumps(results: Results) -> dict[str, Any]:
+def _jumps(results: Results, data: str) -> dict[str, Any]:
     findings: dict[str, Any] = {"published, full mnist": "NODE exceeds 1,000 evaluations and is unstable"}
-    for data in results.data:
-        for label in results.of(data=data).labels:
-            group, where = results.of(label, data), f"{data}, {label}"
-            failed = ", ".join(o.status for o in group if o.status != SUCCESS) or "none"
-            findings[f"{where}: runs ended by their evaluations or otherwise"] = failed
-            begun = Results([o for o in group if len(o.records) > 1])
-            if len(begun):
-                nfe, loss = begun.curves("nfe_forward"), begun.curves("loss")[:, 1:]
-                ratios = loss / np.fmin.accumulate(loss, axis=1)
-                highest = np.unravel_index(np.nanargmax(ratios), ratios.shape)
-                most = f"{nfe[:, 1].mean():.0f}, {np.nanmax(nfe):.0f}"
-                findings[f"{where}: NFE of the first epoch, and the most of any"] = most
-                findings[f"{where}: largest loss of an epoch over the least before it"] = float(ratios[highest])
-                findings[f"{where}: the loss of that epoch"] = float(loss[highest])
+    for label in results.labels:
+        group = results.of(label)
+        failed = ", ".join(o.status for o in group if o.status != SUCCESS) or "none"
+        findings[f"{label}, runs ended by their evaluations or otherwise"] = failed
+        begun = Results([o for o in group if len(o.records) > 1])
+        if len(begun):
+            nfe, loss = begun.curves("nfe_forward"), begun.curves("loss")[:, 1:]
+            ratios = loss / np.fmin.accumulate(loss, axis=1)
+            highest = np.unravel_index(np.nanargmax(ratios), ratios.shape)
+            most = f"{nfe[:, 1].mean():.0f}, {np.nanmax(nfe):.0f}"
+            findings[f"{label}, NFE of the first epoch, and the most of any"] = most
+            findings[f"{label}, largest loss of an epoch over the least before it"] = float(ratios[highest])
+            findings[f"{label}, the loss of that epoch"] = float(loss[highest])
     return findings
 
 
@@ -282,17 +267,13 @@ def _networks(data: str, scale: Scale) -> Mapping[str, str]:
     return {label: training(data, scale, model, **usual) for label, model in models.items()}
 
 
-def _errors(results: Results) -> dict[str, Any]:
+def _errors(results: Results, data: str) -> dict[str, Any]:
     findings: dict[str, Any] = {}
-    for data in results.data:
-        for label, published in ODENET_PUBLISHED.items():
-            group, said = results.of(label, data), f"published, full size of mnist: {published}"
-            errors = ", ".join(f"{error:.2f}" for error in 100 - 100 * group.last("test_accuracy")) or "-"
-            findings[f"{data}, {label}: test error in % ({said})"] = errors
-            findings[f"{data}, {label}: parameters"] = group.parameters()
-        nfe = results.of("ODE-Net", data).mean("nfe_forward")
-        findings[f"{data}: NFE of the ODE-Net in the last epoch"] = nfe
-    return findings
+    for label, published in ODENET_PUBLISHED.items():
+        errors = ", ".join(f"{error:.2f}" for error in 100 - 100 * results.of(label).last("test_accuracy")) or "-"
+        findings[f"{label}, test error in % (published, full size of mnist: {published})"] = errors
+        findings[f"{label}, parameters"] = results.of(label).parameters()
+    return findings | {"NFE of the ODE-Net in the last epoch": results.of("ODE-Net").mean("nfe_forward")}
 
 
 EXPERIMENTS = {
@@ -302,7 +283,7 @@ EXPERIMENTS = {
         "images",
         _extras,
         lambda r: draw_rows(r, "loss", "nfe_forward", ("nfe_forward", "loss"), ("nfe_forward", "test_accuracy")),
-        _compare_extras,
+        lambda r: by_data(r, _compare_extras),
     ),
     "table1": Experiment(
         "test accuracy of NODE and ANODE with as many parameters (table 1, fig. 12, 14)",
@@ -310,7 +291,7 @@ EXPERIMENTS = {
         "images",
         lambda data, scale: {label: training(data, scale, model) for label, model in pair(data, scale).items()},
         lambda r: draw_rows(r, "test_accuracy", "test_loss", "loss", "nfe_forward"),
-        _accuracies,
+        lambda r: by_data(r, _accuracies),
     ),
     "stability": Experiment(
         "loss and evaluations when few images are overfitted (fig. 13)",
@@ -318,7 +299,7 @@ EXPERIMENTS = {
         "images",
         _few_images,
         lambda r: draw_rows(r, "loss", "nfe_forward", "test_loss", "test_accuracy"),
-        _jumps,
+        lambda r: by_data(r, _jumps),
     ),
     "odenet": Experiment(
         "test error of ODE-Net, residual network and perceptron (Neural ODEs, table 1)",
@@ -326,6 +307,6 @@ EXPERIMENTS = {
         "images",
         _networks,
         lambda r: draw_rows(r, "loss", "test_accuracy", "nfe_forward"),
-        _errors,
+        lambda r: by_data(r, _errors),
     ),
 }

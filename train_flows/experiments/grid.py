@@ -199,16 +199,18 @@ def _one_by_one(jobs: Sequence[Job], workers: int, device: str, deadline: float)
 
 def _side_by_side(jobs: Sequence[Job], workers: int, device: str, deadline: float) -> Generator[Job]:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _initialize) as pool:
+    processes = max(1, min(workers, len(jobs)))
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _initialize) as pool:
         running = {pool.submit(perform, job, device, deadline): job for job in jobs}
         try:
             for future in as_completed(running):
                 future.result()
                 yield running[future]
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in running:
+                future.cancel()
             for process in multiprocessing.active_children():
-                process.terminate()  # a training saves its state first
+                process.terminate()  # a training saves its state first; the pool waits for it
             if isinstance(error, BrokenProcessPool):
                 raise TrainingError("the process of a run died, perhaps of lack of memory: lower --workers") from error
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,26 +27,15 @@ Record = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one run.
+    """Result of one run: how it ended, and its records, the last of which also has the figures of ``result.json``."""
 
-    Attributes:
-        label: name of the model in figures and tables.
-        data: name of the data.
-        seed: of data, weights and batches.
-        command: command line, without folders.
-        folder: of the run.
-        status: ``"success"``, or what ended the training: a cause of a failed solve, or ``"non-finite loss"``.
-        records: one for each validation, from step 0 on; the last one also has the figures of ``result.json``.
-        notes: what the run says about its data.
-    """
-
-    label: str
+    label: str  # name of the model in figures and tables
     data: str
     seed: int
-    command: str
+    command: str  # without folders
     folder: Path
-    status: str
-    records: Sequence[Record]
+    status: str  # "success", a cause of a failed solve, or "non-finite loss"
+    records: Sequence[Record]  # one for each validation, from step 0 on
     notes: Sequence[str] = ()
 
     @cached_property
@@ -164,12 +153,6 @@ class Results:
         first, second = (group.mean(metric) for group in self.shared(label, other))
         return first - second
 
-    def spread(self, metric: str, unit: float = 1.0) -> str:
-        """Return mean and standard deviation over seeds in words."""
-        values = unit * self.last(metric)
-        deviation = f" +- {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        return f"{values.mean():.2f}{deviation}" if len(values) else "-"
-
     def equal_nll(self, label: str, other: str, metric: str) -> dict[str, float] | None:
         """Compare the costs of two labels at equal test NLL; None if no seed succeeded with both."""
         pairs = [(a.records, b.records) for a, b in zip(*self.shared(label, other), strict=True)]
@@ -185,13 +168,20 @@ class Results:
         for data, label in dict.fromkeys((o.data, o.label) for o in self):
             group = self.of(label, data)
             row: dict[str, Any] = {"data": data, "model": label, "runs": len(group), "succeeded": len(group.succeeded)}
-            for metric in METRICS:
-                values = group.last(metric)
-                if len(values):
-                    sd = float(values.std(ddof=1)) if len(values) > 1 else None
-                    row[metric] = {"mean": float(values.mean()), "sd": sd}
+            row |= {metric: spread(values) for metric in METRICS if len(values := group.last(metric))}
             rows.append(row)
         return rows
+
+
+def spread(values: np.ndarray) -> dict[str, float | None]:
+    """Return mean and standard deviation; None for the deviation of a single value."""
+    return {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else None}
+
+
+def by_data(results: Results, findings: Callable[[Results, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the findings of each data set, with its name before theirs."""
+    found = {data: findings(results.of(data=data), data) for data in results.data}
+    return {f"{data}: {name}": value for data, values in found.items() for name, value in values.items()}
 
 
 def equal_nll(pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]], metric: str) -> dict[str, float]:
@@ -255,8 +245,8 @@ def table(summary: Sequence[Mapping[str, Any]], findings: Mapping[str, Any]) -> 
 
 def write_results(path: Path, about: Mapping[str, Any], results: Results, findings: Mapping[str, Any]) -> None:
     """Write the JSON file of an experiment: provenance, findings, the summary over seeds, and every run."""
-    runs = [outcome.plain() for outcome in results]
-    content = {**provenance(), **about, "findings": findings, "summary": results.summary(), "runs": runs}
+    content = {**provenance(), **about, "findings": findings, "summary": results.summary()}
+    content["runs"] = [outcome.plain() for outcome in results]
     storage.write_atomically(path, (json.dumps(_plain(content), allow_nan=False) + "\n").encode())
 
 
@@ -274,7 +264,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _in_words(value: Any) -> str:
-    if isinstance(value, Mapping) and set(value) == {"mean", "sd"}:
+    if isinstance(value, Mapping) and "sd" in value:
         return f"{value['mean']:.4g}" + ("" if value["sd"] is None else f" +- {value['sd']:.2g}")
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_in_words(each)}" for name, each in value.items())

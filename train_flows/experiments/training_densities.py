@@ -18,7 +18,7 @@ from anode.errors import check_choice
 from train_flows import recipes
 from train_flows.data import toy
 from train_flows.experiments.grid import Experiment, Scale, words
-from train_flows.experiments.results import Outcome, Results
+from train_flows.experiments.results import Outcome, Results, by_data
 from train_flows.figures import plots
 
 QUICK = {"steps": 4, "validate_every": 2, "batch_size": 32, "hidden": (8, 8)}
@@ -70,28 +70,26 @@ def chosen_weight(results: Results) -> float | None:
     return min(allowed, key=lambda weight: results.of(penalised(weight)).mean("nfe_validation"), default=None)
 
 
-def _penalties(results: Results) -> dict[str, Any]:
-    findings: dict[str, Any] = {}
-    ratios = []
-    for data in results.data:
-        found = results.of(data=data)
-        weight = chosen_weight(found)
-        if weight is None:
-            continue
-        both = penalised(weight), penalised(0.0)
-        ratios.append(found.ratio(*both, "nfe_log_prob"))
-        findings |= {
-            f"{data}: chosen weight": weight,
-            f"{data}: NFE of log_prob, with / without": ratios[-1],
-            f"{data}: NFE of sampling, with / without": found.ratio(*both, "nfe_sample"),
-            f"{data}: test NLL, with - without": found.difference(*both, "test_nll"),
-            f"{data}: validation NLL gained by the last quarter of training, without": float(
-                np.mean([still_gained(o) for o in found.shared(*both)[1]])
-            ),
-        }
-    if ratios and len(ratios) == len(results.data):
-        findings["NFE of log_prob, with / without, mean"] = float(np.mean(ratios))
-    return findings
+def _penalties(results: Results, data: str) -> dict[str, Any]:
+    weight = chosen_weight(results)
+    if weight is None:
+        return {}
+    both = penalised(weight), penalised(0.0)
+    gained = [still_gained(outcome) for outcome in results.shared(*both)[1]]
+    return {
+        "chosen weight": weight,
+        "NFE of log_prob, with / without": results.ratio(*both, "nfe_log_prob"),
+        "NFE of sampling, with / without": results.ratio(*both, "nfe_sample"),
+        "test NLL, with - without": results.difference(*both, "test_nll"),
+        "validation NLL gained by the last quarter of training, without": float(np.mean(gained)),
+    }
+
+
+def _penalties_and_mean(results: Results) -> dict[str, Any]:
+    findings = by_data(results, _penalties)
+    ratios = [value for name, value in findings.items() if name.endswith("NFE of log_prob, with / without")]
+    complete = ratios and len(ratios) == len(results.data)
+    return findings | ({"NFE of log_prob, with / without, mean": float(np.mean(ratios))} if complete else {})
 
 
 def still_gained(outcome: Outcome) -> float:
@@ -121,17 +119,14 @@ INDEPENDENT, COUPLED = "independent", "optimal-transport"
 MATCHING = {"objective": "flow-matching", "steps": 4000, "validate_every": 200, "lr": 5e-3, "ema": 0.99}
 
 
-def _couplings(results: Results) -> dict[str, Any]:
-    findings: dict[str, Any] = {}
-    for data in results.data:
-        found, both = results.of(data=data), (COUPLED, INDEPENDENT)
-        findings |= {
-            f"{data}: NFE of sampling, coupled / independent": found.ratio(*both, "nfe_sample"),
-            f"{data}: NFE of log_prob, coupled / independent": found.ratio(*both, "nfe_log_prob"),
-            f"{data}: seconds of training, coupled / independent": found.ratio(*both, "seconds"),
-            f"{data}: test NLL, coupled - independent": found.difference(*both, "test_nll"),
-        }
-    return findings
+def _couplings(results: Results, data: str) -> dict[str, Any]:
+    both = COUPLED, INDEPENDENT
+    return {
+        "NFE of sampling, coupled / independent": results.ratio(*both, "nfe_sample"),
+        "NFE of log_prob, coupled / independent": results.ratio(*both, "nfe_log_prob"),
+        "seconds of training, coupled / independent": results.ratio(*both, "seconds"),
+        "test NLL, coupled - independent": results.difference(*both, "test_nll"),
+    }
 
 
 def _draw_couplings(axes: Axes, results: Results) -> None:
@@ -147,25 +142,24 @@ def _draw_couplings(axes: Axes, results: Results) -> None:
 OURS, THEIRS = "default", "FFJORD"
 
 
-def _times(results: Results) -> dict[str, Any]:
+def _times(results: Results, data: str) -> dict[str, Any]:
     """Compare times until the validation NLL is as low as FFJORD's at its end and stays there.
 
     FFJORD's recipe is that of its published code, here with 2,500 iterations: three hidden layers of 64 units,
     concat-squash, tanh, the exact trace, the adjoint of torchdiffeq, Adam at 1e-3, batches of 512. Seconds are those of
     training alone, in a process of one thread.
     """
-    findings: dict[str, Any] = {}
-    for data in results.data:
-        ours, theirs = results.of(data=data).shared(OURS, THEIRS)
-        ends = [outcome.records[-1] for outcome in theirs]
-        shares = [seconds_to(o.records, end["nll"]) / end["seconds"] for o, end in zip(ours, ends, strict=True)]
-        findings[f"{data}: time to FFJORD's final NLL over FFJORD's"] = float(np.mean(shares or math.nan))
-        for label, group in ((OURS, ours), (THEIRS, theirs)):
-            findings[f"{data}: final test NLL, {label}"] = group.mean("test_nll")
-            findings[f"{data}: seconds, {label}"] = group.mean("seconds")
-        nfe = results.of(data=data).ratio(OURS, THEIRS, "nfe_log_prob")
-        findings[f"{data}: NFE of log_prob, {OURS} / {THEIRS}"] = nfe
-    return findings
+    ours, theirs = results.shared(OURS, THEIRS)
+    ends = [outcome.records[-1] for outcome in theirs]
+    shares = [seconds_to(o.records, end["nll"]) / end["seconds"] for o, end in zip(ours, ends, strict=True)]
+    return {
+        "time to FFJORD's final NLL over FFJORD's": float(np.mean(shares or math.nan)),
+        f"final test NLL, {OURS}": ours.mean("test_nll"),
+        f"final test NLL, {THEIRS}": theirs.mean("test_nll"),
+        f"seconds, {OURS}": ours.mean("seconds"),
+        f"seconds, {THEIRS}": theirs.mean("seconds"),
+        f"NFE of log_prob, {OURS} / {THEIRS}": results.ratio(OURS, THEIRS, "nfe_log_prob"),
+    }
 
 
 def seconds_to(records: Sequence[Any], nll: float) -> float:
@@ -193,7 +187,7 @@ EXPERIMENTS = {
             for weight in WEIGHTS
         },
         _draw_penalties,
-        _penalties,
+        _penalties_and_mean,
     ),
     "couplings": Experiment(
         "evaluations of flow matching by the coupling of base and data points",
@@ -201,7 +195,7 @@ EXPERIMENTS = {
         "densities",
         lambda data, scale: {x: training(data, scale, **MATCHING, coupling=x) for x in (INDEPENDENT, COUPLED)},
         columns(_draw_couplings),
-        _couplings,
+        lambda r: by_data(r, _couplings),
     ),
     "ffjord": Experiment(
         "time to the likelihood that FFJORD's recipe reaches",
@@ -212,6 +206,6 @@ EXPERIMENTS = {
             OURS: training(data, scale, validate_every=25),
         },
         columns(_draw_times),
-        _times,
+        lambda r: by_data(r, _times),
     ),
 }
