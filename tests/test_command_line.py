@@ -256,7 +256,6 @@ class TestRefused:
             (["density", "flowers.csv"], ["kind"]),
             (["density", "numbers.csv", "--context", "colour"], ["colour", "width"]),
             (["density", "flat", "--jitter"], ["--jitter is for tables"]),
-            (["density", "flat", "--conditional"], ["flat", "class"]),
         ):
             self.refuse(run, tmp_path, args, names)
 
