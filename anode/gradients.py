@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint, odeint_adjoint
 
 from anode.errors import InputError
 from anode.evaluations import RightHandSide, State
@@ -112,6 +111,8 @@ def solve_with_torchdiffeq(
     f: RightHandSide, y0: State, times: Sequence[float], params: Sequence[Tensor], exclude_from_error: int
 ) -> Solution:
     """Solve by a method of torchdiffeq, or by any with its adjoint gradients; see :func:`solve_with_checkpoints`."""
+    from torchdiffeq import odeint, odeint_adjoint  # here, since it imports scipy.integrate, which takes 0.3 s
+
     solver, t = f.solver, f.time.new_tensor(times)
     settings: dict[str, Any] = {"rtol": solver.rtol, "atol": solver.atol, "method": solver.method}
     settings["options"] = _torchdiffeq_options(f, t[-1:], exclude_from_error)

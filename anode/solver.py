@@ -171,9 +171,6 @@ class Solver:
             SolverError: if the last time cannot be reached.
         """
         times = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
-        gaps = [(b - a) * (times[-1] - times[0]) for a, b in pairwise(times)]
-        if not gaps or not all(gap > 0 for gap in gaps):
-            raise InputError(f"times={times} must be two or more strictly increasing or strictly decreasing numbers")
         states, _ = self._solve(f, y0, times, params, field, ComponentRoles())
         if isinstance(y0, Tensor):
             return torch.stack([y0, *(state[0] for state in states)])
@@ -190,6 +187,9 @@ class Solver:
         roles: ComponentRoles,
     ) -> Solution:
         """Return the states at every time but the first."""
+        gaps = [(after - before) * (times[-1] - times[0]) for before, after in pairwise(times)]
+        if not gaps or not all(gap > 0 for gap in gaps):
+            raise InputError(f"times={times} must be two or more strictly increasing or strictly decreasing numbers")
         if field is None and isinstance(f, nn.Module):
             field = f
         declared = chain(

@@ -40,15 +40,7 @@ class Base(nn.Module):
         raise NotImplementedError
 
     def sample(self, n: int, temperature: float = 1.0) -> Tensor:
-        """Draw n samples, (n, *S), without a graph.
-
-        Args:
-            n: number of samples.
-            temperature: factor of the standard normal noise; see :meth:`cnf.Density.sample`.
-
-        Raises:
-            InputError: for a negative number, or a temperature that is not positive and finite.
-        """
+        """Draw n samples, (n, *S), without a graph; see :meth:`cnf.Density.sample` for the temperature."""
         raise NotImplementedError
 
     def _draw_noise(self, n: int, temperature: float) -> Tensor:
@@ -125,12 +117,7 @@ class Mixture(Base):
     def log_joint(self, z: Tensor, k: Tensor | slice) -> Tensor:
         """Return log p(z, k) = log weights_k N(z; means_k, C_k).
 
-        Args:
-            z: points (B, *S) for components k (B,); or (B, 1, *S) for all K components.
-            k: indices of the components.
-
-        Returns:
-            (B,), or (B, K).
+        Its shape is (B,) for points z (B, *S) and components k (B,); or (B, K) for z (B, 1, *S) and ``slice(None)``.
         """
         log_normal = _log_normal(self._whiten(z, k)) - self.log_scales[k]
         return self.logits.log_softmax(0)[k] + log_normal.flatten(-len(self.shape)).sum(-1)
@@ -219,10 +206,7 @@ def sample_categorical(logits: Tensor) -> Tensor:
 
 
 def gaussian_head(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequential:
-    """Build a network for mean and log-scale of ``n_out`` dimensions or channels, given ``n_in``; both start at zero.
-
-    It has one hidden layer: dense, or a 3x3 convolution for images.
-    """
+    """Build a network of mean and log-scale of ``n_out`` dimensions or channels, given ``n_in``; both start at 0."""
     layer = partial(nn.Conv2d, kernel_size=3, padding=1) if images else nn.Linear
     network = nn.Sequential(layer(n_in, hidden), nn.SiLU(), layer(hidden, 2 * n_out))
     for parameter in network[-1].parameters():

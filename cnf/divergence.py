@@ -61,6 +61,8 @@ def hutchinson_divergence(
 ) -> Rates:
     """Evaluate the velocity f(t, x, c) and estimate its divergence without bias: the mean of eps' (df/dx) eps.
 
+    It takes one forward pass and K pull-backs.
+
     Args:
         field: the vector field.
         t: time, ``()`` or ``(B,)``.
@@ -68,9 +70,6 @@ def hutchinson_divergence(
         eps: noise of K probes with zero mean and unit covariance, (K, B, *S); see :func:`probe_noise`.
         c: context, (B, C), or None.
         frobenius: also estimate the squared Frobenius norm without bias: the mean of |eps' df/dx|^2.
-
-    Returns:
-        The :class:`Rates`, from one forward pass and K pull-backs.
 
     References:
         Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, equation 7; Finlay, Jacobsen,
@@ -86,13 +85,7 @@ def hutchinson_divergence(
 def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor:
     """Draw the noise (K, B, *S) of K Hutchinson probes for a batch x (B, *S).
 
-    Args:
-        x: the batch that gives shape, dtype and device.
-        probes: K.
-        noise: ``"rademacher"`` (signs, the smaller variance) or ``"gaussian"``.
-
-    Raises:
-        InputError: for an unknown noise, or fewer than one probe.
+    ``noise`` is ``"rademacher"``, signs with the smaller variance, or ``"gaussian"``.
     """
     check_probes(probes, noise)
     eps = torch.empty(probes, *x.shape, dtype=x.dtype, device=x.device)

@@ -48,6 +48,11 @@ class Density(nn.Module):
     Calling it returns a distribution: ``density(c)`` is a :class:`torch.distributions.Distribution`.
 
     Attributes:
+        event_shape: shape S of one sample.
+        support: constraint on samples x.
+        stochastic: True if :meth:`elbo` draws auxiliary variables; it is then a bound that more draws tighten.
+        couples_base: True if a base point of :meth:`matching_pair` belongs to one data point and must not be re-paired.
+        has_rsample: True if samples can carry gradients, by :meth:`rsample`.
         description: the configuration it was built from, by :func:`cnf.density_model`; None if composed by hand.
         context: number of context features of a model built by :func:`cnf.density_model`.
         levels: number of values of each element of discrete data; None for real numbers.
@@ -56,6 +61,11 @@ class Density(nn.Module):
     description: DensityConfig | None = None
     context: int = 0
     levels: int | None = None
+    event_shape: torch.Size
+    support: constraints.Constraint
+    stochastic: bool = False
+    couples_base: bool = False
+    has_rsample: bool = False
 
     @property
     def config(self) -> DensityConfig | None:
@@ -78,34 +88,9 @@ class Density(nn.Module):
         raise NotImplementedError
 
     @property
-    def stochastic(self) -> bool:
-        """True if :meth:`elbo` draws auxiliary variables; it is then a bound that more draws tighten."""
-        return False
-
-    @property
-    def couples_base(self) -> bool:
-        """True if a base point of :meth:`matching_pair` belongs to one data point and must not be re-paired."""
-        return False
-
-    @property
     def like(self) -> Tensor:
         """An empty tensor with the device and floating-point type of the model."""
         raise NotImplementedError
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """Shape S of one sample."""
-        raise NotImplementedError
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Constraint on samples x."""
-        return constraints.independent(constraints.real, len(self.event_shape))
-
-    @property
-    def has_rsample(self) -> bool:
-        """True if samples can carry gradients, by :meth:`rsample`."""
-        return False
 
     @override
     def forward(self, c: Tensor | None = None) -> Distribution:
@@ -216,6 +201,9 @@ class Flow(Density):
         super().__init__()
         self.transform = transform
         self.base = base
+        self.event_shape = base.shape
+        self.support = constraints.independent(transform.domain, len(base.shape))
+        self.has_rsample = base.has_rsample
 
     @property
     @override
@@ -227,21 +215,6 @@ class Flow(Density):
     @override
     def like(self) -> Tensor:
         return self.base.like
-
-    @property
-    @override
-    def event_shape(self) -> torch.Size:
-        return self.base.shape
-
-    @property
-    @override
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(self.transform.domain, len(self.event_shape))
-
-    @property
-    @override
-    def has_rsample(self) -> bool:
-        return self.base.has_rsample
 
     @override
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:

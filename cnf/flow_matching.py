@@ -17,19 +17,12 @@ from cnf.maximum_likelihood import Batch, check_weight, split_batch
 
 
 class Interpolant(NamedTuple):
-    """The path alpha x + beta z from z to x at a time.
+    """The path alpha x + beta z from z to x at a time."""
 
-    Attributes:
-        alpha: share of the data.
-        beta: share of the base.
-        alpha_rate: d alpha / dt.
-        beta_rate: d beta / dt.
-    """
-
-    alpha: Tensor
-    beta: Tensor
-    alpha_rate: Tensor
-    beta_rate: Tensor
+    alpha: Tensor  # share of the data
+    beta: Tensor  # share of the base
+    alpha_rate: Tensor  # d alpha / dt
+    beta_rate: Tensor  # d beta / dt
 
 
 def _straight(t: Tensor) -> Interpolant:

@@ -37,6 +37,8 @@ class LiftedFlow(Density):
         (torch.Size([5]), 'bound')
     """
 
+    stochastic = True
+
     def __init__(self, lift: Lift, flow: Density) -> None:
         super().__init__()
         if not isinstance(lift, Lift):
@@ -48,7 +50,9 @@ class LiftedFlow(Density):
         self.flow = flow
         with torch.no_grad():
             x = lift.project(flow.like.new_zeros(1, *flow.event_shape))
-        self._shape = torch.Size(x.shape[1:])
+        self.event_shape = torch.Size(x.shape[1:])
+        self.support = constraints.independent(lift.domain, len(self.event_shape))
+        self.couples_base = flow.couples_base
 
     @property
     @override
@@ -57,28 +61,8 @@ class LiftedFlow(Density):
 
     @property
     @override
-    def stochastic(self) -> bool:
-        return True
-
-    @property
-    @override
-    def couples_base(self) -> bool:
-        return self.flow.couples_base
-
-    @property
-    @override
     def like(self) -> Tensor:
         return self.flow.like
-
-    @property
-    @override
-    def event_shape(self) -> torch.Size:
-        return self._shape
-
-    @property
-    @override
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(self.lift.domain, len(self._shape))
 
     @override
     def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
@@ -147,7 +131,7 @@ class LiftedFlow(Density):
     def _prepare(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Convert integers to the type of the model, and check shape and type."""
         x = x if x.is_floating_point() else x.to(self.like.dtype)
-        check_samples("x", x, c, self._shape, self.like.dtype, finite=False)
+        check_samples("x", x, c, self.event_shape, self.like.dtype, finite=False)
         return x
 
     def _log_weight(self, x: Tensor, c: Tensor | None) -> Tensor:

@@ -22,17 +22,13 @@ DEQUANTIZATIONS = ("uniform", "learned")
 class LiftResult(NamedTuple):
     """Result of a lift.
 
-    Attributes:
-        point: y.
-        log_q: log q(y given x), (B,), in nats.
-        kl: log q minus the log-density of the fixed default, one draw of the divergence between the two, (B,): of
-            augmented variables, log q(a given x) - log N(a; 0, I); of dequantisation noise, log q(u given x). None if q
-            is not learned.
+    For a learned q, ``kl`` is one draw of its divergence from the fixed default: log q(a given x) - log N(a; 0, I) of
+    augmented variables, log q(u given x) of dequantisation noise.
     """
 
-    point: Tensor
-    log_q: Tensor
-    kl: Tensor | None = None
+    point: Tensor  # y
+    log_q: Tensor  # log q(y given x), (B,), in nats
+    kl: Tensor | None = None  # (B,)
 
 
 class Lift(nn.Module):
@@ -61,9 +57,9 @@ class Lift(nn.Module):
 
     def check_values(self, x: Tensor) -> None:
         """Raise an :class:`~anode.InputError` for values that cannot be lifted; it reads x, so that a GPU waits."""
-        if not torch.isfinite(x).all():
-            wrong = int((~torch.isfinite(x)).flatten(1).any(1).sum())
-            raise InputError(f"x is not finite in {wrong} of {len(x)} samples: remove those")
+        bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
+        if bad:
+            raise InputError(f"x is not finite in {bad} of {len(x)} samples: remove those")
 
 
 class ComposeLifts(Lift):
@@ -231,7 +227,7 @@ class Dequantize(Lift):
 
     @override
     def check_values(self, x: Tensor) -> None:
-        wrong = x[~((x >= 0) & (x < self.levels) & (x == x.floor()))]
+        wrong = x[~((x >= 0) & (x <= self.levels - 1) & (x == x.floor()))]
         if len(wrong):
             raise InputError(f"x must hold whole numbers from 0 to {self.levels - 1}; it holds {wrong[0]:g}")
 

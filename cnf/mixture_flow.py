@@ -49,12 +49,17 @@ class MixtureFlow(Density):
         (torch.Size([5]), torch.Size([7, 2]))
     """
 
+    couples_base = True  # a base point belongs to the component of its data point
+
     def __init__(self, static: Transform, mixture: Mixture, ode: Continuous, sample_component: bool = False) -> None:
         super().__init__()
         self.static = static
         self.mixture = mixture
         self.ode = ode
         self.base = Normal(mixture.shape)
+        self.event_shape = mixture.shape
+        self.support = constraints.independent(static.domain, len(mixture.shape))
+        self.stochastic = sample_component
         self.posterior = copy.deepcopy(mixture).requires_grad_(False) if sample_component else None
         self._check_divergence()
 
@@ -65,28 +70,8 @@ class MixtureFlow(Density):
 
     @property
     @override
-    def stochastic(self) -> bool:
-        return self.posterior is not None
-
-    @property
-    @override
-    def couples_base(self) -> bool:
-        return True  # a base point belongs to the component of its data point
-
-    @property
-    @override
     def like(self) -> Tensor:
         return self.base.like
-
-    @property
-    @override
-    def event_shape(self) -> torch.Size:
-        return self.base.shape
-
-    @property
-    @override
-    def support(self) -> constraints.Constraint:
-        return constraints.independent(self.static.domain, len(self.event_shape))
 
     @override
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,13 +110,24 @@ class DensityConfig:
             raise InputError(f"levels={levels!r} must be at least 2, or None for real numbers")
         self._validate_field(shape)
         self._validate_augmentation(shape, context)
-        mixes = self.base == "mixture" or self.mixes_flows
-        self._refuse_unless(self.base == "mixture", "base='mixture'", "components")
-        self._refuse_unless(mixes, "base='mixture' or augmentation='categorical'", "correlated")
-        self._refuse_unless(self.divergence == "hutchinson", "divergence='hutchinson'", "probes", "noise")
-        self._refuse_unless(levels is not None, "discrete data (levels)", "dequantization", "alpha")
         if levels is not None and self.alpha == 0:
             raise InputError("alpha=0 makes the logits of the first and last level infinite: pass 1e-6 or more")
+        for name, condition in self.without_effect(levels).items():
+            if getattr(self, name) != getattr(DensityConfig(), name):
+                raise InputError(f"{name}={getattr(self, name)!r} has an effect only with {condition}: leave it out")
+
+    def without_effect(self, levels: int | None = None) -> dict[str, str]:
+        """Return the names of the fields that have no effect, each with the condition under which it has one."""
+        mixes = self.base == "mixture" or self.mixes_flows
+        conditions = [
+            (self.field != "unet", "a field other than 'unet'", ("activation", "time")),
+            (self.extra > 0, "extra of at least 1", ("posterior",)),
+            (self.base == "mixture", "base='mixture'", ("components",)),
+            (mixes, "base='mixture' or augmentation='categorical'", ("correlated",)),
+            (self.divergence == "hutchinson", "divergence='hutchinson'", ("probes", "noise")),
+            (levels is not None, "discrete data (levels)", ("dequantization", "alpha")),
+        ]
+        return {name: condition for holds, condition, names in conditions if not holds for name in names}
 
     def _validate_field(self, shape: Sequence[int]) -> None:
         if self.field != "mlp" and len(shape) != 3:
@@ -126,7 +136,6 @@ class DensityConfig:
             raise InputError(f"hidden=() needs a number of filters for field={self.field!r}, such as 32")
         if self.field in FIELDS_OF_ANY_SIZE and self.time not in CONV_TIMES:
             raise InputError(f"time={self.time!r} is for field='mlp'; choose one of {', '.join(CONV_TIMES)}")
-        self._refuse_unless(self.field != "unet", "another field than 'unet'", "activation", "time")
         if self.multiscale and self.field not in FIELDS_OF_ANY_SIZE:
             raise InputError(
                 f"multiscale=True needs a field for images of any size, {' or '.join(FIELDS_OF_ANY_SIZE)}, not "
@@ -139,10 +148,9 @@ class DensityConfig:
                 raise InputError(f"extra=0 must be at least 1 with augmentation={self.augmentation!r}")
             if self.multiscale or self.blocks > 1:
                 raise InputError(f"augmentation={self.augmentation!r} needs one ODE: leave out multiscale and blocks")
-        self._refuse_unless(self.extra > 0, "extra dimensions", "posterior")
         if self.posterior == "learned" and self.mixes_flows:
             raise InputError("posterior='learned' is for continuous augmentation: pass 'normal' or 'fitted'")
-        if self.posterior == "fitted" and not self.mixes_flows:
+        if self.posterior == "fitted" and self.augmented:
             raise InputError("posterior='fitted' is for augmentation='categorical': pass 'normal' or 'learned'")
         if self.mixes_flows and self.base == "mixture":
             raise InputError("augmentation='categorical' has its own mixture, of extra components: leave out base")
@@ -152,13 +160,6 @@ class DensityConfig:
             raise InputError(f"extra={self.extra} must be {shape[0]} with augmentation='momentum', as in the data")
         if self.augmentation == "momentum" and (self.field != "mlp" or context):
             raise InputError("augmentation='momentum' is for field='mlp' without context: leave them out")
-
-    def _refuse_unless(self, useful: bool, condition: str, *names: str) -> None:
-        """Refuse values other than the defaults if they have no effect."""
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in names:
-            if not useful and getattr(self, name) != defaults[name]:
-                raise InputError(f"{name}={getattr(self, name)!r} has an effect only with {condition}: leave it out")
 
 
 def density_model(
@@ -206,10 +207,17 @@ def density_model(
 
     state = (shape[0] + config.augmented, *shape[1:])
     scaling = [Standardize(shape), *([Whiten(shape)] if config.whiten else [])]
-    base = _build_base(config, state)
+    static: list[Transform] = [*([] if levels is None else [Logit(config.alpha)]), *scaling]
+    base: Normal | Mixture = Normal(state)
+    if config.mixes_flows or config.base == "mixture":
+        base = Mixture(state, config.extra if config.mixes_flows else config.components, config.correlated)
     augment = VariationalAugment(config.augmented, config.posterior, shape) if config.augmented else None
     if data is not None:
-        _fit(scaling, augment, base, _to_real_numbers(data, shape, levels, config.alpha))
+        data = _to_real_numbers(data, shape, levels, config.alpha)
+        for part in scaling:
+            data = part.fit(data).encode(data)
+        if isinstance(base, Mixture):
+            base.fit(data if augment is None else augment(data).point)
     features = context + (config.extra if config.mixes_flows else 0)
 
     def ode(channels: int) -> Continuous:
@@ -217,16 +225,16 @@ def density_model(
         extra = 0 if config.multiscale else config.augmented  # scales mix augmented channels with the others
         return Continuous(field, config.solver, config.divergence, config.probes, config.noise, extra)
 
-    if config.multiscale:
-        odes: list[Transform] = [Multiscale.of_blocks(state, ode, config.blocks)]
+    model: Flow | MixtureFlow | LiftedFlow
+    if config.mixes_flows and isinstance(base, Mixture):
+        model = MixtureFlow(Compose(static), base, ode(state[0]), sample_component=config.posterior == "fitted")
     else:
-        odes = [ode(state[0]) for _ in range(config.blocks)]
-    static = [*([] if levels is None else [Logit(config.alpha)]), *scaling]
+        scales = [Multiscale.of_blocks(state, ode, config.blocks)] if config.multiscale else []
+        odes = scales or [ode(state[0]) for _ in range(config.blocks)]
+        model = Flow(Compose([*(static if augment is None else []), *odes]), base)
     lifts: list[Lift] = [] if levels is None else [Dequantize(levels, config.dequantization, shape)]
     if augment is not None:
         lifts += [TransformLift(Compose(static)), augment]
-        static = []
-    model = _build_flow(config, static, odes, base)
     if lifts:
         model = LiftedFlow(lifts[0] if len(lifts) == 1 else ComposeLifts(lifts), model)
     model.description, model.context, model.levels = config, context, levels
@@ -275,33 +283,6 @@ def _build_field(config: DensityConfig, channels: int, pixels: int, context: int
     if config.field == "stack":
         return ConvStackField(channels, hidden, activation[0], config.time, context, zero_init=True)
     return UNetField(channels, hidden, context, zero_init=True)
-
-
-def _build_base(config: DensityConfig, state: Sequence[int]) -> Normal | Mixture:
-    if config.mixes_flows:
-        return Mixture(state, config.extra, config.correlated)
-    return Mixture(state, config.components, config.correlated) if config.base == "mixture" else Normal(state)
-
-
-def _build_flow(
-    config: DensityConfig, static: Sequence[Transform], odes: Sequence[Transform], base: Normal | Mixture
-) -> Flow | MixtureFlow | LiftedFlow:
-    if config.mixes_flows:
-        assert isinstance(base, Mixture)
-        assert isinstance(odes[0], Continuous)
-        return MixtureFlow(Compose(static), base, odes[0], sample_component=config.posterior == "fitted")
-    chain = [*static, *odes]
-    return Flow(chain[0] if len(chain) == 1 else Compose(chain), base)
-
-
-def _fit(
-    scaling: Sequence[Standardize | Whiten], augment: VariationalAugment | None, base: Normal | Mixture, data: Tensor
-) -> None:
-    """Fit the moments, and the mixture to the standardised data."""
-    for part in scaling:
-        data = part.fit(data).encode(data)
-    if isinstance(base, Mixture):
-        base.fit(data if augment is None else augment(data).point)
 
 
 def _to_real_numbers(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:

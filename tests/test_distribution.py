@@ -13,6 +13,12 @@ from cnf import Compose, Continuous, Flow, Logit, Mixture, Normal, Standardize
 TIGHT = Solver(rtol=1e-9, atol=1e-9)
 
 
+@pytest.fixture(autouse=True)
+def validated(monkeypatch):
+    """Validate arguments, as by default; ``torch.compile`` in another test switches it off for good."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+
+
 def conditional_flow(solver=TIGHT):
     """p(x given c) of two dimensions and three context features, far from the identity."""
     field = MLPField(2, (16, 16), context=3)

@@ -1,6 +1,5 @@
 """The program that measures stored models: its own test part, other data, and what is refused."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ def table(tmp_path, monkeypatch):
 
 
 def greys(folder, n=20, names=("bright", "dark")):
-    """Write grey images of noise, in folders of these names: bright ones, then dark ones."""
+    """Write grey images of noise, bright and dark ones, in two folders."""
     rng = np.random.default_rng(n)
     for name, (low, high) in zip(names, ((150, 256), (0, 100)), strict=False):
         Path(folder, name).mkdir(parents=True)
@@ -122,7 +121,7 @@ class TestClasses:
             assert found["classifier"]["classes"] == 2
             assert found["classifier"]["samples"] == 4
         assert swapped["classifier"]["tested"] == 40
-        status, out, _ = run("evaluate", "runs/greys", "swapped", "--classify", "--samples", 4)
+        _, out, _ = run("evaluate", "runs/greys", "swapped", "--classify", "--samples", 4)
         assert "40 samples, by the NLL given each of 2 classes: upper bound, 4 importance sample(s), rtol" in out
 
     def test_a_classifier(self, run):

@@ -8,6 +8,7 @@ from torch import nn
 
 from anode import Augment, InputError, Solver, count_evals
 from cnf import (
+    Base,
     Dequantize,
     Flow,
     LiftedFlow,
@@ -21,11 +22,8 @@ from cnf import (
 from cnf.transforms import Transport
 
 
-class Uniform(nn.Module):
+class Uniform(Base):
     """The base U[0, 1]^2, for discrete data whose mass is then known."""
-
-    shape = torch.Size((2,))
-    like = torch.empty(0)
 
     def log_prob(self, z):
         return torch.where(((z >= 0) & (z < 1)).all(1), 0.0, -math.inf)
@@ -55,7 +53,7 @@ def augmented_line(**options):
 
 
 def test_the_bound_of_a_uniform_density_is_the_exact_mass():
-    model = LiftedFlow(Dequantize(4), Flow(Standardize((2,)), Uniform()))
+    model = LiftedFlow(Dequantize(4), Flow(Standardize((2,)), Uniform((2,))))
     x = torch.randint(4, (50, 2))
     torch.testing.assert_close(model.elbo(x).value, torch.full((50,), -2 * math.log(4)))
     torch.testing.assert_close(model.log_prob(x, samples=3), torch.full((50,), -2 * math.log(4)))
@@ -143,7 +141,8 @@ def test_integers_fit_a_model_of_any_precision():
     assert density_model((3,), levels=4).double().elbo(x).value.dtype == torch.float64
 
 
-def test_distributions_know_the_support():
+def test_distributions_know_the_support(monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # torch.compile switches it off
     discrete = density_model((3,), levels=4)()
     assert discrete.log_prob(torch.zeros(5, 3)).shape == (5,)
     with pytest.raises(ValueError, match="support"):

@@ -91,7 +91,7 @@ class TestKinds:
         model = wild(divergence="hutchinson")
         likelihood.check_importance_samples(model, None)
         likelihood.check_importance_samples(model, 1)
-        with pytest.raises(InputError, match="--samples 8 of an estimated log-density give no bound: drop it"):
+        with pytest.raises(InputError, match="--samples 8 of an estimated log-density give no bound: omit it"):
             likelihood.check_importance_samples(model, 8)
         with pytest.raises(InputError, match="--samples 8 is for bounds; this log-density is of kind 'exact'"):
             likelihood.check_importance_samples(density_model((2,)), 8)

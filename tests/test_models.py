@@ -242,7 +242,7 @@ def test_paths_end_at_samples_of_their_class(more):
         ({"shape": (1, 3, 3), "field": "conv", "multiscale": True}, "3x3"),
         ({"augmentation": "momentum"}, "extra=0 must be at least 1"),
         ({"extra": 2, "augmentation": "categorical", "blocks": 2}, "needs one ODE"),
-        ({"posterior": "learned"}, "posterior='learned' has an effect only with extra dimensions"),
+        ({"posterior": "learned"}, "posterior='learned' has an effect only with extra of at least 1"),
         ({"extra": 2, "posterior": "fitted"}, "posterior='fitted' is for augmentation='categorical'"),
         ({"extra": 2, "augmentation": "categorical", "posterior": "learned"}, "posterior='learned' is for continuous"),
         ({"extra": 2, "augmentation": "categorical", "base": "mixture"}, "leave out base"),

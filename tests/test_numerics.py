@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 TINY = ("density", "moons", "--steps", "4", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
 LIKELIHOOD = ("--objective", "likelihood")
 

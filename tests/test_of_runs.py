@@ -139,7 +139,7 @@ class TestFiles:
 
     def test_of_a_table(self):
         x = Split(torch.randn(60, 3))
-        density, _ = store_density("run", "moons")
+        store_density("run", "moons")
         table = Dataset("t", x, x, x, ("a", "b", "c"), is_table=True)
         of_runs.draw_density(Run.open("run"), table, spread(density_model((3,), hidden=(8,))))
         assert self.pictures() == {"samples.png", "curves.png"}

@@ -143,7 +143,7 @@ class TestPictures:
         np.testing.assert_array_equal(self.lines(cost)[2], [[10, 13], [20, 14]])
         assert [text.get_text() for text in cost.get_legend().get_texts()] == ["forward", "backward"]
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
-        assert self.lines(against) == []  # these records have no evaluations of log_prob
+        assert self.lines(against) == []  # these records lack evaluations of log_prob
 
     def test_evaluations_against_the_loss(self, make):
         make("a", 0.5, 0.25, math.nan, 0.125, kind="classifier")
@@ -194,7 +194,7 @@ class TestRefusals:
             Path("b/result.json").write_text(content)
             assert "b/result.json" in run("report", "b")[2]
         Run.open("b").write_result({"nll": {"value": "low"}})
-        assert "b/result.json has no test figure" in run("report", "b")[2]
+        assert "b/result.json lacks the test figure" in run("report", "b")[2]
 
     def test_a_last_record_cut_short_is_left_out(self, make):
         make("a", 3.0, 2.0)

@@ -81,4 +81,4 @@ def test_the_command_writes_the_pages(run, tmp_path):
     assert (tmp_path / "README.md").read_text() == "# P\n<!-- results: highlights -->\n- 2.5\n<!-- /results -->\nend\n"
     status, _, err = run("report", "--results", "nowhere")
     assert (status, err.count("\n")) == (2, 1)
-    assert "nowhere has no pages.toml" in err
+    assert "nowhere lacks pages.toml" in err

@@ -10,8 +10,6 @@ from torchdiffeq import odeint
 from anode import Field, InputError, MLPField, Solver, SolverError, count_evals
 from anode.runge_kutta import ComponentRoles
 
-TOLERANCES = (1e-3, 1e-6, 1e-9)
-
 
 def reference(f, y0, times, tolerance):
     """torchdiffeq's states and evaluations, landing on the last time as ours does."""
@@ -27,7 +25,7 @@ def reference(f, y0, times, tolerance):
     return odeint(counted, y0, t, rtol=tolerance, atol=tolerance, method="dopri5", options=options), calls
 
 
-@pytest.mark.parametrize("tolerance", TOLERANCES)
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-9])
 @pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.0), (0.0, 3.0)])
 def test_takes_the_steps_of_torchdiffeq(float64, tolerance, times):
     x = torch.randn(20, 3)
@@ -39,32 +37,14 @@ def test_takes_the_steps_of_torchdiffeq(float64, tolerance, times):
         torch.testing.assert_close(y, expected[-1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("tolerance", TOLERANCES)
-def test_error_follows_the_tolerance(float64, tolerance):
-    """x'' = -x, a circle: after one turn the state is back."""
+@pytest.mark.parametrize("method", ["dopri5", "tsit5"])
+def test_interpolated_times_are_of_fourth_order(float64, method):
     circle = Linear(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
-    x = torch.randn(10, 2)
-    y = Solver(rtol=tolerance, atol=tolerance).integrate(circle, x, 0.0, 2 * math.pi)
-    assert 1e-3 * tolerance < (y - x).norm(dim=1).max() < 30 * tolerance
-
-
-def test_interpolated_times_are_of_fourth_order(float64):
-    circle = Linear(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
-    x = torch.randn(10, 2)
-    times = torch.linspace(0, 2 * math.pi, 33)
-    path = Solver(rtol=1e-9, atol=1e-9).trajectory(circle, x, times)
+    x, times = torch.randn(10, 2), torch.linspace(0, 2 * math.pi, 33)
+    path = Solver(method, rtol=1e-9, atol=1e-9).trajectory(circle, x, times)
     for t, y in zip(times, path, strict=True):
         torch.testing.assert_close(y, circle.solution(x, t), rtol=0, atol=1e-6)
-    assert (path[1:-1] - circle.solution(x, 0)).abs().max() > 1  # there was something to get wrong
-
-
-def test_gradients_do_not_depend_on_interpolated_times(float64):
-    field = MLPField(2, (8,))
-    x = torch.randn(4, 2, requires_grad=True)
-    solver = Solver(rtol=1e-6, atol=1e-6)
-    (alone,) = torch.autograd.grad(solver.integrate(field, x, 0, 1).sum(), x)
-    (beside,) = torch.autograd.grad(solver.trajectory(field, x, [0, 0.3, 0.7, 1])[-1].sum(), x)
-    torch.testing.assert_close(alone, beside)
+    assert torch.equal(path[-1], Solver(method, rtol=1e-9, atol=1e-9).integrate(circle, x, 0, 2 * math.pi))
 
 
 def test_no_motion_needs_no_care():

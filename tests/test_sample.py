@@ -84,7 +84,7 @@ class TestFiles:
 
 
 def test_samples_are_of_their_class(run, tmp_path):
-    density, _ = store_density("runs/digits", "digits", conditional=True, image_size=4)
+    store_density("runs/digits", "digits", conditional=True, image_size=4)
     assert run("sample", "runs/digits", "-n", 12, "--out", "all.csv", "--log-prob", "--samples", 2)[0] == 0
     frame = pd.read_csv("all.csv")
     assert list(frame.columns[-2:]) == ["label", "log_prob_bound"]
@@ -115,7 +115,7 @@ def test_what_is_refused_is_one_line(run, tmp_path):
         (["plain", "--out", "x.txt"], "--out x.txt must end in .csv, .npy, .png"),
         (["plain", "--samples", "4"], "--samples 4 has an effect with --log-prob only"),
         (["plain", "--log-prob", "--samples", "4"], "--samples 4 is for bounds"),
-        (["plain", "--log-prob", "--out", "x.png"], "--log-prob has no column in a picture"),
+        (["plain", "--log-prob", "--out", "x.png"], "--log-prob needs a column, which pictures lack"),
         (["plain", "--temperature", "0.8", "--log-prob"], "--log-prob is the density at --temperature 1"),
         (["plain", "-n", "100001", "--out", "x.png"], "-n 100001 is too many for a picture: pass at most 100000"),
         (["digits", "-n", "10001", "--out", "x.png"], "-n 10001 is too many for a picture: pass at most 10000"),

@@ -205,6 +205,8 @@ class TestBadInput:
     def test_times_must_be_monotone(self, field, times):
         with pytest.raises(InputError, match="strictly"):
             Solver().trajectory(field, torch.randn(2, 3), times)
+        with pytest.raises(InputError, match="strictly"):
+            Solver().integrate(field, torch.randn(2, 3), 0.0, math.nan)
 
     def test_on_step_needs_a_solver_that_supports_it(self, field):
         roles = ComponentRoles(on_step=lambda nodes, slopes, h: torch.zeros(2))

@@ -28,7 +28,9 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
         lines = [f"  {name:<10} {about}" for name, about in COMMANDS.items()]
-        print("usage: train-flows COMMAND ...", "", *lines, "", "train-flows COMMAND --help lists its options", sep="\n")
+        print(
+            "usage: train-flows COMMAND ...", "", *lines, "", "train-flows COMMAND --help lists its options", sep="\n"
+        )
         return
     command, *rest = args
     try:
@@ -39,7 +41,9 @@ def main(args: list[str] | None = None) -> None:
         _join_processes(command)
         importlib.import_module(f"train_flows.{MODULES.get(command, command)}").main(rest)
     except InputError as error:
-        _fail(str(error), status=2)
+        from train_flows.command_line import name_options
+
+        _fail(name_options(str(error)), status=2)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}", status=2)
     except (SolverError, TrainingError) as error:

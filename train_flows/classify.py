@@ -36,11 +36,16 @@ PROGRAM = Program(
     kind=KIND,
     recipe=recipes.classify,
     known=known_labelled_data,
-    common=("source", "target", "image_size", "train_size", "data_root", "download")
-    + ("model", "extra", "field", "hidden", "activation", "epochs", "batch_size", "lr", "solver", "rtol", "atol")
-    + ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
-    api_only=("steps", "validate_every", "lr_warm_up", "likelihood_from", "restart_lr", "max_skipped", "kl_warm_up")
-    + ("measure", "first_step"),
+    common={
+        "data": ("source", "target", "image_size", "train_size", "data_root", "download"),
+        "model": ("model", "extra", "field", "hidden", "activation"),
+        "training": ("epochs", "batch_size", "lr", "schedule", "solver", "rtol", "atol"),
+        "output": ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+    },
+    api_only={
+        "training": ("steps", "validate_every", "lr_warm_up", "kl_warm_up", "likelihood_from", "restart_lr", "measure"),
+        "steps": ("max_skipped", "first_step"),
+    },
 )
 
 
@@ -76,7 +81,7 @@ def without_slices(dataset: Dataset, settings: ClassifySettings) -> Dataset:
     if not removed:
         return dataset
     if dataset.shape != (2,) or train.y is None:
-        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: drop it")
+        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: omit it")
     generator = torch.Generator().manual_seed(settings.run.seed + 2 * SEED_STRIDE)
     outside, inside = split_slices((train.x, train.y), removed, generator)
     return dataclasses.replace(dataset, train=Split(*outside), validation=Split(*inside))
@@ -108,9 +113,13 @@ class ClassifyTask:
         self.run = run
         self.loss = accuracy.loss_name(dataset.classes)
         samples = to_model(model, dataset.train.batch(slice(None)))
-        self.batch = shuffled_batches(samples, self.training.batch_size, settings.run.seed)
+        self._batches = shuffled_batches(samples, self.training.batch_size, settings.run.seed)
         measured = dataset.train.head(MEASURED_IMAGES if dataset.levels else MEASURED_SAMPLES)
         self.parts = {"train": measured, "validation": dataset.validation, "test": dataset.test}
+
+    def batch(self, step: int) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the inputs and targets of a step."""
+        return self._batches(step)
 
     def objective(self, batch: Tensor | tuple[Tensor, Tensor], step: int) -> Tensor:
         """Return the mean loss of a batch (x, y)."""
@@ -123,8 +132,12 @@ class ClassifyTask:
         epoch = len(self.run.records())
         if epoch in self.settings.epochs.snapshots and not distributed.rank():
             self._store_features(epoch)
-        figures = ("loss", "accuracy", "nfe")
-        return {f"{part}_{figure}": found[part][figure] for part in found for figure in figures[: 3 if part == "train" else 2]}
+        return {
+            f"{part}_{figure}": value
+            for part, figures in found.items()
+            for figure, value in figures.items()
+            if part == "train" or figure in ("loss", "accuracy")
+        }
 
     @torch.no_grad()
     def _store_features(self, epoch: int) -> None:
@@ -133,6 +146,7 @@ class ClassifyTask:
         points = self.dataset.train.take(slice(None, None, max(1, len(self.dataset.train) // SNAPSHOT_POINTS)))
         stored = dict(np.load(path)) if path.exists() and epoch else {}
         features = self.model.features(to_model(self.model, points.x)).cpu().numpy()
+        assert points.y is not None, "classifiers have targets"
         content = io.BytesIO()
         np.savez(content, **stored | {"x": points.x.numpy(), "y": points.y.numpy(), f"epoch_{epoch}": features})
         write_atomically(path, content.getvalue())

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import docstring_parser
 import tyro
@@ -60,8 +60,8 @@ class Program:
         kind: kind of its models.
         recipe: from typed options to the name of a recipe and its options.
         known: True for the name of a data set, False for a path.
-        common: options that ``--help`` lists; ``--help-all`` lists all.
-        api_only: settings that are not options.
+        common: options that ``--help`` lists, by group; ``--help-all`` lists all.
+        api_only: settings that are not options, by group.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Program:
     kind: str
     recipe: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
     known: Callable[[str], bool]
-    common: Collection[str]
-    api_only: Collection[str]
+    common: Mapping[str, Collection[str]]
+    api_only: Mapping[str, Collection[str]]
 
 
 def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
@@ -90,7 +90,8 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
     """
     asked = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
     args = [arg for arg in args if arg not in asked]
-    options = [option for option in options_of(default) if option.name not in program.api_only]
+    hidden = set().union(*program.api_only.values())
+    options = [option for option in options_of(default) if option.name not in hidden]
     options.sort(key=lambda option: option.name in SOLVER_HELP)
     typed = _typed(program, options, args)
     name, recipe = program.recipe(typed)
@@ -109,31 +110,28 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
     return settings, _origin(name, {k: v for k, v in recipe.items() if k not in typed}, typed)
 
 
-def read(kind: type[T], args: Sequence[str], command: str, **described: Any) -> T:
-    """Parse a command line by a dataclass of settings.
+def read(kind: type[T], args: Sequence[str], command: str, **tyro_options: Any) -> T:
+    """Parse a command line by a dataclass of settings, or by a structure of options.
 
     Raises:
         InputError: with one line, for an unknown option or a wrong value.
         SystemExit: after printing the help.
     """
-    printed = io.StringIO()
+    printed, call = io.StringIO(), cast(Any, tyro.cli)  # its overloads know no keyword arguments by mapping
     try:
         with contextlib.redirect_stderr(printed):
-            found, unknown = tyro.cli(
+            found, unknown = call(
                 kind,
                 args=args,
                 prog=f"train-flows {command}",
-                config=(tyro.conf.OmitArgPrefixes,),
                 return_unknown_args=True,
                 registry=_registry,
-                **described,
+                **{"config": (tyro.conf.FlagCreatePairsOff,), **tyro_options},
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip("│ ") for line in printed.getvalue().splitlines() if line.startswith("│")]
-        message = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), None)])
-        raise InputError(f"{message.removeprefix('Error parsing ')}; see train-flows {command} --help") from None
+        raise InputError(f"{_first_paragraph(printed.getvalue())}; see train-flows {command} --help") from None
     if unknown:
         names = [as_typed(name) for name in _names(kind)]
         nearest = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=2)
@@ -142,9 +140,32 @@ def read(kind: type[T], args: Sequence[str], command: str, **described: Any) -> 
     return found
 
 
+def _first_paragraph(box: str) -> str:
+    """Return what a box printed by tyro says, in one line: the paragraph between its title and the next rule."""
+    _, *lines = (line.strip("│|─- ") for line in box.splitlines())
+    paragraphs = "\n".join(lines).strip().split("\n\n")
+    return " ".join(paragraphs[0].split()).removeprefix("Error parsing ").rstrip(".")
+
+
 def as_typed(name: str) -> str:
     """Return the name of an option as one types it."""
     return f"--{name.replace('_', '-')}"
+
+
+def name_options(message: str) -> str:
+    """Return a message about settings as one about options: ``hidden=(8, 0)`` becomes ``--hidden 8 0``."""
+    names = {option.name for settings in (DensitySettings(), ClassifySettings()) for option in options_of(settings)}
+
+    def renamed(match: re.Match[str]) -> str:
+        name, value = match.group(1).replace("method", "solver"), match.group(2)
+        if name not in names:
+            return match.group(0)
+        if value in ("True", "False"):
+            return as_typed(name if value == "True" else f"no_{name}")
+        plain = "".join(character for character in value if character not in "(),'")
+        return f"{as_typed(name)} {plain}".rstrip()
+
+    return re.sub(r"\b([a-z]+(?:_[a-z]+)*)=('[^']*'|\([^)]*\)|[^\s,:;)]+)", renamed, message)
 
 
 def options_of(settings: Any, group: str = "") -> list[Option]:
@@ -184,7 +205,7 @@ def _option_name(settings: Any, field: str) -> str:
 
 def _typed(program: Program, options: Sequence[Option], args: Sequence[str]) -> dict[str, Any]:
     """Return the values of the options that were typed, by name."""
-    groups = read(_groups(options), args, program.name)
+    groups = read(_groups(options), args, program.name, config=(tyro.conf.OmitArgPrefixes,))
     names = {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")}
     names |= {name.removeprefix("no_") for name in names}
     values = {name: value for group in groups.values() for name, value in group.items()}
@@ -193,15 +214,15 @@ def _typed(program: Program, options: Sequence[Option], args: Sequence[str]) -> 
 
 def _print_help(program: Program, options: Sequence[Option], recipe: Mapping[str, Any], everything: bool) -> None:
     """Print the help with the defaults of a recipe, and exit."""
-    shown = []
+    shown, common = [], set().union(*program.common.values())
     for option in options:
         default = recipe.get(option.name, option.default)
         if everything:
             shown.append(option._replace(default=default))
-        elif option.name in program.common:
+        elif option.name in common:
             shown.append(option._replace(default=default, help=re.split(r"[:;] ", option.help)[0]))
     about = program.about if everything else f"{program.about} --help-all lists all options."
-    read(_groups(shown), ["--help"], program.name, description=about)
+    read(_groups(shown), ["--help"], program.name, config=(tyro.conf.OmitArgPrefixes,), description=about)
 
 
 def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
@@ -210,7 +231,7 @@ def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
     others = [typed[name] if name == "source" else as_typed(name) for name in typed if name not in OF_A_SITTING]
     if others:
         raise InputError(
-            f"--resume {folder} takes every setting but --device and --budget-minutes from the run: drop "
+            f"--resume {folder} takes every setting but --device and --budget-minutes from the run: omit "
             f"{', '.join(others)}"
         )
     settings = from_config(type(default), folder, Run.open(folder, program.kind).config)

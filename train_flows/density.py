@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from anode import Solver
 from cnf import Density, density_model
@@ -34,12 +35,26 @@ PROGRAM = Program(
     kind=KIND,
     recipe=recipes.density,
     known=known_density_data,
-    common=("source", "conditional", "jitter", "image_size", "data_root", "download")
-    + ("field", "hidden", "base", "extra", "augmentation", "divergence")
-    + ("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol")
-    + ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
-    api_only=("train_size", "test_size", "correlated", "probes", "noise", "dequantization", "alpha", "first_step")
-    + ("lr_warm_up", "clip", "weight_decay", "likelihood_from", "restart_lr", "max_skipped", "kl_warm_up"),
+    common={
+        "data": ("source", "conditional", "image_size", "data_root", "download"),
+        "model": ("field", "hidden", "base", "extra", "augmentation", "divergence"),
+        "training": ("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
+        "output": ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+    },
+    api_only={
+        "data": ("train_size", "test_size"),
+        "model": ("correlated", "probes", "noise", "dequantization", "alpha"),
+        "training": (
+            "lr_warm_up",
+            "kl_warm_up",
+            "clip",
+            "weight_decay",
+            "likelihood_from",
+            "restart_lr",
+            "max_skipped",
+        ),
+        "solver": ("first_step",),
+    },
 )
 
 
@@ -55,6 +70,7 @@ def main(args: list[str]) -> None:
     task = DensityTask(settings, dataset, model)
     stored = {**dataset.describe(), "notes": list(dataset.notes)}
     run = session.open_run(settings.run, KIND, to_sections(settings), task.validated.arguments, stored)
+    task.run = run
     before = time.monotonic() - started
     with session.resumable(run, "density"):
         notes = fit(task, run, settings, settings.run.deadline(started))
@@ -116,28 +132,37 @@ class DensityTask:
         self.model = model
         self.validated = model.with_solver(figures_solver(settings))
         self.run: Run | None = None
-        self.objective = DensityObjective(settings.objective, settings.training, model)
-        self.batch = self._batches()
+        self._objective = DensityObjective(settings.objective, settings.training, model)
+        self._batches = self._shuffle()
         self._validation = dataset.validation.head(VALIDATION_SAMPLES)
         self._drifts = settings.objective.objective != MATCHING and not settings.model.solver.adaptive
+
+    def batch(self, step: int) -> Batch:
+        """Return the training samples of a step, with their contexts if the density is conditional."""
+        return self._batches(step)
+
+    def objective(self, batch: Batch, step: int) -> Tensor:
+        """Return the loss of the stage that a step belongs to."""
+        return self._objective(batch, step)
 
     def validate(self) -> dict[str, float]:
         """Return the validation NLL in nats, what it cost, and the drift of fixed steps."""
         figures = likelihood.validation_nll(self.validated, self._validation)
         if self._drifts:
             figures |= likelihood.drift(self.model, self.validated, self._validation)
-        if self.training.measure == "costs":
-            figures |= costs(self.validated, self.dataset)
+        if self.training.measure != "none":
+            test = self.dataset.validation if self.training.measure == "validation-costs" else self.dataset.test
+            figures |= costs(self.validated, dataclasses.replace(self.dataset, test=test))
         if self.dataset.levels is not None and self.run is not None:
             of_runs.draw_snapshot(self.run, self.training, self.dataset, self.validated)
         return figures
 
-    def _batches(self) -> Callable[[int], Batch]:
+    def _shuffle(self) -> Callable[[int], Any]:
         train, size, seed = self.dataset.train, self.training.batch_size, self.settings.run.seed
         if not train.mapped:
             return shuffled_batches(to_model(self.model, train.batch(slice(None))), size, seed)
         rows = shuffled_batches(torch.arange(len(train)), size, seed)
-        return lambda step: to_model(self.model, train.batch(rows(step)))
+        return lambda step: to_model(self.model, train.batch(cast(Tensor, rows(step))))
 
 
 def fit(task: DensityTask, run: Run, settings: DensitySettings, deadline: float) -> list[str]:
@@ -186,7 +211,7 @@ def report(
         rows.append(likelihood.lines([("drift of training", words)]))
     if dataset.is_table:
         figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
-        rows.append(likelihood.gaussian_row(figures, model))
+        rows.append(likelihood.gaussian_row(figures))
     if distributed.rank():
         return
     of_runs.draw_density(run, dataset, model)

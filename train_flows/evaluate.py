@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -17,6 +17,7 @@ from anode.errors import config
 from anode.solver import solvers_in
 from cnf import Density
 from cnf.models import KIND as DENSITY
+from train_flows.command_line import read
 from train_flows.evaluation import accuracy, held_out, likelihood
 from train_flows.run import distributed, session
 from train_flows.settings import Precision, Seed
@@ -40,8 +41,8 @@ class Settings:
         json: print one JSON object
     """
 
-    run: tyro.conf.Positional[str]
-    data: tyro.conf.Positional[str | None] = None
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
     rtol: float | None = None
     atol: float | None = None
     divergence: Literal["exact", "hutchinson"] | None = None
@@ -55,7 +56,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows evaluate``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows evaluate", config=(tyro.conf.FlagCreatePairsOff,))
+    settings = read(Settings, args, "evaluate")
     stored = storage.read_config(settings.run, DENSITY, CLASSIFIER)
     device = session.find_device(settings.device)
     distributed.connect(device)
@@ -82,7 +83,7 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     likelihood.check_importance_samples(model, settings.samples)
     dataset = held_out.load(settings.run, settings.data)
     if settings.classify and not (dataset.context and dataset.context == dataset.classes):
-        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: drop it")
+        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
     session.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
@@ -97,7 +98,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
         value = getattr(settings, name)
         if value not in (None, False):
             typed = f"--{name}" if value is True else f"--{name} {value}"
-            raise InputError(f"{typed} is for densities, {settings.run} is a classifier: drop it")
+            raise InputError(f"{typed} is for densities, {settings.run} is a classifier: omit it")
     model = anode.load(settings.run, device)
     if settings.rtol is not None or settings.atol is not None:
         solver = next(iter(solvers_in(model)), None)

@@ -17,7 +17,7 @@ LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihoo
 class DensityObjective:
     """The loss of a density as a function of the step.
 
-    With flow-matching+likelihood, likelihood begins at step ``training.likelihood_from``; without one it begins at once.
+    With flow-matching+likelihood, likelihood begins at step ``training.likelihood_from``, or at once if that is None.
 
     Args:
         objective: which losses, with their weights.

@@ -1,4 +1,4 @@
-"""Recipes: named sets of options that suit a kind of data. Typed options win over the recipe, the recipe over defaults."""
+"""Recipes: named sets of options that suit a kind of data; typed options win over them, they win over defaults."""
 
 from __future__ import annotations
 
@@ -68,6 +68,7 @@ DENSITY: dict[str, Recipe] = {
         "validate_every": 1000,
     },
 }
+PATH_WEIGHTS = ("kinetic", "frobenius", "acceleration")  # flow matching solves no paths
 SMALL_SIZE = 16  # pixels per side; a perceptron of these images trains within minutes
 DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
 FFJORD: Recipe = {  # the published settings for two dimensions, to compare with
@@ -113,30 +114,38 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
         typed: typed options by name, among them the ``source`` of the data.
 
     Returns:
-        The name of the recipe and its options. Options that have no effect on the typed ones are left out.
+        The name of the recipe and its options.
     """
-    source, objective = typed.get("source") or "", typed.get("objective", "likelihood")
-    if source in DENSITY and source in toy.DENSITIES:
-        name = source
-    elif source in toy.DENSITIES:
+    source, objective = typed.get("source", ""), typed.get("objective", "likelihood")
+    if source in toy.DENSITIES:
         name = "points"
     elif not is_images(source):
         name = "table"
     elif source == "digits":
         name = "digits"
-    elif (typed.get("image_size") or SMALL_SIZE + 1) <= SMALL_SIZE:
+    elif typed.get("image_size", SMALL_SIZE + 1) <= SMALL_SIZE:
         name = "small images"
     else:
         name = "multiscale images" if objective == "likelihood" else "matched images"
     recipe = dict(DENSITY[name])
     if source in DARK_IMAGES:
         recipe["alpha"] = 1e-6
+    mixes = typed.get("augmentation") == "categorical" or typed.get("base") == "mixture"
+    if mixes and typed.get("whiten", recipe.get("whiten")):
+        recipe["correlated"] = True  # components of whitened data have full covariances, too
+    if objective == "flow-matching":
+        recipe = {option: value for option, value in recipe.items() if option not in PATH_WEIGHTS}
     return name, recipe
 
 
 def classify(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     """Choose the recipe of ``train-flows classify``; see :func:`density`."""
-    source = typed.get("source") or ""
+    source = typed.get("source", "")
     kind = "function" if paper_functions.is_function(source) else "images" if is_images(source) else "table"
     name = source if source in CLASSIFY else kind
-    return name, dict(CLASSIFY[name])
+    recipe, unsuitable = dict(CLASSIFY[name]), set()
+    if typed.get("model") in ("second-order", "mlp"):
+        unsuitable = {"extra", "field", "hidden"}
+    elif typed.get("field") == "mlp":
+        unsuitable = {"hidden"}  # a number of filters
+    return name, {option: value for option, value in recipe.items() if option not in unsuitable}

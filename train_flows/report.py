@@ -18,13 +18,14 @@ from anode import CheckpointError, InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.errors import config
 from cnf.models import KIND as DENSITY
-from train_flows import results_pages
+from train_flows import command_line, results_pages
 from train_flows.figures import plots
 from train_flows.run.folder import RESULT_FILE, Run
 from train_flows.sample import check_out
 
 CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss"}  # the validated figure that chooses the best weights
 PLACES = ("source", "data_root", "download")  # settings of the data that say where they lie
+FIGURES = ("step", "loss", "nfe_forward", "nfe_backward", "seconds")  # of the last record
 RunFolders = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
 
 
@@ -71,20 +72,19 @@ class ComparedRun:
 
     def curve(self, name: str) -> np.ndarray:
         """Return a figure of all records, NaN where it is missing."""
-        return np.array([_number(record, name) for record in self.records], dtype=float)
+        return np.array([record.get(name) for record in self.records], dtype=float)
 
     def figures(self) -> dict[str, Any]:
         """Return the last record's figures, the best validation and the test; None for a missing figure."""
         last = self.records[-1] if self.records else {}
-        names = ("step", "loss", "nfe_forward", "nfe_backward", "seconds")
-        return {**{name: _number(last, name) for name in names}, "best": self._best(), "test": self._test()}
+        return {**{name: last.get(name) for name in FIGURES}, "best": self._best(), "test": self._test()}
 
     def _best(self) -> dict[str, float | None] | None:
         values = self.curve(CRITERIA[self.kind])
         if not np.isfinite(values).any():
             return None
         best = int(np.nanargmin(np.where(np.isfinite(values), values, math.inf)))
-        return {"value": float(values[best]), "step": _number(self.records[best], "step")}
+        return {"value": float(values[best]), "step": self.records[best]["step"]}
 
     def _test(self) -> dict[str, Any] | None:
         if self.result is None:
@@ -94,12 +94,12 @@ class ComparedRun:
             figures = {name: float(found[name]) for name in ("value", "standard_error")}
             return figures | {"kind": found["kind"] if self.kind == DENSITY else "accuracy"}
         except (LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.folder}/{RESULT_FILE} has no test figure: write it with --resume") from error
+            raise CheckpointError(f"{self.folder}/{RESULT_FILE} lacks the test figure: resume the run") from error
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows report``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows report", config=(tyro.conf.FlagCreatePairsOff,))
+    settings = command_line.read(Settings, args, "report")
     if settings.results is not None:
         pages = results_pages.pages(settings.results)
         for path, text in pages.items():
@@ -212,31 +212,15 @@ def _settings(run: Run) -> dict[str, Any]:
     return {**found, "seed": run.settings.get("run", {}).get("seed")}
 
 
-def _number(record: dict[str, Any], name: str) -> float | None:
-    value = record.get(name)
-    return value if isinstance(value, int | float) else None
-
-
 def _row(run: ComparedRun) -> list[str]:
     figures = run.figures()
     best, test = figures["best"] or {}, figures["test"]
     kind = f" ({test['kind']})" if test and run.kind == DENSITY else ""
-    cells = (
-        (figures["step"], ".0f"),
-        (best.get("value"), ".5g"),
-        (best.get("step"), ".0f"),
-        (figures["loss"], ".5g"),
-        (figures["nfe_forward"], ".1f"),
-        (figures["nfe_backward"], ".1f"),
-        (figures["seconds"], ".0f"),
-    )
-    shown = ["-" if value is None else format(value, form) for value, form in cells]
-    return [
-        run.name,
-        run.data,
-        *shown,
-        f"{test['value']:.4f} +- {test['standard_error']:.4f}{kind}" if test else "-",
-    ]
+    values = (figures["step"], best.get("value"), best.get("step"), *(figures[name] for name in FIGURES[1:]))
+    formats = (".0f", ".5g", ".0f", ".5g", ".1f", ".1f", ".0f")
+    shown = ["-" if value is None else format(value, form) for value, form in zip(values, formats, strict=True)]
+    error = f"{test['value']:.4f} +- {test['standard_error']:.4f}{kind}" if test else "-"
+    return [run.name, run.data, *shown, error]
 
 
 def _as_typed(value: Any) -> str:

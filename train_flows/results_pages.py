@@ -1,4 +1,4 @@
-"""Pages of measured results, written from JSON files by the tables that ``pages.toml`` beside them defines.
+"""Pages of measured results, written from JSON files by the tables that ``pages.toml`` in their folder defines.
 
 A table of ``pages.toml`` has a ``title``, a sentence ``says``, patterns of its ``files``, ``columns`` (heads, and
 templates of cells such as ``"{nll[value]:.3f}"``), and optionally ``rows``, the function that makes rows of a file, and
@@ -21,7 +21,7 @@ from typing_extensions import override
 from anode import InputError
 
 Row = Mapping[str, Any]
-HOW = "Written by `train-flows report --results assets/results` from the JSON files beside it; do not edit.\n"
+HOW = "Written by `train-flows report --results assets/results` from the JSON files in this folder; do not edit.\n"
 MARKED = r"(<!-- results: {} -->\n).*?(<!-- /results -->)"  # a part of the product page
 OURS, WORKS = "ours, checkpoint", ("cnf-2d", "cnf-tab")  # of the speed benchmark
 
@@ -49,14 +49,14 @@ CELLS = Cells()
 
 
 def pages(folder: Path) -> dict[Path, str]:
-    """Return the text of every page: those beside the results, and the product page two folders up if it is marked.
+    """Return the text of every page: in the folder of results, and of the product page two folders up.
 
     Raises:
         InputError: if the folder defines no pages.
     """
     definitions = folder / "pages.toml"
     if not definitions.is_file():
-        raise InputError(f"--results {folder} has no pages.toml: pass the folder assets/results of a checkout")
+        raise InputError(f"--results {folder} lacks pages.toml: pass the folder assets/results of a checkout")
     content = tomllib.loads(definitions.read_text(encoding="utf-8"))
     found, index, keyed = {}, ["# Measured results", HOW], {}
     for page in content["page"]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,9 @@ from anode import InputError, storage
 from anode.errors import config
 from cnf import Density
 from cnf.models import KIND
+from train_flows.command_line import read
 from train_flows.data import class_contexts
+from train_flows.data.dataset import abbreviate
 from train_flows.evaluation import likelihood
 from train_flows.evaluation.chunks import chunk_size, to_model
 from train_flows.figures import image_plots, plots
@@ -49,7 +50,7 @@ class Settings:
         overwrite: replace an existing file
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     n: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 1000
     out: Path = Path("samples.csv")
     label: str | None = None
@@ -61,41 +62,30 @@ class Settings:
     overwrite: bool = False
 
 
-class Layout(NamedTuple):
-    """Layout of a file of samples.
-
-    Attributes:
-        shape: shape S of one sample.
-        columns: names of the columns: dimensions, then the class and the log-density if they are written.
-        classes: names of the classes; empty for a density that is not given the class.
-        levels: number of values of an element of discrete data; None for real numbers.
-    """
-
-    shape: tuple[int, ...]
-    columns: tuple[str, ...]
-    classes: tuple[str, ...]
-    levels: int | None
-
-
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows sample``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows sample", config=(tyro.conf.FlagCreatePairsOff,))
+    settings = read(Settings, args, "sample")
     _check(settings)
     stored = storage.read_config(settings.run, KIND)
     model = cnf.load(settings.run, session.find_device(settings.device))
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
-    layout = _layout(settings, model, stored)
-    labels = _labels(settings, layout.classes)
-    most = MAX_IMAGES if len(layout.shape) == 3 else MAX_POINTS
+    classes = _classes(settings, model, stored)
+    columns = _columns(settings, model, stored)
+    labels = _labels(settings, classes)
+    most = MAX_IMAGES if len(model.event_shape) == 3 else MAX_POINTS
     if settings.out.suffix == ".png" and settings.n > most:
         raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
+    parts = _parts(model, settings, labels, len(classes))
     with storage.written_atomically(settings.out) as file:
-        _write(file, settings, _parts(model, settings, labels, layout), layout)
-    shown = f"{', '.join(layout.columns[:8])}{', ...' if len(layout.columns) > 8 else ''}"
-    print(f"{settings.n} samples of {shown} in {settings.out}")
+        if settings.out.suffix == ".png":
+            dpi = 150 if len(model.event_shape) == 1 else "figure"
+            _picture(np.concatenate(list(parts)), model, columns, classes).savefig(file, dpi=dpi)
+        else:
+            _write(file, settings, parts, columns, classes)
+    print(f"{settings.n} samples of {abbreviate(columns)} in {settings.out}")
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
@@ -111,27 +101,32 @@ def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
 def _check(settings: Settings) -> None:
     check_out(settings.out, SUFFIXES, settings.overwrite)
     if settings.samples is not None and not settings.log_prob:
-        raise InputError(f"--samples {settings.samples} has an effect with --log-prob only: pass that too, or drop it")
+        raise InputError(f"--samples {settings.samples} has an effect with --log-prob only: pass that too, or omit it")
     if settings.log_prob and settings.temperature != 1:
         raise InputError(
-            f"--log-prob is the density at --temperature 1, not of samples at {settings.temperature}: drop one"
+            f"--log-prob is the density at --temperature 1, not of samples at {settings.temperature}: omit one"
         )
     if settings.log_prob and settings.out.suffix == ".png":
-        raise InputError(f"--log-prob has no column in a picture: pass an --out other than {settings.out}")
+        raise InputError(f"--log-prob needs a column, which pictures lack: pass an --out other than {settings.out}")
 
 
-def _layout(settings: Settings, model: Density, stored: dict[str, Any]) -> Layout:
-    shape, data = tuple(stored["model"]["shape"]), stored.get("data", {})
-    classes, columns = tuple(data.get("classes", ())), tuple(data.get("columns", ()))
-    if model.context and (not classes or list(data.get("context", ())) != list(classes)):
+def _classes(settings: Settings, model: Density, stored: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the classes that a density is given; empty for a density of samples alone."""
+    data = stored.get("data", {})
+    classes = tuple(data.get("classes", ()))
+    if model.context and (not classes or tuple(data.get("context", ())) != classes):
         raise InputError(
             f"{settings.run} is a density given {model.context} numbers that are not classes: use it by cnf.load"
         )
-    columns = columns or tuple(f"x{i}" for i in range(math.prod(shape)))
-    columns += (LABEL,) if model.context else ()
-    if settings.log_prob:
-        columns += ("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}",)
-    return Layout(shape, columns, classes if model.context else (), model.levels)
+    return classes if model.context else ()
+
+
+def _columns(settings: Settings, model: Density, stored: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the columns: dimensions, then the class and the log-density if they are written."""
+    names = stored.get("data", {}).get("columns") or [f"x{i}" for i in range(model.event_shape.numel())]
+    label = [LABEL] if model.context else []
+    log_prob = ["log_prob" if model.kind == "exact" else f"log_prob_{model.kind}"] if settings.log_prob else []
+    return (*names, *label, *log_prob)
 
 
 def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
@@ -139,7 +134,7 @@ def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
     if settings.label is None:
         return torch.arange(settings.n) % len(classes) if classes else None
     if not classes:
-        raise InputError(f"--label {settings.label} is for densities given the class, {settings.run} is not: drop it")
+        raise InputError(f"--label {settings.label} is for densities given the class, {settings.run} is not: omit it")
     if settings.label not in classes:
         raise InputError(
             f"--label {settings.label} is not a class of {settings.run}: choose one of {', '.join(classes)}"
@@ -148,14 +143,14 @@ def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
 
 
 @torch.no_grad()
-def _parts(model: Density, settings: Settings, labels: Tensor | None, layout: Layout) -> Iterator[np.ndarray]:
+def _parts(model: Density, settings: Settings, labels: Tensor | None, classes: int) -> Iterator[np.ndarray]:
     """Yield the rows of the file chunk by chunk; a class is its number."""
-    size = chunk_size(layout.shape)
+    size = chunk_size(model.event_shape)
     samples = likelihood.IMPORTANCE_SAMPLES if settings.samples is None else settings.samples
     for start in range(0, settings.n, size):
         n = min(size, settings.n - start)
         y = None if labels is None else labels[start : start + n]
-        c = None if y is None else to_model(model, class_contexts(y, len(layout.classes)))
+        c = None if y is None else to_model(model, class_contexts(y, classes))
         if settings.log_prob and model.has_rsample:  # one solve gives both
             x, log_p = model.rsample_and_log_prob(n, c)
         else:
@@ -166,17 +161,15 @@ def _parts(model: Density, settings: Settings, labels: Tensor | None, layout: La
         yield np.concatenate([rows, *label, log_p.view(n, -1).cpu().numpy()], axis=1)
 
 
-def _write(file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], layout: Layout) -> None:
-    """Write chunks as they come, without keeping them; a picture needs all of them."""
-    if settings.out.suffix == ".png":
-        dpi = 150 if len(layout.shape) == 1 else "figure"
-        _picture(np.concatenate(list(parts)), layout).savefig(file, dpi=dpi)
-        return
+def _write(
+    file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], columns: Sequence[str], classes: Sequence[str]
+) -> None:
+    """Write chunks as they come, without keeping them."""
     for i, part in enumerate(parts):
         if settings.out.suffix == ".csv":
-            frame = pd.DataFrame(part, columns=list(layout.columns))
-            if layout.classes:
-                frame[LABEL] = [layout.classes[int(label)] for label in frame[LABEL]]
+            frame = pd.DataFrame(part, columns=list(columns))
+            if classes:
+                frame[LABEL] = [classes[int(label)] for label in frame[LABEL]]
             frame.to_csv(file, index=False, header=i == 0)
             continue
         if i == 0:
@@ -185,14 +178,14 @@ def _write(file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], layo
         file.write(part.tobytes())
 
 
-def _picture(rows: np.ndarray, layout: Layout) -> Figure:
+def _picture(rows: np.ndarray, model: Density, columns: Sequence[str], classes: Sequence[str]) -> Figure:
     """Draw the rows of the file; images of several classes have a row for each class."""
-    size = math.prod(layout.shape)
-    x = rows[:, :size].reshape(-1, *layout.shape)
-    if len(layout.shape) == 1:
-        return plots.samples(x, layout.columns)
-    max_value = x.max() if layout.levels is None else layout.levels - 1
-    labels = rows[:, size].astype(int) if layout.classes else np.zeros(len(x), dtype=int)
+    size = model.event_shape.numel()
+    x = rows[:, :size].reshape(-1, *model.event_shape)
+    if x.ndim == 2:
+        return plots.samples(x, columns)
+    max_value = x.max() if model.levels is None else model.levels - 1
+    labels = rows[:, size].astype(int) if classes else np.zeros(len(x), dtype=int)
     if len(np.unique(labels)) > 1:
-        return image_plots.images_by_class({"samples": (x, labels)}, layout.classes, max_value)
+        return image_plots.images_by_class({"samples": (x, labels)}, classes, max_value)
     return image_plots.image_panels({"samples": x}, max_value)

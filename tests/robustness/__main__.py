@@ -1,6 +1,6 @@
 """Measure in full what the tests of this folder check in short, and write ``assets/results/reliability.json``.
 
-    python -m tests.robustness [--kills 30] [--programs 10] [--examples 2000] [--steps 20000] [--out FILE]
+    python -m tests.robustness [--kills 30] [--programs 10] [--examples 2000] [--steps 10000] [--out FILE]
 
 Run it from the project folder. The file is written after every part.
 """
@@ -24,19 +24,19 @@ def main() -> None:
     """Measure every part."""
     parser = argparse.ArgumentParser(prog="python -m tests.robustness")
     parser.add_argument("--kills", type=int, default=30, help="kills of small runs, at any moment")
-    parser.add_argument("--programs", type=int, default=10, help="kills of train-flows density moons")
+    parser.add_argument("--programs", type=int, default=10, help="kills of train-flows density")
     parser.add_argument("--examples", type=int, default=2000, help="damaged runs, and as many damaged tables")
-    parser.add_argument("--steps", type=int, default=20_000, help="steps of the long run")
+    parser.add_argument("--steps", type=int, default=10_000, help="steps of the long run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     parser.add_argument("--out", type=Path, default=Path("assets/results/reliability.json"), help="file to write")
     args = parser.parse_args()
     parts = {
         "kills": lambda folder: kill_small_runs(args.kills, args.seed, folder),
-        "program_kills": lambda folder: kill_programs(args.programs, args.seed, folder),
-        "full_disk": fill_disk,
-        "damaged_runs": lambda folder: dict(check_damaged_runs(args.examples, folder / "run")),
-        "damaged_tables": lambda folder: dict(check_damaged_tables(args.examples, folder)),
-        "long_run": lambda folder: measure_memory(args.steps),
+        "programs": lambda folder: kill_programs(args.programs, args.seed, folder),
+        "full-disk": fill_disk,
+        "damaged-runs": lambda folder: dict(check_damaged_runs(args.examples, folder / "run")),
+        "damaged-tables": lambda folder: dict(check_damaged_tables(args.examples, folder)),
+        "long-run": lambda folder: measure_memory(args.steps),
     }
     result = {**provenance(), "command": "python -m tests.robustness", "seed": args.seed, "parts": {}}
     for name, measure in parts.items():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import os
 import resource
 import sys
+import threading
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from tqdm import tqdm
 
 from anode import Solver
 from cnf import FlowMatching, MaximumLikelihood, density_model
@@ -85,7 +86,7 @@ def log_of(folder: Path) -> str:
 
 def _train_in_process(folder: Path, largest_file: int | None) -> None:
     sys.stdout = sys.stderr = folder.with_suffix(".log").open("w", buffering=1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    tqdm.set_lock(threading.RLock())  # its own lock would outlive a kill
     torch.set_num_threads(1)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))

@@ -14,8 +14,8 @@ def fill_disk(folder: Path) -> dict[str, Any]:
     """Continue a run in a process whose files cannot grow, then in one whose files can.
 
     Returns:
-        ``message``, the last line that the first process printed; ``identical``, True if the run reached the same
-        records, weights and NLL as one that had room.
+        ``status``, the exit status of the first process; ``message``, the last line that it printed; ``identical``, 1
+        if the run reached the same records, weights and NLL as one that had room.
     """
     finish(folder / "whole")
     run = folder / "run"
@@ -29,12 +29,12 @@ def fill_disk(folder: Path) -> dict[str, Any]:
     full.join()
     message = log_of(run).strip().splitlines()[-1].replace(f"{folder}/", "")
     finish(run)
-    return {"stopped": full.exitcode != 0, "message": message, "identical": outcome(run) == outcome(folder / "whole")}
+    identical = int(outcome(run) == outcome(folder / "whole"))
+    return {"status": full.exitcode, "message": message, "identical": identical}
 
 
 def test_a_full_disk_costs_no_state(tmp_path):
     found = fill_disk(tmp_path)
-    assert found["stopped"]
-    assert found["identical"]
+    assert found["status"] == found["identical"] == 1
     for words in ("could not be written", "File too large", "the last state is whole", "--resume run"):
         assert words in found["message"]

@@ -179,7 +179,6 @@ def measure_density(model: Density, data: Samples, samples: int = likelihood.IMP
         ``accuracy`` and its ``standard_error``; ``tested``, N; ``classes``, K; and the kind of the log-densities, see
         :func:`train_flows.evaluation.likelihood.kind_of`.
     """
-
     classes = rows_of(data, slice(1))[1]
     assert classes is not None, "a density given the class has contexts"
     k = classes.shape[1]

@@ -1,4 +1,4 @@
-"""Samples to evaluate a stored model on: the test part of its own run, or other data in the order of its columns."""
+"""Samples to evaluate a stored model on: the test part of the run, or other data in the order of the run's columns."""
 
 from __future__ import annotations
 

@@ -199,10 +199,10 @@ def check_importance_samples(model: Density, samples: int | None) -> None:
     if samples is None:
         return
     if not isinstance(model, LiftedFlow):
-        raise InputError(f"--samples {samples} is for bounds; this log-density is of kind {model.kind!r}: drop it")
+        raise InputError(f"--samples {samples} is for bounds; this log-density is of kind {model.kind!r}: omit it")
     if _draws(model, samples) != samples:
         raise InputError(
-            f"--samples {samples} of an estimated log-density give no bound: drop it, or pass --divergence exact"
+            f"--samples {samples} of an estimated log-density give no bound: omit it, or pass --divergence exact"
         )
 
 
@@ -219,7 +219,7 @@ def log_scale(model: nn.Module) -> float:
 def gaussian_nll(dataset: Dataset) -> float | None:
     """Return the test NLL in nats of the Gaussian with mean and full covariance of the training part.
 
-    A flow should be better than that. None if the covariance is singular, so that there is no such density.
+    A flow should be better than that. None if the covariance is singular.
     """
     x, test = (part.head().x.double().flatten(1).numpy() for part in (dataset.train, dataset.test))
     scale = x.std(axis=0)  # factored out, for columns of very different units

@@ -179,7 +179,7 @@ def sample_fixed_noise(model: Density, n: int, c: Tensor | None = None) -> Tenso
 
 
 def can_interpolate(model: Density) -> bool:
-    """Return False for a mixture of flows, whose components have no way between them."""
+    """Return False for a mixture of flows: nothing connects its components."""
     return isinstance(model.flow if isinstance(model, LiftedFlow) else model, Flow)
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,40 +30,38 @@ from train_flows.run.step import (
 if TYPE_CHECKING:
     from train_flows.settings import Training
 
+X = TypeVar("X", bound=Tensor | tuple[Tensor, Tensor])
+
 
 class Task(Protocol):
-    """A model to train: its batches, its objective, and its validation.
-
-    Attributes:
-        model: has the parameters that are trained, and shares them with the model that is stored.
-        training: how to optimise.
-        criterion: name of the validated figure to minimise; None to keep the weights of the last validation.
-    """
+    """A model to train: its batches, its objective, and its validation, as methods or functions."""
 
     @property
-    def model(self) -> nn.Module: ...  # noqa: D102
+    def model(self) -> nn.Module:
+        """Module whose parameters are trained; it shares them with the model that is stored."""
 
     @property
-    def training(self) -> Training: ...  # noqa: D102
+    def training(self) -> Training:
+        """Settings of the optimiser."""
 
     @property
-    def criterion(self) -> str | None: ...  # noqa: D102
+    def criterion(self) -> str | None:
+        """Name of the validated figure to minimise; None to keep the weights of the last validation."""
 
-    def batch(self, step: int) -> Any:
+    @property
+    def batch(self) -> Callable[[int], Any]:
         """Return the batch of a step, or in several processes the share of this one."""
 
-    def objective(self, batch: Any, step: int) -> Tensor:
+    @property
+    def objective(self) -> Callable[[Any, int], Tensor]:
         """Return the scalar loss of a batch at a step."""
-        ...
 
-    def validate(self) -> dict[str, float]:
+    @property
+    def validate(self) -> Callable[[], dict[str, float]]:
         """Return figures of the current weights."""
-        ...
 
 
-def shuffled_batches(
-    x: Tensor | tuple[Tensor, Tensor], batch_size: int, seed: int
-) -> Callable[[int], Tensor | tuple[Tensor, Tensor]]:
+def shuffled_batches(x: X, batch_size: int, seed: int) -> Callable[[int], X]:
     """Shuffle each epoch, and return batches as a function of the step alone, so that resuming needs no state.
 
     Args:
@@ -76,7 +74,7 @@ def shuffled_batches(
         A function from the step to its batch (B, *S), or to a pair of batches; each of several processes gets its
         share of the batch.
     """
-    tensors = x if isinstance(x, tuple) else (x,)
+    tensors: tuple[Tensor, ...] = x if isinstance(x, tuple) else (x,)
     per_epoch = len(tensors[0]) // batch_size
     order: dict[int, Tensor] = {}  # of the current epoch
 

@@ -1,20 +1,18 @@
-"""Figure 3 of Chen et al. 2018: what a tolerance buys, in error, time, memory and evaluations.
+"""Figure 3 of Neural ODEs (Chen et al. 2018): what a tolerance buys, in error, time, memory and evaluations.
 
 The networks are neural ODEs trained on the concentric spheres; error is the root mean square difference of the final
-states of 256 points to those of a solve at 1e-10. All solves are in float64.
+states of 256 points to those of a solve at 1e-10. All solves are in float64. They are kept in the run folder.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,15 +22,20 @@ from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from anode import Classifier, Solver, SolverError, count_evals, with_solver
-from train_flows.paper import pictures
-from train_flows.paper.report import AttemptAll, Report, curves, mean, of, report
-from train_flows.paper.trials import Trained, Trial
+from anode import Classifier, Solver, SolverError, count_evals, storage, with_solver
+from train_flows.experiments.anode_on_functions import points, trainings
+from train_flows.experiments.grid import Experiment
+from train_flows.experiments.results import Results
+from train_flows.figures import plots
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 REFERENCE = Solver(rtol=1e-10, atol=1e-10, max_steps=100_000)
-DEPTHS = (1, 2, 3, 5, 8)
 GRADIENTS = ("direct", "adjoint")
+DEPTHS = (1, 2, 3, 5, 8)
+NODES = ("NODE", "NODE tanh")  # with kinks, at which steps fail, and without
+POINTS = 256  # to solve for
+REPEATS = 5  # of a timing, whose median is taken
+SHOWN = (1e-3, 1e-5, 1e-7)
 PANELS = (
     ("error", ("direct",), "error against evaluations"),
     ("seconds_forward", ("direct",), "time of a forward solve"),
@@ -40,38 +43,29 @@ PANELS = (
     ("bytes_kept", GRADIENTS, "memory kept for the backward pass"),
     ("seconds", GRADIENTS, "time of a forward and backward solve"),
 )
-NODES = {"NODE": "relu", "NODE tanh": "tanh"}  # with kinks, at which steps fail, and without
-SHOWN = (1e-3, 1e-5, 1e-7)
-TRIALS = [
-    *[Trial(name, "spheres", {"activation": activation}) for name, activation in NODES.items()],
-    *[Trial(f"ResNet of {k}", "spheres", {"model": "resnet", "blocks": k}) for k in DEPTHS],
-]
-POINTS = 256  # to solve for
-REPEATS = 5  # of a timing, of which the median is taken
+Rows = list[dict[str, Any]]
 
 
-def run(attempt_all: AttemptAll) -> Report:
-    """Train, and solve every trained network at every tolerance with both kinds of gradients."""
-    outcomes = attempt_all(TRIALS)
-    nodes = [outcome for outcome in outcomes if outcome.trial.name in NODES and outcome.status == "success"]
-    solves = [
-        {"network": o.trial.name, "seed": o.seed, **row} for o in nodes for row in measure(o.model, o.train.x[:POINTS])
-    ]
-    good = [row for row in solves if row["status"] == "success"]
-    depth = _equal_depth(outcomes)
-    done = report(outcomes, partial(_figure, good, outcomes, depth), _findings(good, outcomes, depth))
-    return dataclasses.replace(done, runs=[*done.runs, {"data": "spheres", "name": "solves", "solves": solves}])
+def solves_of(results: Results) -> Rows:
+    """Solve every trained neural ODE, or read the earlier solves; return the successful ones with their network."""
+    rows: Rows = []
+    for outcome in (o for label in NODES for o in results.of(label).succeeded):
+        path = outcome.folder / "solves.json"
+        if not path.is_file():
+            storage.write_json(path, measure(outcome.model, points(outcome)[0][:POINTS]))
+        rows += [{"network": outcome.label, **row} for row in storage.read_json(path)]
+    return [row for row in rows if row["status"] == "success"]
 
 
-def measure(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
-    """Error, evaluations, seconds and memory kept for the backward pass, for every tolerance and gradient.
+def measure(model: Classifier, x: Tensor) -> Rows:
+    """Return error, evaluations, seconds and memory kept for the backward pass, for every tolerance and gradient.
 
     Args:
-        model: a neural ODE in float32.
+        model: a neural ODE.
         x: points (N, D); solves are in float64, so that rounding leaves the small tolerances alone.
 
     Returns:
-        A row for each, with a ``status``: that of a failed solve has nothing else.
+        A row for each, with a ``status``; a failed solve has nothing else.
     """
     model, x = copy.deepcopy(model).double(), x.double()
     try:
@@ -124,7 +118,7 @@ class _Kept:
 
 @contextmanager
 def kept_bytes() -> Generator[Callable[[], int]]:
-    """Measure the memory that autograd keeps for the backward pass: the bytes of the storages still held when asked."""
+    """Measure the memory that autograd keeps for the backward pass: bytes of the storages that are still held."""
     alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def keep(tensor: Tensor) -> _Kept:
@@ -140,13 +134,15 @@ def kept_bytes() -> Generator[Callable[[], int]]:
         yield total
 
 
-def _equal_depth(outcomes: Sequence[Trained]) -> int | None:
-    """The fewest residual blocks, of those tried, whose mean accuracy is not below that of the NODE."""
-    wanted = mean(of(outcomes, "NODE"), "accuracy")
-    return next((k for k in DEPTHS if mean(of(outcomes, f"ResNet of {k}"), "accuracy") >= wanted), None)
+def equal_depth(results: Results) -> int | None:
+    """Return the fewest residual blocks, of those tried, whose mean accuracy is not below that of the NODE."""
+    wanted = results.of("NODE").mean("train_accuracy")
+    return next((k for k in DEPTHS if results.of(f"ResNet of {k}").mean("train_accuracy") >= wanted), None)
 
 
-def _findings(solves: Sequence[dict[str, Any]], outcomes: Sequence[Trained], depth: int | None) -> dict[str, Any]:
+def _findings(results: Results) -> dict[str, Any]:
+    solves = solves_of(results)
+
     def at(metric: str, tolerance: float, network: str, gradient: str = "direct") -> float:
         wanted = {"tolerance": tolerance, "network": network, "gradient": gradient}
         values = [solve[metric] for solve in solves if wanted.items() <= solve.items()]
@@ -154,8 +150,8 @@ def _findings(solves: Sequence[dict[str, Any]], outcomes: Sequence[Trained], dep
 
     findings: dict[str, Any] = {}
     for network in NODES:
-        errors = ", ".join(f"{at('error', t, network):.2g}" for t in SHOWN)
-        costs = ", ".join(f"{at('nfe_forward', t, network):.0f}" for t in SHOWN)
+        errors = ", ".join(f"{at('error', tolerance, network):.2g}" for tolerance in SHOWN)
+        costs = ", ".join(f"{at('nfe_forward', tolerance, network):.0f}" for tolerance in SHOWN)
         backward, forward = (at(f"nfe_{way}", 1e-5, network, "adjoint") for way in ("backward", "forward"))
         findings[f"{network}: error at 1e-3, 1e-5, 1e-7"] = errors
         findings[f"{network}: NFE at 1e-3, 1e-5, 1e-7"] = costs
@@ -163,32 +159,49 @@ def _findings(solves: Sequence[dict[str, Any]], outcomes: Sequence[Trained], dep
         for metric, what in (("bytes_kept", "memory kept"), ("seconds", "time of a solve and its gradient")):
             direct, adjoint = (at(metric, 1e-5, network, gradient) for gradient in GRADIENTS)
             findings[f"{network}: {what}, direct / adjoint at 1e-5"] = direct / adjoint
-    findings["blocks of a ResNet of equal accuracy"] = depth
-    findings["NFE of the NODE in the last epoch"] = mean(of(outcomes, "NODE"), "nfe_forward")
+    findings["blocks of a ResNet of equal accuracy"] = equal_depth(results)
+    findings["NFE of the NODE in the last epoch"] = results.of("NODE").mean("nfe_forward")
     return findings
 
 
-def _figure(solves: Sequence[dict[str, Any]], outcomes: Sequence[Trained], depth: int | None) -> Figure:
+def _draw(results: Results) -> Figure:
+    solves, depth = solves_of(results), equal_depth(results)
     figure = Figure(figsize=(15, 6.4), layout="constrained")
     *panels, last = figure.subplots(2, 3).ravel()
     for axes, (metric, gradients, title) in zip(panels, PANELS, strict=True):
-        for i, network in enumerate(NODES):
+        for network, color in zip(NODES, plots.LINE_COLORS, strict=False):
             for gradient in gradients:
                 rows = [row for row in solves if (row["network"], row["gradient"]) == (network, gradient)]
-                if rows:
-                    x, y = ([row[name] for row in rows] for name in ("nfe_forward", metric))
-                    marker = "o" if gradient == "direct" else "x"
-                    axes.loglog(x, y, marker, ms=4, color=f"C{i}", label=f"{network}, {gradient}")
+                x, y = ([row[name] for row in rows] for name in ("nfe_forward", metric))
+                marker = "o" if gradient == "direct" else "x"
+                axes.loglog(x, y, marker, ms=4, color=color, label=f"{network}, {gradient}")
         axes.set(title=title, xlabel="forward evaluations", ylabel=metric.replace("_", " "))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    equal = [row["nfe_forward"] for row in solves]
+    equal = sorted(row["nfe_forward"] for row in solves)
     panels[2].plot(equal, equal, color="0.7", lw=1, label="as many as forward")
     for axes in panels:
-        if axes.lines:
-            axes.legend(fontsize="small")
-    pictures.bands(last, {"NODE, evaluations": curves(of(outcomes, "NODE"), "nfe_forward")}, "depth while training")
+        axes.legend(fontsize="small")
+    nfe = {"NODE, evaluations": results.of("NODE").curves("nfe_forward")}
+    plots.bands(last, nfe, "depth while training", "evaluations or blocks")
     if depth is not None:
-        last.axhline(depth, color="C1", ls="--", label="ResNet of equal accuracy, blocks")
+        last.axhline(depth, color=plots.LINE_COLORS[1], ls="--", label="ResNet of equal accuracy, blocks")
         last.set_ylim(bottom=0)
         last.legend()
     return figure
+
+
+NETWORKS = {
+    "NODE": "",
+    "NODE tanh": "--activation tanh",
+    **{f"ResNet of {k}": f"--model resnet --blocks {k}" for k in DEPTHS},
+}
+EXPERIMENTS = {
+    "tolerance": Experiment(
+        "error, time, memory and evaluations against tolerance (Neural ODEs, fig. 3)",
+        ("spheres",),
+        "functions",
+        trainings({"spheres": NETWORKS}),
+        _draw,
+        _findings,
+    )
+}
