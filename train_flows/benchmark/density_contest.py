@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from anode import InputError, Solver, count_evals, storage
+from anode import InputError, Solver, count_evals
 from anode.errors import config
 from cnf import Compose, Density, Flow, LiftedFlow, Normal, Transform
 from cnf.transforms import Transport
@@ -37,7 +36,7 @@ from train_flows.evaluation import likelihood
 from train_flows.evaluation.chunks import CHUNK_SAMPLES
 from train_flows.objectives import DensityObjective
 from train_flows.run import TrainingError
-from train_flows.run.folder import Run, provenance
+from train_flows.run.folder import Run
 from train_flows.run.loop import Trainer
 from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training
 
@@ -51,6 +50,7 @@ MAX_STEPS = 10**9  # more than fit into any time
 VALIDATING = 0.1  # of the time
 MIN_VALIDATIONS, MAX_VALIDATIONS = 10, 200
 SAMPLES = 10_000
+COSTS = ("nfe_log_prob", "nfe_sample", "steps", "parameters", "seconds_training", "seconds_sampling")
 
 
 @config
@@ -65,7 +65,6 @@ class Settings:
         data_root: folder of the published tables
         out: JSON file of results
         overwrite: replace existing results
-        resume: keep the contests in the file of results, and run the missing ones
     """
 
     sources: Sources = ()
@@ -75,80 +74,36 @@ class Settings:
     data_root: str = "data"
     out: Path = Path("benchmark-tabular.json")
     overwrite: bool = False
-    resume: bool = False
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows benchmark tabular``."""
     settings = read(Settings, args, "benchmark tabular")
-    benchmark.prepare(settings.out, settings.overwrite or settings.resume)
+    benchmark.prepare(settings.out, settings.overwrite)
     if not settings.sources:
         raise InputError("no data set given: pass paths of tables, or names such as digits")
     zuko()  # raises an error before anything runs
     torch.set_num_threads(settings.threads)
-    stored = read_contests(settings.out) if settings.resume else []
-    jobs = [(source, seed) for seed in range(settings.seeds) for source in settings.sources]
-    plans = [(*job, plan(settings, stored, *job)) for job in jobs]  # raises an error before anything runs
-    found = []
-    for source, seed, (about, result) in plans:
-        if result is None:
-            recipe, dataset = load(settings, source, seed)
-            machine = provenance()["machine"]
-            result = {**about, "machine": machine, **contest(dataset, recipe, 60 * settings.minutes)}
-            stored.append(result)
-            benchmark.write(settings.out, __doc__, contests=stored)
-        found.append(result)
-        print(line(result))
-    print("", table(found), settings.out, sep="\n")
+    seeds = range(settings.seeds)
+    jobs = [(seed, recipe_of(settings, source, seed)) for seed in seeds for source in settings.sources]
+    for _, recipe in jobs[: len(settings.sources)]:
+        density.load(recipe)  # raises an error before anything runs, like the parser
+    contests: list[dict[str, Any]] = []
+    for seed, recipe in jobs:
+        dataset = density.load(recipe)
+        about = {"data": dataset.name, "seed": seed, "sha256": dataset.digest(), "minutes": settings.minutes}
+        sections = {name: part for name, part in dataclasses.asdict(recipe).items() if name not in ("data", "run")}
+        about["recipe"] = {CNF: sections, "peers": PEER_SIZE | dataclasses.asdict(PEER_TRAINING)}
+        contests.append({**about, **contest(dataset, recipe, 60 * settings.minutes)})
+        benchmark.write(settings.out, __doc__, contests=contests)
+        print(line(contests[-1]))
+    print("", table(contests), settings.out, sep="\n")
 
 
-def load(settings: Settings, source: str, seed: int) -> tuple[DensitySettings, Dataset]:
-    """Return the settings of ``train-flows density`` for a data set, and the data."""
+def recipe_of(settings: Settings, source: str, seed: int) -> DensitySettings:
+    """Return the settings of ``train-flows density`` for a data set."""
     args = [source, "--seed", str(seed), "--data-root", settings.data_root, "--device", "cpu"]
-    recipe, _ = parse(density.PROGRAM, DensitySettings(), args)
-    return recipe, density.load(recipe)
-
-
-def plan(
-    settings: Settings, stored: Sequence[dict[str, Any]], source: str, seed: int
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return everything that the outcome of a contest depends on, and the contest if it is stored.
-
-    Raises:
-        InputError: if data or settings of the stored contest were different.
-    """
-    recipe, dataset = load(settings, source, seed)
-    sections = {name: section for name, section in dataclasses.asdict(recipe).items() if name not in ("data", "run")}
-    about: dict[str, Any] = {
-        "data": dataset.name,
-        "seed": seed,
-        "sha256": dataset.digest(),
-        "minutes": settings.minutes,
-        "threads": settings.threads,
-        "recipe": json.loads(json.dumps({CNF: sections, "peers": PEER_SIZE | dataclasses.asdict(PEER_TRAINING)})),
-    }
-    for result in stored:
-        if (result["data"], result["seed"]) == (dataset.name, seed):
-            if others := [name for name, value in about.items() if result.get(name) != value]:
-                raise InputError(
-                    f"{settings.out} holds {dataset.name}, seed {seed}, with different {', '.join(others)}: "
-                    "pass another --out"
-                )
-            return about, result
-    return about, None
-
-
-def read_contests(path: Path) -> list[dict[str, Any]]:
-    """Return the contests in a file of results; none if there is no file."""
-    if not path.exists():
-        return []
-    try:
-        contests = storage.read_json(path)["contests"]
-        if not all({"data", "seed", "unit", "rows", "differences"} <= set(each) for each in contests):
-            raise KeyError("contests")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a file of results: pass another --out, or --overwrite") from error
-    return contests
+    return parse(density.PROGRAM, DensitySettings(), args)[0]
 
 
 def contest(dataset: Dataset, recipe: DensitySettings, seconds: float) -> dict[str, Any]:
@@ -297,7 +252,7 @@ def train_stage(trainer: Trainer, seconds: float) -> None:
 
 
 def figure(nll: Tensor, offset: float, nats: float) -> dict[str, float | None]:
-    """Return the mean over samples as (nll - offset) / nats with its standard error, and in nats; None if not finite."""
+    """Return the mean over samples as (nll - offset) / nats with its standard error, and nats; None if not finite."""
     mean, error = nll.mean().item(), nll.std().item() / math.sqrt(len(nll))
     found = {"value": (mean - offset) / nats, "standard_error": error / nats, "nll": mean}
     return {name: x if math.isfinite(x) else None for name, x in found.items()}
@@ -377,50 +332,37 @@ def zuko() -> ModuleType:
 def line(result: dict[str, Any]) -> str:
     """Return one line about a contest."""
     rows = result["rows"]
-    values = "  ".join(f"{row['contender']} {_number(row['value'])}" for row in rows)
+    values = "  ".join(
+        f"{row['contender']} {'-' if row['value'] is None else format(row['value'], '.4f')}" for row in rows
+    )
     failures = [f"{row['contender']}: {row['status']}" for row in rows if row.get("status", "success") != "success"]
     return "; ".join([f"{result['data']} seed {result['seed']}: {values} ({result['unit']})", *failures])
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Return the means over the seeds, a block for each data set.
-
-    NFE is given for log_prob and sampling, which draws 10,000. After +- stands the standard error over the test
-    samples; from and to are the extremes of differences over the seeds.
-    """
+def table(contests: Sequence[dict[str, Any]]) -> str:
+    """Return the means over the seeds, a block for each data set; sampling draws 10,000."""
     blocks = []
-    for data in dict.fromkeys(result["data"] for result in results):
-        own = [result for result in results if result["data"] == data]
-        head = f"{data}: {own[0]['samples']['test']:,} test samples, {len(own)} seed(s), {own[0]['unit']}"
-        rows = [
-            _mean_row(rows) for part in ("rows", "differences") for rows in zip(*(r[part] for r in own), strict=True)
+    for data in dict.fromkeys(each["data"] for each in contests):
+        own = [each for each in contests if each["data"] == data]
+        columns = [
+            list(found) for part in ("rows", "differences") for found in zip(*(e[part] for e in own), strict=True)
         ]
-        blocks.append(f"{head}\n{pd.DataFrame(rows).to_string(index=False, na_rep='')}")
+        rows = []
+        for found in columns:
+            value, error = mean_over_seeds(found)
+            name = found[0].get("contender") or found[0]["of"]
+            rows.append({"": name, "mean": value, "+-": error} | {key: found[0].get(key) for key in COSTS})
+        shown = pd.DataFrame(rows).to_string(index=False, na_rep="-", float_format="{:.4f}".format)
+        head = f"{data}: {own[0]['samples']['test']:,} test samples, {len(own)} seed(s), {own[0]['unit']}"
+        blocks.append(f"{head}\n{shown}")
     return "\n\n".join(blocks)
-
-
-def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the cells of a contender or a difference, of its rows in all seeds."""
-    value, error = mean_over_seeds(rows)
-    shown = _number(value) + ("" if error is None else f" +- {error:.4f}")
-    if "of" in rows[0]:
-        values = sorted(row["value"] for row in rows if row["value"] is not None)
-        extremes = f"from {values[0]:.4f} to {values[-1]:.4f}" if len(values) == len(rows) > 1 else ""
-        return {"": rows[0]["of"], "NLL": shown, "over seeds": extremes}
-    names = ("nfe_log_prob", "nfe_sample", "seconds_training", "steps", "parameters", "seconds_sampling")
-    costs = {name.replace("_", " "): [row.get(name) for row in rows] for name in names}
-    means = {name: f"{math.fsum(cost) / len(cost):.4g}" for name, cost in costs.items() if None not in cost}
-    return {"": rows[0]["contender"], "NLL": shown, **means}
 
 
 def mean_over_seeds(rows: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
     """Return the mean of a figure and its standard error over the test samples; None if one is missing."""
-    values, errors = ([row.get(name) for row in rows] for name in ("value", "standard_error"))
+    values = [row["value"] for row in rows if row.get("value") is not None]
+    errors = [row["standard_error"] for row in rows if row.get("standard_error") is not None]
     return (
-        None if None in values else math.fsum(values) / len(rows),
-        None if None in errors else math.hypot(*errors) / len(rows),
+        math.fsum(values) / len(rows) if len(values) == len(rows) else None,
+        math.hypot(*errors) / len(rows) if len(errors) == len(rows) else None,
     )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -150,10 +150,11 @@ class PlainBlock(nn.Module):
         return self.solve(self.field, x, times, rtol=TOLERANCE, atol=TOLERANCE)[1]
 
 
-def block(filters: int, time: str, gradient: str) -> ODEBlock:
+def block(filters: int, time: str, gradient: Any) -> ODEBlock:
     """Return a block of this package with the weights of the plain one."""
     field, weights = ConvField(CHANNELS, filters, time=time), {}
-    for i, conv in enumerate(PlainField(filters).convs):
+    convs: Any = PlainField(filters).convs
+    for i, conv in enumerate(convs):
         weight, of_time = conv.weight[:, :-1], conv.weight[:, -1:]
         of_time = of_time.sum((1, 2, 3)) if time == "bias" else of_time
         weights |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": conv.bias, f"layers.{i}.time": of_time}

@@ -1,7 +1,7 @@
 """One continuous flow by this package and by others on PyTorch and JAX, one function for each package.
 
-The flow leads from data at t = 1 to N(0, I) at t = 0. Its field is a perceptron with time as the last input of the first
-layer, solved by dopri5.
+The flow leads from data at t = 1 to N(0, I) at t = 0. Its field is a perceptron with time as the last input of the
+first layer, solved by dopri5.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from anode import MLPField, Solver, count_evals
 from cnf import Continuous, Flow, MaximumLikelihood, Normal
 
 BASE, DATA = 0.0, 1.0  # times
-PACKAGES = ("torch", "torchdiffeq", "zuko", "torchdyn", "torchode", "diffrax", "jax")
+PACKAGES = ("torch", "torchdiffeq", "zuko", "torchdyn", "diffrax", "jax")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "softplus": nn.Softplus}
 MAX_JAX_STEPS = 256
 
@@ -76,7 +76,7 @@ def contenders(compile: bool = True) -> dict[str, Callable[[FlowSpec], Contender
             found[f"ours, {gradient}, compiled"] = partial(ours, gradient=gradient, compile=True)
     found["torchdiffeq, adjoint (FFJORD)"] = partial(torchdiffeq, solve=odeint_adjoint)
     found["torchdiffeq, direct"] = partial(torchdiffeq, solve=odeint)
-    found |= {"zuko": zuko, "torchdyn": torchdyn, "torchode": torchode}
+    found |= {"zuko": zuko, "torchdyn": torchdyn}
     for adjoint in ("checkpoints", "backsolve"):
         found[f"diffrax, {adjoint}"] = partial(diffrax, adjoint=adjoint)
     return {name: make for name, make in found.items() if not name.startswith(tuple(missing()))}
@@ -87,14 +87,14 @@ def missing() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def ours(flow: FlowSpec, gradient: str = "checkpoint", compile: bool = False) -> Contender:
+def ours(flow: FlowSpec, gradient: Any = "checkpoint", compile: bool = False) -> Contender:
     """By this package, whose divergence is a closed form."""
     field = copy.deepcopy(flow.field)
     if compile:
         field.compile()
     solver = Solver(rtol=flow.tolerance, atol=flow.tolerance, gradient=gradient)
     ode = Continuous(field, solver, "exact" if flow.exact else "hutchinson")
-    model = Flow(ode, Normal((field.dim,))).to(field.layers[0].weight.dtype)
+    model = Flow(ode, Normal((field.dim,))).to(next(field.parameters()).dtype)
     objective = MaximumLikelihood(model)
 
     def step(x: Tensor) -> None:
@@ -119,15 +119,16 @@ def layers_of(field: MLPField, of: Callable[[Tensor], Any] = Tensor.detach) -> l
         field: with ``time="concat"``.
         of: what to return of each parameter: its values, or its gradient.
     """
-    weights = [of(layer.weight) for layer in field.layers]
-    weights[0] = torch.cat([weights[0], of(field.layers[0].time)[:, None]], 1)
-    return list(zip(weights, [of(layer.bias) for layer in field.layers], strict=True))
+    layers: list[Any] = list(field.layers)
+    weights = [of(layer.weight) for layer in layers]
+    weights[0] = torch.cat([weights[0], of(layers[0].time)[:, None]], 1)
+    return list(zip(weights, [of(layer.bias) for layer in layers], strict=True))
 
 
 def torchdiffeq(flow: FlowSpec, solve: Callable[..., Any]) -> Contender:
     """By torchdiffeq; with the adjoint, as in FFJORD's code."""
     field = PlainField(flow)
-    options = {"rtol": flow.tolerance, "atol": flow.tolerance, "method": "dopri5"}
+    options: dict[str, Any] = {"rtol": flow.tolerance, "atol": flow.tolerance, "method": "dopri5"}
 
     def log_prob(x: Tensor) -> Tensor:
         rates, start = _Rates(field, _probe(flow, x)), (x.clone(), x.new_zeros(len(x)))
@@ -143,7 +144,7 @@ def torchdiffeq(flow: FlowSpec, solve: Callable[..., Any]) -> Contender:
 def zuko(flow: FlowSpec) -> Contender:
     """By zuko's transform, which has its own solver and checkpoints."""
     field, transforms = PlainField(flow), importlib.import_module("zuko").transforms
-    options = {"atol": flow.tolerance, "rtol": flow.tolerance, "exact": flow.exact}
+    options: dict[str, Any] = {"atol": flow.tolerance, "rtol": flow.tolerance, "exact": flow.exact}
 
     def transform() -> Any:
         return transforms.FreeFormJacobianTransform(field, DATA, BASE, tuple(field.parameters()), **options)
@@ -156,33 +157,9 @@ def zuko(flow: FlowSpec) -> Contender:
 
 
 def torchdyn(flow: FlowSpec) -> Contender:
-    """By torchdyn's solver."""
-    solve = importlib.import_module("torchdyn.numerics").odeint
-
-    def integrate(f: Callable[..., Tensor], y: Tensor, t0: float, t1: float) -> Tensor:
-        options = {"solver": "dopri5", "atol": flow.tolerance, "rtol": flow.tolerance}
-        return solve(f, y, y.new_tensor([t0, t1]), **options)[1][-1]
-
-    return _of_matrix(flow, integrate)
-
-
-def torchode(flow: FlowSpec) -> Contender:
-    """By torchode, where every sample has its own steps."""
-    to = importlib.import_module("torchode")
-
-    def integrate(f: Callable[..., Tensor], y: Tensor, t0: float, t1: float) -> Tensor:
-        term = to.ODETerm(lambda t, y: f(t[:, None], y), with_stats=False)
-        controller = to.IntegralController(atol=flow.tolerance, rtol=flow.tolerance, term=term)
-        solver = to.AutoDiffAdjoint(to.Dopri5(term=term), controller, backprop_through_step_size_control=False)
-        start, end = (y.new_full((len(y),), t) for t in (t0, t1))
-        return solver.solve(to.InitialValueProblem(y, start, end, t_eval=None)).ys[:, -1]
-
-    return _of_matrix(flow, integrate)
-
-
-def _of_matrix(flow: FlowSpec, integrate: Callable[..., Tensor]) -> Contender:
-    """Return the contender of a solver whose state is one matrix of log-density and points."""
-    field = PlainField(flow)
+    """By torchdyn's solver, whose state is one matrix of log-density and points."""
+    field, solve = PlainField(flow), importlib.import_module("torchdyn.numerics").odeint
+    options = {"solver": "dopri5", "atol": flow.tolerance, "rtol": flow.tolerance}
 
     def log_prob(x: Tensor) -> Tensor:
         eps = _probe(flow, x)
@@ -191,10 +168,11 @@ def _of_matrix(flow: FlowSpec, integrate: Callable[..., Tensor]) -> Contender:
             velocity, divergence = _rates(field, t, y[:, 1:], eps)
             return torch.cat([divergence[:, None], velocity], 1)
 
-        end = integrate(f, torch.cat([x.new_zeros(len(x), 1), x], 1), DATA, BASE)
+        start = torch.cat([x.new_zeros(len(x), 1), x], 1)
+        end = solve(f, start, x.new_tensor([DATA, BASE]), **options)[1][-1]
         return _log_normal(end[:, 1:]) + end[:, 0]
 
-    return _on_torch(field, log_prob, lambda z: integrate(field, z, BASE, DATA))
+    return _on_torch(field, log_prob, lambda z: solve(field, z, z.new_tensor([BASE, DATA]), **options)[1][-1])
 
 
 def _on_torch(field: PlainField, log_prob: Callable[..., Tensor], sample: Callable[..., Tensor]) -> Contender:

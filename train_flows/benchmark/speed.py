@@ -3,16 +3,15 @@
 Fields of three hidden layers of 64 (tanh) in two dimensions after 300 training steps on two moons, and of two of 860
 (softplus) in 43 dimensions. dopri5 at 1e-5, float32, on one core a thread. Contenders take turns, and the first turn
 warms up; seconds are medians. Errors are measured against a solve in double precision at 1e-9: of gradients relative to
-their norm, of log-densities and points as root mean squares. Evaluations of the field are the sum of forward and
-backward ones. With another checkout (--against), the flows of both are timed in child processes in turns, in CPU
-seconds.
+their norm, of log-densities and points as root mean squares. Evaluations of the field are forward and backward ones.
+With another checkout (--against), flows of the two are timed in turns in child processes, in CPU seconds.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,22 +20,20 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from anode import InputError, MLPField
 from anode.errors import config
 from train_flows import benchmark, data
 from train_flows.benchmark.packages import PACKAGES, Contender, FlowSpec, contenders, missing, ours
-from train_flows.benchmark.timing import compare_checkouts, in_child, medians, peak_megabytes, pinned
+from train_flows.benchmark.timing import compare_checkouts, in_child, medians, pinned
 from train_flows.command_line import read
 from train_flows.run.loop import shuffled_batches
 
 Count = Annotated[int, Field(ge=1)]
 Row = dict[str, Any]
 TOLERANCE, REFERENCE = 1e-5, 1e-9
-OURS, FFJORD = "ours, checkpoint", "torchdiffeq, adjoint (FFJORD)"
-GROWING = (OURS, "ours, direct", FFJORD)
+OURS = "ours, checkpoint"
 
 
 class Work(NamedTuple):
@@ -66,7 +63,7 @@ class Settings:
     """Time a continuous flow by this package and by others that are installed: seconds, evaluations, errors, memory.
 
     Attributes:
-        works: training steps, log-densities and samples in 2 and in 43 dimensions; the overhead of small steps; growth
+        works: cnf-2d: steps, log-densities and samples in two dimensions; cnf-tab: steps in 43 dimensions
         repeats: number of runs; their median counts
         seeds: number of seeds of weights
         threads: number of threads
@@ -78,7 +75,7 @@ class Settings:
         overwrite: replace existing results
     """
 
-    works: tuple[Literal["cnf-2d", "cnf-tab", "small", "growth"], ...] = ("cnf-2d", "cnf-tab", "small", "growth")
+    works: tuple[Literal["cnf-2d", "cnf-tab"], ...] = ("cnf-2d", "cnf-tab")
     repeats: Count = 5
     seeds: Count = 3
     threads: Count = torch.get_num_threads()
@@ -112,14 +109,13 @@ def main(args: list[str]) -> None:
             rows += MEASURES[work](settings)
         benchmark.write(settings.out, __doc__, packages=packages, rows=rows)
     print(table(rows), settings.out, sep="\n\n")
-    draw(rows).savefig(settings.out.with_suffix(".png"), dpi=110)
 
 
 def compare(against: Path, settings: Settings) -> None:
     """Compare with another checkout, and print the ratios."""
     for package in ("anode", "cnf"):
         if not (against / package).is_dir():
-            raise InputError(f"--against {against} has no package {package}: pass the folder of a checkout")
+            raise InputError(f"--against {against} lacks the package {package}: pass the folder of a checkout")
     rows = compare_checkouts(against, settings.minutes)
     ratio = math.exp(np.mean([math.log(row["ratio"]) for row in rows]))
     benchmark.write(settings.out, __doc__, against=str(against), ratio=ratio, rows=rows)
@@ -168,73 +164,9 @@ def _time_alone(work: Work, name: str, exact: bool, repeats: int, threads: int) 
     return {"seconds": seconds, **_figures(contender, spec, "step", x)}
 
 
-def small(settings: Settings) -> Iterator[Row]:
-    """Time a training step of 16 samples, and its evaluations of the field without a solver."""
-    work = settings.sizes.plane
-    spec = FlowSpec(trained_field(work, settings.sizes, 0), work.activation, TOLERANCE)
-    x = torch.from_numpy(moons(16, 0))
-    for compiled in (False, True) if settings.compile else (False,):
-        for gradient in ("direct", "checkpoint"):
-            contender = ours(spec, gradient, compiled)
-            evaluations = contender.evaluations(lambda contender=contender: contender.step(x))
-            again = partial(evaluate_again, contender.field, x, evaluations, gradient == "checkpoint")
-            calls = {"step": partial(contender.step, x), "field": again}
-            seconds = medians(calls, 5 * settings.repeats)
-            name = f"ours, {gradient}{', compiled' if compiled else ''}"
-            about = {"work": "small", "task": "step, exact", "contender": name, "seed": 0, "tolerance": TOLERANCE}
-            found = {"seconds": seconds["step"], "seconds_field": seconds["field"], "evaluations": evaluations}
-            yield {**about, **found, "overhead": seconds["step"] / seconds["field"] - 1, "error": None}
-
-
-def evaluate_again(field: MLPField, x: torch.Tensor, evaluations: int, twice: bool) -> None:
-    """Evaluate a field with its divergence and go backward; with ``twice``, half of the evaluations have no graph."""
-    t, field_and_divergence = x.new_tensor(0.5), field.velocity_and_divergence
-    field.zero_grad()
-    if twice:
-        with torch.no_grad():
-            for _ in range(evaluations // 2):
-                field_and_divergence(t, x)
-    ends = [part.sum() for _ in range(evaluations // (2 if twice else 1)) for part in field_and_divergence(t, x) or ()]
-    torch.stack(ends).sum().backward()
-
-
-def growth(settings: Settings) -> Iterator[Row]:
-    """Measure seconds and peak memory of a training step by tolerance, batch size and dimension."""
-    plane, most = settings.sizes.plane, 1 if settings.quick else 9
-    cases = {
-        "step, by tolerance": [(plane._replace(batch=8 * plane.batch), 10.0**-k) for k in range(3, 8)][:most],
-        "step, by batch": [(plane._replace(batch=2**k), TOLERANCE) for k in range(7, 14, 2)][:most],
-        "step, by dimension": [(plane._replace(dim=2**k), TOLERANCE) for k in range(1, 6)][:most],
-    }
-    for task, works in cases.items():
-        for work, tolerance in works:
-            field = random_field(work, 0) if work.dim != plane.dim else trained_field(work, settings.sizes, 0)
-            for name in GROWING:
-                contender, step = _growing(name, work, field, tolerance)
-                seconds = medians({name: step}, min(settings.repeats, 3))[name]
-                size = {"batch": work.batch, "dim": work.dim, "evaluations": contender.evaluations(step)}
-                memory = peak_megabytes(_growing_step, name, work, field, tolerance)
-                found = {**size, "error": None, "seconds": seconds, "peak_megabytes": memory}
-                yield {"work": "growth", "task": task, "contender": name, "seed": 0, "tolerance": tolerance, **found}
-
-
-def _growing(name: str, work: Work, field: MLPField, tolerance: float) -> tuple[Contender, Callable[[], Any]]:
-    contender = contenders(compile=False)[name](FlowSpec(field, work.activation, tolerance))
-    x = np.random.default_rng(1).normal(size=(work.batch, work.dim)).astype(np.float32)
-    return contender, call_of(contender, "step", x)
-
-
-def _growing_step(name: str, work: Work, field: MLPField, tolerance: float) -> Callable[[], Any]:
-    """Return the step alone, after a small one that loads what is loaded lazily."""
-    _growing(name, work._replace(batch=8), field, tolerance)[1]()
-    return _growing(name, work, field, tolerance)[1]
-
-
 MEASURES: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "cnf-2d": plane,
     "cnf-tab": in_many_dimensions,
-    "small": small,
-    "growth": growth,
 }
 
 
@@ -288,32 +220,13 @@ def moons(n: int, seed: int) -> np.ndarray:
     return ((x - x.mean(0)) / x.std(0)).numpy()
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Return means over the seeds by task: seconds, times those of ours (geometric mean), evaluations, errors."""
     frame, blocks = pd.DataFrame(rows), []
-    frame["ratio"] = np.log(frame["seconds"].astype(float))
-    for (work, task), part in frame.groupby(["work", "task"], sort=False):
-        columns = ["contender", *(["tolerance", "batch", "dim"] if work == "growth" else [])]
-        log_seconds = part[part["contender"] == OURS].set_index(["seed", *columns[1:]])["ratio"]
-        part["ratio"] -= log_seconds.reindex(part.set_index(["seed", *columns[1:]]).index).to_numpy()
-        part = part.assign(error=pd.to_numeric(part["error"], errors="coerce")).drop(columns=["work", "task", "seed"])
-        means = part.groupby(columns, sort=False).mean(numeric_only=True).dropna(axis=1, how="all")
-        means["ratio"] = np.exp(means["ratio"])
-        shown = means.drop(columns="tolerance", errors="ignore").to_string(float_format="{:.4g}".format, na_rep="-")
-        blocks.append(f"{work}: {task}\n{shown}")
+    for name, part in frame.groupby(frame["work"] + ": " + frame["task"], sort=False):
+        seconds = part.pivot(index="seed", columns="contender", values="seconds").astype(float)
+        ratio = np.exp(np.log(seconds.div(seconds[OURS], axis=0)).mean())
+        by_name = part.assign(error=pd.to_numeric(part["error"], errors="coerce")).groupby("contender", sort=False)
+        means = by_name[["seconds", "evaluations", "error"]].mean(numeric_only=True).assign(ratio=ratio)
+        blocks.append(f"{name}\n{means.to_string(float_format='{:.4g}'.format, na_rep='-')}")
     return "\n\n".join(blocks)
-
-
-def draw(rows: list[Row]) -> Figure:
-    """Draw the seconds of every task as bars."""
-    frame = pd.DataFrame([row for row in rows if row["work"] != "growth" and row["seconds"]])
-    tasks = list(frame.groupby(["work", "task"], sort=False)) if len(frame) else []
-    figure = Figure(figsize=(4 * max(1, len(tasks)), 4), layout="constrained")
-    for axes, ((work, task), part) in zip(
-        figure.subplots(1, max(1, len(tasks)), squeeze=False)[0], tasks, strict=False
-    ):
-        means = part.groupby("contender", sort=False)["seconds"].mean()
-        axes.barh(list(means.index), means, color=["C1" if name.startswith("ours") else "C0" for name in means.index])
-        axes.invert_yaxis()
-        axes.set(title=f"{work}: {task}", xlabel="seconds")
-    return figure

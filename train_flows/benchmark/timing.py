@@ -1,7 +1,7 @@
 """Seconds and peak memory of pieces of work, and the seconds of equal flows by two checkouts of this project.
 
-Run as a program, this file is a child process of :func:`compare_checkouts`. The child finds ``anode`` and ``cnf`` in its
-checkout, so the top of this file imports nothing from the project.
+Run as a program, this file is a child process of :func:`compare_checkouts`. The child finds ``anode`` and ``cnf``
+in its checkout, so the top of this file imports nothing from the project.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def in_child(work: Callable[..., T], *args: Any) -> T | None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_with_limited_memory, partial(work, *args)).result()
+            return pool.submit(_with_limited_memory, work, *args).result()
         except (BrokenProcessPool, MemoryError):
             return None
         except RuntimeError as error:
@@ -91,17 +91,17 @@ def in_child(work: Callable[..., T], *args: Any) -> T | None:
             raise
 
 
-def _with_limited_memory(work: Callable[[], T]) -> T:
+def _with_limited_memory(work: Callable[..., T], *args: Any) -> T:
     """Call a function that fails before the system would end other processes for lack of memory.
 
-    The limit is on addresses. CUDA claims many of them, so there is no limit with a GPU.
+    The limit is on addresses. CUDA claims many of them, so only machines without a GPU have a limit.
     """
     if Path("/proc/meminfo").exists() and not torch.cuda.is_available():
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
         limit = 1024 * (_kilobytes("VmSize") + int(MEMORY_SHARE * free))
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    return work()
+    return work(*args)
 
 
 def _peak_here(make: Callable[..., Callable[[], Any]], args: Any, device: str, threads: int) -> float | None:
@@ -135,7 +135,7 @@ def compare_checkouts(earlier: Path, minutes: float) -> list[dict[str, Any]]:
 
     Each checkout works in a child process of one thread. In every round both do the same task on the same numbers, one
     right after the other and in alternating order; the ratio of their CPU seconds is robust against load that lasts
-    longer than a task. Processes are started anew for each part of the time.
+    longer than a task. New processes start for each part of the time.
 
     Args:
         earlier: folder of the other checkout, whose packages ``anode`` and ``cnf`` are imported.
@@ -204,8 +204,9 @@ class _Child:
     def __init__(self, folder: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-P", __file__]  # -P: files beside this one do not hide packages
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-        self._process = subprocess.Popen(command, env=environment, **pipes)
+        self._process: subprocess.Popen[str] = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
         self.facts: dict[str, tuple[float, int]] = self._answer()
 
     def __enter__(self) -> _Child:
@@ -244,10 +245,9 @@ def _serve() -> None:
         shape, solver = values.pop("shape"), Solver(rtol=1e-5, atol=1e-5, gradient=values.pop("gradient"))
         flow = density_model(shape, solver=solver, **values)
         generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for _, weight in sorted(flow.named_parameters()):
-                bound = 1.5 / math.sqrt(weight.shape[-1])
-                weight.uniform_(-bound, bound, generator=generator)
+        for _, weight in sorted(flow.named_parameters()):
+            bound = 1.5 / math.sqrt(weight.shape[-1])
+            torch.nn.init.uniform_(weight, -bound, bound, generator)
         x = torch.randn(BATCH, *shape, generator=generator)
         objective = MaximumLikelihood(flow)
 
