@@ -82,7 +82,7 @@ def in_child(work: Callable[..., T], *args: Any) -> T | None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_with_limited_memory, work, *args).result()
+            return pool.submit(_with_limited_memory, partial(work, *args)).result()
         except (BrokenProcessPool, MemoryError):
             return None
         except RuntimeError as error:
@@ -91,7 +91,7 @@ def in_child(work: Callable[..., T], *args: Any) -> T | None:
             raise
 
 
-def _with_limited_memory(work: Callable[..., T], *args: Any) -> T:
+def _with_limited_memory(work: Callable[[], Any]) -> Any:
     """Call a function that fails before the system would end other processes for lack of memory.
 
     The limit is on addresses. CUDA claims many of them, so only machines without a GPU have a limit.
@@ -101,7 +101,7 @@ def _with_limited_memory(work: Callable[..., T], *args: Any) -> T:
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
         limit = 1024 * (_kilobytes("VmSize") + int(MEMORY_SHARE * free))
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    return work(*args)
+    return work()
 
 
 def _peak_here(make: Callable[..., Callable[[], Any]], args: Any, device: str, threads: int) -> float | None:
