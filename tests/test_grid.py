@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -18,7 +19,7 @@ STEPS = 2
 
 
 class Program:
-    """A program whose runs have no model; ``todo`` says by seed what happens in the next run."""
+    """A program that trains nothing; ``todo`` says by seed what happens in the next run."""
 
     def __init__(self):
         self.lines, self.todo = [], {}
@@ -26,7 +27,7 @@ class Program:
     def main(self, args):
         self.lines.append(args)
         print("trained")
-        options = dict(zip(args, args[1:], strict=False))
+        options = dict(pairwise(args))
         if "--resume" in options:
             run = Run.open(options["--resume"])
         else:

@@ -69,7 +69,7 @@ class PaperSettings:
         if experiment.kind != "images" and (self.small or self.download):
             raise InputError(f"--small and --download are for images, not for {self.experiment}: drop them")
         if experiment.kind == "functions" and self.data:
-            raise InputError(f"--data {' '.join(self.data)} is for images and densities: drop it")
+            raise InputError(f"--data {' '.join(self.data)} is for images and densities: omit it")
         if self.small and self.quick:
             raise InputError("--small and --quick are two sizes: drop one")
         for name in self.data:

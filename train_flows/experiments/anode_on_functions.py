@@ -6,7 +6,7 @@ are means over the batches of an epoch; ``train_mse`` and ``train_accuracy`` are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -263,9 +263,9 @@ def _on_functions(
     models: Mapping[str, Mapping[str, str]],
     figure: Callable[[Results], Figure],
     findings: Callable[[Results], Mapping[str, Any]] = lambda results: {},
-    first: Sequence[str] = (),
+    first: tuple[str, ...] = (),
 ) -> Experiment:
-    return Experiment(about, tuple(models), "functions", trainings(models), figure, findings, tuple(first))
+    return Experiment(about, tuple(models), "functions", trainings(models), figure, findings, first)
 
 
 EXPERIMENTS = {
@@ -284,7 +284,7 @@ EXPERIMENTS = {
         },
         _draw_three_losses,
         _compare_losses,
-        first=NODE_AND_RESNET,
+        first=tuple(NODE_AND_RESNET),
     ),
     "feature-evolution": _on_functions(
         "features while training, with their evaluations (fig. 6, 8 left)",

@@ -21,7 +21,7 @@ from anode import InputError, classifier_model
 from train_flows import recipes
 from train_flows.data import LABELLED_NAMES
 from train_flows.experiments.grid import Experiment, Scale, words
-from train_flows.experiments.results import SUCCESS, Results, by_data, spread
+from train_flows.experiments.results import SUCCESS, Results, by_data, in_words, spread
 from train_flows.figures import plots
 
 CLASSES = 10  # of all sets; the numbers of parameters in the paper are those of ten outputs
@@ -213,7 +213,7 @@ def _accuracies(results: Results, data: str) -> dict[str, Any]:
         published = TABLE1_PUBLISHED.get((family(data), label.split()[0]))
         said = "" if published is None else f" (published, full size of {family(data)}: {published})"
         accuracies = 100 * results.of(label).last("test_accuracy")
-        findings[f"{label}, test accuracy in %{said}"] = spread(accuracies) if len(accuracies) else None
+        findings[f"{label}, test accuracy in %{said}"] = in_words(spread(accuracies)) if len(accuracies) else "-"
         findings[f"{label}, parameters"] = results.of(label).parameters()
     anode = f"ANODE p={FAMILIES[family(data)].extra}"
     return findings | {"NFE of the last epoch, ANODE / NODE": results.ratio(anode, "NODE", "nfe_forward")}

@@ -99,8 +99,8 @@ def plain_options(data: str) -> dict[str, Any]:
     return every | (CONVOLUTIONS if images else {})
 
 
-def equal_size(data: str, scale: Scale, options: Mapping[str, Any]) -> str:
-    """Return the command line of a variant, with the widest field that has no more parameters than the plain flow."""
+def equal_size(data: str, scale: Scale, options: dict[str, Any]) -> str:
+    """Return the command line of a variant, with the widest field within the number of parameters of the plain flow."""
     source, shared = scale.source(data), plain_options(data)
     if scale.size == "quick":
         options = options | ({"likelihood_steps": 2} if "likelihood_steps" in options else {})
@@ -202,10 +202,10 @@ def _tried(data: str, scale: Scale) -> dict[str, str]:
 def choose(results: Results) -> dict[str, Any]:
     """Choose the two settings for each data set, on its validation part.
 
-    The number of components is that of the mixture of flows that samples with the fewest evaluations at equal NLL,
-    relative to the plain flow, among those that come to be as good as the plain flow (or the best, if none does): with
-    many components the mixture alone can stop short of it. The weight of the penalty, the same for all variants, is
-    that of the plain flow's fewest evaluations whose validation NLL is at most 0.02 nats above that without; the
+    The number of components is that of the mixture of flows with the fewest evaluations of sampling at equal NLL,
+    relative to the plain flow, among the mixtures that become as good as the plain flow (or the best, if none does):
+    with many components the mixture alone can stop short of it. The weight of the penalty, the same for all variants,
+    is that of the plain flow's fewest evaluations whose validation NLL is at most 0.02 nats above that without; the
     smallest if all cost more.
     """
     findings: dict[str, Any] = {}
@@ -248,7 +248,7 @@ EXPERIMENTS = {
         first=tuple(f"{name}, {regularisation}" for name in FIRST for regularisation in REGULARISATIONS),
     ),
     "augmented-tuning": Experiment(
-        "the settings of augmented-density, chosen on validation data with seeds of their own",
+        "the settings of augmented-density, chosen on validation data with other seeds",
         DATA,
         "densities",
         _tried,

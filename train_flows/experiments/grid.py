@@ -48,50 +48,29 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs, and a figure and findings of them.
+    """Runs, and a figure and findings of them."""
 
-    Attributes:
-        about: one line for the list of experiments.
-        data: names of the default data, in order.
-        kind: kind of the data.
-        runs: from the name of the data and the scale to command lines by label; ``{data}`` stands for the data.
-        figure: draws the results.
-        findings: numbers that the experiment is about, by name.
-        first: labels to run first, with all seeds.
-        first_seed: first of the default seeds.
-    """
-
-    about: str
-    data: tuple[str, ...]
-    kind: Literal["functions", "images", "densities", "targets"]
-    runs: Callable[[str, Scale], Mapping[str, str]]
+    about: str  # one line for the list of experiments
+    data: tuple[str, ...]  # names of the default data, in order
+    kind: Literal["functions", "images", "densities", "targets"]  # of the data
+    runs: Callable[[str, Scale], Mapping[str, str]]  # command lines by label; {data} stands for the data
     figure: Callable[[Results], Figure]
-    findings: Callable[[Results], Mapping[str, Any]] = lambda results: {}
-    first: tuple[str, ...] = ()
-    first_seed: int = 0
+    findings: Callable[[Results], Mapping[str, Any]] = lambda results: {}  # by name
+    first: tuple[str, ...] = ()  # labels to run first, with all seeds
+    first_seed: int = 0  # of the default seeds
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of an experiment.
-
-    Attributes:
-        label: name of the model in figures and tables.
-        data: name of the data.
-        seed: of the run.
-        command: command line with ``{data}`` in place of the data.
-        folder: of the run; what it prints goes to a file next to it.
-        source: the data, for the program.
-        options: further words for a new run.
-    """
+    """One run of an experiment: a model, by its label, on some data with a seed."""
 
     label: str
     data: str
     seed: int
-    command: str
-    folder: Path
-    source: str
-    options: tuple[str, ...] = ()
+    command: str  # with {data} in place of the data
+    folder: Path  # what the run prints goes to a file next to it
+    source: str  # the data, for the program
+    options: tuple[str, ...] = ()  # further words for a new run
 
     @property
     def log(self) -> Path:
@@ -131,15 +110,7 @@ def words(command: str, options: Mapping[str, Any]) -> str:
 def jobs_of(
     experiment: Experiment, data: Mapping[str, Sequence[str]], seeds: Sequence[int], scale: Scale, folder: Path
 ) -> list[Job]:
-    """Return the runs of an experiment in their order: the most telling first, otherwise seed by seed.
-
-    Args:
-        experiment: the experiment.
-        data: from names of data to further words of new runs.
-        seeds: of the repetitions.
-        scale: size of the runs.
-        folder: of the run folders.
-    """
+    """Return the runs of an experiment on data, with further words, in order: the most telling first, then by seed."""
     runs = {name: experiment.runs(name, scale) for name in data}
     labels = dict.fromkeys(label for commands in runs.values() for label in commands)
     order = [(seed, label, name) for seed in seeds for label in labels for name in data if label in runs[name]]
@@ -244,7 +215,7 @@ def perform(job: Job, device: str, deadline: float) -> None:
             if (status := _cause(error)) is None:
                 raise
             storage.write_json(job.folder / FAILED_FILE, {"status": status, "message": str(error)})
-    if job.outcome() is None and time.time() < deadline:
+    if job.outcome() is None and time.time() < deadline - 1:
         raise KeyboardInterrupt  # which the program turned into a line that says how to continue
 
 

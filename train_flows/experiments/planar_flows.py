@@ -1,8 +1,8 @@
 """Depth of planar flows against width of continuous ones, fitted to unnormalised densities by reverse KL.
 
 Chen et al. 2018, section 4.1: K layers of a discrete planar flow, and the ODE of M planar units. The discrete ones take
-more steps of training, which are cheaper, at a learning rate of their own. A perceptron of 64-64 units as the field
-shows what is left to gain. A run is one of ``reverse-kl``, a program for this experiment.
+more steps of training, which are cheaper, at another learning rate. A perceptron of 64-64 units as the field shows
+the possible gain. A run is one of ``reverse-kl``, a program for this experiment.
 """
 
 from __future__ import annotations
@@ -45,20 +45,12 @@ LogDensity = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Target:
-    """A distribution known up to a constant.
-
-    Attributes:
-        dim: number of dimensions D.
-        log_density: from points (B, D) to the unnormalised log-density (B,), in nats, differentiable, in the type and
-            on the device of the points.
-        log_normalizer: log of the integral of exp(log_density), in nats; None if unknown.
-        half: half the width of the square around 0 to draw, in two dimensions.
-    """
+    """A distribution known up to a constant."""
 
     dim: int
-    log_density: LogDensity
-    log_normalizer: float | None
-    half: float | None = None
+    log_density: LogDensity  # from points (B, D) to (B,), in nats, in the type and on the device of the points
+    log_normalizer: float | None  # log of the integral of exp(log_density); None if unknown
+    half: float | None = None  # half the width of the square around 0 to draw
 
 
 def load_target(name: str) -> Target:
@@ -80,19 +72,9 @@ def load_target(name: str) -> Target:
     regression of scikit-learn's breast cancer data: 30 weights of standardised features, then the intercept, all
     N(0, 1) a priori; prior and likelihood keep their constants, so that the normaliser is the evidence.
 
-    Raises:
-        InputError: for an unknown name.
-
     References:
         Rezende, Mohamed 2015, arXiv 1505.05770, table 1; Neal 2003, "Slice sampling", Annals of Statistics 31(3),
         section 8.
-
-    Example:
-        >>> target = load_target("u2")
-        >>> target.log_density(torch.tensor([[1.0, 0.2], [0.0, 0.4]]))
-        tensor([-2.0000, -0.5000])
-        >>> print(f"{target.log_normalizer:.4f}")
-        2.2002
     """
     check_choice("target", name, TARGETS)
     if name in ENERGIES:
@@ -103,8 +85,7 @@ def load_target(name: str) -> Target:
 def _log_integral(log_density: LogDensity, half: float = 8.0, n: int = 320) -> float:
     """Compute the log of the integral over the plane, by the midpoint rule in float64 on a square that holds all mass.
 
-    The rule converges faster than any power of the cell where all is smooth. The wall is smooth on either side of its
-    kink, which must lie between two cells: 4 is a multiple of their width 2 half / n.
+    The kink of the wall must lie between two cells: 4 is a multiple of their width 2 half / n.
     """
     log_p = log_density(torch.from_numpy(plots.grid((-half, half, -half, half), n)))
     return log_p.logsumexp(0).item() + 2 * math.log(2 * half / n)
@@ -173,22 +154,7 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
 
 @config
 class FlowSettings:
-    """Fit a flow to an unnormalised density.
-
-    Attributes:
-        target: name of the density
-        transform: kind of the flow
-        size: number of layers or units, or the widths of the hidden layers
-        steps: number of optimiser steps
-        batch_size: number of samples per step
-        lr: learning rate of Adam, which falls to zero as a cosine
-        records: number of validations
-        out: folder of the run
-        seed: seed of weights and samples
-        device: cpu, cuda or auto
-        budget_minutes: stop after this time
-        resume: folder of a run to continue with its settings
-    """
+    """Fit a flow of a number of layers or units, or of hidden layers, to an unnormalised density."""
 
     target: tyro.conf.Positional[str] = "u1"
     transform: Literal["planar", "planar-field", "mlp-field"] = "planar"

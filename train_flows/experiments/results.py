@@ -197,7 +197,7 @@ def equal_nll(pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]], metric
 
     Returns:
         ``ratio``, the geometric mean over the pairs; ``low`` and ``high``, its 95% interval by Student's t of the
-        logarithms (NaN for one pair); the number of ``pairs``, and of those compared at one value only, ``apart``;
+        logarithms (NaN for one pair); the number of ``pairs``; ``apart``, the number of pairs compared at one value;
         ``cost`` and ``cost_below``, means over pairs at the lowest common NLL; and ``nll``, the mean of that.
     """
     ratios, costs, lowest, apart = [], [], [], 0
@@ -236,11 +236,11 @@ def table(summary: Sequence[Mapping[str, Any]], findings: Mapping[str, Any]) -> 
     shown = [metric for metric in METRICS if any(metric in row and row[metric]["mean"] for row in summary)]
     cells = [["data", "model", "runs", *shown]]
     for row in summary:
-        values = [_in_words(row[metric]) if metric in row else "-" for metric in shown]
+        values = [in_words(row[metric]) if metric in row else "-" for metric in shown]
         cells.append([row["data"], row["model"], f"{row['succeeded']}/{row['runs']}", *values])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    return "\n".join([*lines, "", *(f"{name}: {_in_words(value)}" for name, value in findings.items())])
+    return "\n".join([*lines, "", *(f"{name}: {in_words(value)}" for name, value in findings.items())])
 
 
 def write_results(path: Path, about: Mapping[str, Any], results: Results, findings: Mapping[str, Any]) -> None:
@@ -263,9 +263,10 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def _in_words(value: Any) -> str:
+def in_words(value: Any) -> str:
+    """Return a number, or mean and deviation, or several figures, as a text."""
     if isinstance(value, Mapping) and "sd" in value:
         return f"{value['mean']:.4g}" + ("" if value["sd"] is None else f" +- {value['sd']:.2g}")
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_in_words(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {in_words(each)}" for name, each in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

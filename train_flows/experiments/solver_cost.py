@@ -37,19 +37,12 @@ POINTS = 256  # to solve for
 REPEATS = 5  # of a timing, whose median is taken
 SHOWN = (1e-3, 1e-5, 1e-7)
 PANELS = (
-    ("error", ("direct",), "error against evaluations"),
-    ("seconds_forward", ("direct",), "time of a forward solve"),
-    ("nfe_backward", ("adjoint",), "evaluations of the adjoint"),
-    ("bytes_kept", GRADIENTS, "memory kept for the backward pass"),
-    ("seconds", GRADIENTS, "time of a forward and backward solve"),
+    ("error", ("direct",), "error against evaluations", "root mean square error"),
+    ("seconds_forward", ("direct",), "time of a forward solve", "seconds"),
+    ("nfe_backward", ("adjoint",), "evaluations of the adjoint", "backward evaluations"),
+    ("bytes_kept", GRADIENTS, "memory kept for the backward pass", "bytes"),
+    ("seconds", GRADIENTS, "time of a forward and backward solve", "seconds"),
 )
-UNITS = {
-    "error": "root mean square error",
-    "seconds_forward": "seconds",
-    "nfe_backward": "backward evaluations",
-    "bytes_kept": "bytes",
-    "seconds": "seconds",
-}
 Rows = list[dict[str, Any]]
 
 
@@ -142,7 +135,7 @@ def kept_bytes() -> Generator[Callable[[], int]]:
 
 
 def equal_depth(results: Results) -> int | None:
-    """Return the fewest residual blocks, of those tried, whose mean accuracy is not below that of the NODE."""
+    """Return the smallest number of residual blocks whose mean accuracy is not below that of the NODE."""
     wanted = results.of("NODE").mean("train_accuracy")
     return next((k for k in DEPTHS if results.of(f"ResNet of {k}").mean("train_accuracy") >= wanted), None)
 
@@ -175,19 +168,19 @@ def _draw(results: Results) -> Figure:
     solves, depth = solves_of(results), equal_depth(results)
     figure = Figure(figsize=(15, 6.4), layout="constrained")
     *panels, last = figure.subplots(2, 3).ravel()
-    for axes, (metric, gradients, title) in zip(panels, PANELS, strict=True):
+    for axes, (metric, gradients, title, unit) in zip(panels, PANELS, strict=True):
         for network, color in zip(NODES, plots.LINE_COLORS, strict=False):
             for gradient in gradients:
                 rows = [row for row in solves if (row["network"], row["gradient"]) == (network, gradient)]
                 x, y = ([row[name] for row in rows] for name in ("nfe_forward", metric))
                 marker = "o" if gradient == "direct" else "x"
                 axes.loglog(x, y, marker, ms=4, color=color, label=f"{network}, {gradient}")
-        axes.set(title=title, xlabel="forward evaluations", ylabel=UNITS[metric])
+        axes.set(title=title, xlabel="forward evaluations", ylabel=unit)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
     equal = sorted(row["nfe_forward"] for row in solves)
-    panels[2].plot(equal, equal, color="0.7", lw=1, label="as many as forward")
+    panels[2].plot(equal, equal, color="0.7", lw=1, label="equal to forward")
     for axes in panels:
         axes.legend(fontsize="small")
     nfe = {"NODE, evaluations": results.of("NODE").curves("nfe_forward")}

@@ -58,10 +58,7 @@ def penalised(weight: float) -> str:
 
 
 def chosen_weight(results: Results) -> float | None:
-    """Return the weight with the fewest evaluations within what is allowed; None if there is none.
-
-    That is, of those whose mean validation NLL is at most 0.02 nats above that without penalty.
-    """
+    """Return the weight of the fewest evaluations whose mean validation NLL is at most 0.02 nats above that of 0."""
 
     def lost(weight: float) -> float:
         lost = results.difference(penalised(weight), penalised(0.0), "validation_nll")
