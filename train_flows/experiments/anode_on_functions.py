@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from train_flows.data import SEED_STRIDE, paper_functions
 from train_flows.experiments.grid import Experiment, Scale
-from train_flows.experiments.panels import LABELS, against, by_epoch, draw_panels
+from train_flows.experiments.panels import Panel, against, by_epoch, draw_panels, ends_against
 from train_flows.experiments.results import Outcome, Results
 from train_flows.figures import plots
 
@@ -57,27 +57,23 @@ ON_THE_LINE = {"NODE": BARE, "ANODE p=1": f"{BARE} --extra 1", "ResNet": f"{BARE
 STARTS = np.array([-1.5, -1, -0.5, 0, 0.5, 1, 1.5])
 
 
-@torch.no_grad()
-def _draw_lines(results: Results) -> Figure:
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    for (row, column), panel in np.ndenumerate(axes):
-        data, label = ("identity", "g1d")[row], list(ON_THE_LINE)[column]
-        panel.set(title=f"{label} on {data}", xlabel="t" if row else "", ylabel="" if column else "x (first component)")
-        outcome = results.of(label, data).exemplar
-        if outcome is None:
-            continue
+def _draw_lines(label: str) -> Panel:
+    @torch.no_grad()
+    def draw(axes: Axes, results: Results) -> None:
+        axes.set(title=label, xlabel="t", ylabel="first component of x", ylim=(-2.2, 2.2))
+        if (outcome := results.of(label).exemplar) is None:
+            return
         if label == "NODE":
-            _draw_slopes(panel, outcome.model.body)
+            _draw_slopes(axes, outcome.model.body)
         times = np.linspace(0, 1, 6 if label == "ResNet" else 51)  # a line from block to block
         path = outcome.model.trajectory(torch.tensor(STARTS[:, None]).float(), times.tolist())[:, :, 0].numpy()
         for start, line in zip(STARTS, path.T, strict=True):
             trained = abs(start) == 1
-            panel.plot(times, line, color=LINES[int(start)] if trained else "0.6", lw=2 if trained else 1)
-        targets = [1, -1] if row else [-1, 1]
-        panel.scatter([0, 0, 1, 1], [-1, 1, *targets], color=[*LINES.values()] * 2, zorder=3)
-        panel.set_ylim(-2.2, 2.2)
-    return figure
+            axes.plot(times, line, color=LINES[int(start)] if trained else "0.6", lw=2 if trained else 1)
+        targets = [1, -1] if outcome.data == "g1d" else [-1, 1]
+        axes.scatter([0, 0, 1, 1], [-1, 1, *targets], color=[*LINES.values()] * 2, zorder=3)
+
+    return draw
 
 
 def _draw_slopes(axes: Axes, block: Any) -> None:
@@ -141,12 +137,14 @@ SNAPSHOTS = f"--snapshots {' '.join(map(str, EPOCHS))}"
 
 def _draw_features(results: Results) -> Figure:
     figure = Figure(figsize=(2.8 * len(EPOCHS), 6), layout="constrained")
-    for row, outcome in enumerate(results.of(label).exemplar for label in ("NODE", "ANODE p=1")):
-        stored = {} if outcome is None else dict(np.load(outcome.folder / "features.npz"))
+    for row, label in enumerate(("NODE", "ANODE p=1")):
+        if (outcome := results.of(label).exemplar) is None:
+            continue
+        stored = np.load(outcome.folder / "features.npz")
         for column, epoch in enumerate(epoch for epoch in EPOCHS if f"epoch_{epoch}" in stored):
             place = (2, len(EPOCHS), row * len(EPOCHS) + column + 1)
             axes = figure.add_subplot(*place, projection="3d" if row else None)
-            title = f"{outcome.label}, epoch {epoch}\n{outcome.records[epoch]['train_nfe']:.0f} evaluations"
+            title = f"{label}, epoch {epoch}\n{outcome.records[epoch]['train_nfe']:.0f} evaluations"
             scatter(axes, stored[f"epoch_{epoch}"], stored["y"], title)
     return figure
 
@@ -161,8 +159,7 @@ def _draw_flows(results: Results) -> Figure:
         losses = figure.add_subplot(2, 4, 4 * row + 1)
         by_epoch("loss")(losses, results.of(data=data))
         losses.set_title(data)
-        outcome = results.of(label, "spheres").exemplar
-        if outcome is None:
+        if (outcome := results.of(label, "spheres").exemplar) is None:
             continue
         solid = "3d" if row else None
         inputs, flow, features = (figure.add_subplot(2, 4, 4 * row + i, projection=solid) for i in (2, 3, 4))
@@ -199,43 +196,28 @@ SLICES = "--epochs 50 --removed-slices 3"
 BOX, SIDE = (-1.6, 1.6, -1.6, 1.6), 120  # of the drawn part of the plane
 
 
-@torch.no_grad()
-def _draw_values(results: Results) -> Figure:
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
-    *maps, train, validation = figure.subplots(1, 4)
-    for axes, label in zip(maps, ("NODE", AUGMENTED), strict=True):
-        outcome = results.of(label).exemplar
-        if outcome is not None:
+def _draw_values(label: str) -> Panel:
+    @torch.no_grad()
+    def draw(axes: Axes, results: Results) -> None:
+        axes.set(title=f"{label} at every input", xticks=[], yticks=[])
+        if (outcome := results.of(label).exemplar) is not None:
             values = outcome.model(torch.from_numpy(plots.grid(BOX, SIDE)).float()).reshape(SIDE, SIDE)
             axes.imshow(values.numpy(), origin="lower", extent=BOX, cmap=SIDES, vmin=-1, vmax=1)
             generator = torch.Generator().manual_seed(outcome.seed + 2 * SEED_STRIDE)  # of the run
             pairs = paper_functions.sample(outcome.data, paper_functions.TRAIN, outcome.seed + SEED_STRIDE)
             x = paper_functions.split_slices(pairs, 3, generator)[0][0]
             axes.scatter(*x[::10].T.numpy(), s=1, c="black", lw=0)
-            axes.set(title=f"{label}: value at every input", xticks=[], yticks=[])
-    by_epoch("loss")(train, results)
-    by_epoch("validation_loss")(validation, results)
-    train.set_title("training points")
-    validation.set_title("points in removed slices")
-    return figure
+
+    return draw
+
+
+VALUES = *map(_draw_values, ("NODE", AUGMENTED)), by_epoch("loss"), by_epoch("validation_loss")
 
 
 # The number of augmented dimensions
 
 EXTRAS = (0, 1, 2, 5, 10, 20, 50, 100)
-
-
-def _draw_sweep(results: Results) -> Figure:
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 3), ("loss", "nfe_forward", "seconds"), strict=True):
-        values = [results.of(f"p={extra}").last(metric) for extra in EXTRAS]
-        for i, each in enumerate(values):
-            axes.scatter([i] * len(each), each, color=plots.LINE_COLORS[0], s=12, alpha=0.5)
-        axes.plot([each.mean() if len(each) else np.nan for each in values], color=plots.LINE_COLORS[0])
-        axes.set(xlabel="extra dimensions p", ylabel=LABELS[metric], xticks=range(len(EXTRAS)), xticklabels=EXTRAS)
-        if metric == "loss":
-            plots.log_y(axes)
-    return figure
+SWEEP = by_epoch("loss"), by_epoch("nfe_forward"), ends_against("seconds", "loss"), ends_against("nfe_forward", "loss")
 
 
 def _on_functions(
@@ -252,7 +234,7 @@ EXPERIMENTS = {
     "flow-1d": _on_functions(
         "ODE solutions on the line keep their order, ResNet steps cross (ANODE, fig. 3)",
         {"identity": ON_THE_LINE, "g1d": ON_THE_LINE},
-        _draw_lines,
+        lambda r: draw_panels(r, *map(_draw_lines, ON_THE_LINE)),
         lambda r: {f"MSE of {x} on g1d (best monotone: 1)": r.of(x, "g1d").mean("train_mse") for x in ON_THE_LINE},
     ),
     "resnet-vs-node": _on_functions(
@@ -300,12 +282,12 @@ EXPERIMENTS = {
     "generalization": _on_functions(
         "values at unseen inputs, validation loss with slices removed (fig. 9)",
         {"spheres": {"NODE": SLICES, AUGMENTED: f"--extra 5 {SLICES}"}},
-        _draw_values,
+        lambda r: draw_panels(r, *VALUES),
         lambda r: {"validation loss, ANODE / NODE": r.ratio(AUGMENTED, "NODE", "validation_loss")},
     ),
     "augment-sweep": _on_functions(
-        "loss, evaluations and time against the number of extra dimensions",
+        "loss, evaluations and time by the number of extra dimensions",
         {"spheres": {f"p={extra}": f"--extra {extra}" for extra in EXTRAS}},
-        _draw_sweep,
+        lambda r: draw_panels(r, *SWEEP),
     ),
 }

@@ -35,7 +35,6 @@ PROGRAMS = {
     "reverse-kl": "train_flows.experiments.planar_flows",
 }
 TUNING_SEEDS = (100, 101)  # never reported, so that a choice among settings favours none of them
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Scale(NamedTuple):
@@ -184,14 +183,12 @@ def run_missing(jobs: Sequence[Job], workers: int, device: str, deadline: float 
 def _processes(count: int) -> Generator[ProcessPoolExecutor]:
     """Start processes; on an error or a signal, their trainings save their state and end before the block does."""
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    previous = [signal.signal(number, signal.default_int_handler) for number in SIGNALS]
+    stop, before = context.Event(), _on_signals(signal.default_int_handler)
     pool = ProcessPoolExecutor(count, context, _initialize, (stop,))
     try:
         yield pool
     except BaseException as error:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # another signal must not cut the wait short
+        _on_signals(signal.SIG_IGN)  # another signal must not cut the wait short
         stop.set()
         for process in multiprocessing.active_children():
             process.terminate()
@@ -200,28 +197,31 @@ def _processes(count: int) -> Generator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        for number, handler in zip(SIGNALS, previous, strict=True):
-            signal.signal(number, handler)
+        _on_signals(*before)
+
+
+def _on_signals(interrupt: Any, terminate: Any = None) -> tuple[Any, Any]:
+    """Set the handlers of Ctrl-C and SIGTERM, which are the same if one is given, and return those before."""
+    return signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, terminate or interrupt)
+
+
+_stopping: list[Event] = []  # in a process of the pool: set when no more runs may begin
 
 
 def _initialize(stop: Event) -> None:
-    """Prepare a process of the pool: one thread, no signals between runs, and a flag that no more runs may begin."""
-    global _stop
-    _stop = stop
+    """Prepare a process of the pool: one thread, and no signals between runs."""
+    _stopping.append(stop)
     torch.set_num_threads(1)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    _on_signals(signal.SIG_IGN)
 
 
 def _perform_in_pool(job: Job, device: str, deadline: float) -> None:
     try:
-        for number in SIGNALS:
-            signal.signal(number, signal.default_int_handler)
-        if not _stop.is_set():
+        _on_signals(signal.default_int_handler)
+        if not _stopping[0].is_set():
             perform(job, device, deadline)
     finally:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
+        _on_signals(signal.SIG_IGN)
 
 
 def perform(job: Job, device: str, deadline: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -32,18 +33,21 @@ Panel = Callable[[Axes, Results], None]
 
 
 def draw_panels(results: Results, *panels: Panel) -> Figure:
-    """Draw a row of panels for each data set; a single panel for each data set makes one row."""
-    sets = results.data
-    rows, columns = (len(sets), len(panels)) if len(panels) > 1 else (1, len(sets))
+    """Draw a row of panels for each data set; with one data set or one panel, rows of up to four."""
+    sets, count = results.data, len(results.data) * len(panels)
+    columns = len(panels) if 1 < len(panels) < count else min(count, 4)
+    rows = math.ceil(count / columns)
     figure = Figure(figsize=(4.2 * columns, 3.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).reshape(len(sets), len(panels))
-    for row, data in zip(grid, sets, strict=True):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in grid[count:]:
+        unused.remove()
+    for row, data in zip(grid[:count].reshape(len(sets), -1), sets, strict=True):
         for axes, panel in zip(row, panels, strict=True):
             panel(axes, results.of(data=data))
-            axes.set_title(data)
+            axes.set_title(": ".join(filter(None, (data, axes.get_title()))))
             labels = axes.get_legend_handles_labels()[1]
             if labels and (axes is row[0] or len(labels) <= MAX_LABELS):
-                axes.legend()
+                axes.legend(fontsize="small")
             elif legend := axes.get_legend():
                 legend.remove()
     return figure

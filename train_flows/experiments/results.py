@@ -242,16 +242,8 @@ def write_results(path: Path, about: Mapping[str, Any], results: Results, findin
     """Write the JSON file of an experiment: provenance, findings, the summary over seeds, and every run."""
     content = {**provenance(), **about, "findings": findings, "summary": results.summary()}
     content["runs"] = [outcome.plain() for outcome in results]
-    storage.write_atomically(path, (json.dumps(_plain(content), allow_nan=False) + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with None in place of the numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    strict = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON knows no NaN
+    storage.write_atomically(path, (json.dumps(strict) + "\n").encode())
 
 
 def _rounded(value: Any) -> Any:
