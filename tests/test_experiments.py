@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -31,7 +32,7 @@ from train_flows.settings import ClassifySettings, DensitySettings, to_sections
 SHAPES = {"identity": 1, "g1d": 1, "intervals": 1, "spheres": 2, "sines": 2}
 DATA = {"images": ("digits",), "densities": ("checkerboard",), "targets": ("u1", "funnel")}
 RECORD = ("loss", "train_mse", "train_accuracy", "train_nfe", "validation_loss", "test_loss", "test_accuracy", "kl")
-RECORD += ("nfe_forward", "nfe_backward", "nll", "nfe_log_prob", "nll_test", *METRICS)
+RECORD += ("nfe_forward", "nfe_backward", "nll", "nfe_log_prob", "nll_test", "points_log_prob", *METRICS)
 
 
 def settings_of(job):
@@ -61,7 +62,7 @@ IMAGES = [name for name, experiment in EXPERIMENTS.items() if experiment.kind ==
 def test_command_lines_are_valid(name, size, tmp_path):
     experiment = EXPERIMENTS[name]
     data = (experiment.data[0], experiment.data[-1]) if experiment.kind == "densities" else experiment.data
-    for job in jobs_of(experiment, dict.fromkeys(data, ()), [0], Scale(size), tmp_path):
+    for job in jobs_of(experiment, data, [0], Scale(size), tmp_path):
         settings, of_model = settings_of(job)
         if of_model:
             settings.model.validate(*of_model)
@@ -112,8 +113,7 @@ def test_figures_and_findings_are_made_from_run_folders(name, failing, tmp_path,
     monkeypatch.setattr(solver_cost, "POINTS", 20)
     monkeypatch.setattr(planar_flows, "VALIDATED", 10)
     experiment, scale = EXPERIMENTS[name], Scale("quick")
-    data = dict.fromkeys(DATA.get(experiment.kind, experiment.data), ())
-    jobs = jobs_of(experiment, data, (0, 1), scale, tmp_path)
+    jobs = jobs_of(experiment, DATA.get(experiment.kind, experiment.data), (0, 1), scale, tmp_path)
     for job in jobs:
         make_run(job, failed=job.seed in failing)
     results = Results([job.outcome() for job in jobs])
@@ -205,8 +205,9 @@ def test_points_are_those_of_the_run(run, tmp_path):
 
 
 def test_the_best_learning_rate_has_the_least_mean_loss():
-    losses = {"NODE": 0.3, "NODE, lr 0.003": 0.2, "NODE, lr 0.01": 0.1}
+    losses = {"NODE, lr 0.001": 0.0, "NODE, lr 0.003, tuning": 0.2, "NODE, lr 0.01, tuning": 0.1}
     outcomes = [trained(label, data="sines", loss=[loss]) for label, loss in losses.items()]
+    outcomes += [replace(trained("NODE, lr 0.03, tuning", data="sines", loss=[0.0]), status="too many steps")]
     assert anode_on_functions.best_rate(Results(outcomes), "NODE") == "NODE, lr 0.01"
 
 
@@ -281,7 +282,7 @@ def test_the_time_to_a_likelihood_is_when_it_is_reached_for_good():
 
 @pytest.mark.parametrize(("data", "count"), [("checkerboard", 8), ("digits", 7)])
 def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(data, count, tmp_path):
-    jobs = jobs_of(EXPERIMENTS["augmented-density"], {data: ()}, [0], Scale(), tmp_path)
+    jobs = jobs_of(EXPERIMENTS["augmented-density"], [data], [0], Scale(), tmp_path)
     assert len(jobs) == 2 * count
     dataset = density.load(settings_of(jobs[0])[0])
     settings = {job.label: settings_of(job)[0] for job in jobs}
@@ -289,7 +290,7 @@ def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(da
     built = density.build(settings["p=0, free"], dataset)
     assert allowed == sum(p.numel() for p in built.parameters() if p.requires_grad)
     for label, each in settings.items():
-        wider = augmented_density.replace(each.model, hidden=tuple(n + 1 for n in each.model.hidden))
+        wider = replace(each.model, hidden=tuple(n + 1 for n in each.model.hidden))
         assert augmented_density.parameters(each.model, dataset) <= allowed
         if not label.startswith("p=0"):
             assert augmented_density.parameters(wider, dataset) > allowed
@@ -301,7 +302,7 @@ def test_mixtures_of_a_table_have_full_covariances(tmp_path):
     rows = "\n".join(f"{a},{b}" for a, b in torch.randn(100, 2).tolist())
     (tmp_path / "some.csv").write_text(f"a,b\n{rows}\n")
     for name in ("augmented-density", "augmented-tuning"):
-        jobs = jobs_of(EXPERIMENTS[name], {"some.csv": ()}, [0], Scale("quick", str(tmp_path)), tmp_path)
+        jobs = jobs_of(EXPERIMENTS[name], ["some.csv"], [0], Scale("quick", str(tmp_path)), tmp_path)
         for job in jobs:
             model = settings_of(job)[0].model
             assert model.correlated == (model.base == "mixture" or model.augmentation == "categorical")
@@ -320,8 +321,8 @@ def test_settings_are_chosen_where_they_cost_least_at_no_loss():
     def chosen(weights, mixtures):
         outcomes = [tried(f"p=0, acceleration {weight:g}", 40.0, *found) for weight, found in weights.items()]
         outcomes += [tried(f"categorical K={k}", *found) for k, found in mixtures.items()]
-        findings = augmented_density.choose(Results(outcomes))
-        return findings["checkerboard: components"], findings["checkerboard: acceleration"]
+        findings = augmented_density.choose(Results(outcomes), "checkerboard")
+        return findings["components"], findings["acceleration"]
 
     mixtures = {4: (40.0,), 8: (20.0,), 16: (10.0,), 32: (30.0,)}
     assert chosen(plain, mixtures) == (16, 1e-3)

@@ -53,7 +53,7 @@ def program(monkeypatch):
 def jobs(folder, seeds=2, command="some {data} --extra 5"):
     experiment = Experiment("", ("spheres",), "functions", lambda data, scale: {"ANODE p=5": command}, lambda r: None)
     folder.mkdir(parents=True, exist_ok=True)
-    return jobs_of(experiment, {"spheres": ("--data-root", "there")}, range(seeds), Scale(), folder)
+    return jobs_of(experiment, experiment.data, range(seeds), Scale("full", "there"), folder)
 
 
 def train(todo, **options):
@@ -135,7 +135,7 @@ def test_a_run_of_another_command_line_is_not_mixed_in(tmp_path, program):
 def test_the_most_telling_runs_come_first(tmp_path):
     runs = {"moons": {"plain": "", "other": ""}, "rings": {"plain": "", "third": ""}}
     experiment = Experiment("", tuple(runs), "densities", lambda data, _: runs[data], lambda r: None, first=("plain",))
-    found = jobs_of(experiment, dict.fromkeys(runs, ()), (3, 4), Scale(), tmp_path)
+    found = jobs_of(experiment, experiment.data, (3, 4), Scale(), tmp_path)
     first = [("plain", data, seed) for seed in (3, 4) for data in runs]
     rest = [(label, data, seed) for seed in (3, 4) for label, data in (("other", "moons"), ("third", "rings"))]
     assert [(job.label, job.data, job.seed) for job in found] == first + rest
@@ -188,14 +188,16 @@ def test_a_signal_ends_the_processes_with_their_state_saved(tmp_path):
     assert todo[0].outcome() is None
 
 
-def test_the_death_of_a_process_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "perform", _die)
+class Deadly(Job):
+    """A run whose process dies."""
+
+    def words(self):
+        signal.raise_signal(signal.SIGKILL)
+
+
+def test_the_death_of_a_process_is_explained(tmp_path):
     with pytest.raises(TrainingError, match="lower --workers"):
-        train(jobs(tmp_path, seeds=1), workers=2)
-
-
-def _die(*_):
-    signal.raise_signal(signal.SIGKILL)
+        train([Deadly("NODE", "spheres", 0, CLASSIFY, tmp_path / "run", "spheres")], workers=2)
 
 
 def test_a_run_without_a_budget_has_no_deadline(tmp_path, program):

@@ -58,7 +58,7 @@ class TestResults:
         assert (node["model"], node["runs"], node["succeeded"]) == ("NODE", 3, 2)
         assert node["loss"] == {"mean": 3.0, "sd": pytest.approx(math.sqrt(2))}
         assert self.RESULTS.of("ANODE", "spheres").summary() == [anode]
-        assert Results(self.RESULTS.outcomes[:1]).summary()[0]["loss"]["sd"] is None
+        assert Results(self.RESULTS[:1]).summary()[0]["loss"]["sd"] is None
         shown = results.table([node, anode], {"ratio": 0.123456, "words": "never"})
         assert "2/3" in shown
         assert "3 +- 1.4" in shown

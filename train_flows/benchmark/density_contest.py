@@ -13,7 +13,7 @@ import dataclasses
 import importlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -129,7 +129,7 @@ def contest(dataset: Dataset, recipe: DensitySettings, seconds: float) -> dict[s
         rows.append({"contender": name, **row})
     offset, nats, unit = likelihood.log_scale(density.build(recipe, dataset)), 1.0, "nats, standardized"
     if dataset.levels is not None:
-        offset, nats, unit = 0.0, math.prod(dataset.shape) * math.log(2), "bits/dim, upper bound"
+        offset, nats, unit = 0.0, math.prod(dataset.shape) * math.log(2), "bits/dim, upper bound by one draw"
     for row in rows:
         row |= figure(-log_p[row["contender"]], offset, nats)
     gaussian = gaussian_nll(dataset)
@@ -196,12 +196,15 @@ def train_for(task: density.DensityTask, seconds: float) -> dict[str, Any]:
         ``steps``, ``validations``, ``seconds_training``, and ``status``: ``"success"``, or why training ended early.
     """
     started, status, trainers = time.monotonic(), "success", []
-    for training, objective, share in stages(task.settings):
-        task.training = training
-        task.objective = DensityObjective(objective, training, task.model)
+    objective, training = task.settings.objective, task.settings.training
+    stages = {objective.objective: training}
+    if objective.objective == BOTH:
+        stages = {MATCHING: training, LIKELIHOOD: dataclasses.replace(training, lr=training.restart_lr or training.lr)}
+    for name, task.training in stages.items():
+        task.objective = DensityObjective(dataclasses.replace(objective, objective=name), task.training, task.model)
         trainers.append(Trainer(task, Run.temporary()))
         try:
-            train_stage(trainers[-1], share * seconds)
+            train_stage(trainers[-1], seconds / len(stages))
         except TrainingError as error:
             status = str(error)
             break
@@ -213,17 +216,6 @@ def train_for(task: density.DensityTask, seconds: float) -> dict[str, Any]:
         "seconds_training": time.monotonic() - started,
         "status": status,
     }
-
-
-def stages(settings: DensitySettings) -> Iterator[tuple[Training, Objective, float]]:
-    """Yield the training, the objective and the share of the time of every stage."""
-    objective, training = settings.objective, settings.training
-    if objective.objective != BOTH:
-        yield training, objective, 1.0
-        return
-    yield training, dataclasses.replace(objective, objective=MATCHING), 0.5
-    restarted = dataclasses.replace(training, lr=training.restart_lr or training.lr)
-    yield restarted, dataclasses.replace(objective, objective=LIKELIHOOD), 0.5
 
 
 def train_stage(trainer: Trainer, seconds: float) -> None:
@@ -261,13 +253,13 @@ def figure(nll: Tensor, offset: float, nats: float) -> dict[str, float | None]:
 def gaussian_nll(dataset: Dataset) -> float | None:
     """Return the test NLL in nats of the full-covariance Gaussian; of x + u for discrete data, u ~ U[0, 1).
 
-    The mean of log p(x + u) over u is below the log of the probability of x, so that this is a bound as well.
+    The mean of log p(x + u) over u is below the log of the probability of x, so that this is a bound as well, by one
+    draw of u.
     """
     if dataset.levels is not None:
         torch.manual_seed(0)
-        parts = {name: getattr(dataset, name) for name in ("train", "test")}
-        noisy = {name: dataclasses.replace(part, x=part.x + torch.rand(part.x.shape)) for name, part in parts.items()}
-        dataset = dataclasses.replace(dataset, **noisy)
+        train, test = (dataclasses.replace(x, x=x.x + torch.rand(x.x.shape)) for x in (dataset.train, dataset.test))
+        dataset = dataclasses.replace(dataset, train=train, test=test)
     return likelihood.gaussian_nll(dataset)
 
 
@@ -331,38 +323,21 @@ def zuko() -> ModuleType:
 
 def line(result: dict[str, Any]) -> str:
     """Return one line about a contest."""
-    rows = result["rows"]
-    values = "  ".join(
-        f"{row['contender']} {'-' if row['value'] is None else format(row['value'], '.4f')}" for row in rows
-    )
-    failures = [f"{row['contender']}: {row['status']}" for row in rows if row.get("status", "success") != "success"]
-    return "; ".join([f"{result['data']} seed {result['seed']}: {values} ({result['unit']})", *failures])
+    values = [f"{x['contender']} {'-' if x['value'] is None else format(x['value'], '.4f')}" for x in result["rows"]]
+    failed = [f"{x['contender']}: {x['status']}" for x in result["rows"] if x.get("status", "success") != "success"]
+    return "; ".join([f"{result['data']} seed {result['seed']}: {'  '.join(values)} ({result['unit']})", *failed])
 
 
 def table(contests: Sequence[dict[str, Any]]) -> str:
-    """Return the means over the seeds, a block for each data set; sampling draws 10,000."""
-    blocks = []
-    for data in dict.fromkeys(each["data"] for each in contests):
-        own = [each for each in contests if each["data"] == data]
-        columns = [
-            list(found) for part in ("rows", "differences") for found in zip(*(e[part] for e in own), strict=True)
-        ]
-        rows = []
-        for found in columns:
-            value, error = mean_over_seeds(found)
-            name = found[0].get("contender") or found[0]["of"]
-            rows.append({"": name, "mean": value, "+-": error} | {key: found[0].get(key) for key in COSTS})
-        shown = pd.DataFrame(rows).to_string(index=False, na_rep="-", float_format="{:.4f}".format)
-        head = f"{data}: {own[0]['samples']['test']:,} test samples, {len(own)} seed(s), {own[0]['unit']}"
-        blocks.append(f"{head}\n{shown}")
-    return "\n\n".join(blocks)
-
-
-def mean_over_seeds(rows: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
-    """Return the mean of a figure and its standard error over the test samples; None if one is missing."""
-    values = [row["value"] for row in rows if row.get("value") is not None]
-    errors = [row["standard_error"] for row in rows if row.get("standard_error") is not None]
-    return (
-        math.fsum(values) / len(rows) if len(values) == len(rows) else None,
-        math.hypot(*errors) / len(rows) if len(errors) == len(rows) else None,
-    )
+    """Return means over the seeds, with standard errors over the test samples; NaN if a figure of a seed is missing."""
+    rows = [
+        {"data": f"{each['data']} ({each['unit']})", "": row.get("contender") or row["of"], **row}
+        for each in contests
+        for row in (*each["rows"], *each["differences"])
+    ]
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(("value", "standard_error", *COSTS), float))
+    groups = frame.groupby(["data", ""], sort=False)
+    means = groups[["value", *COSTS]].agg(lambda values: values.mean(skipna=False))
+    errors = groups["standard_error"].agg(lambda values: math.hypot(*values) / len(values))
+    means.insert(1, "+-", errors)
+    return means.to_string(na_rep="-", float_format="{:.4f}".format)

@@ -200,12 +200,12 @@ def main(args: list[str]) -> None:
     settings = read(FlowSettings, args, "reverse-kl")
     if settings.resume is not None:
         run = Run.open(settings.resume, KIND)
-        settings = replace(settings, **run.settings["flow"])
+        settings = replace(settings, **run.config["model"])
     device = session.begin(RunSettings(seed=settings.seed, device=settings.device))
     task = ReverseKLTask(settings, device)
     if settings.resume is None:
         flow = {name: value for name, value in asdict(settings).items() if name not in (*OF_A_SITTING, "out")}
-        run = Run.create(settings.out, KIND, {"flow": flow, "training": asdict(task.training)}, None, {})
+        run = Run.create(settings.out, KIND, {"training": asdict(task.training)}, flow, {})
     with session.resumable(run, "reverse-kl"):
         if train(task, run, deadline=started + 60 * (settings.budget_minutes or math.inf)):
             with count_evals(task.measured) as nfe:
@@ -258,7 +258,7 @@ def _draw_samples(label: str) -> Panel:
         axes.set(title=label, xlim=(-half, half), ylim=(-half, half))
         if (outcome := results.of(label).exemplar) is not None:
             run = Run.open(outcome.folder)
-            task = ReverseKLTask(FlowSettings(**run.settings["flow"]), torch.device("cpu"))
+            task = ReverseKLTask(FlowSettings(**run.config["model"]), torch.device("cpu"))
             run.load_best(task.model)
             torch.manual_seed(0)
             axes.plot(*task.measured.sample(SHOWN)[:, :2].numpy().T, ".", ms=2, color=plots.LINE_COLORS[0])
