@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.func import jvp
 from typing_extensions import override
 
-from anode.errors import check_choice
+from anode.errors import InputError, check_choice
 from anode.fields import Field
 from anode.runge_kutta import ComponentRoles
 from anode.solver import Solver
 from anode.tableaus import Slopes
-from cnf.divergence import Rates, check_probes, exact_divergence, hutchinson_divergence, probe_noise
+from cnf.divergence import Rates, exact_divergence, hutchinson_divergence, probe_noise
 from cnf.transforms import Compose, SolveOptions, Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
+NOISES = ("rademacher", "gaussian")
 BASE, DATA = 0.0, 1.0  # times, unless :class:`~cnf.SolveOptions` set others
 
 RatesAt = Callable[[Tensor, Tensor], Rates]
@@ -50,9 +51,6 @@ class Continuous(Transform):
         extra: number of augmented dimensions, or channels, at the end of dimension 1. The solver measures their error
             separately, so that it does not dilute the error of the data.
 
-    Raises:
-        InputError: for an unknown divergence or noise, or fewer than one probe.
-
     References:
         Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, theorem 1; Grathwohl, Chen, Bettencourt,
         Sutskever, Duvenaud 2019, arXiv 1810.01367; Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798
@@ -73,7 +71,9 @@ class Continuous(Transform):
     ) -> None:
         super().__init__()
         check_choice("divergence", divergence, DIVERGENCES)
-        check_probes(probes, noise)
+        check_choice("noise", noise, NOISES)
+        if probes < 1:
+            raise InputError(f"probes={probes} must be at least 1")
         self.field = field
         self.solver = solver
         self.divergence = divergence
