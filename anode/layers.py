@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
@@ -14,6 +15,8 @@ from typing_extensions import override
 from anode.errors import InputError, check_choice
 
 ActivationName = Literal["tanh", "softplus", "relu", "silu"]
+Widths = Annotated[tuple[PositiveInt, ...], Field(max_length=100)]  # of hidden layers
+Blocks = Annotated[int, Field(ge=1, le=1000)]
 Affine = tuple[Tensor, Tensor]  # weight (n_out, n_in) and shift, (n_out,) or one for each sample (B, n_out)
 
 CONV_TIMES = ("none", "concat", "bias")

@@ -118,9 +118,9 @@ class Solver:
             y0: initial state, a tensor or a tuple of tensors of any shapes.
             t0: initial time.
             t1: end time, before or after ``t0``.
-            params: tensors besides the parameters of ``field`` that f depends on, such as a context; None entries
-                are skipped. Checkpoints and the adjoint give gradients to these; another tensor that f depends on gets
-                none from the adjoint, and is refused with checkpoints.
+            params: tensors besides the parameters of ``field`` that f depends on, such as a context, none computed
+                from another; None entries are skipped. Checkpoints and the adjoint give gradients to these; another
+                tensor that f depends on gets none from the adjoint, and is refused with checkpoints.
             field: the module that f evaluates; f itself when f is a module. Its parameters join ``params``, and it
                 is what :func:`count_evals` looks for.
             roles: roles of the components of a tuple.
@@ -129,8 +129,6 @@ class Solver:
             y(t1), shaped like ``y0``; with ``roles.on_step`` one component (B,) more.
 
         Raises:
-            InputError: if f depends on a tensor that would get no gradient, with checkpoints; if one of ``params`` is
-                computed from another, whose gradient would be counted twice, with checkpoints and the adjoint.
             SolverError: if the end time cannot be reached.
         """
         if roles.on_step is not None and not self.supports_on_step:
@@ -154,7 +152,7 @@ class Solver:
 
         Args:
             f: see :meth:`integrate`, as for ``y0``, ``params`` and ``field``.
-            y0: initial state.
+            y0: the state at the first time.
             times: two or more strictly increasing or strictly decreasing times. A fixed-step method puts steps on
                 them; an adaptive one interpolates all but the last by its own dense output.
             params: tensors that f depends on.
@@ -199,8 +197,8 @@ class Solver:
             solution = self._solve_native(rhs, start, times, params, roles)
         else:
             solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
-        if not self.adaptive:
-            rhs.check_finite(solution.states[-1], times[-1])
+        if not self.adaptive and not _finite(solution.states[-1]):  # fixed steps are never rejected
+            raise SolverError("non-finite state", times[-1], rhs.evaluations, self)
         return solution
 
     def _solve_native(
@@ -327,11 +325,6 @@ class RightHandSide:
             raise self._error("step underflow" if _finite((y, self.derivative)) else "non-finite state", t)
 
     callback_step_adjoint = callback_step
-
-    def check_finite(self, y: State, t: float) -> None:
-        """Raise if a state is not finite; for methods that do not reject steps."""
-        if not _finite(y):
-            raise self._error("non-finite state", t)
 
     def mark_backward(self, solution: State) -> None:
         """Count evaluations as backward from the moment a gradient of the solution arrives."""

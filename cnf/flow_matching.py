@@ -37,9 +37,6 @@ class FlowMatching(nn.Module):
         sigma: standard deviation of the noise, in units of the standardised data.
         kl: weight of the divergence of a learned q from its default, N(0, I) or uniform dequantisation noise.
 
-    Raises:
-        InputError: for a coupling if base points belong to their data, several ODEs, or a second-order field.
-
     References:
         Lipman, Chen, Ben-Hamu, Nickel, Le 2023, arXiv 2210.02747; Tong et al. 2023, arXiv 2302.00482; Albergo,
         Vanden-Eijnden 2023, arXiv 2209.15571 (variance-preserving).
