@@ -221,7 +221,7 @@ class Dequantize(Lift):
 
     @override
     def check_values(self, x: Tensor) -> None:
-        wrong = x[~((x >= 0) & (x < self.levels) & (x == x.floor()))]
+        wrong = x[~((x >= 0) & (x <= self.levels - 1) & (x == x.floor()))]
         if len(wrong):
             raise InputError(f"x must hold whole numbers from 0 to {self.levels - 1}; it holds {wrong[0]:g}")
 

@@ -36,7 +36,8 @@ def real_data() -> Path:
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave the pictures at the end out, where they are not the point."""
-    monkeypatch.setattr("train_flows.figures.of_runs.draw_density", lambda *_: None)
+    for name in ("draw_density", "draw_classifier", "draw_snapshot"):
+        monkeypatch.setattr(f"train_flows.figures.of_runs.{name}", lambda *_: None)
 
 
 @pytest.fixture

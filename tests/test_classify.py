@@ -1,23 +1,24 @@
-"""train-flows classify, from data to evaluation, and what it refuses."""
+"""train-flows classify as a user runs it: from data to figures, resuming, images and the experiments' options."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 import anode
-from anode import InputError, Solver, storage
-from train_flows import classify, command_line, recipes
-from train_flows.checkpoint import Run
-from train_flows.data import classes
-from train_flows.supervised import Supervised, measure, predicted
-from train_flows.training import Epochs, Training
+from anode import storage
+from train_flows import classify
+from train_flows.data import load_labelled_data
+from train_flows.evaluation import accuracy
+from train_flows.run.folder import Run
 
-TINY = ["--epochs", "2", "--hidden", "8", "--batch-size", "256"]
-FIGURES = {f"{part}_{figure}" for part in ("train", "validation", "test") for figure in ("loss", "accuracy")}
+TINY = ("--epochs", 2, "--hidden", 8, "--batch-size", 256)
+SMALL_IMAGES = ("--epochs", 2, "--hidden", 4, "--batch-size", 64)
 
 
 @pytest.fixture
@@ -30,357 +31,203 @@ def flowers(tmp_path):
     return tmp_path / "flowers.csv"
 
 
-def test_from_start_to_end(run, tmp_path):
+@pytest.fixture
+def bars(tmp_path):
+    """Images of a white bar, down or across, with a test part of their own."""
+    for part, n in (("train", 60), ("test", 20)):
+        rng = np.random.default_rng(n)
+        for kind in ("down", "across"):
+            (tmp_path / "bars" / part / kind).mkdir(parents=True)
+            for i in range(n):
+                image = rng.integers(0, 60, (8, 8)).astype(np.uint8)
+                at = rng.integers(8)
+                image[(slice(None), at) if kind == "down" else (at, slice(None))] = 255
+                Image.fromarray(image).save(tmp_path / "bars" / part / kind / f"{i}.png")
+    return "bars"
+
+
+def records(folder):
+    return Run.open(folder, "classifier").records()
+
+
+def result(folder):
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def same_weights(one, other):
+    one, other = (storage.read_weights(name) for name in (one, other))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_from_points_to_figures(run, tmp_path):
     status, out, err = run("classify", "spheres", *TINY, "--extra", 2)
     assert (status, err) == (0, "")
-    folder = tmp_path / "runs" / "spheres"
     files = {"config.json", "model.safetensors", "metrics.jsonl", "result.json", "features.png", "curves.png"}
-    assert files <= {path.name for path in folder.iterdir()}
-    records = Run(folder).records()
-    assert len(records) == 3  # before training, and after each epoch
-    assert FIGURES | {"step", "nfe_forward", "nfe_backward", "seconds", "loss"} <= set(records[-1])
-    for word in ("accuracy", "(smooth-l1)", "(1000 samples", "NFE", "tighter", "seconds", "runs/spheres"):
-        assert word in out
+    assert files <= {path.name for path in (tmp_path / "runs" / "spheres").iterdir()}
+    assert len(records("runs/spheres")) == 3  # before training, and after each epoch
+    figures = {f"{part}_{name}" for part in ("train", "validation", "test") for name in ("loss", "accuracy")}
+    assert figures | {"train_mse", "nfe_forward", "nfe_backward", "loss"} <= set(records("runs/spheres")[-1])
+    for words in ("accuracy", "(smooth-l1)", "(1000 samples", "NFE", "tighter", "seconds", "runs/spheres"):
+        assert words in out
 
-    dataset, model = classes.load("spheres"), anode.load(folder)
-    assert model.config["extra"] == 2
-    result = json.loads((folder / "result.json").read_text())
+    test, model = load_labelled_data("spheres").test, anode.load("runs/spheres")
+    assert model.config.extra == 2
     with torch.no_grad():
-        values = model(dataset.test.x)
-    assert result["accuracy"] == pytest.approx(float(((values > 0) == (dataset.test.y > 0)).double().mean()))
-    assert result["loss"] == pytest.approx(float(F.smooth_l1_loss(values, dataset.test.y)), rel=1e-5)
-    assert {"command", "machine", "versions", "seed", "seconds", "standard_error"} <= set(result)
-
+        values = model(test.x)
+    assert result("runs/spheres")["accuracy"] == pytest.approx(float(((values > 0) == (test.y > 0)).double().mean()))
+    assert result("runs/spheres")["loss"] == pytest.approx(float(F.smooth_l1_loss(values, test.y)), rel=1e-5)
     report = json.loads(run("evaluate", "runs/spheres", "--json")[1])
-    assert report == {name: result[name] for name in report}
-    tight = json.loads(run("evaluate", "runs/spheres", "--rtol", 1e-6, "--atol", 1e-6, "--json")[1])
-    assert tight["tolerance"] == {"rtol": 1e-6, "atol": 1e-6}
-    assert tight["nfe"] > report["nfe"]
-    assert tight["loss"] == pytest.approx(report["loss"], rel=1e-2)
+    assert report == {name: result("runs/spheres")[name] for name in report}
 
 
-def test_a_table_with_classes_in_words(run, tmp_path, flowers):
+def test_a_table_with_classes_in_words(run, flowers, undrawn):
     status, out, _ = run("classify", "flowers.csv", "--target", "kind", "--epochs", 30, "--hidden", 16, "--lr", 1e-2)
     assert status == 0
     assert "(cross-entropy)" in out
-    config = storage.read_config("runs/flowers", "classifier")
-    assert config["classes"] == ["lily", "oak", "rose"]
-    assert config["columns"] == ["width", "height"]
-    report = json.loads(run("evaluate", "runs/flowers", "--json")[1])
-    assert report["accuracy"] > 0.8
-
-    table = pd.read_csv(flowers)
-    table[["height", "kind", "width"]].head(50).to_csv(tmp_path / "reordered.csv", index=False)
-    table.head(50).to_csv(tmp_path / "head.csv", index=False)
-    reports = [
-        json.loads(run("evaluate", "runs/flowers", f"{name}.csv", "--json")[1]) for name in ("reordered", "head")
-    ]
-    assert reports[0] == reports[1]
-    model = anode.load("runs/flowers")
-    pairs, _, _ = classes.read("head.csv", "kind", tuple(config["classes"]))
-    assert reports[0]["accuracy"] == pytest.approx(float((model(pairs.x.float()).argmax(1) == pairs.y).double().mean()))
+    about = storage.read_config("runs/flowers", "classifier")["data"]
+    assert (about["classes"], about["columns"]) == (["lily", "oak", "rose"], ["width", "height"])
+    assert result("runs/flowers")["accuracy"] > 0.8
 
 
-@pytest.mark.parametrize("model", ["resnet", "mlp", "second-order"])
-def test_models_to_compare_with(run, model):
-    extra = 13 if model == "second-order" else 0
-    status, out, _ = run("classify", "wine", *TINY, "--model", model, "--extra", extra)
-    assert status == 0
-    assert ("NFE" in out) == (model == "second-order")
+@pytest.mark.parametrize(
+    ("typed", "nfe"),
+    [
+        (("--model", "resnet", "--blocks", 2), 0),
+        (("--model", "mlp", "--extra", 0), 0),
+        (("--model", "second-order", "--extra", 13), 20),
+        (("--solver", "euler"), 4),  # of steps of 0.25
+        (("--gradient", "adjoint", "--dtype", "float64"), 20),
+    ],
+)
+def test_networks_to_compare_with(run, undrawn, typed, nfe):
+    status, _, err = run("classify", "wine", *TINY, *typed)
+    assert (status, err) == (0, "")
+    assert result("runs/wine")["nfe"] == pytest.approx(nfe, abs=8 if nfe == 20 else 0)
+    assert (records("runs/wine")[-1]["nfe_backward"] > 0) == ("adjoint" in typed)
     assert run("evaluate", "runs/wine")[0] == 0
 
 
-def test_the_adjoint_counts_its_evaluations(run):
-    assert run("classify", "sines", *TINY, "--gradient", "adjoint")[0] == 0
-    assert Run("runs/sines").records()[-1]["nfe_backward"] > 0
-
-
-def test_fixed_steps_stay_as_trained(run):
-    status, out, _ = run("classify", "sines", *TINY, "--solver", "euler", "--step-size", 0.25)
-    assert status == 0
-    assert "NFE                4" in out
-    report = json.loads(run("evaluate", "runs/sines", "--json")[1])
-    assert report["nfe"] == 4
-    assert report["tolerance"] is None
-    status, _, err = run("evaluate", "runs/sines", "--rtol", 1e-6)
-    assert status == 2
-    assert "no adaptive steps" in err
-
-
-def test_seeds_reproduce_exactly(run):
+def test_seeds_reproduce_exactly(run, undrawn):
     for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert run("classify", "spheres", *TINY, "--seed", seed, "--out", out)[0] == 0
-    a, b, c = (storage.read_weights(name) for name in "abc")
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    assert not all(torch.equal(a[name], c[name]) for name in a)
+        assert run("classify", "wine", *TINY, "--seed", seed, "--out", out)[0] == 0
+    assert same_weights("a", "b")
+    assert not same_weights("a", "c")
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(run, monkeypatch):
-    from train_flows import loop
-
+def test_a_stopped_run_goes_on_to_the_same_weights(run, undrawn, monkeypatch):
     assert run("classify", "spheres", *TINY, "--out", "whole")[0] == 0
-    taken = iter(range(100))
-    stop = loop.stop_signals
-
-    def soon():
-        context = stop()
-
-        class Soon:
-            def __enter__(self):
-                context.__enter__()
-                return lambda: next(taken) >= 7
-
-            def __exit__(self, *error):
-                return context.__exit__(*error)
-
-        return Soon()
-
-    monkeypatch.setattr(loop, "stop_signals", soon)
-    status, out, _ = run("classify", "spheres", *TINY, "--out", "parts")
+    with monkeypatch.context() as patch:
+        batch, late = classify.ClassifyTask.batch, []
+        patch.setattr(
+            classify.ClassifyTask,
+            "batch",
+            lambda task, step: (late.append(1) if step == 7 else None, batch(task, step))[1],
+        )
+        patch.setattr("train_flows.run.loop.time.monotonic", lambda: 1e9 if late else 0.0)
+        status, out, _ = run("classify", "spheres", *TINY, "--out", "parts", "--budget-minutes", 9)
     assert status == 0
     assert "continue with: train-flows classify --resume parts" in out
-    monkeypatch.setattr(loop, "stop_signals", stop)
     assert run("classify", "--resume", "parts")[0] == 0
-    whole, parts = (storage.read_weights(name) for name in ("whole", "parts"))
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert [r["step"] for r in Run("parts").records()] == [r["step"] for r in Run("whole").records()]
+    assert same_weights("whole", "parts")
+    assert [record["step"] for record in records("parts")] == [record["step"] for record in records("whole")]
 
 
-def test_the_best_weights_are_those_of_the_validation(run, monkeypatch):
-    losses = iter([3.0, 9.0, 1.0, 9.0, 2.0, 0.0])  # of the validation and test parts, 17 samples each, in turn
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_weights_that_are_kept(run, undrawn, monkeypatch, keep):
+    losses, measure = iter([3.0, 1.0, 2.0]), accuracy.figures  # of the validation part, 17 samples like the test part
 
-    def measured(objective, pairs):
-        return measure(objective, pairs) | ({"loss": next(losses)} if len(pairs.x) == 17 else {})
+    def measured(model, data, name):
+        found = measure(model, data, name)
+        return found | ({"loss": next(losses)} if data is parts.get("validation") else {})
 
-    monkeypatch.setattr(classify, "measure", measured)
-    assert run("classify", "wine", *TINY)[0] == 0
-    records = Run("runs/wine").records()
-    assert [r["validation_loss"] for r in records] == [3.0, 1.0, 2.0]
-    last = Run("runs/wine").load_state()["objective"]
+    parts, init = {}, classify.ClassifyTask.__init__
+    monkeypatch.setattr(
+        classify.ClassifyTask, "__init__", lambda task, *args: (init(task, *args), parts.update(task.parts))[0]
+    )
+    monkeypatch.setattr(accuracy, "figures", measured)
+    assert run("classify", "wine", *TINY, "--keep", keep)[0] == 0
+    assert [record["validation_loss"] for record in records("runs/wine")] == [3.0, 1.0, 2.0]
+    last = Run.open("runs/wine", "classifier").load_state()["model"]
     best = storage.read_weights("runs/wine")
-    assert not all(torch.equal(best[name], last[f"model.{name}"]) for name in best)
+    assert all(torch.equal(best[name], last[name]) for name in best) == (keep == "last")
 
 
-def test_epochs_are_steps():
-    assert Epochs(epochs=3, batch_size=10, lr=0.1).training(57) == Training(15, 10, 0.1, "constant", validate_every=5)
+class TestExperiments:
+    def test_features_of_some_epochs(self, run, undrawn):
+        assert run("classify", "spheres", *TINY, "--extra", 1, "--snapshots", 0, 2, "--keep", "last")[0] == 0
+        stored, train = np.load("runs/spheres/features.npz"), load_labelled_data("spheres").train
+        np.testing.assert_array_equal(stored["x"], train.x[::3].numpy())
+        with torch.no_grad():
+            features = anode.load("runs/spheres").features(train.x[::3]).numpy()
+        np.testing.assert_allclose(stored["epoch_2"], features, rtol=1e-5, atol=1e-5)
+        assert set(stored) == {"x", "y", "epoch_0", "epoch_2"}
+        assert np.abs(stored["epoch_0"] - stored["epoch_2"]).max() > 0.01
+
+    def test_slices_of_the_plane_are_removed(self, run, undrawn):
+        status, out, _ = run("classify", "spheres", *TINY, "--removed-slices", 3)
+        assert status == 0
+        kept, removed = (int(words.split()[0]) for words in out.splitlines()[1].split(", ")[:2])
+        assert kept + removed == 3000
+        assert removed == pytest.approx(900, abs=150)
+        assert run("evaluate", "runs/spheres")[0] == 0
 
 
-def test_recipes_name_settings_that_exist():
-    known = {name for section in vars(classify.Settings()).values() for name in vars(section)}
-    for recipe in (*recipes.CLASSIFY.values(), *recipes.KINDS.values()):
-        assert set(recipe) <= known
-
-
-def test_help_shows_the_recipe_of_the_data(run):
-    assert "(default: 32 32)" in run("classify", "--help")[1]
-    assert "(default: 256)" in run("classify", "mnist", "--help")[1]
-
-
-class TestMeasures:
-    def test_accuracy_of_classes_and_of_signs(self):
-        identity = Supervised(torch.nn.Identity(), "cross-entropy")
-        logits = torch.tensor([[2.0, 1, 0], [0, 1, 0], [0, 1, 3]])
-        found = measure(identity, classes.Pairs(logits, torch.tensor([0, 1, 1])))
-        assert found["accuracy"] == pytest.approx(2 / 3)
-        assert found["loss"] == pytest.approx(float(F.cross_entropy(logits, torch.tensor([0, 1, 1]))))
-        signs = Supervised(torch.nn.Identity(), "smooth-l1")
-        found = measure(signs, classes.Pairs(torch.tensor([[0.5], [-2.0]]), torch.tensor([[1.0], [1.0]])))
-        assert found["accuracy"] == 0.5
-        assert found["mse"] == pytest.approx((0.25 + 9) / 2)
-        assert found["loss"] == pytest.approx((0.125 + 2.5) / 2)
-
-    def test_predictions(self):
-        assert predicted(torch.tensor([[0.1, 0.2], [3.0, -1.0]])).tolist() == [1, 0]
-        assert predicted(torch.tensor([[0.1], [-0.2]])).tolist() == [True, False]
-
-    def test_evaluations_are_those_of_a_solve(self):
-        model = anode.classifier((2,), 1, solver=Solver("rk4", step_size=0.5))
-        found = measure(Supervised(model, "mse"), classes.Pairs(torch.randn(7001, 2), torch.ones(7001, 1)))
-        assert found["nfe"] == 8
-
-    def test_unknown_losses_list_the_known(self):
-        with pytest.raises(InputError, match="choose one of smooth-l1, mse, cross-entropy"):
-            Supervised(torch.nn.Identity(), "hinge")
-
-
-class TestData:
-    def test_parts_are_apart(self):
-        dataset = classes.load("spheres", seed=1)
-        for one, other in ((dataset.train, dataset.test), (dataset.validation, dataset.test)):
-            assert not set(map(tuple, one.x.tolist())) & set(map(tuple, other.x.tolist()))
-
-    @pytest.mark.parametrize(("name", "shape", "outputs"), [("wine", 13, 3), ("breast-cancer", 30, 2)])
-    def test_the_sets_of_scikit_learn(self, name, shape, outputs):
-        dataset = classes.load(name)
-        assert (dataset.shape, dataset.outputs, len(dataset.columns)) == ((shape,), outputs, shape)
-        assert len(dataset.test.x) == (len(dataset.train.x) + len(dataset.validation.x) + len(dataset.test.x)) // 10
-
-    def test_whole_numbers_are_classes_in_order(self, tmp_path):
-        frame = pd.DataFrame({"x": np.arange(40.0), "y": [2.0, 10.0, 1.0, 2.0] * 10})
-        frame.to_csv(tmp_path / "t.csv", index=False)
-        pairs, columns, names = classes.read(tmp_path / "t.csv", "y")
-        assert (columns, names) == (("x",), ("1", "2", "10"))
-        assert pairs.y[:4].tolist() == [1, 2, 0, 1]
-
-    def test_words_are_classes_as_they_are_written(self, tmp_path):
-        rows = [f"{i},{word}" for i, word in enumerate(["01", "NA", " none", "1e3"] * 10)]
-        (tmp_path / "t.csv").write_text("\n".join(["x,kind", *rows]) + "\n")
-        assert set(classes.read(tmp_path / "t.csv", "kind")[2]) == {"01", "NA", "none", "1e3"}
-        (tmp_path / "part.csv").write_text("x,kind\n1,01\n2,01\n")
-        assert classes.read(tmp_path / "part.csv", "kind", ("01", "NA"))[0].y.tolist() == [0, 0]
-        (tmp_path / "bare.csv").write_text("\n".join(f"{i}.5,{'ab'[i % 2]}" for i in range(40)) + "\n")
-        assert classes.read(tmp_path / "bare.csv", "x1")[2] == ("a", "b")
-
-    def test_infinite_labels_are_words_too(self, tmp_path):
-        np.save(tmp_path / "t.npy", np.stack([np.random.randn(40), [1e300, np.inf] * 20], 1))
-        names = classes.read(tmp_path / "t.npy", "x1")[2]
-        assert names == ("1e+300", "inf")
-
-    def test_numbers_are_classes_however_they_are_written(self, tmp_path):
-        labels = np.arange(40.0) % 2
-        np.savetxt(tmp_path / "t.csv", np.stack([np.random.randn(40), labels], 1), delimiter=",")
-        np.save(tmp_path / "t.npy", np.stack([np.random.randn(40), labels], 1))
-        assert classes.read(tmp_path / "t.csv", "x1")[2] == classes.read(tmp_path / "t.npy", "x1")[2] == ("0", "1")
-        labels[7] = np.nan
-        np.savetxt(tmp_path / "gap.csv", np.stack([np.random.randn(40), labels], 1), delimiter=",")
-        with pytest.raises(InputError, match="x1 is missing in data row 8"):
-            classes.read(tmp_path / "gap.csv", "x1")
-
-    def test_the_target_behind_an_index_without_a_name(self, tmp_path):
-        rows = [f"{i * 3 + 7}\t{i}\t{'ab'[i % 2]}" for i in range(40)]
-        (tmp_path / "t.csv").write_text("\n".join(["\tx\tlabel", *rows]) + "\n")
-        assert classes.read(tmp_path / "t.csv", "label")[2] == ("a", "b")
-
-    def test_constant_columns_are_not_far_from_zero(self, tmp_path):
-        frame = pd.DataFrame({"x": np.arange(40), "one": 1.0, "kind": ["a", "b"] * 20})
-        frame.to_csv(tmp_path / "t.csv", index=False)
-        assert classes.load(str(tmp_path / "t.csv"), target="kind").notes == ()
-
-    def test_columns_far_from_zero_are_noted(self, tmp_path):
-        frame = pd.DataFrame({"x": 1.7e9 + np.arange(40), "kind": ["a", "b"] * 20})
-        frame.to_csv(tmp_path / "t.csv", index=False)
-        assert "far from zero" in classes.load(str(tmp_path / "t.csv"), target="kind").notes[0]
-
-    def test_two_points_are_no_test(self):
-        assert "the same two points" in classes.load("g1d").notes[0]
-
-    def test_columns_without_names(self, tmp_path):
-        np.save(tmp_path / "t.npy", np.stack([np.random.randn(40), np.arange(40) % 2], 1))
-        assert classes.read(tmp_path / "t.npy", "x1")[2] == ("0", "1")
-
-    def test_a_class_without_training_samples_is_noted(self, tmp_path):
-        kinds = ["a", "b"] * 20
-        for i in range(40):
-            rare = kinds.copy()
-            rare[i] = "c"
-            pd.DataFrame({"x": np.arange(40.0), "kind": rare}).to_csv(tmp_path / "t.csv", index=False)
-            dataset = classes.load(str(tmp_path / "t.csv"), target="kind")
-            assert bool(dataset.notes) == (2 not in dataset.train.y)
-
-
-class TestRefuses:
-    def refuse(self, run, tmp_path, args, names):
-        before = sorted(tmp_path.rglob("*"))
-        status, _, err = run(*args)
-        assert status == 2, (args, err)
-        assert len(err.splitlines()) == 1
-        for name in names:
-            assert name in err
-        assert sorted(tmp_path.rglob("*")) == before
+class TestImages:
+    def test_from_a_folder_to_its_evaluation(self, run, tmp_path, bars):
+        typed = ("--epochs", 20, "--lr", 1e-2, "--hidden", 16, "--batch-size", 16, "--extra", 1)
+        status, out, err = run("classify", bars, *typed)
+        assert (status, err) == (0, "")
+        for name in ("features.png", "curves.png", "mistakes.png"):
+            assert (tmp_path / "runs" / "bars" / name).read_bytes()[:4] == b"\x89PNG"
+        assert "108 samples to train on, 12 to validate on, 40 to test on" in out
+        model, dataset = anode.load("runs/bars"), load_labelled_data(bars)
+        assert (model.levels, model.config.field) == (256, "conv")
+        with torch.no_grad():
+            right = (model(dataset.test.x).argmax(1) == dataset.test.y).double().mean()
+        assert result("runs/bars")["accuracy"] == pytest.approx(float(right))
+        assert right > 0.8
+        assert result("runs/bars")["nfe_backward"] == records("runs/bars")[-1]["nfe_backward"]
 
     @pytest.mark.parametrize(
-        ("args", "names"),
+        "typed",
         [
-            ([], ["no data set"]),
-            (["sphere"], ["sphere", "spheres", "wine"]),
-            (["spheres", "--target", "x"], ["--target x", "drop it"]),
-            (["no.csv", "--target", "x"], ["no.csv", "does not exist"]),
-            (["flowers.csv"], ["flowers.csv", "--target COLUMN"]),
-            (["flowers.csv", "--target", "colour"], ["colour", "width, kind, height"]),
-            (["flowers.csv", "--target", "width"], ["width", "400 distinct values", "no classes"]),
-            (["flowers.csv", "--target", "kind", "--extra", "-1"], ["extra=-1"]),
-            (["flowers.csv", "--target", "kind", "--model", "mlp", "--extra", "3"], ["mlp"]),
-            (["flowers.csv", "--target", "kind", "--model", "second-order", "--extra", "3"], ["extra=3", "must be 2"]),
-            (["text.csv", "--target", "kind"], ["word", "text"]),
-            (["one.csv", "--target", "kind"], ["one class only"]),
-            (["gap.csv", "--target", "kind"], ["missing in data row 2"]),
-            (["header.csv", "--target", "kind"], ["header.csv has 0 rows"]),
-            (["twice.csv", "--target", "kind"], ["more than one column kind"]),
-            (["only.csv", "--target", "kind"], ["0 other columns"]),
-            (["huge.csv", "--target", "kind"], ["x is too large for single precision"]),
-            (["missing.csv"], ["missing.csv does not exist"]),
-            (["split.npz", "--target", "x0"], ["a table is one array"]),
-            (["spheres-10000"], ["spheres-10000"]),
-            (["spheres", "--seed", "100000000000000"], ["--seed 100000000000000"]),
-            (["spheres", "--epochs", "0"], ["--epochs 0"]),
-            (["spheres", "--lr", "0"], ["--lr 0"]),
-            (["spheres", "--batch-size", "0"], ["--batch-size 0"]),
-            (["spheres", "--rtol", "-1"], ["rtol=-1"]),
-            (["spheres", "--solver", "rk5"], ["rk5"]),
-            (["spheres", "--seed", "-1"], ["--seed -1"]),
-            (["spheres", "--device", "warp"], ["warp"]),
-            (["--resume", "nothing"], ["nothing"]),
+            ("--model", "resnet"),
+            ("--field", "norm-conv", "--readout", "pool"),
+            ("--model", "mlp", "--hidden", 8),
+            ("--model", "second-order", "--extra", 1, "--hidden", 8),
+            ("--precision", "bfloat16", "--weight-decay", 1e-4, "--clip", 5),
         ],
-        ids=lambda part: " ".join(part) if part and part[0].startswith("-") else "",
+        ids=lambda typed: " ".join(map(str, typed)),
     )
-    @pytest.mark.usefixtures("flowers")
-    def test_bad_input(self, run, tmp_path, args, names):
-        kinds = np.array(["a", "b"] * 20, dtype=object)
-        pd.DataFrame({"word": ["x"] * 40, "kind": kinds}).to_csv(tmp_path / "text.csv", index=False)
-        pd.DataFrame({"x": np.arange(40.0), "kind": "a"}).to_csv(tmp_path / "one.csv", index=False)
-        pd.DataFrame({"kind": kinds}).to_csv(tmp_path / "only.csv", index=False)
-        pd.DataFrame({"x": [1e39, 0] * 20, "kind": kinds}).to_csv(tmp_path / "huge.csv", index=False)
-        (tmp_path / "header.csv").write_text("x,kind\n")
-        (tmp_path / "twice.csv").write_text("x,kind,kind\n" + "1,a,b\n2,b,a\n" * 20)
-        part = np.random.randn(40, 2)
-        np.savez(tmp_path / "split.npz", train=part, validation=part, test=part)
-        kinds[1] = None
-        pd.DataFrame({"x": np.arange(40.0), "kind": kinds}).to_csv(tmp_path / "gap.csv", index=False)
-        self.refuse(run, tmp_path, ["classify", *args], names)
+    def test_every_network_of_images(self, run, undrawn, bars, typed):
+        assert run("classify", bars, *SMALL_IMAGES, *typed)[0] == 0
+        assert all(value.dtype == torch.float32 for value in storage.read_weights("runs/bars").values())
+        assert run("evaluate", "runs/bars")[0] == 0
 
-    def test_after_training(self, run, tmp_path, flowers):
-        assert run("classify", "flowers.csv", "--target", "kind", *TINY)[0] == 0
-        assert run("classify", "spheres", *TINY)[0] == 0
-        table = pd.read_csv(flowers)
-        table.drop(columns="kind").to_csv(tmp_path / "bare.csv", index=False)
-        table.drop(columns="width").to_csv(tmp_path / "narrow.csv", index=False)
-        table.replace("oak", "elm").to_csv(tmp_path / "elms.csv", index=False)
-        for args, names in (
-            (["classify", "spheres"], ["runs/spheres exists", "--resume"]),
-            (["classify", "--resume", "runs/spheres", "--epochs", "9"], ["--resume"]),
-            (["density", "--resume", "runs/spheres"], ["holds a classifier model, not a density"]),
-            (["sample", "runs/spheres"], ["holds a classifier model, not a density"]),
-            (["evaluate", "runs/flowers", "bare.csv"], ["kind", "no column"]),
-            (["evaluate", "runs/flowers", "narrow.csv"], ["1 columns", "2 (width, height)"]),
-            (["evaluate", "runs/flowers", "elms.csv"], ["'elm'", "lily, oak, rose"]),
-            (["evaluate", "runs/flowers", "wine"], ["trained on flowers.csv", "wine"]),
-            (["evaluate", "runs/spheres", "flowers.csv"], ["trained on spheres"]),
-            (["evaluate", "runs/spheres", "--divergence", "exact"], ["--divergence exact", "densities"]),
-            (["evaluate", "runs/spheres", "--samples", "3"], ["--samples 3", "densities"]),
-        ):
-            self.refuse(run, tmp_path, args, names)
-        table.iloc[:-1].to_csv(flowers, index=False)
-        self.refuse(run, tmp_path, ["evaluate", "runs/flowers"], ["flowers.csv has changed"])
-        self.refuse(run, tmp_path, ["classify", "--resume", "runs/flowers"], ["flowers.csv has changed"])
+    def test_digits_with_fewer_samples(self, run, undrawn):
+        status, out, _ = run("classify", "digits", *SMALL_IMAGES, "--train-size", 64, "--test-size", 30)
+        assert status == 0
+        assert "64 of 1,618 training samples" in out
+        model = storage.read_config("runs/digits", "classifier")["model"]
+        assert (model["shape"], model["levels"]) == ([1, 8, 8], 17)
+        assert json.loads(run("evaluate", "runs/digits", "--json")[1])["samples"] == 30
 
-    def test_a_diverging_run_says_so(self, run):
-        status, _, err = run("classify", "spheres", *TINY, "--rtol", 1e-9, "--atol", 1e-9, "--max-steps", 2)
-        assert status == 1
-        assert "too many steps" in err
-        assert len(err.splitlines()) == 1
+    def test_a_published_set(self, run, undrawn, real_data):
+        typed = ("--image-size", 7, "--train-size", 64, "--test-size", 30, "--data-root", real_data)
+        assert run("classify", "mnist", *SMALL_IMAGES, *typed)[0] == 0
+        assert run("evaluate", "runs/mnist")[0] == 0
 
-
-def test_settings_of_a_recipe_yield_to_what_is_typed():
-    def parse(*args):
-        return command_line.parse(
-            classify.Settings(),
-            list(args),
-            "classify",
-            "classifier",
-            lambda s: recipes.classify(s.data.source),
-            classes.known,
+    def test_training_ends_early_where_a_solve_takes_too_many_steps(self, run, undrawn, bars):
+        """It reports the best weights until then."""
+        status, out, err = run(
+            "classify", bars, "--hidden", 4, "--epochs", 40, "--lr", 0.3, "--max-steps", 3, "--batch-size", 16
         )
+        assert (status, err) == (0, "")
+        assert "training ended early: step " in out
+        assert "too many steps" in out
+        assert "training ended early" in result("runs/bars")["notes"][-1]
+        assert len(records("runs/bars")) < 41
 
-    assert parse("digits").network.filters == recipes.CLASSIFY["digits"]["filters"]
-    assert parse("digits", "--filters", "7").network.filters == 7
-    assert parse("spheres").network == classify.Network()
+    def test_a_folder_does_not_hide_a_function_of_its_name(self, run, undrawn, tmp_path):
+        (tmp_path / "spheres").mkdir()
+        assert run("classify", "spheres", "--epochs", 1, "--hidden", 4)[0] == 0

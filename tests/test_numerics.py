@@ -75,7 +75,7 @@ class TestStiffSteps:
 
     def test_can_be_skipped(self, run, monkeypatch):
         """Validation fails as well, and is left out."""
-        monkeypatch.setattr("train_flows.likelihood.of_one_draw", lambda *_: {"nll": 1.0})
+        monkeypatch.setattr("train_flows.evaluation.likelihood.validation_nll", lambda *_: {"nll": 1.0})
         monkeypatch.setattr("train_flows.density.report", lambda *_: None)
         status, _, err = run(*self.LIMITED, "--on-stiff", "skip", "--out", "run")
         assert status == 0, err

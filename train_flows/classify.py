@@ -81,7 +81,7 @@ def without_slices(dataset: Dataset, settings: ClassifySettings) -> Dataset:
     if not removed:
         return dataset
     if dataset.shape != (2,) or train.y is None:
-        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: drop it")
+        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: omit it")
     generator = torch.Generator().manual_seed(settings.run.seed + 2 * SEED_STRIDE)
     outside, inside = split_slices((train.x, train.y), removed, generator)
     return dataclasses.replace(dataset, train=Split(*outside), validation=Split(*inside))
@@ -132,11 +132,11 @@ class ClassifyTask:
         epoch = len(self.run.records())
         if epoch in self.settings.epochs.snapshots and not distributed.rank():
             self._store_features(epoch)
-        figures = ("loss", "accuracy", "nfe")
         return {
-            f"{part}_{figure}": found[part][figure]
-            for part in found
-            for figure in figures[: 3 if part == "train" else 2]
+            f"{part}_{figure}": value
+            for part, figures in found.items()
+            for figure, value in figures.items()
+            if part == "train" or figure in ("loss", "accuracy")
         }
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ PROGRAM = Program(
     recipe=recipes.density,
     known=known_density_data,
     common={
-        "data": ("source", "conditional", "jitter", "image_size", "data_root", "download"),
+        "data": ("source", "conditional", "image_size", "data_root", "download"),
         "model": ("field", "hidden", "base", "extra", "augmentation", "divergence"),
         "training": ("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
         "output": ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
@@ -70,6 +70,7 @@ def main(args: list[str]) -> None:
     task = DensityTask(settings, dataset, model)
     stored = {**dataset.describe(), "notes": list(dataset.notes)}
     run = session.open_run(settings.run, KIND, to_sections(settings), task.validated.arguments, stored)
+    task.run = run
     before = time.monotonic() - started
     with session.resumable(run, "density"):
         notes = fit(task, run, settings, settings.run.deadline(started))
@@ -149,8 +150,9 @@ class DensityTask:
         figures = likelihood.validation_nll(self.validated, self._validation)
         if self._drifts:
             figures |= likelihood.drift(self.model, self.validated, self._validation)
-        if self.training.measure == "costs":
-            figures |= costs(self.validated, self.dataset)
+        if self.training.measure != "none":
+            test = self.dataset.validation if self.training.measure == "validation-costs" else self.dataset.test
+            figures |= costs(self.validated, dataclasses.replace(self.dataset, test=test))
         if self.dataset.levels is not None and self.run is not None:
             of_runs.draw_snapshot(self.run, self.training, self.dataset, self.validated)
         return figures
@@ -160,7 +162,7 @@ class DensityTask:
         if not train.mapped:
             return shuffled_batches(to_model(self.model, train.batch(slice(None))), size, seed)
         rows = shuffled_batches(torch.arange(len(train)), size, seed)
-        return lambda step: to_model(self.model, train.batch(cast(Tensor, rows(step))))
+        return lambda step: to_model(self.model, train.batch(rows(step)))
 
 
 def fit(task: DensityTask, run: Run, settings: DensitySettings, deadline: float) -> list[str]:

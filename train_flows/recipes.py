@@ -69,7 +69,7 @@ DENSITY: dict[str, Recipe] = {
     },
 }
 PATH_WEIGHTS = ("kinetic", "frobenius", "acceleration")  # flow matching solves no paths
-SMALL_SIZE = 16  # pixels per side; a perceptron of these images trains within minutes
+SMALL_SIZE = 16  # pixels per side; a perceptron for such images trains within minutes
 DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
 FFJORD: Recipe = {  # the published settings for two dimensions, to compare with
     "hidden": (64, 64, 64),
@@ -130,8 +130,9 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     recipe = dict(DENSITY[name])
     if source in DARK_IMAGES:
         recipe["alpha"] = 1e-6
-    if "mixture" in typed.get("base", "") or typed.get("augmentation") == "categorical":
-        recipe["correlated"] = typed.get("whiten", recipe.get("whiten", False))
+    mixes = typed.get("augmentation") == "categorical" or typed.get("base") == "mixture"
+    if mixes and typed.get("whiten", recipe.get("whiten")):
+        recipe["correlated"] = True  # components of whitened data have full covariances, too
     if objective == "flow-matching":
         recipe = {option: value for option, value in recipe.items() if option not in PATH_WEIGHTS}
     return name, recipe

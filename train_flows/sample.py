@@ -104,7 +104,7 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--samples {settings.samples} has an effect with --log-prob only: pass that too, or omit it")
     if settings.log_prob and settings.temperature != 1:
         raise InputError(
-            f"--log-prob is the density at --temperature 1, not of samples at {settings.temperature}: drop one"
+            f"--log-prob is the density at --temperature 1, not of samples at {settings.temperature}: omit one"
         )
     if settings.log_prob and settings.out.suffix == ".png":
         raise InputError(f"--log-prob needs a column, which pictures lack: pass an --out other than {settings.out}")

@@ -119,7 +119,8 @@ class Training:
         on_stiff: reaction to a failed solve: stop training, or skip the step
         max_skipped: give up after this many consecutive skipped steps
         kl_warm_up: steps over which the weight of the KL term of learned noise rises to 1
-        measure: extra figures of every validation; costs are evaluations and NLL in double precision
+        measure: extra figures of every validation; costs are evaluations and NLL in double precision, of test samples
+            or of validation samples
     """
 
     steps: Count = 600
@@ -137,7 +138,7 @@ class Training:
     on_stiff: Literal["stop", "skip"] = "stop"
     max_skipped: CountFromZero = 10
     kl_warm_up: CountFromZero = 0
-    measure: Literal["none", "costs"] = "none"
+    measure: Literal["none", "costs", "validation-costs"] = "none"
 
 
 @config
@@ -224,7 +225,7 @@ class DensitySettings:
         if self.objective.coupling != "independent" and (self.data.conditional or self.data.context):
             raise InputError(
                 f"--coupling {self.objective.coupling} would make base points depend on what is given, which those of "
-                "sampling do not: drop it"
+                "sampling do not: omit it"
             )
 
 
@@ -282,16 +283,16 @@ def _check_effects(settings: Any, conditions: Sequence[Condition], typed: Collec
     for condition in conditions:
         for name in condition.options:
             if name in typed and not condition.holds(settings):
-                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: drop it")
+                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: omit it")
 
 
 def _check_training(training: Training, solver: Solver, run: RunSettings) -> None:
     if training.schedule == "plateau" and training.lr_warm_up:
-        raise InputError("--schedule plateau has no warm-up of the learning rate: pass lr_warm_up=0")
+        raise InputError("--schedule plateau does not warm up the learning rate: pass lr_warm_up=0")
     if training.precision != "float32" and solver.gradient == "adjoint":
         raise InputError(f"--precision {training.precision} cannot be used with --gradient adjoint: take direct")
     if training.precision != "float32" and run.dtype != "float32":
-        raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: drop one")
+        raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: omit one")
 
 
 S = TypeVar("S", DensitySettings, ClassifySettings)

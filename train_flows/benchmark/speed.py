@@ -1,281 +1,232 @@
 """``train-flows benchmark speed``: a continuous flow by this package and by others, at equal weights and tolerances.
 
 Fields of three hidden layers of 64 (tanh) in two dimensions after 300 training steps on two moons, and of two of 860
-(softplus) in 43 dimensions. dopri5 at 1e-5, float32, on as many cores as threads. Contenders take turns, the first of
-which warms up; seconds are medians. Errors are those against a solve in double precision at 1e-9: of gradients
-relative to their norm, of log-densities and of points as root mean squares. Evaluations of the field are those
-forward and backward together.
+(softplus) in 43 dimensions. dopri5 at 1e-5, float32, on one core a thread. Contenders take turns, and the first turn
+warms up; seconds are medians. Errors are measured against a solve in double precision at 1e-9: of gradients relative to
+their norm, of log-densities and points as root mean squares. Evaluations of the field are forward and backward ones.
+With another checkout (--against), flows of the two are timed in turns in child processes, in CPU seconds.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-import tyro
+from pydantic import Field
 
-from anode import InputError, storage
-from train_flows import data
-from train_flows.benchmark import speed_report
-from train_flows.benchmark.contender import Contender, Weights
-from train_flows.benchmark.contenders import Ours, contenders, random_weights
-from train_flows.benchmark.overhead import again, calls_of
-from train_flows.benchmark.timing import apart, medians, peak_megabytes, pinned
-from train_flows.loop import shuffled_batches
-from train_flows.provenance import provenance
-from train_flows.settings import Flag
+from anode import InputError, MLPField
+from anode.errors import config
+from train_flows import benchmark, data
+from train_flows.benchmark.packages import PACKAGES, Contender, FlowSpec, contenders, missing, ours
+from train_flows.benchmark.timing import compare_checkouts, in_child, medians, pinned
+from train_flows.command_line import read
+from train_flows.run.loop import shuffled_batches
 
+Count = Annotated[int, Field(ge=1)]
+Row = dict[str, Any]
 TOLERANCE, REFERENCE = 1e-5, 1e-9
-SWEEP = (1e-4, 1e-5, 1e-6)
-TRAINED = 300  # steps, before a field is timed
-MANY = 10_000  # points to evaluate and to sample
-PLAIN = "torchdiffeq, adjoint (FFJORD)"
-GROWING = ("ours, checkpoint", "ours, direct", PLAIN)
+OURS = "ours, checkpoint"
 
 
 class Work(NamedTuple):
-    """A field and a batch.
+    """A field and a batch."""
+
+    dim: int  # of the data
+    hidden: tuple[int, ...]  # widths of the field
+    activation: str
+    batch: int  # samples of a training step
+
+
+class Sizes(NamedTuple):
+    """Sizes of all works."""
+
+    plane: Work
+    table: Work  # by default the shape of MINIBOONE, and of FFJORD's network for it
+    points: int  # to evaluate and to sample
+    trained: int  # steps, before a field is timed
+
+
+FULL = Sizes(Work(2, (64, 64, 64), "tanh", 512), Work(43, (860, 860), "softplus", 128), 10_000, 300)
+QUICK = Sizes(Work(2, (8, 8, 8), "tanh", 16), Work(5, (8, 8), "softplus", 16), 64, 2)
+
+
+@config
+class Settings:
+    """Time a continuous flow by this package and by others that are installed: seconds, evaluations, errors, memory.
 
     Attributes:
-        dim: of the data.
-        hidden: widths of the field.
-        activation: of its hidden layers.
-        batch: samples of a training step.
+        works: cnf-2d: steps, log-densities and samples in two dimensions; cnf-tab: steps in 43 dimensions
+        repeats: number of runs; their median counts
+        seeds: number of seeds of weights
+        threads: number of threads
+        compile: also time this package with compiled fields
+        quick: use tiny fields, to see that everything runs
+        against: folder of another checkout of this project; compare with it instead
+        minutes: time for the comparison with another checkout
+        out: JSON file of results
+        overwrite: replace existing results
     """
 
-    dim: int
-    hidden: tuple[int, ...]
-    activation: str
-    batch: int
-
-
-PLANE = Work(2, (64, 64, 64), "tanh", 512)
-TABLE = Work(43, (860, 860), "softplus", 128)  # the shape of MINIBOONE, and of FFJORD's network for it
-WORKS = ("cnf-2d", "cnf-tab", "small", "growth")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Time a continuous flow by this package and by others that are installed: seconds, evaluations, errors, memory."""
-
-    works: tuple[str, ...] = WORKS
-    repeats: int = 5  # of which the median is taken
-    seeds: int = 3  # of weights
-    threads: int = torch.get_num_threads()
-    compile: bool = True  # also time this package with compiled fields
+    works: tuple[Literal["cnf-2d", "cnf-tab"], ...] = ("cnf-2d", "cnf-tab")
+    repeats: Count = 5
+    seeds: Count = 3
+    threads: Count = torch.get_num_threads()
+    compile: bool = True
+    quick: bool = False
+    against: Path | None = None
+    minutes: Annotated[float, Field(gt=0)] = 4.0
     out: Path = Path("benchmark-speed.json")
-    overwrite: Flag = False  # replace existing results
+    overwrite: bool = False
 
-    def check(self) -> None:
-        """Raise an :class:`~anode.InputError` for what cannot be meant, or would overwrite results."""
-        for option in ("repeats", "seeds", "threads"):
-            if getattr(self, option) < 1:
-                raise InputError(f"--{option} {getattr(self, option)} must be at least 1")
-        for work in self.works:
-            if work not in WORKS:
-                raise InputError(f"--works {work} is unknown: choose from {', '.join(WORKS)}")
-        if self.out.suffix != ".json" or self.out.is_dir() or not self.out.parent.is_dir():
-            raise InputError(f"--out {self.out}: pass the name of a .json file in a folder that exists")
-        if self.out.exists() and not self.overwrite:
-            raise InputError(f"{self.out} exists: pass another --out, or --overwrite")
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of all works."""
+        return QUICK if self.quick else FULL
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows benchmark speed``."""
-    settings = tyro.cli(Settings, args=args, prog="train-flows benchmark speed")
-    settings.check()
+    settings = read(Settings, args, "benchmark speed")
+    benchmark.prepare(settings.out, settings.overwrite)
+    if settings.against is not None:
+        compare(settings.against, settings)
+        return
+    if absent := missing():
+        print(f"note: {', '.join(absent)} are not installed, and left out")
     torch.set_num_threads(settings.threads)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    packages = {name: version(name) for name in PACKAGES if name not in absent}
     for work in settings.works:
         with pinned(settings.threads):
             rows += MEASURES[work](settings)
-        work_text = " ".join((__doc__ or "").split("\n\n")[1].split())
-        content = {**provenance(), "packages": speed_report.packages(), "work": work_text, "rows": rows}
-        storage.write_atomically(settings.out, (json.dumps(content, indent=1) + "\n").encode())
-    print(speed_report.table(rows), settings.out, sep="\n\n")
-    speed_report.draw(rows).savefig(settings.out.with_suffix(".png"), dpi=110)
+        benchmark.write(settings.out, __doc__, packages=packages, rows=rows)
+    print(table(rows), settings.out, sep="\n\n")
 
 
-def plane(settings: Settings) -> list[dict[str, Any]]:
-    """A training step, exact and by one probe, log_prob and samples of many points, for every seed of weights."""
-    rows = []
+def compare(against: Path, settings: Settings) -> None:
+    """Compare with another checkout, and print the ratios."""
+    for package in ("anode", "cnf"):
+        if not (against / package).is_dir():
+            raise InputError(f"--against {against} lacks the package {package}: pass the folder of a checkout")
+    rows = compare_checkouts(against, settings.minutes)
+    ratio = math.exp(np.mean([math.log(row["ratio"]) for row in rows]))
+    benchmark.write(settings.out, __doc__, against=str(against), ratio=ratio, rows=rows)
+    shown = pd.DataFrame(rows).drop(columns="runs").to_string(index=False, float_format="{:.4f}".format)
+    print(shown, f"\nCPU seconds of this checkout over {against}: {ratio:.3f} (geometric mean)", settings.out, sep="\n")
+
+
+def plane(settings: Settings) -> Iterator[Row]:
+    """Time a training step, exact and by one probe, and log_prob and samples of many points, for every seed."""
+    work, points = settings.sizes.plane, settings.sizes.points
     for seed in range(settings.seeds):
-        weights = trained_weights(PLANE, seed)
-        x = _moons(MANY, seed)
-        rows += _tasks(settings, "cnf-2d", PLANE, weights, x, seed)
-        if seed == 0:
-            for tolerance in SWEEP:
-                if tolerance != TOLERANCE:
-                    rows += _tasks(settings, "cnf-2d", PLANE, weights, x, seed, tolerance)
-    return rows
+        field, x = trained_field(work, settings.sizes, seed), moons(points, seed)
+        z = np.random.default_rng(seed).normal(size=x.shape).astype(x.dtype)
+        tasks = {
+            "step, exact": ("step", x[: work.batch]),
+            "step, one probe": ("step", x[: work.batch]),
+            "log_prob": ("log_prob", x),
+            "sample": ("sample", z),
+        }
+        for task, (verb, given) in tasks.items():
+            spec = FlowSpec(field, work.activation, TOLERANCE, exact=task != "step, one probe")
+            made = {name: make(spec) for name, make in contenders(settings.compile).items()}
+            calls = {name: call_of(contender, verb, given) for name, contender in made.items()}
+            seconds = medians(calls, settings.repeats)
+            for name, contender in made.items():
+                found = {"seconds": seconds[name], **_figures(contender, spec, verb, given)}
+                yield {"work": "cnf-2d", "task": task, "contender": name, "seed": seed, "tolerance": TOLERANCE, **found}
 
 
-def _tasks(
-    settings: Settings, name: str, work: Work, weights: Weights, x: np.ndarray, seed: int, tolerance: float = TOLERANCE
-) -> list[dict[str, Any]]:
-    """Rows of every task and contender."""
-    rows = []
-    z = np.random.default_rng(seed).normal(size=x.shape).astype(x.dtype)
-    tasks = {
-        "step, exact": (True, "step", x[: work.batch]),
-        "step, one probe": (False, "step", x[: work.batch]),
-        "log_prob": (True, "log_prob", x),
-        "sample": (True, "sample", z),
-    }
-    for task, (exact, verb, points) in tasks.items():
-        if tolerance != TOLERANCE and task not in ("step, exact", "log_prob"):
-            continue
-        truth = _truth(work, weights, points, verb) if exact else None
-        works, here = {}, {}
-        for contender, made in contenders(settings.compile).items():
-            here[contender] = made(weights, work.activation, tolerance, exact=exact)
-            works[contender] = _doing(here[contender], verb, points)
-        seconds = medians(works, settings.repeats)
-        for contender, each in here.items():
-            nfe = each.evaluations(works[contender])
-            error = None if truth is None else _error(each, works[contender], verb, truth)
-            about = {"work": name, "task": task, "contender": contender, "seed": seed, "tolerance": tolerance}
-            rows.append({**about, "seconds": seconds[contender], "evaluations": nfe, "error": error})
-    return rows
+def in_many_dimensions(settings: Settings) -> Iterator[Row]:
+    """Time a training step in many dimensions, each contender in a child process, which may run out of memory."""
+    for name in contenders(settings.compile):
+        for exact in (True, False):
+            found = in_child(_time_alone, settings.sizes.table, name, exact, min(settings.repeats, 3), settings.threads)
+            task = "step, exact" if exact else "step, one probe"
+            about = {"work": "cnf-tab", "task": task, "contender": name, "seed": 0, "tolerance": TOLERANCE}
+            yield {**about, **(found or {"seconds": None, "evaluations": None, "error": "out of memory"})}
 
 
-def _doing(contender: Contender, verb: str, points: np.ndarray) -> Callable[[], Any]:
-    """A piece of work; without a graph where nothing is trained."""
-    given = contender.points(points)
-    call = getattr(contender, verb)
-    return (lambda: call(given)) if verb == "step" else torch.no_grad()(lambda: call(given))
+def _time_alone(work: Work, name: str, exact: bool, repeats: int, threads: int) -> Row:
+    torch.set_num_threads(threads)
+    spec = FlowSpec(random_field(work, 0), work.activation, TOLERANCE, exact)
+    x = np.random.default_rng(1).normal(size=(work.batch, work.dim)).astype(np.float32)
+    contender = contenders(True)[name](spec)
+    seconds = medians({name: call_of(contender, "step", x)}, repeats)[name]
+    return {"seconds": seconds, **_figures(contender, spec, "step", x)}
 
 
-def _truth(work: Work, weights: Weights, points: np.ndarray, verb: str) -> list[np.ndarray]:
-    """What a piece of work comes to in double precision at a small tolerance."""
-    double = [(weight.astype(np.float64), bias.astype(np.float64)) for weight, bias in weights]
-    reference = Ours(double, work.activation, REFERENCE, gradient="checkpoint")
-    return _result(reference, _doing(reference, verb, points.astype(np.float64)), verb)
+MEASURES: dict[str, Callable[[Settings], Iterator[Row]]] = {
+    "cnf-2d": plane,
+    "cnf-tab": in_many_dimensions,
+}
 
 
-def _result(contender: Contender, work: Callable[[], Any], verb: str) -> list[np.ndarray]:
-    found = work()
+def call_of(contender: Contender, verb: str, points: np.ndarray) -> Callable[[], Any]:
+    """Return a piece of work: ``step``, or ``log_prob`` or ``sample`` without a graph."""
+    call = partial(getattr(contender, verb), contender.points(points))
+    return call if verb == "step" else torch.no_grad()(call)
+
+
+def _figures(contender: Contender, spec: FlowSpec, verb: str, points: np.ndarray) -> Row:
+    """Return the evaluations of a piece of work, and its error if nothing is estimated."""
+    call = call_of(contender, verb, points)
+    evaluations = contender.evaluations(call)
+    if not spec.exact:
+        return {"evaluations": evaluations, "error": None}
+    truth = ours(FlowSpec(copy.deepcopy(spec.field).double(), spec.activation, REFERENCE))
+    found, expected = (
+        _result(*each, verb) for each in ((contender, call), (truth, call_of(truth, verb, points.astype(np.float64))))
+    )
+    squares = sum(np.square(a - b).sum() for a, b in zip(found, expected, strict=True))
+    scale = sum(np.square(b).sum() for b in expected) if verb == "step" else expected[0].size
+    return {"evaluations": evaluations, "error": math.sqrt(squares / scale)}
+
+
+def _result(contender: Contender, call: Callable[[], Any], verb: str) -> list[np.ndarray]:
+    found = call()
     return contender.gradients() if verb == "step" else [np.asarray(found)]
 
 
-def _error(contender: Contender, work: Callable[[], Any], verb: str, truth: Sequence[np.ndarray]) -> float:
-    found = _result(contender, work, verb)
-    squares = sum(np.square(a - b).sum() for a, b in zip(found, truth, strict=True))
-    scale = sum(np.square(b).sum() for b in truth) if verb == "step" else truth[0].size
-    return math.sqrt(squares / scale)
-
-
-def table(settings: Settings) -> list[dict[str, Any]]:
-    """A training step in 43 dimensions, of every contender in a process of its own, which may run out of memory."""
-    rows = []
-    for contender in contenders(settings.compile):
-        for exact in (True, False):
-            found = apart(_time_alone, contender, exact, min(settings.repeats, 3), settings.threads)
-            task = "step, exact" if exact else "step, one probe"
-            about = {"work": "cnf-tab", "task": task, "contender": contender, "seed": 0, "tolerance": TOLERANCE}
-            rows.append({**about, **(found or {"seconds": None, "evaluations": None, "error": "out of memory"})})
-    return rows
-
-
-def _time_alone(name: str, exact: bool, repeats: int, threads: int) -> dict[str, Any]:
-    torch.set_num_threads(threads)
-    weights = random_weights(TABLE.dim, TABLE.hidden, 0)
-    x = np.random.default_rng(1).normal(size=(TABLE.batch, TABLE.dim)).astype(np.float32)
-    contender = contenders(True)[name](weights, TABLE.activation, TOLERANCE, exact=exact)
-    work = _doing(contender, "step", x)
-    seconds = medians({name: work}, repeats)[name]
-    error = _error(contender, work, "step", _truth(TABLE, weights, x, "step")) if exact else None
-    return {"seconds": seconds, "evaluations": contender.evaluations(work), "error": error}
-
-
-def small(settings: Settings) -> list[dict[str, Any]]:
-    """A training step of 16 samples, and what its evaluations of the field take without a solver."""
-    weights = trained_weights(PLANE, 0)
-    x = torch.from_numpy(_moons(16, 0))
-    rows = []
-    for compiled in (False, True) if settings.compile else (False,):
-        for gradient in ("direct", "checkpoint"):
-            ours = Ours(weights, PLANE.activation, TOLERANCE, gradient=gradient, compile=compiled)
-            nfe = ours.evaluations(partial(ours.step, x))
-            calls = calls_of(Ours(weights, PLANE.activation, TOLERANCE, gradient=gradient), x)
-            works = {"step": partial(ours.step, x), "field": partial(again, ours.field, calls)}
-            seconds = medians(works, 5 * settings.repeats)
-            contender = f"ours, {gradient}{', compiled' if compiled else ''}"
-            about = {"work": "small", "contender": contender, "seed": 0, "tolerance": TOLERANCE, "evaluations": nfe}
-            overhead = {"overhead": seconds["step"] / seconds["field"] - 1, "seconds_field": seconds["field"]}
-            rows.append({**about, "task": "step, exact", "seconds": seconds["step"], "error": None, **overhead})
-    return rows
-
-
-def growth(settings: Settings) -> list[dict[str, Any]]:
-    """Seconds and peak memory of a training step by tolerance, batch size and dimension."""
-    sizes = {
-        "tolerance": [(PLANE._replace(batch=4096), 10.0**-k) for k in range(3, 8)],
-        "batch": [(PLANE._replace(batch=2**k), TOLERANCE) for k in range(7, 14, 2)],
-        "dimension": [(PLANE._replace(dim=2**k), TOLERANCE) for k in range(1, 6)],
-    }
-    rows = []
-    for by, cases in sizes.items():
-        for work, tolerance in cases:
-            weights = trained_weights(work, 0) if work.dim == PLANE.dim else random_weights(work.dim, work.hidden, 0)
-            for name in GROWING:
-                step, contender = _growing(name, work, weights, tolerance)
-                seconds = medians({name: step}, min(settings.repeats, 3))[name]
-                row = {"work": "growth", "task": f"step, by {by}", "contender": name, "seed": 0, "tolerance": tolerance}
-                size = {"batch": work.batch, "dim": work.dim, "evaluations": contender.evaluations(step), "error": None}
-                memory = peak_megabytes(_growing_step, name, work, weights, tolerance)
-                rows.append({**row, **size, "seconds": seconds, "peak_megabytes": memory})
-    return rows
-
-
-def _growing(name: str, work: Work, weights: Weights, tolerance: float) -> tuple[Callable[[], Any], Contender]:
-    contender = contenders(False)[name](weights, work.activation, tolerance)
-    x = np.random.default_rng(1).normal(size=(work.batch, work.dim)).astype(np.float32)
-    return _doing(contender, "step", x), contender
-
-
-def _growing_step(name: str, work: Work, weights: Weights, tolerance: float) -> Callable[[], Any]:
-    """The step alone, after a small one that loads what is loaded lazily."""
-    _growing(name, work._replace(batch=8), weights, tolerance)[0]()
-    return _growing(name, work, weights, tolerance)[0]
-
-
-def trained_weights(work: Work, seed: int) -> Weights:
-    """Those of a field after some training steps on the two moons."""
+def random_field(work: Work, seed: int) -> MLPField:
+    """Return a field with the initial weights of a seed."""
     torch.manual_seed(seed)
-    ours = Ours(random_weights(work.dim, work.hidden, seed), work.activation, 1e-4, gradient="direct")
-    optimizer = torch.optim.Adam(ours.field.parameters(), lr=3e-3)
-    x = torch.from_numpy(_moons(MANY, seed))
-    batch = shuffled_batches(x, PLANE.batch, seed)
-    for step in range(TRAINED):
-        ours.step(batch(step))
+    return MLPField(work.dim, work.hidden, work.activation, time="concat")
+
+
+def trained_field(work: Work, sizes: Sizes, seed: int) -> MLPField:
+    """Return a field after some training steps on the two moons."""
+    contender = ours(FlowSpec(random_field(work, seed), work.activation, 1e-4), "direct")
+    optimizer = torch.optim.Adam(contender.field.parameters(), lr=3e-3)
+    batch = shuffled_batches(torch.from_numpy(moons(sizes.points, seed)), min(sizes.plane.batch, sizes.points), seed)
+    for step in range(sizes.trained):
+        contender.step(batch(step))
         optimizer.step()
-    state = ours.field.state_dict()
-    weights = []
-    for i in range(len(work.hidden) + 1):
-        weight = state[f"layers.{i}.weight"]
-        if i == 0:
-            weight = torch.cat([weight, state["layers.0.time"][:, None]], 1)
-        weights.append((weight.numpy().copy(), state[f"layers.{i}.bias"].numpy().copy()))
-    return weights
+    contender.field.zero_grad()
+    return contender.field
 
 
-def _moons(n: int, seed: int) -> np.ndarray:
-    """Points of the two moons, standardised."""
-    x = data.load("moons", seed).train[:n]
+def moons(n: int, seed: int) -> np.ndarray:
+    """Return points of the two moons, standardised."""
+    x = data.load_density_data("moons", seed=seed).train.head(n).x
     return ((x - x.mean(0)) / x.std(0)).numpy()
 
 
-MEASURES: dict[str, Callable[[Settings], list[dict[str, Any]]]] = {
-    "cnf-2d": plane,
-    "cnf-tab": table,
-    "small": small,
-    "growth": growth,
-}
+def table(rows: Sequence[Row]) -> str:
+    """Return means over the seeds by task: seconds, times those of ours (geometric mean), evaluations, errors."""
+    frame, blocks = pd.DataFrame(rows), []
+    for name, part in frame.groupby(frame["work"] + ": " + frame["task"], sort=False):
+        seconds = part.pivot(index="seed", columns="contender", values="seconds").astype(float)
+        ratio = np.exp(np.log(seconds.div(seconds[OURS], axis=0)).mean())
+        by_name = part.assign(error=pd.to_numeric(part["error"], errors="coerce")).groupby("contender", sort=False)
+        means = by_name[["seconds", "evaluations", "error"]].mean(numeric_only=True).assign(ratio=ratio)
+        blocks.append(f"{name}\n{means.to_string(float_format='{:.4g}'.format, na_rep='-')}")
+    return "\n\n".join(blocks)

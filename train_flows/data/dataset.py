@@ -176,8 +176,9 @@ class Dataset:
                 raise InputError(f"{option} {size} must be from 1 to {len(part)}, the number of {what} of {self.name}")
         if train_size not in (None, len(train)):
             notes.append(f"{train_size:,} of {len(train) + len(validation):,} training samples")
-            rows = shuffled(len(train), seed)[:train_size] if self.is_table else slice(train_size)
-            train, validation = train.take(rows), validation.take(slice(max(1, train_size // 10)))
+            rows = slice(train_size) if self.levels else shuffled(len(train), seed)[:train_size]  # images are shuffled
+            train = train.take(rows)
+            validation = validation.take(shuffled(len(validation), seed)[: max(1, train_size // 10)])
         if test_size not in (None, len(test)):
             notes.append(f"{test_size:,} of {len(test):,} test samples")
             test = test.take(shuffled(len(test), seed)[:test_size])

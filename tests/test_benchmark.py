@@ -1,0 +1,459 @@
+"""Benchmarks: contenders do the same work, the clock ends training in time, and figures add up."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from anode import InputError, MLPField
+from cnf import Flow, FlowMatching, MaximumLikelihood, Normal, density_model
+from train_flows import benchmark, data, density
+from train_flows.benchmark import density_contest, image_block, packages, speed, timing
+from train_flows.benchmark.density_contest import Peer, peer
+from train_flows.command_line import parse
+from train_flows.data import Dataset, Split
+from train_flows.evaluation import likelihood
+from train_flows.settings import DensitySettings
+
+zuko = pytest.importorskip("zuko")
+PEERS = {"MAF": zuko.flows.MAF, "NSF": zuko.flows.NSF}
+ROOT = Path(__file__).parent.parent
+CONTENDERS = packages.contenders(compile=False)
+ONE_SEED = ("--seeds", 1, "--threads", 1)
+
+
+def recipe(*options):
+    args = ["moons", "--hidden", "4", "--batch-size", "8", *options]
+    return parse(density.PROGRAM, DensitySettings(), args)[0]
+
+
+def moons():
+    x = data.load_density_data("moons").train.head(60).x
+    return Dataset("moons", Split(x[:40]), Split(x[40:50]), Split(x[50:]), ("x", "y"))
+
+
+def levels():
+    """Discrete data: any of 17 levels, and the same, one or two more, but none beyond the last."""
+    first = torch.randint(17, (40_000, 1))
+    x = torch.cat([first, (first + torch.randint(3, first.shape)).clamp(max=16)], 1).to(torch.uint8)
+    return Dataset("levels", Split(x[:20_000]), Split(x[20_000:20_500]), Split(x[20_500:]), ("x", "y"), 17)
+
+
+def test_the_works_are_listed(run):
+    for args in ([], ["--help"]):
+        status, out, err = run("benchmark", *args)
+        assert (status, err) == (0, "")
+        assert [line.split()[0] for line in out.splitlines()] == list(benchmark.WORKS)
+    assert "work='--threads' is unknown; choose one of speed" in run("benchmark", "--threads", 2)[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["speed", "--works", "cnf-3d"], "cnf-3d"),
+        (["speed", "--repeats", "0"], "repeats=0 must be at least 1"),
+        (["speed", "--out", "some.csv"], "must end in .json"),
+        (["speed", "--against", "."], "lacks the package anode"),
+        (["image-block", "--out", "there.json"], "exists"),
+        (["image-block", "--repeat", "1"], "--repeats"),
+        (["scaling", "--processes", "0"], "processes"),
+        (["tabular"], "no data set given"),
+        (["tabular", "nonsense"], "is unknown"),
+        (["tabular", "few.csv"], "has 12 rows: at least 20 are needed"),
+        (["tabular", "moons", "--minutes", "0"], "minutes=0.0 must be greater than 0"),
+        (["tabular", "moons", "--seeds", "0"], "seeds=0 must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, args, message):
+    np.savetxt(tmp_path / "few.csv", np.random.default_rng(0).normal(size=(12, 2)), delimiter=",")
+    (tmp_path / "there.json").write_text("{}")
+    status, _, err = run("benchmark", *args)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+# Speed
+
+
+def results(contender, x, exact):
+    """Samples; and where they are not estimates, densities and gradients."""
+    points = contender.points(x)
+    contender.step(points)
+    with torch.no_grad():
+        found = [np.asarray(contender.sample(points))]
+        return [*found, np.asarray(contender.log_prob(points)), *contender.gradients()] if exact else found
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("exact", [True, False])
+def test_contenders_compute_the_same_flow(name, exact):
+    """Densities, samples and gradients at equal weights, with the exact trace."""
+    field = MLPField(3, (6, 5, 4), "tanh", time="concat").double()
+    with torch.no_grad():
+        for layer in field.layers:
+            layer.weight *= 2
+    x = np.random.default_rng(0).normal(size=(7, 3))
+    reference = CONTENDERS["torchdiffeq, direct"](packages.FlowSpec(field, "tanh", 1e-10))
+    contender = CONTENDERS[name](packages.FlowSpec(field, "tanh", 1e-8, exact))
+    expected, found = results(reference, x, True), results(contender, x, exact)
+    for a, b in zip(found, expected if exact else expected[:1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    shapes = [tuple(part.shape) for layer in packages.layers_of(field) for part in layer]
+    assert [gradient.shape for gradient in contender.gradients()] == shapes
+
+
+def test_a_probe_of_the_trace_is_unbiased():
+    field = MLPField(3, (8,), "tanh", time="concat").double()
+    x = torch.randn(1, 3, dtype=torch.float64).expand(4000, 3).clone()
+    exact, estimated = (
+        CONTENDERS["torchdiffeq, direct"](packages.FlowSpec(field, "tanh", 1e-4, which)) for which in (True, False)
+    )
+    with torch.no_grad():
+        found = estimated.log_prob(x)
+        assert abs(found.mean() - exact.log_prob(x[:1])) < 4 * found.std() / 4000**0.5
+
+
+def test_rows_have_errors_and_evaluations_beside_their_seconds(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "missing", lambda: ["torchdyn"])
+    status, out, _ = run(
+        "benchmark",
+        "speed",
+        "--works",
+        "cnf-2d",
+        "--quick",
+        "--repeats",
+        1,
+        "--seeds",
+        2,
+        "--threads",
+        1,
+        "--no-compile",
+    )
+    assert status == 0
+    assert "note: torchdyn are not installed" in out
+    content = json.loads((tmp_path / "benchmark-speed.json").read_text())
+    assert {"command", "machine", "versions", "packages", "work"} <= set(content)
+    for task in ("step, exact", "step, one probe", "log_prob", "sample"):
+        for seed in (0, 1):
+            own = [row for row in content["rows"] if (row["task"], row["seed"]) == (task, seed)]
+            assert {row["contender"] for row in own} == set(CONTENDERS)
+            assert all(row["seconds"] > 0 for row in own)
+            assert all((row["error"] is None) == (task == "step, one probe") for row in own)
+            assert all(row["error"] is None or 0 < row["error"] < 1e-2 for row in own)
+    steps = {row["contender"]: row["evaluations"] for row in content["rows"] if row["task"] == "step, exact"}
+    assert steps["torchdiffeq, adjoint (FFJORD)"] > steps["torchdiffeq, direct"] > 0
+
+
+def test_ratios_are_geometric_means_over_seeds():
+    def row(contender, seed, seconds):
+        about = {"work": "w", "task": "t", "evaluations": 7, "error": None}
+        return {**about, "contender": contender, "seed": seed, "seconds": seconds}
+
+    ours = speed.OURS
+    rows = [row(ours, 0, 1.0), row("zuko", 0, 2.0), row(ours, 1, 2.0), row("zuko", 1, 16.0), row("big", 0, None)]
+    cells = {line.split()[0]: line.split()[-1] for line in speed.table(rows).splitlines()[1:]}
+    assert (float(cells["zuko"]), cells["big"]) == (4, "-")
+
+
+def test_the_median_of_ratios():
+    """Of paired runs: load that lasts longer than a run leaves it alone."""
+    load = np.exp(np.random.default_rng(0).normal(size=401))
+    noise = np.exp(np.random.default_rng(1).normal(size=401) / 20)
+    found = timing.median_ratio([(x, 1.1 * x * y) for x, y in zip(load, noise, strict=True)])
+    assert found["low"] <= found["ratio"] <= found["high"]
+    assert found["low"] < 1.1 < found["high"]
+    assert found["high"] - found["low"] < 0.02
+
+
+def test_a_checkout_against_itself(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "PROCESS_PAIRS", 1)
+    status, out, _ = run("benchmark", "speed", "--against", ROOT, "--minutes", 1e-4)
+    assert status == 0
+    content = json.loads((tmp_path / "benchmark-speed.json").read_text())
+    rows = content["rows"]
+    assert [row["task"] for row in rows] == [f"{flow}: {task}" for flow in timing.FLOWS for task in timing.TASKS]
+    assert all(row["evaluations"] == row["evaluations_before"] > 0 for row in rows)
+    assert all(row["ratio"] == pytest.approx(row["runs"][0][1] / row["runs"][0][0]) for row in rows)
+    assert f"{content['ratio']:.3f}" in out
+
+
+def greedy():
+    return torch.zeros(2**50)
+
+
+def test_work_that_lacks_memory_is_none():
+    assert timing.in_child(greedy) is None
+    assert timing.in_child(max, 2, 3) == 3
+
+
+def allocation(megabytes):
+    def work():
+        return sum(torch.ones(250_000).sum() for _ in range(3)) + torch.ones(250_000 * megabytes).sum()
+
+    work()  # its memory is used again
+    return lambda: (work(), torch.ones(250_000 * (megabytes + 100)).sum())
+
+
+def test_the_peak_is_the_memory_above_that_before():
+    found = timing.peak_megabytes(allocation, 50)
+    if found is None:
+        pytest.skip("the system does not report memory")
+    assert 95 < found < 200
+
+
+def test_work_is_kept_to_its_cores():
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("the system cannot do that")
+    before = os.sched_getaffinity(0)
+    with timing.pinned(1):
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
+
+
+# Image block
+
+
+def test_every_image_block_is_timed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_block, "peak_megabytes", lambda *_, **__: 1.0)  # in a child process
+    status, out, _ = run("benchmark", "image-block", "--quick", "--repeats", 1, "--threads", 1)
+    assert status == 0
+    rows = json.loads((tmp_path / "benchmark-image-block.json").read_text())["rows"]
+    assert [row["contender"] for row in rows] == list(image_block.CONTENDERS)
+    assert all(row["contender"] in out and row["evaluations"] > 0 for row in rows)
+    assert rows[0]["times_faster"] == 1
+
+
+def test_image_blocks_solve_the_same_ode():
+    """From equal weights: time as a channel is one field, however it is written."""
+    sizes = image_block.Sizes(6, 4, 8)
+    steps = {name: image_block.Step(name, sizes, torch.device("cpu")) for name in image_block.CONTENDERS}
+    reference, t, x = steps[image_block.REFERENCE], torch.tensor(0.3), torch.randn(4, 6, 6, 6)
+    for name, step in steps.items():
+        torch.testing.assert_close(step.x, reference.x)
+        found, expected = step.block.field(t, x), reference.block.field(t, x)
+        inside = (..., slice(1, -1), slice(1, -1)) if "bias" in name else ...  # they differ along the border
+        torch.testing.assert_close(found[inside], expected[inside], rtol=1e-4, atol=1e-5)
+        assert ("bias" in name) == bool((found - expected).abs().max() > 1e-3)
+
+
+# Density contest
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setitem(density_contest.PEER_SIZE, "hidden_features", (16, 16))
+
+
+@pytest.mark.parametrize("flow", PEERS.values(), ids=PEERS.keys())
+@pytest.mark.parametrize("context", [0, 2])
+@pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
+def test_a_peer_is_a_transform(float64, flow, context, shape):
+    transform = Peer(flow(math.prod(shape), context, transforms=3).transform)
+    x, c = torch.randn(4, *shape), torch.randn(4, context) if context else None
+    z, log_det, _ = transform(x, c)
+
+    def image(y, i):
+        return transform(y[None], c if c is None else c[i : i + 1]).point
+
+    jacobians = [torch.autograd.functional.jacobian(lambda y, i=i: image(y, i), x[i]) for i in range(4)]
+    expected = torch.stack([torch.linalg.slogdet(j.reshape(x[0].numel(), -1)).logabsdet for j in jacobians])
+    torch.testing.assert_close(log_det, expected, rtol=1e-9, atol=1e-9)
+    back, log_det_back, _ = transform.inverse(z, c)
+    torch.testing.assert_close(back, x, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(transform.decode(z, c), back)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_sees_the_data_of_the_cnf(float64, small, name):
+    """Real data are standardised, and the log_prob is that of the package; discrete data are dequantised."""
+    x = torch.randn(200, 3) * torch.tensor([1.0, 10.0, 0.1]) + 5
+    ours = peer(name, density_model((3,), data=x))
+    (theirs,) = [part.lazy for part in ours.modules() if isinstance(part, Peer)]
+    assert len(theirs.transforms) == 5
+    package = PEERS[name](3, transforms=5, hidden_features=(16, 16))
+    package.transform = theirs
+    mean, scale = x.mean(0), x.std(0, correction=0)
+    torch.testing.assert_close(ours.log_prob(x), package().log_prob((x - mean) / scale) - scale.log().sum())
+
+    x = levels().train.x[:50]
+    cnf = density_model((2,), levels=17, data=x)
+    ours = peer(name, cnf)
+    (part,) = [part for part in ours.modules() if isinstance(part, Peer)]
+    standardize = cnf.flow.transform.transforms[1]
+    torch.manual_seed(1)
+    found = ours.elbo(x).value
+    torch.manual_seed(1)
+    s = 0.05 + 0.9 * (x + torch.rand(x.shape)) / 17
+    z = (torch.log(s / (1 - s)) - standardize.mean) / standardize.scale
+    slopes = 0.9 / (s * (1 - s)) / standardize.scale / 17
+    torch.testing.assert_close(found, Flow(part, Normal((2,))).log_prob(z) + slopes.log().sum(1))
+    assert set(ours.sample(50).unique().tolist()) <= set(range(17))
+
+
+def test_a_table_from_start_to_end(run, tmp_path, small):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3)) @ np.array([[1, 0, 0], [2, 0.5, 0], [0, 1, 30]]) + [0, 10, 1000]
+    pd.DataFrame(x, columns=["height", "weight", "age"]).to_csv(tmp_path / "people.csv", index=False)
+    status, out, err = run("benchmark", "tabular", "people.csv", "--minutes", 0.01, *ONE_SEED)
+    assert (status, err) == (0, "")
+    content = json.loads((tmp_path / "benchmark-tabular.json").read_text())
+    assert {"command", "machine", "versions", "work"} <= set(content)
+    (contest,) = content["contests"]
+    assert (contest["data"], contest["seed"], contest["minutes"]) == ("people.csv", 0, 0.01)
+    assert contest["samples"] == {"train": 240, "validation": 30, "test": 30}
+    rows = {row["contender"]: row for row in contest["rows"]}
+    assert list(rows) == ["CNF", "MAF", "NSF", "Gaussian"]
+    dataset = data.load_density_data("people.csv")
+    log_scale = dataset.train.x.std(0, correction=0).log().sum().item()
+    for row in rows.values():
+        assert row["nll"] - row["value"] == pytest.approx(log_scale, abs=1e-4)
+        assert row["contender"] in out
+    assert rows["Gaussian"]["nll"] == pytest.approx(likelihood.gaussian_nll(dataset))
+    for name in ("CNF", *PEERS):
+        row = rows[name]
+        assert row["status"] == "success"
+        assert (row["nfe_log_prob"] is not None) == (row["nfe_sample"] is not None) == (name == "CNF")
+    for difference, name in zip(contest["differences"], PEERS, strict=True):
+        assert difference["of"] == f"CNF - {name}"
+        assert difference["value"] == pytest.approx(rows["CNF"]["value"] - rows[name]["value"], abs=1e-9)
+    assert "exists" in run("benchmark", "tabular", "people.csv", "--minutes", 0.01, *ONE_SEED)[2]
+
+
+def test_differences_are_paired_and_figures_finite_or_none(monkeypatch):
+    log_p = dict(zip(("CNF", *PEERS), torch.randn(3, 10).double() + torch.randn(10) * 10, strict=True))
+    log_p["NSF"][3] = -math.inf
+    measured = iter(log_p.values())
+    monkeypatch.setattr(density_contest, "compete", lambda *_: ({"status": "success"}, next(measured)))
+    found = density_contest.contest(moons(), recipe(), 1.0)
+    x = (log_p["MAF"] - log_p["CNF"]).numpy()
+    paired, infinite = found["differences"]
+    assert paired["value"] == pytest.approx(x.mean())
+    assert paired["standard_error"] == pytest.approx(x.std(ddof=1) / 10**0.5)
+    assert paired["standard_error"] < found["rows"][0]["standard_error"] / 2
+    assert infinite["value"] is None
+    assert "NSF -" in density_contest.line({**found, "data": "moons", "seed": 0})
+
+
+def test_means_over_seeds():
+    rows = [{"value": 1.0, "standard_error": 3.0}, {"value": 2.0, "standard_error": 4.0}]
+    assert density_contest.mean_over_seeds(rows) == (1.5, 2.5)
+    assert density_contest.mean_over_seeds([*rows, {"value": None}]) == (None, None)
+
+
+def test_the_gaussian_of_discrete_data_bounds_their_entropy():
+    """Against the Gaussian of the moments in closed form, by the known variance of the noise."""
+    dataset = levels()
+    x, test = dataset.train.x.double(), dataset.test.x.double()
+    covariance = torch.cov(x.T, correction=0) + torch.eye(2) / 12
+    gaussian = torch.distributions.MultivariateNormal(x.mean(0) + 0.5, covariance)
+    # The log-density is quadratic in the noise, so that its mean is known.
+    expected = -(gaussian.log_prob(test + 0.5).mean() - torch.linalg.inv(covariance).trace() / 24)
+    assert density_contest.gaussian_nll(dataset) == pytest.approx(expected.item(), abs=0.02)
+    second = (15 * math.log(3) + math.log(3) - 2 / 3 * math.log(2)) / 17  # two of its values are one at level 15
+    assert density_contest.gaussian_nll(dataset) > math.log(17) + second
+
+
+class Watch:
+    """A clock that only work moves on, with the learning rate of each step."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.steps = {"matching": [], "likelihood": []}
+        self.validated = []
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """Flow matching takes 0.01 seconds a step, likelihood 0.2, a validation 0.1."""
+    watch = Watch()
+    monkeypatch.setattr(time, "monotonic", watch)
+
+    def objective(name, seconds):
+        def forward(objective, batch, **_):
+            watch.now += seconds
+            watch.steps[name].append(watch.now)
+            return sum(weight.sum() for weight in objective.parameters())
+
+        return forward
+
+    def validate(*_):
+        watch.now += 0.1
+        watch.validated.append(watch.now)
+        return {"nll": -watch.now}
+
+    monkeypatch.setattr(FlowMatching, "forward", objective("matching", 0.01))
+    monkeypatch.setattr(MaximumLikelihood, "forward", objective("likelihood", 0.2))
+    monkeypatch.setattr(likelihood, "validation_nll", validate)
+    return watch
+
+
+@pytest.mark.parametrize("objective", ["likelihood", "flow-matching", "flow-matching+likelihood"])
+def test_training_ends_with_the_time(watch, objective):
+    task = density_contest.enter("CNF", recipe("--objective", objective), moons())
+    row = density_contest.train_for(task, 20.0)
+    assert 19.5 < row["seconds_training"] < 20.5
+    assert row["steps"] == len(watch.steps["matching"]) + len(watch.steps["likelihood"])
+    assert row["validations"] == len(watch.validated)
+    assert 10 <= row["validations"] <= 25
+    if objective == "flow-matching+likelihood":
+        assert max(watch.steps["matching"]) == pytest.approx(10, abs=0.3)
+        assert min(watch.steps["likelihood"]) > 10
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_cosine_follows_the_time(watch, monkeypatch, schedule):
+    rates = []
+    step = density_contest.Trainer.step
+
+    def stepped(trainer):
+        rates.append((watch.now, trainer.optimizer.param_groups[0]["lr"]))
+        return step(trainer)
+
+    monkeypatch.setattr(density_contest.Trainer, "step", stepped)
+    task = density_contest.enter("CNF", recipe("--schedule", schedule, "--lr", "0.5"), moons())
+    density_contest.train_for(task, 20.0)
+    cosine = [0.25 * (1 + math.cos(math.pi * now / 19.9)) for now, _ in rates]
+    assert [rate for _, rate in rates] == pytest.approx(cosine if schedule == "cosine" else [0.5] * len(rates))
+
+
+def test_training_that_fails_keeps_its_best_weights(monkeypatch):
+    dataset = moons()
+    task = density_contest.enter("MAF", recipe(), dataset)
+    untrained = task.validated.log_prob(dataset.test.x).detach()
+    monkeypatch.setattr(
+        MaximumLikelihood, "forward", lambda objective, *_, **__: math.nan * next(objective.parameters()).sum()
+    )
+    row, log_p = density_contest.compete(task, dataset, 30.0)
+    assert row["status"].startswith("11 steps in a row failed; step 10 failed: it has loss nan")
+    torch.testing.assert_close(log_p.float(), untrained)
+
+
+def test_contenders_begin_alike_and_with_their_own_settings():
+    dataset = moons()
+    cnf, maf = (density_contest.enter(name, recipe(), dataset) for name in ("CNF", "MAF"))
+    assert cnf.settings.model == recipe().model
+    assert cnf.model.state_dict().keys() == cnf.validated.state_dict().keys()
+    training = maf.settings.training
+    assert (training.lr, training.batch_size, training.schedule) == (1e-3, 40, "constant")  # of 40 samples
+    again = density_contest.enter("MAF", recipe(), dataset).model.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in maf.model.state_dict().items())
+    assert likelihood.log_scale(maf.model) == likelihood.log_scale(cnf.model)
+
+
+def test_without_zuko(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    assert "pip install 'augmented-flows[bench]'" in run("benchmark", "tabular", "moons")[2]
+    with pytest.raises(InputError, match="MAF and NSF need zuko"):
+        peer("MAF", density_model((2,)))

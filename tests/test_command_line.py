@@ -1,0 +1,290 @@
+"""The command line: what is listed, what a recipe sets, and that a mistake is one line that names it."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from train_flows import classify, command_line, density, recipes
+from train_flows.command_line import name_options, options_of, parse
+from train_flows.settings import ClassifySettings, DensitySettings
+
+TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
+MATCHING = ("--objective", "flow-matching")
+CATEGORICAL = ("--extra", "2", "--augmentation", "categorical")
+PROGRAMS = {"density": (density.PROGRAM, DensitySettings()), "classify": (classify.PROGRAM, ClassifySettings())}
+
+
+def settings(*args, command="density"):
+    return parse(*PROGRAMS[command], args)[0]
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", [[], ["--help"]])
+    def test_lists_the_commands(self, run, command):
+        status, out, _ = run(*command)
+        assert status == 0
+        assert {"density", "classify", "evaluate", "sample", "report", "paper", "benchmark"} <= set(out.split())
+
+    @pytest.mark.parametrize("command", ["density", "classify", "evaluate", "sample", "report"])
+    def test_fits_two_screens(self, run, monkeypatch, command):
+        monkeypatch.setenv("COLUMNS", "80")
+        status, out, _ = run(command, "--help")
+        assert status == 0
+        assert len(out.splitlines()) <= 60
+
+    @pytest.mark.parametrize(("command", "most"), [("density", 50), ("classify", 50)])
+    def test_all_options_are_few(self, run, command, most):
+        program, default = PROGRAMS[command]
+        hidden = set().union(*program.api_only.values())
+        options = {option.name for option in options_of(default)} - hidden
+        assert len(options - {"source", "resume"}) <= most
+        out = run(command, "moons" if command == "density" else "spheres", "--help-all")[1]
+        assert all(f"--{name.replace('_', '-')}" in out for name in options - {"source"})
+        assert set().union(*program.common.values()) <= options
+
+    def test_shows_the_recipe_of_the_data(self, run):
+        assert "(default: 128 128)" in run("density", "--help")[1]
+        assert "(default: 64 64)" in run("density", "moons", "--help")[1]
+        assert "(default: 256)" in run("classify", "mnist", "--help")[1]
+
+    @pytest.mark.parametrize("program", PROGRAMS)
+    def test_fragments_stand_alone(self, program):
+        hidden = set().union(*PROGRAMS[program][0].api_only.values())
+        for option in (option for option in options_of(PROGRAMS[program][1]) if option.name not in hidden):
+            assert option.help, option.name
+            assert option.help[-1] != ".", option.name
+
+
+class TestRecipes:
+    @pytest.mark.parametrize(("program", "known"), [("density", recipes.DENSITY), ("classify", recipes.CLASSIFY)])
+    def test_name_options_that_exist(self, program, known):
+        options = {option.name for option in options_of(PROGRAMS[program][1])}
+        for recipe in known.values():
+            assert set(recipe) <= options
+            command_line.with_options(PROGRAMS[program][1], recipe)
+
+    def test_the_command_line_wins_over_the_recipe_over_defaults(self, tmp_path):
+        table = tmp_path / "table.csv"
+        table.write_text("x,y\n")
+        found = settings(str(table))
+        assert (found.model.activation, found.model.whiten) == (("tanh", "silu"), True)
+        typed = settings(str(table), "--activation", "relu", "--no-whiten", "--rtol=1e-3")
+        assert (typed.model.activation, typed.model.whiten, typed.model.solver.rtol) == (("relu",), False, 1e-3)
+        assert (typed.model.solver.gradient, typed.training.lr) == ("direct", found.training.lr)
+        assert settings("moons").model.hidden == (64, 64)
+
+    def test_fixed_steps_have_a_size(self):
+        assert settings("moons", "--solver", "rk4").model.solver.step_size == 0.25
+        assert settings("moons", "--solver", "rk4", "--step-size", "0.1").model.solver.step_size == 0.1
+
+    @pytest.mark.parametrize(
+        ("typed", "expected"),
+        [
+            (("moons", *MATCHING), {"hidden": (64, 64)}),
+            (("mnist",), {"field": "stack", "multiscale": True, "alpha": 1e-6, "solver": "rk4"}),
+            (("cifar10", *MATCHING), {"field": "unet", "alpha": 0.05, "kinetic": 0.0}),
+            (("svhn", "--image-size", "16"), {"hidden": (512, 512), "acceleration": 0.02}),
+            (("power", *MATCHING), {"whiten": True, "acceleration": 0.0}),
+            (("power", "--base", "mixture"), {"correlated": True}),
+            (("digits", "--base", "mixture"), {"correlated": False}),
+        ],
+        ids=lambda typed: " ".join(typed) if isinstance(typed, tuple) else None,
+    )
+    def test_densities(self, typed, expected):
+        found = {option.name: option.default for option in options_of(settings(*typed))}
+        assert {name: found[name] for name in expected} == expected
+
+    @pytest.mark.parametrize(
+        ("typed", "expected"),
+        [
+            (("mnist",), {"field": "conv", "hidden": (64,), "extra": 5, "time": "none"}),
+            (("cifar10",), {"field": "conv", "hidden": (64,), "extra": 10}),
+            (("mnist", "--model", "mlp"), {"field": "mlp", "hidden": (32, 32), "extra": 0}),
+            (("mnist", "--field", "mlp"), {"field": "mlp", "hidden": (32, 32), "extra": 5}),
+            (("wine",), {"extra": 5, "epochs": 100, "gradient": "direct"}),
+            (("spheres",), {"extra": 0, "epochs": 30, "batch_size": 64}),
+        ],
+        ids=lambda typed: " ".join(typed) if isinstance(typed, tuple) else None,
+    )
+    def test_classifiers(self, typed, expected):
+        found = {option.name: option.default for option in options_of(settings(*typed, command="classify"))}
+        assert {name: found[name] for name in expected} == expected
+
+    def test_one_line_says_what_was_chosen(self):
+        line = parse(*PROGRAMS["density"], ["moons", "--steps", "7", "--out", "mine"])[1]
+        assert line == "recipe for points (moons): gradient direct, hidden 64 64; command line: steps 7"
+
+
+@pytest.mark.parametrize(
+    ("message", "renamed"),
+    [
+        ("steps=0 must be at least 1", "--steps 0 must be at least 1"),
+        ("hidden=(8, 0): 0 must be", "--hidden 8 0: 0 must be"),
+        ("method='rk5' is unknown", "--solver rk5 is unknown"),
+        ("use one scale (multiscale=False)", "use one scale (--no-multiscale)"),
+        ("shape=(2,) and levels=17", "shape=(2,) and levels=17"),  # not options
+    ],
+)
+def test_messages_of_the_api_name_options(message, renamed):
+    assert name_options(message) == renamed
+
+
+class TestRefused:
+    """Bad input: status 2, one line that names the thing, no traceback, nothing written."""
+
+    def refuse(self, run, tmp_path, args, names):
+        before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+        status, _, err = run(*args)
+        assert status == 2, err
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        for name in names:
+            assert name in err
+        assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize(
+        ("args", "names"),
+        [
+            (["train", "moons"], ["'train'", "choose one of density"]),
+            (["densty", "moons"], ["'densty'", "did you mean density?"]),
+            (["density"], ["no data set"]),
+            (["density", "mons"], ["'mons'", "did you mean moons?"]),
+            (["density", "no.csv"], ["no.csv", "does not exist"]),
+            (["density", "moons", "extra"], ["extra is not an option of density"]),
+            (["density", "moons", "--stps", "3"], ["--stps is not an option of density; did you mean --steps"]),
+            (["density", "moons", "--clip", "3"], ["--clip is not an option of density"]),
+            (["density", "moons", "--steps", "many"], ["--steps", "'many'", "--help"]),
+            (["density", "moons", "--field", "cnn"], ["'cnn'", "--field", "unet"]),
+            (["density", "moons", "--rtol", "-1"], ["--rtol -1.0 must be"]),
+            (["density", "moons", "--atol", "0"], ["--atol 0.0 must be"]),
+            (["density", "moons", "--loosen", "-1"], ["--loosen -1.0 must be"]),
+            (["density", "moons", "--seed", "-1"], ["--seed -1 must be"]),
+            (["density", "moons", "--device", "meta"], ["--device meta"]),
+            (["density", "moons", "--device", "warp"], ["--device warp", "cpu"]),
+            (["density", "moons", "--device", "cuda:99"], ["--device cuda:99"]),
+            (["density", "moons", "--solver", "rk5"], ["rk5", "dopri5"]),
+            (["density", "moons", "--steps", "0"], ["--steps 0 must be at least 1"]),
+            (["density", "moons", "--batch-size", "-3"], ["--batch-size -3"]),
+            (["density", "moons", "--lr", "nan"], ["--lr nan"]),
+            (["density", "moons", "--ema", "1"], ["--ema 1.0"]),
+            (["density", "moons", "--budget-minutes", "0"], ["--budget-minutes 0.0"]),
+            (["density", "moons", "--hidden", "8", "0"], ["--hidden 8 0"]),
+            (["density", "power"], ["data.npy", "--data-root"]),
+            (["density", "moons", "--conditional"], ["--conditional is for images"]),
+            (["density", "moons", "--context", "x"], ["--context", "tables"]),
+            (["density", "moons", "--kinetic", "-1"], ["--kinetic -1.0 must be"]),
+            (["density", "moons", "--coupling", "optimal-transport"], ["--coupling", "--objective flow-matching"]),
+            (["density", "moons", *MATCHING, "--acceleration", "1"], ["--acceleration", "--objective likelihood"]),
+            (["density", "moons", "--likelihood-steps", "2"], ["--likelihood-steps", "flow-matching+likelihood"]),
+            (
+                ["density", "moons", *TINY, "--objective", "flow-matching+likelihood", "--likelihood-steps", "6"],
+                ["--likelihood-steps 6 must be below --steps 6"],
+            ),
+            (["density", "digits", *MATCHING, "--blocks", "2"], ["--objective flow-matching is for one ODE"]),
+            (["density", "digits", *MATCHING, "--coupling", "optimal-transport", "--conditional"], ["--coupling"]),
+            (["density", "moons", "--extra", "3", "--augmentation", "momentum"], ["--extra 3 must be 2"]),
+            (["density", "moons", "--augmentation", "categorical"], ["--extra 0 must be at least 1"]),
+            (["density", "moons", "--extra", "2", "--augmentation", "momentum", *MATCHING], ["momentum"]),
+            (["density", "moons", "--posterior", "learned"], ["--posterior learned", "extra"]),
+            (["density", "moons", "--components", "5"], ["--components", "--base mixture"]),
+            (["density", "moons", "--base", "mixture", "--components", "0"], ["--components 0"]),
+            (["density", "moons", "--field", "conv"], ["--field conv is for images"]),
+            (["density", "digits", "--field", "unet", "--time", "concat"], ["--time", "--field mlp, conv or stack"]),
+            (["density", "digits", "--multiscale"], ["--objective"]),
+            (["density", "moons", "--solver", "rk4", "--loosen", "3"], ["--loosen", "adaptive"]),
+            (["density", "moons", "--step-size", "0.1"], ["--step-size 0.1", "dopri5"]),
+            (["density", "moons", "--precision", "bfloat16", "--gradient", "adjoint"], ["--precision bfloat16"]),
+            (["density", "moons", "--precision", "bfloat16", "--dtype", "float64"], ["--dtype float64"]),
+            (
+                ["density", "moons", *CATEGORICAL, *MATCHING, "--coupling", "optimal-transport"],
+                ["--coupling optimal-transport"],
+            ),
+            (["density", "--resume", "nothing"], ["nothing", "config.json"]),
+            (["density", "--resume", "nothing", "--lr", "1"], ["--resume nothing", "omit --lr"]),
+            (["classify"], ["no data set"]),
+            (["classify", "sphere"], ["'sphere'", "did you mean spheres?"]),
+            (["classify", "spheres", "--target", "x"], ["--target x is for tables"]),
+            (["classify", "no.csv", "--target", "x"], ["no.csv", "does not exist"]),
+            (["classify", "wine", "--extra", "-1"], ["--extra -1"]),
+            (["classify", "wine", "--model", "mlp", "--extra", "3"], ["--model mlp"]),
+            (["classify", "wine", "--model", "second-order", "--extra", "3"], ["--extra 3 must be 13"]),
+            (["classify", "wine", "--model", "mlp", "--rtol", "1"], ["--rtol", "--model node or second-order"]),
+            (["classify", "wine", "--blocks", "3"], ["--blocks", "--model resnet"]),
+            (["classify", "wine", "--field", "conv"], ["images"]),
+            (["classify", "wine", "--epochs", "0"], ["--epochs 0"]),
+            (["classify", "wine", "--removed-slices", "2"], ["--removed-slices 2", "plane"]),
+            (["classify", "wine", "--weight-decay", "-1"], ["--weight-decay -1.0"]),
+            (["classify", "wine", "--train-size", "1000"], ["--train-size 1000"]),
+            (["classify", "wine", "--image-size", "8"], ["--image-size 8 is for images"]),
+            (["classify", "digits", "--model", "mlp", "--field", "conv"], ["--model mlp"]),
+            (["classify", "digits", "--model", "second-order"], ["--extra 0 must be 1"]),
+            (["classify", "digits", "--stem", "conv", "--image-size", "4"], ["too small for a stem"]),
+            (["classify", "mnist"], ["mnist", "--download"]),
+            (["classify", "--resume", "nothing"], ["nothing", "config.json"]),
+            (["evaluate"], ["RUN"]),
+            (["evaluate", "nothing"], ["nothing", "config.json"]),
+            (["evaluate", "nothing", "--sed", "1"], ["--sed is not an option of evaluate; did you mean --seed"]),
+            (["sample", "nothing"], ["nothing", "config.json"]),
+            (["report", "nothing"], ["nothing", "config.json"]),
+        ],
+        ids=lambda part: " ".join(part)[:60],
+    )
+    def test_without_a_run(self, run, tmp_path, args, names):
+        self.refuse(run, tmp_path, args, names)
+
+    def test_tables_and_folders(self, run, tmp_path):
+        rng = np.random.default_rng(0)
+        frame = pd.DataFrame(rng.normal(size=(60, 2)), columns=["width", "height"])
+        frame.assign(kind=["a", "b"] * 30).to_csv("flowers.csv", index=False)
+        frame.to_csv("numbers.csv", index=False)
+        for name in ("flat", "apart/a", "apart/b", "empty"):
+            (tmp_path / name).mkdir(parents=True)
+        for i, size in enumerate((8, 8, 9)):
+            Image.fromarray(np.zeros((size, size), np.uint8)).save(tmp_path / "apart" / "ab"[i % 2] / f"{i}.png")
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "flat" / f"{i}.png")
+        for args, names in (
+            (["classify", "flowers.csv"], ["--target", "width, height, kind"]),
+            (["classify", "flowers.csv", "--target", "colour"], ["colour", "width, height, kind"]),
+            (["classify", "numbers.csv", "--target", "width"], ["width", "60"]),
+            (["classify", "flat"], ["flat"]),
+            (["classify", "apart"], ["8x8", "9x9", "--image-size"]),
+            (["classify", "empty"], ["empty"]),
+            (["density", "flowers.csv"], ["kind"]),
+            (["density", "numbers.csv", "--context", "colour"], ["colour", "width"]),
+            (["density", "flat", "--jitter"], ["--jitter is for tables"]),
+        ):
+            self.refuse(run, tmp_path, args, names)
+
+    def test_with_a_run(self, run, tmp_path, undrawn):
+        pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2))).to_csv("points.csv", index=False)
+        assert run("density", "points.csv", *TINY)[0] == 0
+        for folder in ("mine", "foreign", "old"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "thesis.tex").write_text("x")
+        (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
+        (tmp_path / "old" / "config.json").write_text('{"schema": 1, "kind": "density", "sha256": "0", "model": {}}')
+        for args, names in (
+            (["density", "points.csv"], ["runs/points exists", "--overwrite", "--resume"]),
+            (["density", "points.csv", "--out", "mine", "--overwrite"], ["mine is not a run"]),
+            (["density", "points.csv", "--out", "foreign", "--overwrite"], ["foreign is not a run"]),
+            (["density", "--resume", "foreign"], ["foreign"]),
+            (
+                ["density", "--resume", "old"],
+                ["old", "has schema 1; this version reads schema 2. Train again, or install"],
+            ),
+            (["evaluate", "old"], ["old", "has schema 1; this version reads schema 2. Train again, or install"]),
+            (["classify", "--resume", "runs/points"], ["runs/points"]),
+        ):
+            self.refuse(run, tmp_path, args, names)
+        assert run("density", "points.csv", *TINY, "--seed", 1, "--overwrite")[0] == 0
+        stored = json.loads((tmp_path / "runs" / "points" / "config.json").read_text())
+        assert stored["settings"]["run"]["seed"] == 1
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_an_unwritable_folder(self, run, tmp_path):
+        (tmp_path / "locked").mkdir(mode=0o500)
+        self.refuse(run, tmp_path, ["density", "moons", "--out", "locked/run"], ["locked"])

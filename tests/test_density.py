@@ -1,0 +1,308 @@
+"""train-flows density as a user runs it: from data to figures, resuming, and data of every kind."""
+
+import json
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import cnf
+from anode import storage
+from train_flows import density
+from train_flows.data import load_density_data
+from train_flows.evaluation import likelihood
+from train_flows.figures import of_runs
+from train_flows.run.folder import Run
+
+TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
+STAGES = ("--objective", "flow-matching+likelihood", "--likelihood-steps")
+BARS = ("bright", "dark")
+
+
+@pytest.fixture
+def people(tmp_path):
+    """A table of three correlated columns in different units."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 3)) @ np.array([[1, 0, 0], [2, 0.5, 0], [0, 1, 30]]) + [0, 10, 1000]
+    pd.DataFrame(x, columns=["height", "weight", "age"]).to_csv(tmp_path / "people.csv", index=False)
+    return tmp_path / "people.csv"
+
+
+@pytest.fixture
+def greys(tmp_path):
+    """Images in two classes, bright ones and dark ones."""
+    rng = np.random.default_rng(0)
+    for name, (low, high) in zip(BARS, ((150, 256), (0, 100)), strict=True):
+        (tmp_path / "greys" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(low, high, (4, 4)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "greys" / name / f"{i}.png")
+    return "greys"
+
+
+def result(folder):
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def untimed(folder):
+    """The records of a run without what the clock says."""
+    return [{k: v for k, v in record.items() if "seconds" not in k} for record in Run.open(folder, "density").records()]
+
+
+def same_weights(one, other):
+    one, other = (storage.read_weights(name) for name in (one, other))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class TestRuns:
+    def test_from_points_to_figures(self, run, tmp_path):
+        status, out, err = run("density", "moons", *TINY)
+        assert (status, err) == (0, "")
+        folder = tmp_path / "runs" / "moons"
+        files = {"config.json", "model.safetensors", "metrics.jsonl", "state.pt", "result.json"}
+        assert files | {"samples.png", "flow.gif", "curves.png"} <= {path.name for path in folder.iterdir()}
+        assert out.startswith("recipe for points (moons): gradient direct; command line: hidden 8 8, steps 6, ")
+        for words in ("NLL ", "NLL, tighter", "inverse error", "NFE of log_prob", "NFE of sampling", "seconds"):
+            assert words in out
+        records = Run.open(folder, "density").records()
+        assert [record["step"] for record in records] == [0, 2, 4, 6]
+        assert {"loss", "nll", "nfe_forward", "nfe_backward", "nfe_log_prob", "grad_norm", "lr"} <= set(records[1])
+        assert result(folder)["nll"]["kind"] == "exact"
+        assert result(folder)["nll_tighter"]["value"] == pytest.approx(result(folder)["nll"]["value"], abs=1e-3)
+        assert {"command", "machine", "versions", "seed", "seconds"} <= set(result(folder))
+
+    def test_a_table_in_its_own_units(self, run, people, undrawn):
+        status, out, _ = run("density", "people.csv", *TINY)
+        assert status == 0
+        assert "full-covariance Gaussian" in out
+        x = cnf.load("runs/people").sample(2000)
+        torch.testing.assert_close(x.mean(0), torch.tensor([0.0, 10.0, 1000.0]), rtol=0.1, atol=2.0)
+        own = json.loads(run("evaluate", "runs/people", "--json")[1])
+        assert own["nll"] == result("runs/people")["nll"]
+
+    def test_each_part_of_the_data_serves_its_purpose(self, run, people, undrawn, monkeypatch):
+        seen = {"validation_nll": [], "measure": []}
+        for name, data in seen.items():
+            real = getattr(likelihood, name)
+            monkeypatch.setattr(
+                likelihood,
+                name,
+                lambda model, x, *rest, real=real, data=data: (data.append(x), real(model, x, *rest))[1],
+            )
+        assert run("density", people, *TINY)[0] == 0
+        dataset = load_density_data(str(people))
+        assert [torch.equal(part.x, dataset.validation.x) for part in seen["validation_nll"]] == [True] * 4
+        assert [torch.equal(part.x, dataset.test.x) for part in seen["measure"]] == [True]
+        standardize = cnf.load("runs/people").transform.transforms[0]
+        torch.testing.assert_close(standardize.mean, dataset.train.x.mean(0), rtol=1e-6, atol=1e-6)
+
+    def test_a_batch_no_larger_than_the_data(self, run, people, undrawn):
+        status, out, _ = run("density", "people.csv", *TINY[:-1], "512")
+        assert status == 0
+        assert "the batch shrinks from 512 to the 320 training samples" in out
+
+    def test_columns_that_are_given(self, run, people, undrawn):
+        assert run("density", "people.csv", *TINY, "--context", "age")[0] == 0
+        stored = storage.read_config("runs/people", "density")
+        assert (stored["model"]["shape"], stored["model"]["context"], stored["data"]["context"]) == ([2], 1, ["age"])
+        assert run("evaluate", "runs/people", people)[0] == 0
+
+    def test_seeds_make_runs_alike(self, run, people, undrawn):
+        for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+            assert run("density", people, *TINY, "--seed", seed, "--out", out)[0] == 0
+        assert same_weights("a", "b")
+        assert not same_weights("a", "c")
+
+    @pytest.mark.parametrize(
+        ("typed", "kind"),
+        [
+            (("--extra", "2", "--posterior", "learned", *STAGES, "3"), "bound"),
+            (("--extra", "3", "--augmentation", "momentum", "--objective", "likelihood"), "bound"),
+            (
+                ("--extra", "3", "--augmentation", "categorical", "--posterior", "fitted", "--acceleration", "1"),
+                "exact",
+            ),
+            (
+                ("--base", "mixture", "--components", "3", "--time", "squash", "--coupling", "optimal-transport"),
+                "exact",
+            ),
+            (("--divergence", "hutchinson", "--kinetic", "0.1", "--frobenius", "0.1", "--ema", "0.9"), "estimate"),
+            (("--objective", "likelihood", "--gradient", "adjoint", "--schedule", "plateau"), "exact"),
+            (("--objective", "flow-matching", "--schedule", "constant", "--dtype", "float64"), "exact"),
+        ],
+        ids=lambda typed: " ".join(typed[:4]) if isinstance(typed, tuple) else None,
+    )
+    def test_every_kind_of_density(self, run, people, undrawn, typed, kind):
+        status, _, err = run("density", "people.csv", *TINY, *typed)
+        assert (status, err) == (0, "")
+        assert result("runs/people")["nll"]["kind"] == kind
+        assert storage.read_config("runs/people", "density")["model"]["solver"]["method"] == "dopri5"
+        assert run("sample", "runs/people", "-n", "20", "--log-prob")[0] == 0
+        columns = pd.read_csv("samples.csv").columns
+        assert columns[-1] == ("log_prob" if kind == "exact" else f"log_prob_{kind}")
+
+    def test_covariances_of_components_are_full_where_the_recipe_whitens(self, run, people, undrawn):
+        assert run("density", people, *TINY, "--augmentation", "categorical", "--extra", "2")[0] == 0
+        assert storage.read_config("runs/people", "density")["model"]["correlated"]
+
+    def test_the_stage_follows_from_the_step(self, run, people, undrawn):
+        assert run("density", "people.csv", *TINY, *STAGES, "2")[0] == 0
+        assert [record["nfe_forward"] > 0 for record in untimed("runs/people")[1:]] == [False, False, True]
+        assert run("density", "people.csv", *TINY, *STAGES[:2], "--steps", "8", "--out", "sixth")[0] == 0
+        assert [record["nfe_forward"] > 0 for record in untimed("sixth")[1:]] == [False, False, False, True]
+
+    def test_fixed_steps_are_compared_with_adaptive_ones(self, run, people, undrawn):
+        typed = ("--objective", "likelihood", "--solver", "rk4", "--step-size", "0.5")
+        status, out, _ = run("density", "people.csv", *TINY, *typed)
+        assert status == 0
+        best = min(untimed("runs/people"), key=lambda record: record["nll"])
+        assert result("runs/people")["drift"] == best["drift"]
+        assert best["drift"] == pytest.approx(best["nll_training_solver"] - best["nll"], abs=1e-4)
+        assert "drift of training" in out
+        assert untimed("runs/people")[1]["nfe_forward"] == 8
+
+    def test_costs_of_every_validation(self, run, people, undrawn):
+        assert run("density", "people.csv", *TINY, "--measure", "costs")[0] == 0
+        assert all(record["nfe_sample_1e-07"] >= 14 for record in untimed("runs/people"))
+        assert all(np.isfinite(record["nll_test"]) for record in untimed("runs/people"))
+
+    def test_a_failing_solve_says_where_and_keeps_the_run(self, run, undrawn):
+        steep = ("--lr", "1e5", "--steps", "50", "--validate-every", "1", "--max-steps", "50")
+        status, _, err = run("density", "moons", *TINY, *steep)
+        assert status == 1
+        assert err.startswith("error: ")
+        assert "step " in err
+        assert "runs/moons" in err
+        assert torch.isfinite(cnf.load("runs/moons").log_prob(torch.zeros(1, 2))).all()
+
+
+class TestResuming:
+    OPTIONS = (*TINY, "--divergence", "hutchinson", "--schedule", "plateau", "--ema", "0.9", *STAGES, "3")
+
+    @pytest.mark.parametrize("steps", [0, 3])  # 0: only the validation before training
+    def test_continues_bit_for_bit(self, run, people, undrawn, monkeypatch, steps):
+        assert run("density", people, *self.OPTIONS, "--out", "whole")[0] == 0
+        with monkeypatch.context() as patch:
+            batch, late = density.DensityTask.batch, []
+
+            def counted(task, step):
+                if step == steps:
+                    late.append(step)
+                return batch(task, step)
+
+            patch.setattr(density.DensityTask, "batch", counted)
+            patch.setattr("train_flows.run.loop.time.monotonic", lambda: 1e9 if late else 0.0)
+            budget = "9" if steps else "1e-9"
+            status, out, _ = run("density", people, *self.OPTIONS, "--out", "parts", "--budget-minutes", budget)
+        assert status == 0
+        assert "its time was up; continue with: train-flows density --resume parts" in out
+        assert Run.open("parts", "density").step < 6
+        assert "its time was up" in result("parts")["notes"][-1]
+        status, out, _ = run("density", "--resume", "parts")
+        assert status == 0
+        assert out.startswith("settings: those of parts")
+        assert same_weights("whole", "parts")
+        assert untimed("whole") == untimed("parts")
+
+    def test_a_finished_run_is_reported_again(self, run, people, undrawn):
+        before = run("density", "people.csv", *TINY)[1]
+        status, after, _ = run("density", "--resume", "runs/people", "--device", "cpu")
+        assert status == 0
+        assert [x for x in before.splitlines() if "NLL" in x] == [x for x in after.splitlines() if "NLL" in x]
+
+    def test_refuses_other_settings_and_data(self, run, people, undrawn):
+        assert run("density", "people.csv", *TINY)[0] == 0
+        status, _, err = run("density", "people.csv", "--resume", "runs/people", "--lr", "0.5", "--no-whiten")
+        assert status == 2
+        assert "from the run: omit people.csv, --whiten, --lr" in err
+        frame = pd.read_csv(people)
+        frame.iloc[::-1].to_csv(people, index=False)
+        status, _, err = run("density", "--resume", "runs/people")
+        assert status == 2
+        assert "people.csv has changed" in err
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_while_the_test_part_is_measured(self, run, people, undrawn, monkeypatch, number):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what runs in the background
+        with monkeypatch.context() as patch:
+            patch.setattr(density, "report", lambda *_: signal.raise_signal(number))
+            status, out, err = run("density", "people.csv", *TINY)
+        assert (status, err) == (0, "")
+        assert "continue with: train-flows density --resume runs/people" in out
+        assert not Path("runs/people/result.json").exists()
+        assert run("density", "--resume", "runs/people")[0] == 0
+        assert Path("runs/people/result.json").exists()
+
+    def test_a_signal_in_training_saves_and_says_how_to_continue(self, people, tmp_path):
+        command = [sys.executable, "-m", "train_flows", "density", people, "--hidden", "8", "--steps", "100000"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "runs" / "people" / "state.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "continue with: train-flows density --resume runs/people" in out
+        assert cnf.load(tmp_path / "runs" / "people").sample(3).shape == (3, 3)
+
+
+class TestImages:
+    SMALL = ("--train-size", "64", "--test-size", "20")
+
+    def test_digits_are_reported_as_a_bound(self, run, undrawn):
+        status, out, _ = run("density", "digits", *TINY, "--image-size", "4")
+        assert status == 0
+        assert "upper bound" in out
+        assert "one draw of uniform dequantisation as in FFJORD" in out
+        assert "bits/dim" in out
+        assert result("runs/digits")["nll"]["kind"] == "bound"
+
+    @pytest.mark.parametrize(("typed", "field"), [((), "stack"), (("--image-size", "4"), "mlp")])
+    def test_a_folder_by_the_recipe_of_its_size(self, run, greys, tmp_path, monkeypatch, undrawn, typed, field):
+        drawn = []
+        monkeypatch.setattr(of_runs, "draw_snapshot", lambda *_: drawn.append(1))
+        tiny = ("--steps", "2", "--validate-every", "1", "--batch-size", "16", "--hidden", "4", "4")
+        status, _, err = run("density", greys, *tiny, *typed)
+        assert (status, err) == (0, "")
+        assert storage.read_config("runs/greys", "density")["model"]["field"] == field
+        assert len(drawn) == 3
+        assert "drift" in result("runs/greys")  # of rk4
+        assert run("evaluate", "runs/greys", greys)[0] == 0
+
+    def test_dark_images_are_close_to_the_ends_of_the_logit(self, run, undrawn):
+        for name, size in (("train", 40), ("t10k", 20)):
+            folder = Path("data/MNIST/raw")
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(size).integers(0, 256, (size, 28, 28), dtype=np.uint8)
+            labels = np.arange(size, dtype=np.uint8) % 10
+            (folder / f"{name}-images-idx3-ubyte").write_bytes(
+                struct.pack(">4I", 2051, size, 28, 28) + pixels.tobytes()
+            )
+            (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, size) + labels.tobytes())
+        status, out, err = run("density", "mnist", *TINY, "--image-size", "4")
+        assert (status, err) == (0, "")
+        assert out.startswith("recipe for small images (mnist)")
+        assert storage.read_config("runs/mnist", "density")["model"]["alpha"] == 1e-6
+
+    def test_a_density_given_the_class(self, run, greys, undrawn):
+        learning = ("--steps", "60", "--validate-every", "30", "--batch-size", "32", "--image-size", "2")
+        status, _, err = run("density", greys, *learning, "--hidden", "16", "16", "--conditional")
+        assert (status, err) == (0, "")
+        stored = storage.read_config("runs/greys", "density")
+        assert (stored["data"]["classes"], stored["model"]["context"]) == (list(BARS), 2)
+        assert run("density", "--resume", "runs/greys")[0] == 0
+        report = json.loads(run("evaluate", "runs/greys", "--classify", "--samples", 4, "--json")[1])
+        assert report["classifier"]["accuracy"] == 1
+        assert run("sample", "runs/greys", "-n", 61)[0] == 0
+        frame = pd.read_csv("samples.csv")
+        assert frame["label"].tolist() == ["bright", "dark"] * 30 + ["bright"]
+        means = frame.groupby("label")[list(frame.columns[:4])].mean().mean(axis=1)
+        assert means["bright"] > means["dark"] + 60

@@ -1,0 +1,368 @@
+"""``train-flows benchmark tabular DATA ...``: CNF, and MAF and NSF of zuko, trained for the same time on every table.
+
+For each seed and data set the contenders train one after the other in one process, on the same split with the same
+standardisation (and dequantisation, and whitening where the recipe of the CNF has it), and their best weights by the
+same validation are measured on all of the test part. The CNF is trained by the recipe of ``train-flows density DATA``,
+whose cosine follows the elapsed time; with two objectives, each gets half of the time. MAF and NSF have five transforms
+of 128 + 128 hidden features and Adam at 1e-3 with batches of 512.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import tyro
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from anode import InputError, Solver, count_evals
+from anode.errors import config
+from cnf import Compose, Density, Flow, LiftedFlow, Normal, Transform
+from cnf.transforms import Transport
+from train_flows import benchmark, density
+from train_flows.command_line import parse, read
+from train_flows.data import Dataset
+from train_flows.evaluation import likelihood
+from train_flows.evaluation.chunks import CHUNK_SAMPLES
+from train_flows.objectives import DensityObjective
+from train_flows.run import TrainingError
+from train_flows.run.folder import Run
+from train_flows.run.loop import Trainer
+from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training
+
+Count = Annotated[int, Field(ge=1)]
+Sources = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA ...")]
+CNF, GAUSSIAN = "CNF", "Gaussian"
+PEERS = ("MAF", "NSF")  # of zuko
+PEER_SIZE: dict[str, Any] = {"transforms": 5, "hidden_features": (128, 128)}
+PEER_TRAINING = Training(batch_size=512, lr=1e-3, schedule="constant")
+MAX_STEPS = 10**9  # more than fit into any time
+VALIDATING = 0.1  # of the time
+MIN_VALIDATIONS, MAX_VALIDATIONS = 10, 200
+SAMPLES = 10_000
+COSTS = ("nfe_log_prob", "nfe_sample", "steps", "parameters", "seconds_training", "seconds_sampling")
+
+
+@config
+class Settings:
+    """Train CNF, MAF and NSF for the same time on every data set, and compare their test likelihoods.
+
+    Attributes:
+        sources: paths of tables, or digits, moons, ..., power, ...
+        minutes: training time of each contender
+        seeds: number of seeds, from 0, of split, weights and batches
+        threads: number of threads
+        data_root: folder of the published tables
+        out: JSON file of results
+        overwrite: replace existing results
+    """
+
+    sources: Sources = ()
+    minutes: Annotated[float, Field(gt=0)] = 5.0
+    seeds: Count = 3
+    threads: Count = torch.get_num_threads()
+    data_root: str = "data"
+    out: Path = Path("benchmark-tabular.json")
+    overwrite: bool = False
+
+
+def main(args: list[str]) -> None:
+    """Run the command line ``train-flows benchmark tabular``."""
+    settings = read(Settings, args, "benchmark tabular")
+    benchmark.prepare(settings.out, settings.overwrite)
+    if not settings.sources:
+        raise InputError("no data set given: pass paths of tables, or names such as digits")
+    zuko()  # raises an error before anything runs
+    torch.set_num_threads(settings.threads)
+    seeds = range(settings.seeds)
+    jobs = [(seed, recipe_of(settings, source, seed)) for seed in seeds for source in settings.sources]
+    for _, recipe in jobs[: len(settings.sources)]:
+        density.load(recipe)  # raises an error before anything runs, like the parser
+    contests: list[dict[str, Any]] = []
+    for seed, recipe in jobs:
+        dataset = density.load(recipe)
+        about = {"data": dataset.name, "seed": seed, "sha256": dataset.digest(), "minutes": settings.minutes}
+        sections = {name: part for name, part in dataclasses.asdict(recipe).items() if name not in ("data", "run")}
+        about["recipe"] = {CNF: sections, "peers": PEER_SIZE | dataclasses.asdict(PEER_TRAINING)}
+        contests.append({**about, **contest(dataset, recipe, 60 * settings.minutes)})
+        benchmark.write(settings.out, __doc__, contests=contests)
+        print(line(contests[-1]))
+    print("", table(contests), settings.out, sep="\n")
+
+
+def recipe_of(settings: Settings, source: str, seed: int) -> DensitySettings:
+    """Return the settings of ``train-flows density`` for a data set."""
+    args = [source, "--seed", str(seed), "--data-root", settings.data_root, "--device", "cpu"]
+    return parse(density.PROGRAM, DensitySettings(), args)[0]
+
+
+def contest(dataset: Dataset, recipe: DensitySettings, seconds: float) -> dict[str, Any]:
+    """Train and measure all contenders, one after the other.
+
+    Args:
+        dataset: the data.
+        recipe: settings of the CNF.
+        seconds: training time of each contender, validations included.
+
+    Returns:
+        Facts about the data; ``unit``; ``rows``, one for each contender and one for the Gaussian; and ``differences``,
+        the NLL of the CNF minus the NLL of each peer on the same samples. ``value`` and ``standard_error`` are in the
+        unit, bits per dimension of discrete data, otherwise nats of the data divided by their standard deviations;
+        ``nll`` is in nats.
+
+    Raises:
+        SolverError: if the CNF cannot be evaluated.
+    """
+    rows, log_p = [], {}
+    for name in (CNF, *PEERS):
+        row, log_p[name] = compete(enter(name, recipe, dataset), dataset, seconds)
+        rows.append({"contender": name, **row})
+    offset, nats, unit = likelihood.log_scale(density.build(recipe, dataset)), 1.0, "nats, standardized"
+    if dataset.levels is not None:
+        offset, nats, unit = 0.0, math.prod(dataset.shape) * math.log(2), "bits/dim, upper bound"
+    for row in rows:
+        row |= figure(-log_p[row["contender"]], offset, nats)
+    gaussian = gaussian_nll(dataset)
+    rows.append({"contender": GAUSSIAN, "value": gaussian and (gaussian - offset) / nats, "nll": gaussian})
+    differences = [{"of": f"{CNF} - {name}", **figure(log_p[name] - log_p[CNF], 0.0, nats)} for name in PEERS]
+    samples = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
+    about = {"notes": list(dataset.notes), "samples": samples, "shape": list(dataset.shape), "unit": unit}
+    return {**about, "rows": rows, "differences": differences}
+
+
+def enter(name: str, recipe: DensitySettings, dataset: Dataset) -> density.DensityTask:
+    """Return the training of a contender; the peers see the data as the CNF does, and are trained by likelihood.
+
+    Args:
+        name: ``"CNF"``, ``"MAF"`` or ``"NSF"``.
+        recipe: settings of the CNF; its seed is the seed of all weights.
+        dataset: the data.
+    """
+    torch.manual_seed(recipe.run.seed)
+    model = density.build(recipe, dataset)
+    training = recipe.training if name == CNF else PEER_TRAINING
+    batch_size = min(training.batch_size, len(dataset.train))
+    training = dataclasses.replace(training, batch_size=batch_size, steps=MAX_STEPS, likelihood_from=None)
+    settings = dataclasses.replace(recipe, training=training)
+    if name != CNF:
+        model = peer(name, model)
+        numerics = dataclasses.replace(recipe.model, solver=Solver())
+        settings = dataclasses.replace(settings, objective=Objective(), model=numerics)
+    return density.DensityTask(settings, dataset, model)
+
+
+def compete(task: density.DensityTask, dataset: Dataset, seconds: float) -> tuple[dict[str, Any], Tensor]:
+    """Train a contender and measure it with its best weights.
+
+    Returns:
+        The costs of training and sampling, and log-probabilities (N,) of all test samples in nats: of discrete data, a
+        bound by one draw of the noise, which is the same for all contenders.
+    """
+    row, model = train_for(task, seconds), task.validated
+    torch.manual_seed(0)
+    with torch.no_grad(), count_evals(model) as nfe_log_prob:
+        parts = [slice(i, i + CHUNK_SAMPLES) for i in range(0, len(dataset.test), CHUNK_SAMPLES)]
+        log_p = torch.cat([model.elbo(dataset.test.take(rows).head().x).value for rows in parts])
+    started = time.monotonic()
+    with count_evals(model) as nfe_sample:
+        for _ in range(SAMPLES // CHUNK_SAMPLES):
+            model.sample(CHUNK_SAMPLES)
+    row |= {
+        "nfe_log_prob": nfe_log_prob.forward / len(parts) or None,
+        "nfe_sample": nfe_sample.forward / (SAMPLES // CHUNK_SAMPLES) or None,
+        "seconds_sampling": time.monotonic() - started,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+    }
+    return row, log_p.double()
+
+
+def train_for(task: density.DensityTask, seconds: float) -> dict[str, Any]:
+    """Train for some time, validations included, and give the model its best weights.
+
+    With flow matching and likelihood, each gets half of the time, and the learning rate starts again. A cosine ends
+    with the time.
+
+    Returns:
+        ``steps``, ``validations``, ``seconds_training``, and ``status``: ``"success"``, or why training ended early.
+    """
+    started, status, trainers = time.monotonic(), "success", []
+    for training, objective, share in stages(task.settings):
+        task.training = training
+        task.objective = DensityObjective(objective, training, task.model)
+        trainers.append(Trainer(task, Run.temporary()))
+        try:
+            train_stage(trainers[-1], share * seconds)
+        except TrainingError as error:
+            status = str(error)
+            break
+    best = min(trainers, key=lambda trainer: trainer.progress.best)
+    best.run.load_best(task.validated)
+    return {
+        "steps": sum(trainer.progress.step for trainer in trainers),
+        "validations": sum(len(trainer.run.records()) for trainer in trainers),
+        "seconds_training": time.monotonic() - started,
+        "status": status,
+    }
+
+
+def stages(settings: DensitySettings) -> Iterator[tuple[Training, Objective, float]]:
+    """Yield the training, the objective and the share of the time of every stage."""
+    objective, training = settings.objective, settings.training
+    if objective.objective != BOTH:
+        yield training, objective, 1.0
+        return
+    yield training, dataclasses.replace(objective, objective=MATCHING), 0.5
+    restarted = dataclasses.replace(training, lr=training.restart_lr or training.lr)
+    yield restarted, dataclasses.replace(objective, objective=LIKELIHOOD), 0.5
+
+
+def train_stage(trainer: Trainer, seconds: float) -> None:
+    """Take steps until the time is up, and validate for a tenth of it; the last validation ends with the time.
+
+    Raises:
+        TrainingError: if training cannot continue.
+    """
+    started, elapsed, due, validation = time.monotonic(), 0.0, 0.0, 0.0
+    while True:
+        if elapsed >= due:
+            trainer.record()
+            validation = time.monotonic() - started - elapsed
+            gap = min(max(seconds / MAX_VALIDATIONS, (1 / VALIDATING - 1) * validation), seconds / MIN_VALIDATIONS)
+            elapsed += validation
+            due = elapsed + gap
+        if elapsed >= seconds - validation:
+            break
+        if trainer.training.schedule == "cosine":
+            for group in trainer.optimizer.param_groups:  # the schedule of a training without end changes nothing
+                group["lr"] *= (1 + math.cos(math.pi * elapsed / (seconds - validation))) / 2
+        trainer.step()
+        elapsed = time.monotonic() - started
+    if trainer.progress.step > trainer.progress.recorded:
+        trainer.record()
+
+
+def figure(nll: Tensor, offset: float, nats: float) -> dict[str, float | None]:
+    """Return the mean over samples as (nll - offset) / nats with its standard error, and nats; None if not finite."""
+    mean, error = nll.mean().item(), nll.std().item() / math.sqrt(len(nll))
+    found = {"value": (mean - offset) / nats, "standard_error": error / nats, "nll": mean}
+    return {name: x if math.isfinite(x) else None for name, x in found.items()}
+
+
+def gaussian_nll(dataset: Dataset) -> float | None:
+    """Return the test NLL in nats of the full-covariance Gaussian; of x + u for discrete data, u ~ U[0, 1).
+
+    The mean of log p(x + u) over u is below the log of the probability of x, so that this is a bound as well.
+    """
+    if dataset.levels is not None:
+        torch.manual_seed(0)
+        parts = {name: getattr(dataset, name) for name in ("train", "test")}
+        noisy = {name: dataclasses.replace(part, x=part.x + torch.rand(part.x.shape)) for name, part in parts.items()}
+        dataset = dataclasses.replace(dataset, **noisy)
+    return likelihood.gaussian_nll(dataset)
+
+
+# MAF and NSF
+
+
+class Peer(Transform):
+    """The transform of a zuko flow; it flattens points to vectors.
+
+    Args:
+        lazy: a ``zuko.lazy.LazyTransform`` from data to base, such as the ``transform`` of a ``zuko.flows.MAF``; it may
+            depend on the context.
+
+    References:
+        Rozet et al. 2022, Zuko: Normalizing flows in PyTorch, doi 10.5281/zenodo.7625672.
+    """
+
+    def __init__(self, lazy: nn.Module) -> None:
+        super().__init__()
+        self.lazy = lazy
+
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+        z, log_det = self.lazy(c).call_and_ladj(x.flatten(1))
+        return Transport(z.reshape(x.shape), log_det)
+
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+        x, log_det = self.lazy(c).inv.call_and_ladj(z.flatten(1))
+        return Transport(x.reshape(z.shape), log_det)
+
+    @override
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        return self.lazy(c).inv(z.flatten(1)).reshape(z.shape)  # spares the log-determinant
+
+
+def peer(name: str, cnf: Density) -> Density:
+    """Return MAF or NSF on N(0, I) with the lift and the static transforms of a CNF, which do not learn.
+
+    References:
+        Papamakarios, Pavlakou, Murray 2017, arXiv 1705.07057 (MAF); Durkan, Bekasov, Murray, Papamakarios 2019,
+        arXiv 1906.04032 (NSF).
+    """
+    flow = cnf.flow if isinstance(cnf, LiftedFlow) else cnf
+    static, _ = flow.split_at_ode()
+    lazy = getattr(zuko().flows, name)(math.prod(flow.event_shape), **PEER_SIZE).transform
+    found = Flow(Compose([static, Peer(lazy)]), Normal(flow.event_shape))
+    return LiftedFlow(cnf.lift, found) if isinstance(cnf, LiftedFlow) else found
+
+
+def zuko() -> ModuleType:
+    """Return the package of the peers; raise an InputError if it is not installed."""
+    try:
+        return importlib.import_module("zuko")
+    except ImportError as error:
+        raise InputError("MAF and NSF need zuko: python -m pip install 'augmented-flows[bench]'") from error
+
+
+# Tables
+
+
+def line(result: dict[str, Any]) -> str:
+    """Return one line about a contest."""
+    rows = result["rows"]
+    values = "  ".join(
+        f"{row['contender']} {'-' if row['value'] is None else format(row['value'], '.4f')}" for row in rows
+    )
+    failures = [f"{row['contender']}: {row['status']}" for row in rows if row.get("status", "success") != "success"]
+    return "; ".join([f"{result['data']} seed {result['seed']}: {values} ({result['unit']})", *failures])
+
+
+def table(contests: Sequence[dict[str, Any]]) -> str:
+    """Return the means over the seeds, a block for each data set; sampling draws 10,000."""
+    blocks = []
+    for data in dict.fromkeys(each["data"] for each in contests):
+        own = [each for each in contests if each["data"] == data]
+        columns = [
+            list(found) for part in ("rows", "differences") for found in zip(*(e[part] for e in own), strict=True)
+        ]
+        rows = []
+        for found in columns:
+            value, error = mean_over_seeds(found)
+            name = found[0].get("contender") or found[0]["of"]
+            rows.append({"": name, "mean": value, "+-": error} | {key: found[0].get(key) for key in COSTS})
+        shown = pd.DataFrame(rows).to_string(index=False, na_rep="-", float_format="{:.4f}".format)
+        head = f"{data}: {own[0]['samples']['test']:,} test samples, {len(own)} seed(s), {own[0]['unit']}"
+        blocks.append(f"{head}\n{shown}")
+    return "\n\n".join(blocks)
+
+
+def mean_over_seeds(rows: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """Return the mean of a figure and its standard error over the test samples; None if one is missing."""
+    values = [row["value"] for row in rows if row.get("value") is not None]
+    errors = [row["standard_error"] for row in rows if row.get("standard_error") is not None]
+    return (
+        math.fsum(values) / len(rows) if len(values) == len(rows) else None,
+        math.hypot(*errors) / len(rows) if len(errors) == len(rows) else None,
+    )

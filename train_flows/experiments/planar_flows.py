@@ -1,0 +1,341 @@
+"""Depth of planar flows against width of continuous ones, fitted to unnormalised densities by reverse KL.
+
+Chen et al. 2018, section 4.1: K layers of a discrete planar flow, and the ODE of M planar units. The discrete ones take
+more steps of training, which are cheaper, at a learning rate of their own. A perceptron of 64-64 units as the field
+shows what is left to gain. A run is one of ``reverse-kl``, a program for this experiment.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from sklearn.datasets import load_breast_cancer
+from torch import Tensor
+from torch.nn import functional as F
+
+from anode import MLPField, Solver, count_evals
+from anode.errors import check_choice, config
+from cnf import Continuous, Flow, Normal, Planar, PlanarField, ReverseKL, Transform
+from train_flows.command_line import read
+from train_flows.experiments.grid import Experiment, Scale, words
+from train_flows.experiments.results import Results
+from train_flows.figures import plots
+from train_flows.run import session
+from train_flows.run.folder import Run
+from train_flows.run.loop import train
+from train_flows.settings import Count, Positive, RunSettings, Seed, Training
+
+KIND = "variational"
+VALIDATED, TESTED, SHOWN = 2000, 20_000, 400  # samples
+TRAINING, FIGURES = Solver(rtol=1e-4, atol=1e-4, gradient="direct"), Solver(gradient="direct")
+SIZES = (2, 8, 32)
+PERCEPTRON = "CNF 64-64"
+WALL = 4.0  # where the published pictures of u2, u3 and u4 end, along z1
+LOG_2PI = math.log(2 * math.pi)
+LogDensity = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A distribution known up to a constant.
+
+    Attributes:
+        dim: number of dimensions D.
+        log_density: from points (B, D) to the unnormalised log-density (B,), in nats, differentiable, in the type and
+            on the device of the points.
+        log_normalizer: log of the integral of exp(log_density), in nats; None if unknown.
+        half: half the width of the square around 0 to draw, in two dimensions.
+    """
+
+    dim: int
+    log_density: LogDensity
+    log_normalizer: float | None
+    half: float | None = None
+
+
+def load_target(name: str) -> Target:
+    """Make a target by name.
+
+    ``u1`` to ``u4`` have the log-density -U(z), z in R^2, of the published energies U. With bell(d, s) =
+    exp(-(d / s)^2 / 2), w1 = sin(2 pi z1 / 4), w2 = 3 bell(z1 - 1, 0.6) and w3 = 3 sigmoid((z1 - 1) / 0.3),
+
+        exp(-U1) = bell(|z| - 2, 0.4) (bell(z1 - 2, 0.6) + bell(z1 + 2, 0.6))
+        exp(-U2) = bell(z2 - w1, 0.4)
+        exp(-U3) = bell(z2 - w1, 0.35) + bell(z2 - w1 + w2, 0.35)
+        exp(-U4) = bell(z2 - w1, 0.4) + bell(z2 - w1 + w3, 0.35).
+
+    The last three have infinite mass along z1, and the published pictures cut them at |z1| = 4. Here they are
+    multiplied by bell(max(|z1| - 4, 0), 0.4), a smooth wall, which makes them normalisable and changes nothing
+    between -4 and 4.
+
+    ``funnel`` is x1 ~ N(0, 9) and x2, ..., x10 ~ N(0, exp(x1)) given x1. ``logistic`` is the posterior of a logistic
+    regression of scikit-learn's breast cancer data: 30 weights of standardised features, then the intercept, all
+    N(0, 1) a priori; prior and likelihood keep their constants, so that the normaliser is the evidence.
+
+    Raises:
+        InputError: for an unknown name.
+
+    References:
+        Rezende, Mohamed 2015, arXiv 1505.05770, table 1; Neal 2003, "Slice sampling", Annals of Statistics 31(3),
+        section 8.
+
+    Example:
+        >>> target = load_target("u2")
+        >>> target.log_density(torch.tensor([[1.0, 0.2], [0.0, 0.4]]))
+        tensor([-2.0000, -0.5000])
+        >>> print(f"{target.log_normalizer:.4f}")
+        2.2002
+    """
+    check_choice("target", name, TARGETS)
+    if name in ENERGIES:
+        return Target(2, ENERGIES[name], _log_integral(ENERGIES[name]), half=4.0 if name == "u1" else 5.0)
+    return Target(10, _funnel, log_normalizer=0.0) if name == "funnel" else _logistic()
+
+
+def _log_integral(log_density: LogDensity, half: float = 8.0, n: int = 320) -> float:
+    """Compute the log of the integral over the plane, by the midpoint rule in float64 on a square that holds all mass.
+
+    The rule converges faster than any power of the cell where all is smooth. The wall is smooth on either side of its
+    kink, which must lie between two cells: 4 is a multiple of their width 2 half / n.
+    """
+    log_p = log_density(torch.from_numpy(plots.grid((-half, half, -half, half), n)))
+    return log_p.logsumexp(0).item() + 2 * math.log(2 * half / n)
+
+
+def _u1(z: Tensor) -> Tensor:
+    radius = torch.linalg.vector_norm(z, dim=1)  # its slope at 0 is 0, not nan
+    return _bell(radius - 2, 0.4) + torch.logaddexp(_bell(z[:, 0] - 2, 0.6), _bell(z[:, 0] + 2, 0.6))
+
+
+def _u2(z: Tensor) -> Tensor:
+    return _bell(_above_wave(z), 0.4) + _wall(z)
+
+
+def _u3(z: Tensor) -> Tensor:
+    above, drop = _above_wave(z), 3 * _bell(z[:, 0] - 1, 0.6).exp()
+    return torch.logaddexp(_bell(above, 0.35), _bell(above + drop, 0.35)) + _wall(z)
+
+
+def _u4(z: Tensor) -> Tensor:
+    above, drop = _above_wave(z), 3 * torch.sigmoid((z[:, 0] - 1) / 0.3)
+    return torch.logaddexp(_bell(above, 0.4), _bell(above + drop, 0.35)) + _wall(z)
+
+
+def _bell(d: Tensor, width: float) -> Tensor:
+    """Return the log of a Gaussian without its constant."""
+    return -0.5 * (d / width).square()
+
+
+def _above_wave(z: Tensor) -> Tensor:
+    return z[:, 1] - torch.sin(2 * math.pi * z[:, 0] / 4)
+
+
+def _wall(z: Tensor) -> Tensor:
+    return _bell((z[:, 0].abs() - WALL).clamp(min=0), 0.4)
+
+
+def _funnel(x: Tensor) -> Tensor:
+    x1, others = x[:, 0], x[:, 1:]
+    log_p1 = -0.5 * ((x1 / 3).square() + LOG_2PI) - math.log(3)
+    scaled = others * torch.exp(-x1 / 2).unsqueeze(1)  # squared last: exp(-x1) would overflow sooner
+    return log_p1 - 0.5 * (scaled.square() + x1.unsqueeze(1) + LOG_2PI).sum(1)
+
+
+def _logistic() -> Target:
+    bunch = load_breast_cancer()
+    features, labels = torch.from_numpy(bunch.data), torch.from_numpy(bunch.target)
+    features = (features - features.mean(0)) / features.std(0, correction=0)
+    sign = 2 * labels.unsqueeze(1) - 1  # p(label | w) = sigmoid(sign w'a)
+    signed = sign * torch.cat([features, torch.ones_like(features[:, :1])], 1)  # (N, D)
+
+    def log_density(w: Tensor) -> Tensor:
+        return -0.5 * (w.square() + LOG_2PI).sum(1) + F.logsigmoid(w @ signed.to(w).T).sum(1)
+
+    return Target(signed.shape[1], log_density, log_normalizer=None)
+
+
+ENERGIES: dict[str, LogDensity] = {"u1": _u1, "u2": _u2, "u3": _u3, "u4": _u4}
+TARGETS = (*ENERGIES, "funnel", "logistic")
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "planar": lambda dim, layers: Planar(dim, layers),
+    "planar-field": lambda dim, units: Continuous(PlanarField(dim, units), TRAINING),
+    "mlp-field": lambda dim, *hidden: Continuous(MLPField(dim, hidden, zero_init=True), TRAINING),
+}
+
+
+@config
+class FlowSettings:
+    """Fit a flow to an unnormalised density.
+
+    Attributes:
+        target: name of the density
+        transform: kind of the flow
+        size: number of layers or units, or the widths of the hidden layers
+        steps: number of optimiser steps
+        batch_size: number of samples per step
+        lr: learning rate of Adam, which falls to zero as a cosine
+        records: number of validations
+        out: folder of the run
+        seed: seed of weights and samples
+        device: cpu, cuda or auto
+        budget_minutes: stop after this time
+        resume: folder of a run to continue with its settings
+    """
+
+    target: tyro.conf.Positional[str] = "u1"
+    transform: Literal["planar", "planar-field", "mlp-field"] = "planar"
+    size: tuple[Count, ...] = (8,)
+    steps: Count = 1500
+    batch_size: Count = 512
+    lr: Positive = 5e-3
+    records: Count = 10
+    out: str = "runs/reverse-kl"
+    seed: Seed = 0
+    device: str = "auto"
+    budget_minutes: Positive | None = None
+    resume: str | None = None
+
+
+class ReverseKLTask:
+    """Training of a flow by its divergence from a target."""
+
+    criterion = None
+
+    def __init__(self, settings: FlowSettings, device: torch.device) -> None:
+        self.target = load_target(settings.target)
+        transform = TRANSFORMS[settings.transform](self.target.dim, *settings.size)
+        self.model = Flow(transform, Normal((self.target.dim,))).to(device)
+        self.measured = self.model.with_solver(FIGURES)
+        self.loss = ReverseKL(self.model, self.target.log_density)
+        every = max(1, settings.steps // settings.records)
+        self.training = Training(every * settings.records, settings.batch_size, settings.lr, validate_every=every)
+
+    def batch(self, step: int) -> int:
+        """Return the number of samples to draw."""
+        return self.training.batch_size
+
+    def objective(self, batch: int, step: int) -> Tensor:
+        """Return the divergence KL(q | p) up to a constant."""
+        return self.loss(batch)
+
+    def validate(self) -> dict[str, float]:
+        """Return the divergence of new samples."""
+        return {"kl": divergences(self.measured, self.target, VALIDATED).mean().item()}
+
+
+@torch.no_grad()
+def divergences(flow: Flow, target: Target, n: int) -> Tensor:
+    """Return log q(x) - log p(x) of n samples x of a flow, (n,), whose mean is KL(q | p).
+
+    Without a known normaliser its mean is the negative bound of the log-evidence.
+    """
+    x, log_q = flow.rsample_and_log_prob(n)
+    return (log_q - target.log_density(x)).double() + (target.log_normalizer or 0.0)
+
+
+def main(args: list[str]) -> None:
+    """Run the command line ``reverse-kl``."""
+    started = time.monotonic()
+    settings = read(FlowSettings, args, "reverse-kl")
+    if settings.resume is not None:
+        run = Run.open(settings.resume, KIND)
+        settings = replace(settings, **run.config["model"], **run.settings["flow"])
+    device = session.begin(RunSettings(seed=settings.seed, device=settings.device))
+    task = ReverseKLTask(settings, device)
+    if settings.resume is None:
+        model = {name: getattr(settings, name) for name in ("target", "transform", "size")}
+        flow = {name: getattr(settings, name) for name in ("steps", "batch_size", "lr", "records", "seed")}
+        run = Run.create(settings.out, KIND, {"flow": flow, "training": asdict(task.training)}, model, {})
+    with session.resumable(run, "reverse-kl"):
+        if train(task, run, deadline=started + 60 * (settings.budget_minutes or math.inf)):
+            with count_evals(task.measured) as nfe:
+                kl = divergences(task.measured, task.target, TESTED)
+            error = kl.std().item() / math.sqrt(TESTED)
+            run.write_result({"kl": kl.mean().item(), "standard_error": error, "nfe_sample": nfe.forward})
+
+
+def _load_flow(run: Run) -> Flow:
+    task = ReverseKLTask(FlowSettings(**run.config["model"]), torch.device("cpu"))
+    run.load_best(task.model)
+    return task.measured
+
+
+# The experiment
+
+
+def _runs(data: str, scale: Scale) -> dict[str, str]:
+    load_target(data)  # raises an error if there is none
+    quick = {"steps": 4, "batch_size": 64, "records": 2} if scale.size == "quick" else {}
+
+    def fit(transform: str, *size: int, **settings: Any) -> str:
+        return words("reverse-kl {data}", {"transform": transform, "size": size, **settings, **quick})
+
+    return {
+        **{f"NF K={k}": fit("planar", k, steps=6000) for k in SIZES},
+        **{f"CNF M={m}": fit("planar-field", m, steps=3000, lr=2e-2) for m in SIZES},
+        PERCEPTRON: fit("mlp-field", 64, 64, steps=4000),
+    }
+
+
+def _findings(results: Results) -> dict[str, Any]:
+    findings = {}
+    for data in results.data:
+        known = load_target(data).log_normalizer is not None
+        what = "KL" if known else "negative bound of the log-evidence"
+        for label in (*(f"{kind}={n}" for n in SIZES for kind in ("NF K", "CNF M")), PERCEPTRON):
+            findings[f"{data}: {what}, {label}"] = results.of(label, data).mean("kl")
+    return findings
+
+
+def _draw(results: Results) -> Figure:
+    shown = (f"NF K={SIZES[-1]}", f"CNF M={SIZES[-1]}", PERCEPTRON)
+    figure = Figure(figsize=(15, 2.9 * len(results.data)), layout="constrained")
+    axes = figure.subplots(len(results.data), 2 + len(shown), squeeze=False)
+    for row, data in zip(axes, results.data, strict=True):
+        target = load_target(data)
+        half = target.half or 4.0
+        box = (-half, half, -half, half)
+        if target.half is None:
+            row[0].axis("off")
+        else:
+            density = target.log_density(torch.from_numpy(plots.grid(box, 120))).exp().reshape(120, 120).numpy()
+            row[0].imshow(density, origin="lower", extent=box, cmap=plots.DENSITY_COLORS, aspect="auto")
+            row[0].set(title=f"{data}: target", xticks=[], yticks=[])
+        for panel, label in zip(row[1:], shown, strict=False):
+            outcome = results.of(label, data).exemplar
+            if outcome is not None:
+                torch.manual_seed(0)
+                samples = _load_flow(Run.open(outcome.folder)).sample(SHOWN).numpy()
+                panel.plot(*samples[:, :2].T, ".", ms=2, color=plots.LINE_COLORS[0])
+            title = f"{data}: samples of {label}"
+            panel.set(title=title, xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[])
+        for kind, color in zip(("NF K", "CNF M"), plots.LINE_COLORS, strict=False):
+            values = [results.of(f"{kind}={n}", data).mean("kl") for n in SIZES]
+            row[-1].plot(SIZES, values, "o-", label=kind, color=color)
+        row[-1].axhline(results.of(PERCEPTRON, data).mean("kl"), color="0.5", ls="--", label=PERCEPTRON)
+        row[-1].set(title=f"{data}: KL to the target in nats", xlabel="layers or units", xscale="log")
+        plots.log_y(row[-1])
+        row[-1].set_xticks(SIZES, SIZES)
+        row[-1].xaxis.set_minor_locator(NullLocator())
+        row[-1].legend()
+    return figure
+
+
+EXPERIMENTS = {
+    "planar": Experiment(
+        "depth of planar flows against width of continuous ones, by reverse KL (Neural ODEs, fig. 4)",
+        tuple(ENERGIES),
+        "targets",
+        _runs,
+        _draw,
+        _findings,
+    )
+}
