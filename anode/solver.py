@@ -183,10 +183,8 @@ class Solver:
             raise InputError(f"times={times} must be two or more strictly increasing or strictly decreasing numbers")
         if field is None and isinstance(f, nn.Module):
             field = f
-        declared = chain(
-            (tensor for tensor in params if tensor is not None), () if field is None else field.parameters()
-        )
-        params = list({id(tensor): tensor for tensor in declared}.values())  # each once, for one gradient
+        declared = (*params, *(() if field is None else field.parameters()))
+        params = list({id(tensor): tensor for tensor in declared if tensor is not None}.values())  # each once
         if self.gradient != "direct" and torch.is_grad_enabled():
             check_no_derived_params(params)
 
@@ -319,10 +317,11 @@ class RightHandSide:
             for counter in self.counters:
                 counter.steps += 1
         if self.steps > self.solver.max_steps:
-            raise self._error("too many steps", t)
+            raise SolverError("too many steps", float(t), self.evaluations, self.solver)
         # Half a step, so that rounding never lets torchdiffeq's own assertion (t + dt > t) fail first.
         if self.solver.adaptive and t + dt / 2 == t:
-            raise self._error("step underflow" if _finite((y, self.derivative)) else "non-finite state", t)
+            cause = "step underflow" if _finite((y, self.derivative)) else "non-finite state"
+            raise SolverError(cause, float(t), self.evaluations, self.solver)
 
     callback_step_adjoint = callback_step
 
@@ -343,9 +342,6 @@ class RightHandSide:
 
     def _parameters(self) -> list[int]:
         return [] if self.field is None else [id(parameter) for parameter in self.field.parameters()]
-
-    def _error(self, cause: str, t: Any) -> SolverError:
-        return SolverError(cause, float(t), self.evaluations, self.solver)
 
 
 def _finite(state: Any) -> bool:
