@@ -46,9 +46,7 @@ class AcceptedStep(NamedTuple):
     """An accepted step, from which it can be replayed.
 
     Attributes:
-        t: time at the beginning.
-        y: state at the beginning.
-        h: step size.
+        t, y, h: time and state at the beginning, and step size.
         save_at: where to save the solution within the step, as fractions of its size.
         save_end: True to save the solution at its end.
     """
@@ -96,9 +94,7 @@ class RungeKutta:
         """Take one step.
 
         Args:
-            t: time at the beginning.
-            y: state at the beginning.
-            h: step size.
+            t, y, h: time and state at the beginning, and step size.
             k1: first slope f(t, y), if it is known.
             fsal: evaluate the slope at the end, too, if the method is adaptive.
 

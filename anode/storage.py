@@ -164,14 +164,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk and rename, so that ``path`` is complete at every moment."""
+    """Write a file at once; see :func:`written_atomically`."""
     with written_atomically(path) as file:
         file.write(data)
 
 
 @contextmanager
 def written_atomically(path: Path) -> Generator[BinaryIO]:
-    """Yield a file that takes the name ``path`` at the end; after an error the old file is left unchanged."""
+    """Yield a file that is flushed to the disk and takes the name ``path`` at the end; an error leaves the old one."""
     temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:

@@ -43,11 +43,7 @@ class ReverseKL(nn.Module):
         self.log_target = log_target
 
     def forward(self, batch: int) -> Tensor:
-        """Compute the loss, a scalar.
-
-        Args:
-            batch: number of samples to draw from the flow, at least one.
-        """
+        """Compute the loss, a scalar, from a number of samples of the flow, at least one."""
         if not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch} must be a number of samples, at least 1: they are drawn from the flow")
         x, log_q = self.flow.rsample_and_log_prob(batch)
