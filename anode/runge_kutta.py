@@ -94,7 +94,9 @@ class RungeKutta:
         """Take one step.
 
         Args:
-            t, y, h: time and state at the beginning, and step size.
+            t: time at the beginning.
+            y: state at the beginning.
+            h: step size.
             k1: first slope f(t, y), if it is known.
             fsal: evaluate the slope at the end, too, if the method is adaptive.
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fields import Conv, Linear, mlp_fields
 
-from anode import Field, InputError, MLPField
+from anode import Field, MLPField
 from cnf import exact_divergence, hutchinson_divergence
 from cnf.divergence import exact_by_pullbacks, probe_noise
 
