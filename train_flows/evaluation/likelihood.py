@@ -258,7 +258,7 @@ def _inverse_error(model: Density, data: Samples) -> dict[str, float | None]:
     scale = scales[0] if scales and not isinstance(model, LiftedFlow) else torch.ones(())
 
     def distances(x: Tensor, c: Tensor | None) -> Tensor:
-        y = model.lift(x, c).point if isinstance(model, LiftedFlow) else x
+        y = model.lift(x.to(model.like.dtype), c).point if isinstance(model, LiftedFlow) else x
         error = y - model.round_trip(y, c)
         return torch.stack([part.flatten(1).norm(dim=1).cpu().double() for part in (error, error / scale.to(error))])
 

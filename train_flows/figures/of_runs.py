@@ -204,7 +204,7 @@ def interpolate(
     """
     flow = model.flow if isinstance(model, LiftedFlow) else model
     assert isinstance(flow, Flow), "see can_interpolate"
-    ends = [model.lift(x, c).point if isinstance(model, LiftedFlow) else x for x in (start, end)]
+    ends = [model.lift(x.to(model.like.dtype), c).point if isinstance(model, LiftedFlow) else x for x in (start, end)]
     z0, z1 = (flow.encode(y, c) for y in ends)
     found = [flow.decode(slerp(z0, z1, float(share)), c) for share in shares]
     return torch.stack([model.lift.project(y) if isinstance(model, LiftedFlow) else y for y in found], 1)
