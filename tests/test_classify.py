@@ -119,7 +119,9 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run, undrawn, monkeypatch):
     with monkeypatch.context() as patch:
         batch, late = classify.ClassifyTask.batch, []
         patch.setattr(
-            classify.ClassifyTask, "batch", lambda task, step: (late.append(1) if step == 7 else None, batch(task, step))[1]
+            classify.ClassifyTask,
+            "batch",
+            lambda task, step: (late.append(1) if step == 7 else None, batch(task, step))[1],
         )
         patch.setattr("train_flows.run.loop.time.monotonic", lambda: 1e9 if late else 0.0)
         status, out, _ = run("classify", "spheres", *TINY, "--out", "parts", "--budget-minutes", 9)
@@ -217,7 +219,9 @@ class TestImages:
 
     def test_training_ends_early_where_a_solve_takes_too_many_steps(self, run, undrawn, bars):
         """It reports the best weights until then."""
-        status, out, err = run("classify", bars, "--hidden", 4, "--epochs", 40, "--lr", 0.3, "--max-steps", 3, "--batch-size", 16)
+        status, out, err = run(
+            "classify", bars, "--hidden", 4, "--epochs", 40, "--lr", 0.3, "--max-steps", 3, "--batch-size", 16
+        )
         assert (status, err) == (0, "")
         assert "training ended early: step " in out
         assert "too many steps" in out

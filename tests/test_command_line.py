@@ -14,6 +14,7 @@ from train_flows.settings import ClassifySettings, DensitySettings
 
 TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
 MATCHING = ("--objective", "flow-matching")
+CATEGORICAL = ("--extra", "2", "--augmentation", "categorical")
 PROGRAMS = {"density": (density.PROGRAM, DensitySettings()), "classify": (classify.PROGRAM, ClassifySettings())}
 
 
@@ -199,8 +200,7 @@ class TestRefused:
             (["density", "moons", "--precision", "bfloat16", "--gradient", "adjoint"], ["--precision bfloat16"]),
             (["density", "moons", "--precision", "bfloat16", "--dtype", "float64"], ["--dtype float64"]),
             (
-                ["density", "moons", "--extra", "2", "--augmentation", "categorical", *MATCHING]
-                + ["--coupling", "optimal-transport"],
+                ["density", "moons", *CATEGORICAL, *MATCHING, "--coupling", "optimal-transport"],
                 ["--coupling optimal-transport"],
             ),
             (["density", "--resume", "nothing"], ["nothing", "config.json"]),
@@ -256,7 +256,6 @@ class TestRefused:
             (["density", "flowers.csv"], ["kind"]),
             (["density", "numbers.csv", "--context", "colour"], ["colour", "width"]),
             (["density", "flat", "--jitter"], ["--jitter is for tables"]),
-            (["density", "flat", "--conditional"], ["flat", "class"]),
         ):
             self.refuse(run, tmp_path, args, names)
 
@@ -273,7 +272,10 @@ class TestRefused:
             (["density", "points.csv", "--out", "mine", "--overwrite"], ["mine is not a run"]),
             (["density", "points.csv", "--out", "foreign", "--overwrite"], ["foreign is not a run"]),
             (["density", "--resume", "foreign"], ["foreign"]),
-            (["density", "--resume", "old"], ["old", "has schema 1; this version reads schema 2. Train again, or install"]),
+            (
+                ["density", "--resume", "old"],
+                ["old", "has schema 1; this version reads schema 2. Train again, or install"],
+            ),
             (["evaluate", "old"], ["old", "has schema 1; this version reads schema 2. Train again, or install"]),
             (["classify", "--resume", "runs/points"], ["runs/points"]),
         ):

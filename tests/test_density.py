@@ -1,6 +1,5 @@
 """train-flows density as a user runs it: from data to figures, resuming, and data of every kind."""
 
-import dataclasses
 import json
 import signal
 import struct
@@ -94,7 +93,9 @@ class TestRuns:
         for name, data in seen.items():
             real = getattr(likelihood, name)
             monkeypatch.setattr(
-                likelihood, name, lambda model, x, *rest, real=real, data=data: (data.append(x), real(model, x, *rest))[1]
+                likelihood,
+                name,
+                lambda model, x, *rest, real=real, data=data: (data.append(x), real(model, x, *rest))[1],
             )
         assert run("density", people, *TINY)[0] == 0
         dataset = load_density_data(str(people))
@@ -125,8 +126,14 @@ class TestRuns:
         [
             (("--extra", "2", "--posterior", "learned", *STAGES, "3"), "bound"),
             (("--extra", "3", "--augmentation", "momentum", "--objective", "likelihood"), "bound"),
-            (("--extra", "3", "--augmentation", "categorical", "--posterior", "fitted", "--acceleration", "1"), "exact"),
-            (("--base", "mixture", "--components", "3", "--time", "squash", "--coupling", "optimal-transport"), "exact"),
+            (
+                ("--extra", "3", "--augmentation", "categorical", "--posterior", "fitted", "--acceleration", "1"),
+                "exact",
+            ),
+            (
+                ("--base", "mixture", "--components", "3", "--time", "squash", "--coupling", "optimal-transport"),
+                "exact",
+            ),
             (("--divergence", "hutchinson", "--kinetic", "0.1", "--frobenius", "0.1", "--ema", "0.9"), "estimate"),
             (("--objective", "likelihood", "--gradient", "adjoint", "--schedule", "plateau"), "exact"),
             (("--objective", "flow-matching", "--schedule", "constant", "--dtype", "float64"), "exact"),
@@ -258,14 +265,12 @@ class TestImages:
         assert "bits/dim" in out
         assert result("runs/digits")["nll"]["kind"] == "bound"
 
-    @pytest.mark.parametrize(
-        ("typed", "field"), [((), "stack"), (("--image-size", "4"), "mlp")]
-    )
+    @pytest.mark.parametrize(("typed", "field"), [((), "stack"), (("--image-size", "4"), "mlp")])
     def test_a_folder_by_the_recipe_of_its_size(self, run, greys, tmp_path, monkeypatch, undrawn, typed, field):
         drawn = []
         monkeypatch.setattr(of_runs, "draw_snapshot", lambda *_: drawn.append(1))
         tiny = ("--steps", "2", "--validate-every", "1", "--batch-size", "16", "--hidden", "4", "4")
-        status, out, err = run("density", greys, *tiny, *typed)
+        status, _, err = run("density", greys, *tiny, *typed)
         assert (status, err) == (0, "")
         assert storage.read_config("runs/greys", "density")["model"]["field"] == field
         assert len(drawn) == 3
@@ -278,7 +283,9 @@ class TestImages:
             folder.mkdir(parents=True, exist_ok=True)
             pixels = np.random.default_rng(size).integers(0, 256, (size, 28, 28), dtype=np.uint8)
             labels = np.arange(size, dtype=np.uint8) % 10
-            (folder / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 2051, size, 28, 28) + pixels.tobytes())
+            (folder / f"{name}-images-idx3-ubyte").write_bytes(
+                struct.pack(">4I", 2051, size, 28, 28) + pixels.tobytes()
+            )
             (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, size) + labels.tobytes())
         status, out, err = run("density", "mnist", *TINY, "--image-size", "4")
         assert (status, err) == (0, "")

@@ -51,6 +51,7 @@ def program(monkeypatch):
 
 def jobs(folder, seeds=2, command="some {data} --extra 5"):
     experiment = Experiment("", ("spheres",), "functions", lambda data, scale: {"ANODE p=5": command}, lambda r: None)
+    folder.mkdir(parents=True, exist_ok=True)
     return jobs_of(experiment, {"spheres": ("--data-root", "there")}, range(seeds), Scale(), folder)
 
 

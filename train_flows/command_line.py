@@ -85,7 +85,7 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
         The settings, and one line that says where they come from.
 
     Raises:
-        InputError: if an option is unknown, has a wrong value or has no effect, or there is no data set.
+        InputError: if an option is unknown, has a wrong value or has no effect, or the data set is missing.
         SystemExit: after printing the help.
     """
     asked = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
@@ -251,7 +251,7 @@ def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> s
 
 
 class _Fields:
-    """A structure for tyro: options, or groups of them, each a subclass of its own."""
+    """A structure for tyro: a subclass for each list of options or of groups."""
 
     fields: Sequence[StructFieldSpec] = ()
 

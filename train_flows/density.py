@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,7 +162,7 @@ class DensityTask:
         if not train.mapped:
             return shuffled_batches(to_model(self.model, train.batch(slice(None))), size, seed)
         rows = shuffled_batches(torch.arange(len(train)), size, seed)
-        return lambda step: to_model(self.model, train.batch(cast(Tensor, rows(step))))
+        return lambda step: to_model(self.model, train.batch(rows(step)))
 
 
 def fit(task: DensityTask, run: Run, settings: DensitySettings, deadline: float) -> list[str]:

@@ -69,7 +69,7 @@ DENSITY: dict[str, Recipe] = {
     },
 }
 PATH_WEIGHTS = ("kinetic", "frobenius", "acceleration")  # flow matching solves no paths
-SMALL_SIZE = 16  # pixels per side; a perceptron of these images trains within minutes
+SMALL_SIZE = 16  # pixels per side; a perceptron for such images trains within minutes
 DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
 FFJORD: Recipe = {  # the published settings for two dimensions, to compare with
     "hidden": (64, 64, 64),

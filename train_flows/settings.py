@@ -288,7 +288,7 @@ def _check_effects(settings: Any, conditions: Sequence[Condition], typed: Collec
 
 def _check_training(training: Training, solver: Solver, run: RunSettings) -> None:
     if training.schedule == "plateau" and training.lr_warm_up:
-        raise InputError("--schedule plateau has no warm-up of the learning rate: pass lr_warm_up=0")
+        raise InputError("--schedule plateau does not warm up the learning rate: pass lr_warm_up=0")
     if training.precision != "float32" and solver.gradient == "adjoint":
         raise InputError(f"--precision {training.precision} cannot be used with --gradient adjoint: take direct")
     if training.precision != "float32" and run.dtype != "float32":

@@ -136,9 +136,10 @@ def is_images(source: str) -> bool:
 def _check_path(source: str, names: Sequence[str]) -> None:
     if not Path(source).exists() and not Path(source).suffix:
         nearest = difflib.get_close_matches(source, names, n=1)
-        hint = f"did you mean {nearest[0]}? Known are" if nearest else "choose one of"
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise InputError(
-            f"data {source!r} is unknown; {hint} {', '.join(names)}, or the path of a table or of a folder of images"
+            f"data={source!r} is unknown; choose one of {', '.join(names)}, or the path of a table or of a folder of "
+            f"images{hint}"
         )
 
 

@@ -105,6 +105,7 @@ def main(args: list[str]) -> None:
         for name in chosen or usual
     }
     jobs = jobs_of(experiment, options, seeds, scale, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     prepare(jobs, settings.overwrite)
     results = run_missing(jobs, workers, str(device), deadline)
 

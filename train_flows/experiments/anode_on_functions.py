@@ -146,17 +146,15 @@ SNAPSHOTS = f"--snapshots {' '.join(map(str, EPOCHS))}"
 
 def _draw_features(results: Results) -> Figure:
     figure = Figure(figsize=(2.8 * len(EPOCHS), 6), layout="constrained")
-    for row, label in enumerate(("NODE", "ANODE p=1")):
-        outcome = results.of(label).exemplar
+    for row, outcome in enumerate(results.of(label).exemplar for label in ("NODE", "ANODE p=1")):
         if outcome is None:
             continue
-        with np.load(outcome.folder / "features.npz") as stored:
-            for column, epoch in enumerate(EPOCHS):
-                if f"epoch_{epoch}" in stored:
-                    place = (2, len(EPOCHS), row * len(EPOCHS) + column + 1)
-                    axes = figure.add_subplot(*place, projection="3d" if row else None)
-                    title = f"{label}, epoch {epoch}\n{outcome.records[epoch]['train_nfe']:.0f} evaluations"
-                    scatter(axes, stored[f"epoch_{epoch}"], stored["y"], title)
+        stored = dict(np.load(outcome.folder / "features.npz"))
+        for column, epoch in enumerate(epoch for epoch in EPOCHS if f"epoch_{epoch}" in stored):
+            place = (2, len(EPOCHS), row * len(EPOCHS) + column + 1)
+            axes = figure.add_subplot(*place, projection="3d" if row else None)
+            title = f"{outcome.label}, epoch {epoch}\n{outcome.records[epoch]['train_nfe']:.0f} evaluations"
+            scatter(axes, stored[f"epoch_{epoch}"], stored["y"], title)
     return figure
 
 

@@ -105,7 +105,7 @@ def equal_size(data: str, scale: Scale, options: Mapping[str, Any]) -> str:
     if scale.size == "quick":
         options = options | ({"likelihood_steps": 2} if "likelihood_steps" in options else {})
         shared |= QUICK | ({"hidden": (4,)} if is_images(data) else {})
-    plain, variant = (_config(source, each) for each in (shared, shared | options))
+    plain, variant = (_config(source, words("", each)) for each in (shared, shared | options))
     allowed, dataset, layers = parameters(plain, _dataset(source)), _dataset(source), len(plain.hidden)
     widths = ((n,) * layers for n in range(plain.hidden[0], 1, -1))
     fits = (hidden for hidden in widths if parameters(replace(variant, hidden=hidden), dataset) <= allowed)
@@ -119,8 +119,9 @@ def parameters(config: DensityConfig, dataset: Dataset) -> int:
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
-def _config(source: str, options: Mapping[str, Any]) -> DensityConfig:
-    return parse(density.PROGRAM, DensitySettings(), [source, *shlex.split(words("", options))])[0].model
+@cache
+def _config(source: str, options: str) -> DensityConfig:
+    return parse(density.PROGRAM, DensitySettings(), [source, *shlex.split(options)])[0].model
 
 
 @cache
@@ -170,7 +171,7 @@ def _draw(results: Results) -> Figure:
 
 def draw_curves(axes: Axes, results: Results, names: Mapping[str, str], xlabel: str = "test NLL in nats") -> None:
     """Draw evaluations of sampling against the NLL, along the trainings of labels with other names to show."""
-    for (label, name), color in zip(names.items(), plots.line_colors(len(names)), strict=True):
+    for (label, name), color in zip(names.items(), (*plots.LINE_COLORS, "0.6"), strict=False):
         for i, outcome in enumerate(results.of(label).succeeded):
             nll, nfe = ([record[figure] for record in outcome.records[1:]] for figure in ("nll_test", METRIC))
             axes.plot(nll, nfe, "o-", ms=3, lw=1, color=color, alpha=0.7, label=None if i else name)

@@ -231,11 +231,10 @@ def perform(job: Job, device: str, deadline: float) -> None:
         KeyboardInterrupt: if a signal stopped the training.
     """
     minutes = (deadline - time.time()) / 60
-    if minutes <= 0:
+    if minutes < 0.001:
         return
     program, *line = job.words()
     line += ["--device", device, *([] if minutes == math.inf else ["--budget-minutes", f"{minutes:.4f}"])]
-    job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("a") as log, redirect_stdout(log), redirect_stderr(log):
         if log.tell() == 0:
             print(job.shown, flush=True)

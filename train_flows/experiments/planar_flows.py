@@ -306,14 +306,14 @@ def _draw(results: Results) -> Figure:
         if target.half is None:
             row[0].axis("off")
         else:
-            density = target.log_density(torch.from_numpy(plots.grid(box, 120))).exp().reshape(120, 120)
+            density = target.log_density(torch.from_numpy(plots.grid(box, 120))).exp().reshape(120, 120).numpy()
             row[0].imshow(density, origin="lower", extent=box, cmap=plots.DENSITY_COLORS, aspect="auto")
             row[0].set(title=f"{data}: target", xticks=[], yticks=[])
         for panel, label in zip(row[1:], shown, strict=False):
             outcome = results.of(label, data).exemplar
             if outcome is not None:
                 torch.manual_seed(0)
-                samples = _load_flow(Run.open(outcome.folder)).sample(SHOWN)
+                samples = _load_flow(Run.open(outcome.folder)).sample(SHOWN).numpy()
                 panel.plot(*samples[:, :2].T, ".", ms=2, color=plots.LINE_COLORS[0])
             title = f"{data}: samples of {label}"
             panel.set(title=title, xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[])
@@ -321,7 +321,8 @@ def _draw(results: Results) -> Figure:
             values = [results.of(f"{kind}={n}", data).mean("kl") for n in SIZES]
             row[-1].plot(SIZES, values, "o-", label=kind, color=color)
         row[-1].axhline(results.of(PERCEPTRON, data).mean("kl"), color="0.5", ls="--", label=PERCEPTRON)
-        row[-1].set(title=f"{data}: KL to the target in nats", xlabel="layers or units", xscale="log", yscale="log")
+        row[-1].set(title=f"{data}: KL to the target in nats", xlabel="layers or units", xscale="log")
+        plots.log_y(row[-1])
         row[-1].set_xticks(SIZES, SIZES)
         row[-1].xaxis.set_minor_locator(NullLocator())
         row[-1].legend()

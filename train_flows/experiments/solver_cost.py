@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -43,6 +43,13 @@ PANELS = (
     ("bytes_kept", GRADIENTS, "memory kept for the backward pass"),
     ("seconds", GRADIENTS, "time of a forward and backward solve"),
 )
+UNITS = {
+    "error": "root mean square error",
+    "seconds_forward": "seconds",
+    "nfe_backward": "backward evaluations",
+    "bytes_kept": "bytes",
+    "seconds": "seconds",
+}
 Rows = list[dict[str, Any]]
 
 
@@ -175,8 +182,10 @@ def _draw(results: Results) -> Figure:
                 x, y = ([row[name] for row in rows] for name in ("nfe_forward", metric))
                 marker = "o" if gradient == "direct" else "x"
                 axes.loglog(x, y, marker, ms=4, color=color, label=f"{network}, {gradient}")
-        axes.set(title=title, xlabel="forward evaluations", ylabel=metric.replace("_", " "))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(title=title, xlabel="forward evaluations", ylabel=UNITS[metric])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
     equal = sorted(row["nfe_forward"] for row in solves)
     panels[2].plot(equal, equal, color="0.7", lw=1, label="as many as forward")
     for axes in panels:

@@ -39,7 +39,8 @@ def columns(draw: Callable[[Axes, Results], None]) -> Callable[[Results], Figure
         for axes, data in zip(panels, results.data, strict=True):
             draw(axes, results.of(data=data))
             axes.set_title(data)
-            axes.legend()
+            if axes.lines:
+                axes.legend()
         return figure
 
     return figure_of
