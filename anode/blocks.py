@@ -33,11 +33,7 @@ class MeanScale(nn.Module):
         self.register_buffer("scale", torch.ones(*shape))
 
     def fit(self, x: Tensor) -> Self:
-        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1.
-
-        Raises:
-            InputError: for samples of another shape.
-        """
+        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1."""
         if x.shape[1:] != self.mean.shape:
             raise InputError(
                 f"x of shape {tuple(x.shape)} does not fit: pass samples of shape {tuple(self.mean.shape)}"
@@ -70,9 +66,6 @@ class ScalePixels(nn.Module):
     Args:
         levels: number of values of a pixel: 256 for 8 bits.
 
-    Raises:
-        InputError: for fewer than 2 levels.
-
     Example:
         >>> ScalePixels(256)(torch.tensor([[0, 51, 255]], dtype=torch.uint8))
         tensor([[0.0000, 0.2000, 1.0000]])
@@ -97,9 +90,6 @@ class Augment(nn.Module):
 
     Args:
         extra: number of dimensions or channels to append; 0 leaves x unchanged.
-
-    Raises:
-        InputError: when ``extra`` is negative.
 
     References:
         Dupont, Doucet, Teh 2019, arXiv 1904.01681, section 4.
@@ -155,9 +145,6 @@ class ODEBlock(nn.Module):
 
         Returns:
             The state at time 1, (B, *S).
-
-        Raises:
-            SolverError: when time 1 cannot be reached.
         """
         return self.solver.integrate(partial(self.field, c=c), x, 0.0, 1.0, (c,), self.field)
 
@@ -175,9 +162,6 @@ class ResNet(nn.Module):
 
     Args:
         fields: f_1 ... f_K; they are evaluated at times 0, 1/K, ..., which time-independent fields ignore.
-
-    Raises:
-        InputError: for an empty sequence of fields.
 
     References:
         He, Zhang, Ren, Sun 2016, arXiv 1512.03385; Dupont, Doucet, Teh 2019, arXiv 1904.01681, section 3.
@@ -220,9 +204,6 @@ class MLP(nn.Module):
         dim: number of dimensions of one sample.
         hidden: widths of the hidden layers.
         activation: ``"relu"``, ``"tanh"``, ``"softplus"`` or ``"silu"``.
-
-    Raises:
-        InputError: for an unknown activation, or without a hidden layer.
     """
 
     def __init__(self, dim: int, hidden: Sequence[int] = (32, 32), activation: str = "relu") -> None:

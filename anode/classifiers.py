@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -18,7 +18,7 @@ from anode.blocks import MLP, Augment, Normalize, ODEBlock, ResNet, ScalePixels
 from anode.errors import InputError, check_choice, config
 from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, NormConvField
-from anode.layers import CONV_TIMES, ActivationName, group_norm
+from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
 
@@ -65,20 +65,16 @@ class ClassifierConfig:
     extra: NonNegativeInt = 0
     lift: Literal["zeros", "learned"] = "zeros"
     field: Literal["mlp", "conv", "norm-conv"] = "mlp"
-    hidden: tuple[PositiveInt, ...] = (32, 32)
+    hidden: Widths = (32, 32)
     activation: ActivationName = "relu"
     time: Literal["none", "concat", "bias", "squash"] = "concat"
-    blocks: PositiveInt = 5
+    blocks: Blocks = 5
     stem: Literal["none", "conv", "residual"] = "none"
     readout: Literal["linear", "pool", "none"] = "linear"
     solver: Solver = Solver(rtol=1e-3, atol=1e-3)
 
     def validate(self, shape: Sequence[int], outputs: int) -> None:
-        """Check that the values go together, and with samples of a shape S and K outputs.
-
-        Raises:
-            InputError: if they do not.
-        """
+        """Raise an :class:`InputError` unless the values suit each other, samples of shape S and K outputs."""
         shape = tuple(shape)
         if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
             raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
@@ -176,11 +172,7 @@ class Classifier(nn.Module):
         return lifted.to(torch.promote_types(lifted.dtype, torch.float32))
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
-        """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet.
-
-        Raises:
-            InputError: for a body without trajectories, such as a perceptron, or times that do not begin at 0.
-        """
+        """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet."""
         if not isinstance(self.body, ODEBlock | ResNet):
             raise InputError(f"model has a body {type(self.body).__name__}, without trajectories: use an ODE")
         if len(times) == 0 or float(times[0]) != 0:
@@ -211,9 +203,6 @@ def classifier_model(
         config: the description.
         fields: fields of :class:`ClassifierConfig`, in place of ``config``.
 
-    Raises:
-        InputError: for an unknown name, a number out of range, or values that do not go together.
-
     Example:
         >>> anode = classifier_model((2,), 1, extra=5)
         >>> anode(torch.randn(8, 2)).shape, anode.features(torch.randn(8, 2)).shape
@@ -232,7 +221,12 @@ def classifier_model(
         first.append(_stem(config.stem, shape[0], config.hidden[0]))
     mapped = config.map_shape(shape)
     lifted = (mapped[0] + config.extra, *mapped[1:])
-    first.append(_lift(config.lift, mapped, config.extra))
+    if config.lift == "zeros":
+        first.append(Augment(config.extra))
+    elif len(mapped) == 1:
+        first.append(nn.Linear(mapped[0], lifted[0]))
+    else:
+        first.append(nn.Conv2d(mapped[0], lifted[0], 3, padding=1))
     body = _body(config, lifted)
     network = Classifier(nn.Sequential(*first), body, _readout(config, lifted, outputs))
     network.shape, network.outputs, network.levels, network._config = tuple(shape), outputs, levels, config
@@ -246,9 +240,6 @@ def save(model: Classifier, folder: str | Path, **notes: Any) -> None:
         model: the model.
         folder: created when missing; files with these names are replaced.
         notes: further plain values for ``config.json``.
-
-    Raises:
-        InputError: for a model composed by hand, which plain values cannot rebuild.
     """
     storage.save_model(folder, KIND, model, model.arguments, **notes)
 
@@ -259,19 +250,8 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Classi
     Args:
         folder: a run of ``train-flows classify``, or a folder written by :func:`save`.
         device: the CPU when omitted.
-
-    Raises:
-        CheckpointError: if the folder is missing, damaged, or holds something else.
     """
     return storage.load_model(folder, KIND, classifier_model, device)
-
-
-def _lift(kind: str, shape: Sequence[int], extra: int) -> nn.Module:
-    if kind == "zeros":
-        return Augment(extra)
-    if len(shape) == 1:
-        return nn.Linear(shape[0], shape[0] + extra)
-    return nn.Conv2d(shape[0], shape[0] + extra, 3, padding=1)
 
 
 def _body(config: ClassifierConfig, shape: Sequence[int]) -> nn.Module:

@@ -15,15 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.errors import InputError, check_choice
-from anode.layers import (
-    MLP_TIMES,
-    SquashLinear,
-    TimedLinear,
-    TypedModuleList,
-    activations_of,
-    affine,
-    trace_matrix,
-)
+from anode.layers import MLP_TIMES, SquashLinear, TimedLinear, activations_of, affine, trace_matrix
 from anode.mlp_divergence import forward_with_divergence
 
 
@@ -62,9 +54,6 @@ class Field(nn.Module):
         Args:
             net: a module or function that returns the velocity, ``(B, *S)``; it gets t as in :meth:`forward`, in the
                 dtype of x.
-
-        Raises:
-            InputError: if ``net`` takes other arguments.
 
         Example:
             >>> field = Field.wrap(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)))
@@ -141,9 +130,6 @@ class MLPField(Field):
         context: number of context features c; U c is added in every layer, after the gate of ``"squash"``.
         zero_init: start from the zero field, so that the flow starts as the identity.
 
-    Raises:
-        InputError: for an unknown activation or time conditioning, or widths that are not positive.
-
     References:
         Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, its code (``"squash"``).
 
@@ -152,8 +138,6 @@ class MLPField(Field):
         >>> field(torch.tensor(0.5), torch.randn(10, 3)).shape
         torch.Size([10, 3])
     """
-
-    layers: TypedModuleList[TimedLinear]
 
     def __init__(
         self,
@@ -172,14 +156,12 @@ class MLPField(Field):
         self.time = time
         self.context = context
         self.activations = activations_of(activation, len(hidden))
-
-        def make_layer(n_in: int, n_out: int, first: bool) -> TimedLinear:
-            if time == "squash":
-                return SquashLinear(n_in, n_out, context)
-            return TimedLinear(n_in, n_out, context, timed=time == "bias" or (time == "concat" and first))
-
-        widths = (dim, *hidden, dim)
-        self.layers = TypedModuleList(make_layer(*pair, i == 0) for i, pair in enumerate(pairwise(widths)))
+        layers = nn.ModuleList()
+        for i, (n_in, n_out) in enumerate(pairwise((dim, *hidden, dim))):
+            timed = time == "bias" or (time == "concat" and i == 0)
+            squash = time == "squash"
+            layers.append(SquashLinear(n_in, n_out, context) if squash else TimedLinear(n_in, n_out, context, timed))
+        self.layers: Sequence[TimedLinear] = layers  # ty: ignore[invalid-assignment]
         if zero_init:
             zero_(self.layers[-1])
 
@@ -198,16 +180,19 @@ class MLPField(Field):
             return None  # the weights differ between samples
         check_context(c, self.context, len(x))
         h, t = flatten_samples(x, self.dim), t.to(x.dtype)
-        layers = [layer.as_affine(t, c) for layer in self.layers]
-        if len(layers) > 3:
-            velocity, divergence = forward_with_divergence(h, layers, self.activations)
+        if len(self.layers) > 3:
+            maps = [layer.as_affine(t, c) for layer in self.layers]
+            velocity, divergence = forward_with_divergence(h, maps, self.activations)
             return velocity.view(x.shape), divergence
-        *first, last = layers
-        slopes = []
-        for activation, (weight, shift) in zip(self.activations, first, strict=True):
-            h, slope = activation.with_slope(affine(h, weight, shift))
-            slopes.append(slope)
-        velocity, weights = affine(h, *last).view(x.shape), [weight for weight, _ in layers]
+        weights, slopes = [], []
+        for i, layer in enumerate(self.layers):  # without comprehensions, whose frames would cost in every evaluation
+            weight, shift = layer.as_affine(t, c)
+            weights.append(weight)
+            h = affine(h, weight, shift)
+            if i < len(self.activations):
+                h, slope = self.activations[i].with_slope(h)
+                slopes.append(slope)
+        velocity = h.view(x.shape)
         if len(slopes) == 0:
             return velocity, weights[0].trace().expand(len(x))
         if len(slopes) == 1:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from anode.errors import InputError
-from anode.evaluations import RightHandSide, State
 from anode.runge_kutta import AcceptedStep, RungeKutta, Solution, add_optional, even_grid
-from anode.tableaus import Components
+from anode.tableaus import Components, State
+
+if TYPE_CHECKING:
+    from anode.solver import RightHandSide
 
 ADAMS_MAX_ORDER = 5  # torchdiffeq's default of 12 amplifies rounding errors until they dominate
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from anode.errors import InputError
 from anode.fields import Field, check_context, zero_
-from anode.layers import TimedConv, TypedModuleList, activation_named, group_norm, trace_matrix
+from anode.layers import TimedConv, activation_named, group_norm, trace_matrix
 
 TIME_STEPS = 1000  # range of the embedding of time in diffusion models; time here ranges over 1
 
@@ -37,9 +37,6 @@ class ConvStackField(Field):
         zero_init: start from the zero field.
         sizes: odd side lengths of the kernels, one more than filters; 3 when omitted.
 
-    Raises:
-        InputError: for an unknown activation or time conditioning, or numbers that are not positive.
-
     References:
         Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, appendix B.1 (64, 64, 64, softplus).
 
@@ -48,8 +45,6 @@ class ConvStackField(Field):
         >>> field(torch.tensor(0.5), torch.randn(10, 1, 28, 28)).shape
         torch.Size([10, 1, 28, 28])
     """
-
-    layers: TypedModuleList[TimedConv]
 
     def __init__(
         self,
@@ -68,9 +63,8 @@ class ConvStackField(Field):
         self.activation = activation_named(activation)
         widths = pairwise([channels, *filters, channels])
         sizes = [3] * (len(filters) + 1) if sizes is None else sizes
-        self.layers = TypedModuleList(
-            TimedConv(n_in, n_out, size, time, context) for (n_in, n_out), size in zip(widths, sizes, strict=True)
-        )
+        layers = (TimedConv(*pair, size, time, context) for pair, size in zip(widths, sizes, strict=True))
+        self.layers: Sequence[TimedConv] = nn.ModuleList(layers)  # ty: ignore[invalid-assignment]
         if zero_init:
             zero_(self.layers[-1])
 
@@ -102,9 +96,6 @@ class ConvField(ConvStackField):
         time: see :class:`ConvStackField`.
         context: see :class:`ConvStackField`.
         zero_init: start from the zero field.
-
-    Raises:
-        InputError: for an unknown activation or time conditioning, or numbers that are not positive.
 
     References:
         Dupont, Doucet, Teh 2019, arXiv 1904.01681, appendix E.
@@ -147,9 +138,6 @@ class NormConvField(Field):
         channels: number C of channels of the state.
         time: how each convolution depends on time; see :class:`ConvStackField`.
 
-    Raises:
-        InputError: for an unknown time conditioning, or fewer than one channel.
-
     References:
         Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, section 3.
 
@@ -187,9 +175,6 @@ class UNetField(Field):
         filters: numbers of channels of the levels, from the full image on; each level halves the size.
         context: number of context features, which a linear layer adds to the embedding of time.
         zero_init: start from the zero field.
-
-    Raises:
-        InputError: for numbers that are not positive, and without ``diffusers`` (the extra ``unet``).
 
     References:
         Ronneberger, Fischer, Brox 2015, arXiv 1505.04597; Ho, Jain, Abbeel 2020, arXiv 2006.11239, appendix B.

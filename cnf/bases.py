@@ -85,9 +85,6 @@ class Mixture(Base):
         correlated: give every component a full covariance instead of a diagonal one; D (D - 1) / 2 parameters more
             each for samples of D elements.
 
-    Raises:
-        InputError: if ``components`` is less than 1.
-
     Example:
         >>> base = Mixture((2,), components=3)
         >>> base.log_prob(base.sample(5)).shape, base.weights.shape
@@ -162,10 +159,9 @@ class Mixture(Base):
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> Self:
-        """Fit the mixture to points ``z`` (N, *S) by expectation maximisation, on 20,000 at most.
+        """Fit the mixture to points ``z`` (N, *S), max(2, components) or more, by expectation maximisation.
 
-        Raises:
-            InputError: for points of another shape or not finite, or fewer than max(2, components).
+        It takes 20,000 of them at most.
         """
         from sklearn.mixture import GaussianMixture  # imported here: it is slow, and only fitting needs it
 

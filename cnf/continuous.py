@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.func import jvp
 from typing_extensions import override
 
-from anode.errors import check_choice
+from anode.errors import InputError, check_choice
 from anode.fields import Field
 from anode.runge_kutta import ComponentRoles
 from anode.solver import Solver
 from anode.tableaus import Slopes
-from cnf.divergence import Rates, check_probes, exact_divergence, hutchinson_divergence, probe_noise
+from cnf.divergence import Rates, exact_divergence, hutchinson_divergence, probe_noise
 from cnf.transforms import Compose, SolveOptions, Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
+NOISES = ("rademacher", "gaussian")
 BASE, DATA = 0.0, 1.0  # times, unless :class:`~cnf.SolveOptions` set others
 
 RatesAt = Callable[[Tensor, Tensor], Rates]
@@ -50,9 +51,6 @@ class Continuous(Transform):
         extra: number of augmented dimensions, or channels, at the end of dimension 1. The solver measures their error
             separately, so that it does not dilute the error of the data.
 
-    Raises:
-        InputError: for an unknown divergence or noise, or fewer than one probe.
-
     References:
         Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, theorem 1; Grathwohl, Chen, Bettencourt,
         Sutskever, Duvenaud 2019, arXiv 1810.01367; Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798
@@ -73,7 +71,9 @@ class Continuous(Transform):
     ) -> None:
         super().__init__()
         check_choice("divergence", divergence, DIVERGENCES)
-        check_probes(probes, noise)
+        check_choice("noise", noise, NOISES)
+        if probes < 1:
+            raise InputError(f"probes={probes} must be at least 1")
         self.field = field
         self.solver = solver
         self.divergence = divergence
@@ -117,16 +117,21 @@ class Continuous(Transform):
     def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, energies: Sequence[str]) -> Transport:
         by_steps = "acceleration" in energies and self.solver.supports_on_step
         integrated = [name for name in energies if not (by_steps and name == "acceleration")]
-        rates_at = self._rates(x, c, "frobenius" in energies)
-        # The closed form of a field is called from here, without the frames of `exact_divergence` in between.
-        closed_form = self.field.velocity_and_divergence
-        direct = self.divergence == "exact" and "frobenius" not in energies
+        closed_form, frobenius = None, "frobenius" in energies
+        rates_at: RatesAt
+        if self.divergence == "exact":
+            rates_at = partial(exact_divergence, self.field, c=c, frobenius=frobenius)
+            # A closed form is called from here, without the frames of `exact_divergence` in between.
+            closed_form = None if frobenius else self.field.velocity_and_divergence
+        else:
+            eps = probe_noise(x, self.probes, self.noise)  # one draw for the solve: the ODE must be smooth
+            rates_at = partial(hutchinson_divergence, self.field, eps=eps, c=c, frobenius=frobenius)
         parts = self._split(x)
         n = len(parts)
 
         def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             here = self._join(state[:n])
-            rates = (closed_form(t, here, c) if direct else None) or rates_at(t, here)
+            rates = (closed_form and closed_form(t, here, c)) or rates_at(t, here)
             growth = [_energy_rate(name, rates_at, t, here, Rates(*rates)) for name in integrated]
             return *self._split(rates[0]), rates[1], *growth
 
@@ -147,13 +152,6 @@ class Continuous(Transform):
         if by_steps:
             found["acceleration"] = end[-1]
         return Transport(self._join(end[:n]), end[n], found)
-
-    def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesAt:
-        """Return the rates as a function of time and state, with the noise of one solve: the ODE must be smooth."""
-        if self.divergence == "exact":
-            return partial(exact_divergence, self.field, c=c, frobenius=frobenius)
-        eps = probe_noise(x, self.probes, self.noise)
-        return lambda t, x: hutchinson_divergence(self.field, t, x, eps, c, frobenius)
 
     @override
     def extra_repr(self) -> str:

@@ -27,9 +27,6 @@ class FlowDistribution(Distribution):
         c: contexts, (*batch, C), or None.
         validate_args: see :class:`torch.distributions.Distribution`.
 
-    Raises:
-        InputError: for a context without dimensions.
-
     Example:
         >>> from anode import MLPField
         >>> from cnf import Continuous, Flow, Normal

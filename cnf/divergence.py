@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from anode.errors import InputError, check_choice
 from anode.fields import Field
-
-NOISES = ("rademacher", "gaussian")
 
 
 class Rates(NamedTuple):
@@ -34,9 +31,6 @@ def exact_divergence(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None
         x: state, (B, *S).
         c: context, (B, C), or None.
         frobenius: also compute the squared Frobenius norm of df/dx, which always takes D pull-backs.
-
-    Returns:
-        The :class:`Rates`.
     """
     closed_form = field.velocity_and_divergence(t, x, c)
     if closed_form is None:
@@ -87,13 +81,5 @@ def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor
 
     ``noise`` is ``"rademacher"``, signs with the smaller variance, or ``"gaussian"``.
     """
-    check_probes(probes, noise)
     eps = torch.empty(probes, *x.shape, dtype=x.dtype, device=x.device)
     return eps.normal_() if noise == "gaussian" else eps.bernoulli_().mul_(2).sub_(1)
-
-
-def check_probes(probes: int, noise: str) -> None:
-    """Raise an :class:`~anode.InputError` unless :func:`probe_noise` can draw these probes."""
-    check_choice("noise", noise, NOISES)
-    if probes < 1:
-        raise InputError(f"probes={probes} must be at least 1")

@@ -27,9 +27,6 @@ class LiftedFlow(Density):
         lift: the map from x to y.
         flow: the density of y, a :class:`~cnf.Flow` or a :class:`~cnf.MixtureFlow`.
 
-    Raises:
-        InputError: if ``lift`` is not a :class:`Lift`; in particular, zero padding does not give a density.
-
     Example:
         >>> from cnf import Dequantize, Flow, Logit, Normal
         >>> model = LiftedFlow(Dequantize(4), Flow(Logit(), Normal((2,))))

@@ -131,9 +131,6 @@ class VariationalAugment(Lift):
         shape: shape S of one sample, for ``"learned"``.
         hidden: width of the network.
 
-    Raises:
-        InputError: for less than one dimension, an unknown posterior, or a learned one without a shape.
-
     References:
         Huang, Dinh, Courville 2020, arXiv 2002.07101; Chen, Lu, Chenli, Zhu, Tian 2020, arXiv 2002.09741.
 
@@ -188,9 +185,6 @@ class Dequantize(Lift):
         noise: q.
         shape: shape S of one sample, for ``"learned"``.
         hidden: width of the network.
-
-    Raises:
-        InputError: for fewer than 2 levels, an unknown noise, or a learned one without a shape.
 
     References:
         Theis, van den Oord, Bethge 2016, arXiv 1511.01844, section 3.1 (uniform); Ho, Chen, Srinivas, Duan, Abbeel

@@ -33,10 +33,6 @@ class MaximumLikelihood(nn.Module):
         steer: largest random shift of the base time; see :class:`~cnf.SolveOptions`.
         samples: K, for a bound.
 
-    Raises:
-        InputError: for a weight that is negative or not finite, ``steer`` outside [0, 1), or either for a model
-            without an ODE; for K > 1 if the log-density of the model is exact or an estimate.
-
     References:
         Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798; Ghosh, Behl, Dupont, Torr, Namboodiri 2020,
         arXiv 2006.10711; Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519 (IWAE).
@@ -112,11 +108,7 @@ def check_weight(name: str, value: float) -> None:
 
 
 def split_batch(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Split a batch into samples and contexts; the contexts are None if it has none.
-
-    Raises:
-        InputError: for an empty batch.
-    """
+    """Split a batch, which must not be empty, into samples and contexts; the contexts are None if it has none."""
     x, c = (batch, None) if isinstance(batch, Tensor) else batch
     if len(x) == 0:
         raise InputError("the batch is empty: pass at least one sample")

@@ -61,7 +61,8 @@ class MixtureFlow(Density):
         self.support = constraints.independent(static.domain, len(mixture.shape))
         self.stochastic = sample_component
         self.posterior = copy.deepcopy(mixture).requires_grad_(False) if sample_component else None
-        self._check_divergence()
+        if ode.divergence != "exact":
+            raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
 
     @property
     @override
@@ -136,10 +137,6 @@ class MixtureFlow(Density):
     def _check(self, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
         check_samples("x", x, c, self.base.shape, self.like.dtype, finite)
 
-    def _check_divergence(self) -> None:
-        if self.ode.divergence != "exact":
-            raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
-
     def _context(self, k: Tensor, c: Tensor | None) -> Tensor:
         """Join the indicators of components (B,) and the context of a conditional density."""
         indicators = F.one_hot(k, len(self.mixture.logits)).to(self.like.dtype)
@@ -166,7 +163,6 @@ class MixtureFlow(Density):
         self, x: Tensor, c: Tensor | None, options: SolveOptions | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute log p(x, k) and the energies for every component, (K, B); see :func:`cnf.flow.max_copies`."""
-        self._check_divergence()
         log_joint, energies = [], []
         for ks in torch.arange(len(self.mixture.logits), device=x.device).split(max_copies(x)):
             points, contexts = repeat_samples(len(ks), x, c)

@@ -15,7 +15,7 @@ from torch import Tensor
 from anode import ConvField, ConvStackField, Field, MLPField, SecondOrderField, Solver, UNetField, classifiers, storage
 from anode.classifiers import Classifier
 from anode.errors import InputError, config
-from anode.layers import CONV_TIMES, ActivationName
+from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths
 from cnf.bases import Mixture, Normal
 from cnf.continuous import Continuous
 from cnf.flow import Density, Flow
@@ -59,12 +59,12 @@ class DensityConfig:
     """
 
     field: Literal["mlp", "conv", "stack", "unet"] = "mlp"
-    hidden: tuple[PositiveInt, ...] = (128, 128)
+    hidden: Widths = (128, 128)
     activation: Annotated[
         tuple[ActivationName, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)
     ] = ("tanh",)
     time: Literal["none", "concat", "bias", "squash"] = "bias"
-    blocks: PositiveInt = 1
+    blocks: Blocks = 1
     multiscale: bool = False
     whiten: bool = False
     base: Literal["normal", "mixture"] = "normal"
@@ -97,9 +97,6 @@ class DensityConfig:
             shape: shape S of one sample.
             context: number of context features.
             levels: number of values of each element of discrete data; None for real numbers.
-
-        Raises:
-            InputError: if they do not.
         """
         shape = tuple(shape)
         if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
@@ -112,14 +109,8 @@ class DensityConfig:
         self._validate_augmentation(shape, context)
         if levels is not None and self.alpha == 0:
             raise InputError("alpha=0 makes the logits of the first and last level infinite: pass 1e-6 or more")
-        for name, condition in self.without_effect(levels).items():
-            if getattr(self, name) != getattr(DensityConfig(), name):
-                raise InputError(f"{name}={getattr(self, name)!r} has an effect only with {condition}: leave it out")
-
-    def without_effect(self, levels: int | None = None) -> dict[str, str]:
-        """Return the names of the fields that have no effect, each with the condition under which it has one."""
         mixes = self.base == "mixture" or self.mixes_flows
-        conditions = [
+        effects = [
             (self.field != "unet", "a field other than 'unet'", ("activation", "time")),
             (self.extra > 0, "extra of at least 1", ("posterior",)),
             (self.base == "mixture", "base='mixture'", ("components",)),
@@ -127,7 +118,9 @@ class DensityConfig:
             (self.divergence == "hutchinson", "divergence='hutchinson'", ("probes", "noise")),
             (levels is not None, "discrete data (levels)", ("dequantization", "alpha")),
         ]
-        return {name: condition for holds, condition, names in conditions if not holds for name in names}
+        for name, condition in [(name, text) for holds, text, names in effects if not holds for name in names]:
+            if getattr(self, name) != getattr(DensityConfig(), name):
+                raise InputError(f"{name}={getattr(self, name)!r} has an effect only with {condition}: leave it out")
 
     def _validate_field(self, shape: Sequence[int]) -> None:
         if self.field != "mlp" and len(shape) != 3:
@@ -189,9 +182,6 @@ def density_model(
         A :class:`~cnf.Flow`; a :class:`~cnf.MixtureFlow` with categorical augmentation; a :class:`~cnf.LiftedFlow` with
         ``levels`` or augmented dimensions.
 
-    Raises:
-        InputError: for an unknown name, a value out of range, values that exclude each other, or data that do not fit.
-
     Example:
         >>> flow = density_model((3,), hidden=(64, 64), context=2)
         >>> flow.log_prob(torch.randn(5, 3), torch.randn(5, 2)).shape
@@ -248,9 +238,6 @@ def save(model: Density, folder: str | Path, **notes: Any) -> None:
         model: the model.
         folder: created if missing; files with those names are replaced.
         notes: further plain values for ``config.json``.
-
-    Raises:
-        InputError: for a model composed by hand, which plain values cannot rebuild.
     """
     storage.save_model(folder, KIND, model, model.arguments, **notes)
 
@@ -261,9 +248,6 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Flow |
     Args:
         folder: a run of ``train-flows``, or a folder written by :func:`save` or :func:`anode.save`.
         device: the CPU if omitted.
-
-    Raises:
-        CheckpointError: if the folder is missing, damaged, or holds something else.
     """
     if storage.read_config(folder, KIND, classifiers.KIND)["kind"] == classifiers.KIND:
         return classifiers.load(folder, device)

@@ -31,9 +31,6 @@ class SolveOptions:
         t_data: s; every ODE runs between the times 0 and s instead of 0 and 1, so that the data are x(s). At 0 only
             the static transforms are left.
 
-    Raises:
-        InputError: for an unknown energy, ``t_data`` outside [0, 1], or ``steer`` outside [0, t_data).
-
     References:
         Ghosh, Behl, Dupont, Torr, Namboodiri 2020, arXiv 2006.10711 (STEER).
     """
@@ -234,9 +231,6 @@ class Logit(Transform):
 
     Args:
         alpha: keeps x = 0 and x = 1 away from infinity; 1e-6 is usual for MNIST, 0.05 for natural images.
-
-    Raises:
-        InputError: if alpha is not in [0, 0.5).
 
     References:
         Dinh, Sohl-Dickstein, Bengio 2017, arXiv 1605.08803, section 4.1.

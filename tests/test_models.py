@@ -148,7 +148,7 @@ def test_loading_reads_classifiers_too(tmp_path):
         ({"whiten": True}, "missing"),
         ({"levels": True}, "levels=True"),
         ({"data": [1]}, "does not describe"),
-        ({"blocks": 10**6}, "more layers than there are weights for"),
+        ({"blocks": 10**6}, "blocks=1000000 must be at most 1000"),
     ],
     ids=str,
 )

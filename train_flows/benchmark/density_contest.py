@@ -35,6 +35,7 @@ from train_flows.data import Dataset
 from train_flows.evaluation import likelihood
 from train_flows.evaluation.chunks import CHUNK_SAMPLES
 from train_flows.objectives import DensityObjective
+from train_flows.results_pages import contest_rows
 from train_flows.run import TrainingError
 from train_flows.run.folder import Run
 from train_flows.run.loop import Trainer
@@ -50,7 +51,6 @@ MAX_STEPS = 10**9  # more than fit into any time
 VALIDATING = 0.1  # of the time
 MIN_VALIDATIONS, MAX_VALIDATIONS = 10, 200
 SAMPLES = 10_000
-COSTS = ("nfe_log_prob", "nfe_sample", "steps", "parameters", "seconds_training", "seconds_sampling")
 
 
 @config
@@ -329,15 +329,6 @@ def line(result: dict[str, Any]) -> str:
 
 
 def table(contests: Sequence[dict[str, Any]]) -> str:
-    """Return means over the seeds, with standard errors over the test samples; NaN if a figure of a seed is missing."""
-    rows = [
-        {"data": f"{each['data']} ({each['unit']})", "": row.get("contender") or row["of"], **row}
-        for each in contests
-        for row in (*each["rows"], *each["differences"])
-    ]
-    frame = pd.DataFrame(rows).astype(dict.fromkeys(("value", "standard_error", *COSTS), float))
-    groups = frame.groupby(["data", ""], sort=False)
-    means = groups[["value", *COSTS]].agg(lambda values: values.mean(skipna=False))
-    errors = groups["standard_error"].agg(lambda values: math.hypot(*values) / len(values))
-    means.insert(1, "+-", errors)
-    return means.to_string(na_rep="-", float_format="{:.4f}".format)
+    """Return the means over the seeds, a row for each data set whose figures are all finite."""
+    finite = [each for each in contests if None not in [row["value"] for row in each["rows"] + each["differences"]]]
+    return pd.DataFrame(contest_rows({"contests": finite})).to_string(index=False, float_format="{:.4f}".format)

@@ -134,9 +134,11 @@ def compare_checkouts(earlier: Path, minutes: float) -> list[dict[str, Any]]:
     Raises:
         RuntimeError: if a child process fails, or the checkouts compute different log-densities.
     """
-    end, pairs = time.monotonic() + 60 * minutes, []
-    while not pairs or time.monotonic() < end:
-        pairs.append([_measured_by(folder) for folder in (earlier, Path(__file__).parents[2])])
+    end, pairs, folders = time.monotonic() + 60 * minutes, [], (earlier, Path(__file__).parents[2])
+    while len(pairs) % 2 or not pairs or time.monotonic() < end:  # each order equally often
+        order = (1, 0) if len(pairs) % 2 else (0, 1)
+        found = {which: _measured_by(folders[which]) for which in order}
+        pairs.append((found[0], found[1]))
     before, now = pairs[0]
     for flow, (log_p, _) in now["facts"].items():
         if not math.isclose(log_p, before["facts"][flow][0], rel_tol=1e-4):
