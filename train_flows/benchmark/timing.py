@@ -33,7 +33,7 @@ FLOWS: dict[str, dict[str, Any]] = {  # that two checkouts build alike: argument
     "43-D, one probe": {"shape": (43,), "hidden": (64, 64), "gradient": "direct", "divergence": "hutchinson"},
 }
 BATCH = 256
-TURNS = 15  # of all tasks in a child process
+TURNS = 10  # of all tasks in a child process
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import math
 import shlex
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from train_flows.evaluation.costs import TOLERANCES
 from train_flows.experiments.grid import Experiment, Scale, words
 from train_flows.experiments.panels import against, draw_panels
 from train_flows.experiments.results import SUCCESS, Results, by_data
-from train_flows.experiments.training_densities import ALLOWED, QUICK
+from train_flows.experiments.training_densities import QUICK, chosen_weight, penalised
 from train_flows.settings import DensitySettings
 
 DATA = ("separated-8gaussians", "checkerboard", "annulus", "nested-annuli", "2spirals", "digits")
@@ -57,19 +57,12 @@ METRIC = METRICS[-1]
 CURVES = against("nll_test", METRIC, "o-")
 
 
-class Chosen(NamedTuple):
-    """Settings chosen by ``augmented-tuning``: components of mixtures, weight of the penalty of all variants."""
-
-    components: int
-    acceleration: float
-
-
-CHOSEN = {
-    "checkerboard": Chosen(8, 1e-2),
-    "parkinsons.csv.gz": Chosen(8, 1e-1),
-    "protein.csv.gz": Chosen(32, 1e-4),
+CHOSEN = {  # by augmented-tuning: components of mixtures, weight of the penalty of all variants
+    "checkerboard": (8, 1e-2),
+    "parkinsons.csv.gz": (8, 1e-1),
+    "protein.csv.gz": (32, 1e-4),
 }
-UNCHOSEN = Chosen(8, 1e-3)  # of other data
+UNCHOSEN = (8, 1e-3)  # of other data
 
 
 def variants(data: str) -> dict[str, dict[str, Any]]:
@@ -77,7 +70,7 @@ def variants(data: str) -> dict[str, dict[str, Any]]:
 
     On whitened tables all mixtures have full covariances, by their recipe.
     """
-    k = CHOSEN.get(data, UNCHOSEN).components
+    k, _ = CHOSEN.get(data, UNCHOSEN)
     matched = {"objective": "flow-matching+likelihood", "likelihood_steps": 1000}
     plane, images = data in toy.DENSITIES, is_images(data)
     return {
@@ -105,7 +98,6 @@ def equal_size(data: str, scale: Scale, options: dict[str, Any]) -> str:
     """Return the command line of a variant, with the widest field within the number of parameters of the plain flow."""
     source, shared = scale.source(data), plain_options(data)
     if scale.size == "quick":
-        options = options | ({"likelihood_steps": 2} if "likelihood_steps" in options else {})
         shared |= QUICK | ({"hidden": (4,)} if is_images(data) else {})
     plain, variant = (_config(source, words("", each)) for each in (shared, shared | options))
     allowed, dataset, layers = parameters(plain, _dataset(source)), _dataset(source), len(plain.hidden)
@@ -132,7 +124,7 @@ def _dataset(source: str) -> Dataset:
 
 
 def _runs(data: str, scale: Scale) -> dict[str, str]:
-    weights = dict(zip(REGULARISATIONS, (0.0, CHOSEN.get(data, UNCHOSEN).acceleration), strict=True))
+    weights = dict(zip(REGULARISATIONS, (0.0, CHOSEN.get(data, UNCHOSEN)[1]), strict=True))
     return {
         f"{name}, {regularisation}": equal_size(data, scale, {**options, "acceleration": weight, "measure": "costs"})
         for name, options in variants(data).items()
@@ -169,16 +161,12 @@ COMPONENTS = (4, 8, 16, 32)
 WEIGHTS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def _penalised(weight: float) -> str:
-    return f"{PLAIN}, acceleration {weight:g}"
-
-
 def _mixed(components: int) -> str:
     return f"categorical K={components}"
 
 
 def _tried(data: str, scale: Scale) -> dict[str, str]:
-    tried: dict[str, dict[str, Any]] = {_penalised(weight): {"acceleration": weight} for weight in WEIGHTS}
+    tried: dict[str, dict[str, Any]] = {penalised(weight): {"acceleration": weight} for weight in WEIGHTS}
     tried |= {_mixed(k): {**MIXTURE, "extra": k, "acceleration": 0.0} for k in COMPONENTS}
     measure = {"measure": "validation-costs"}
     return {label: equal_size(data, scale, options | measure) for label, options in tried.items()}
@@ -195,25 +183,22 @@ def choose(results: Results, data: str) -> dict[str, Any]:
     """
     findings, costs = {}, {}
     for k in COMPONENTS:
-        pair = _mixed(k), _penalised(0.0)
+        pair = _mixed(k), penalised(0.0)
         if (equal := results.equal_nll(*pair, METRIC)) is not None:
             behind = max(0.0, results.difference(*pair, "validation_nll"))
             costs[k] = behind, equal["ratio"]
             findings[f"{_mixed(k)} / {PLAIN}, {METRIC}"] = equal["ratio"]
             findings[f"{_mixed(k)}, validation NLL behind {PLAIN}"] = behind
     findings["components"] = min(costs, key=lambda k: costs[k], default=None)
-    groups = dict(zip(WEIGHTS, results.shared(*map(_penalised, WEIGHTS)), strict=True))  # of the same seeds
-    nll, nfe = ({w: group.mean(x) for w, group in groups.items()} for x in ("validation_nll", "nfe_validation"))
-    for weight in WEIGHTS:
-        findings[f"{_penalised(weight)}, validation NLL"] = nll[weight]
-        findings[f"{_penalised(weight)}, NFE of log_prob"] = nfe[weight]
-    good = [weight for weight in WEIGHTS[1:] if nll[weight] <= nll[0.0] + ALLOWED]
-    findings["acceleration"] = min(good, key=lambda weight: nfe[weight], default=WEIGHTS[1])
+    for label in map(penalised, WEIGHTS):
+        findings[f"{label}, validation NLL"] = results.of(label).mean("validation_nll")
+        findings[f"{label}, NFE of log_prob"] = results.of(label).mean("nfe_validation")
+    findings["acceleration"] = chosen_weight(results, WEIGHTS) or WEIGHTS[1]
     return findings
 
 
 def _draw_tuning(results: Results) -> Figure:
-    labels = (_penalised(0.0), *map(_mixed, COMPONENTS))
+    labels = (penalised(0.0), *map(_mixed, COMPONENTS))
     figure = draw_panels(Results(o for o in results if o.label in labels), CURVES)
     for axes in figure.axes:
         axes.set_xlabel("validation NLL in nats")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from anode import InputError, SolverError, storage
 from train_flows.data import DENSITY_NAMES, known_labelled_data
 from train_flows.data.images import PUBLISHED
-from train_flows.experiments.results import FAILED_FILE, METRICS, NOT_FINITE, Outcome, Results, read_outcome
+from train_flows.experiments.results import FAILED_FILE, NOT_FINITE, Outcome, Results, read_outcome
 from train_flows.run import TrainingError
 
 PROGRAMS = {
@@ -73,13 +73,13 @@ class Job:
     data: str
     seed: int
     command: str  # with {data} in place of the data
-    folder: Path  # the printed output goes to a file next to it
+    folder: Path
     source: str  # the data, for the program
     options: tuple[str, ...] = ()  # further words for a new run
 
     @property
     def log(self) -> Path:
-        """The file of the output; its first line is the command."""
+        """The file of the printed output, next to the folder; its first line is the command."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
@@ -146,13 +146,9 @@ def prepare(jobs: Sequence[Job], overwrite: bool) -> None:
 
 
 def run_missing(jobs: Sequence[Job], workers: int, device: str, deadline: float = math.inf) -> Results:
-    """Train the runs that are missing, and return the outcomes of all that are finished, in their order.
+    """Train the missing runs until ``time.time()`` is the deadline, and return the outcomes of all finished ones.
 
-    Args:
-        jobs: all runs.
-        workers: number of runs side by side; one stays in this process.
-        device: of models and data.
-        deadline: ``time.time()`` at which to stop.
+    Of several workers, each is a process; one stays in this process.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; interrupted runs have saved their state.
@@ -163,7 +159,7 @@ def run_missing(jobs: Sequence[Job], workers: int, device: str, deadline: float 
 
         def show(job: Job) -> None:
             if (outcome := job.outcome()) is not None:
-                bar.write(_describe(outcome))
+                bar.write(f"{outcome.data} {outcome.label} seed {outcome.seed}: {outcome.status}")
                 bar.update()
 
         if workers == 1 or not waiting:
@@ -257,9 +253,3 @@ def _cause(error: BaseException | None) -> str | None:
         status = error.cause if isinstance(error, SolverError) else status
         error = error.__cause__
     return status
-
-
-def _describe(outcome: Outcome) -> str:
-    last = outcome.records[-1] if outcome.records else {}
-    figures = "  ".join(f"{name} {last[name]:.4g}" for name in METRICS if name in last)
-    return f"{outcome.data} {outcome.label} seed {outcome.seed}: {outcome.status}  {figures}"

@@ -35,8 +35,8 @@ Panel = Callable[[Axes, Results], None]
 def draw_panels(results: Results, *panels: Panel) -> Figure:
     """Draw a row of panels for each data set; with one data set or one panel, rows of up to four."""
     sets, count = results.data, len(results.data) * len(panels)
-    columns = len(panels) if 1 < len(panels) < count else min(count, 4)
-    rows = math.ceil(count / columns)
+    rows = len(sets) if 1 < len(panels) < count else math.ceil(count / 4)
+    columns = math.ceil(count / rows)
     figure = Figure(figsize=(4.2 * columns, 3.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for unused in grid[count:]:
@@ -97,6 +97,6 @@ def _colored(results: Results) -> list[tuple[str, str]]:
 
 
 def _set_axes(axes: Axes, x: str, y: str) -> None:
-    axes.set(xlabel=LABELS[x], ylabel=LABELS[y])
+    axes.set(xlabel=LABELS[x], ylabel=LABELS[y], xscale="log" if x == "seconds" else "linear")
     if y in LOGARITHMIC:
         plots.log_y(axes)

@@ -21,8 +21,7 @@ FAILED_FILE = "failed.json"
 SUCCESS, NOT_FINITE = "success", "non-finite loss"
 CAUSES = ("too many steps", "step underflow", "non-finite state")  # of a failed solve
 METRICS = ("loss", "train_mse", "train_accuracy", "validation_loss", "test_loss", "test_accuracy", "validation_nll")
-METRICS += ("test_nll", "importance_samples", "kl", "nfe_log_prob", "nfe_sample", "nfe_forward", "nfe_backward")
-METRICS += ("seconds",)
+METRICS += ("test_nll", "importance_samples", "kl", "nfe_log_prob", "nfe_sample", "nfe_forward", "seconds")
 LEVELS = 9  # values of the NLL at which two trainings are compared
 Record = Mapping[str, float]
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from anode.errors import check_choice
 from train_flows import recipes
@@ -41,9 +40,9 @@ def penalised(weight: float) -> str:
     return f"acceleration {weight:g}"
 
 
-def chosen_weight(results: Results) -> float | None:
+def chosen_weight(results: Results, weights: Sequence[float] = WEIGHTS) -> float | None:
     """Return the weight of the fewest evaluations whose mean validation NLL is at most 0.02 nats above that of 0."""
-    lost = {weight: results.difference(penalised(weight), penalised(0.0), "validation_nll") for weight in WEIGHTS[1:]}
+    lost = {weight: results.difference(penalised(weight), penalised(0.0), "validation_nll") for weight in weights[1:]}
     allowed = [weight for weight, nats in lost.items() if nats <= ALLOWED]
     return min(allowed, key=lambda weight: results.of(penalised(weight)).mean("nfe_validation"), default=None)
 
@@ -73,13 +72,6 @@ def still_gained(outcome: Outcome) -> float:
     """Return how much the best validation NLL fell in the last quarter of the records."""
     values = [record["nll"] for record in outcome.records]
     return min(values[: 1 + 3 * (len(values) - 1) // 4]) - min(values)
-
-
-def _draw_penalties(results: Results) -> Figure:
-    figure = draw_panels(results, ends_against("nfe_log_prob", "test_nll"), against("step", "nfe_log_prob"))
-    for axes in figure.axes[1::2]:
-        axes.set_ylabel("evaluations of log_prob, validation")
-    return figure
 
 
 # Couplings of flow matching
@@ -129,13 +121,6 @@ def seconds_to(records: Sequence[Any], nll: float) -> float:
     return records[first]["seconds"] if first < len(records) else math.inf
 
 
-def _draw_times(results: Results) -> Figure:
-    figure = draw_panels(results, against("seconds", "nll"))
-    for axes in figure.axes:
-        axes.set_xscale("log")
-    return figure
-
-
 EXPERIMENTS = {
     "path-energies": Experiment(
         "evaluations and likelihood of densities trained with and without a penalty on acceleration",
@@ -145,7 +130,7 @@ EXPERIMENTS = {
             penalised(weight): training(data, scale, steps=2000, validate_every=100, acceleration=weight)
             for weight in WEIGHTS
         },
-        _draw_penalties,
+        lambda r: draw_panels(r, ends_against("nfe_log_prob", "test_nll"), against("step", "nfe_log_prob")),
         _penalties_and_mean,
     ),
     "couplings": Experiment(
@@ -164,7 +149,7 @@ EXPERIMENTS = {
             THEIRS: training(data, scale, **{**recipes.FFJORD, "validate_every": 250}),
             OURS: training(data, scale, validate_every=25),
         },
-        _draw_times,
+        lambda r: draw_panels(r, against("seconds", "nll")),
         lambda r: by_data(r, _times),
     ),
 }
