@@ -56,7 +56,7 @@ class Lift(nn.Module):
         raise NotImplementedError
 
     def check_values(self, x: Tensor) -> None:
-        """Raise an :class:`~anode.InputError` for values that cannot be lifted; it reads x, so that a GPU waits."""
+        """Raise an :class:`anode.InputError` for values that cannot be lifted; it reads x, so that a GPU waits."""
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         if bad:
             raise InputError(f"x is not finite in {bad} of {len(x)} samples: remove those")
@@ -132,7 +132,7 @@ class VariationalAugment(Lift):
         hidden: width of the network.
 
     References:
-        Huang, Dinh, Courville 2020, arXiv 2002.07101; Chen, Lu, Chenli, Zhu, Tian 2020, arXiv 2002.09741.
+        Huang et al. 2020, arXiv 2002.07101; Chen et al. 2020, arXiv 2002.09741.
 
     Example:
         >>> y, log_q, _ = VariationalAugment(3)(torch.randn(5, 2))
@@ -187,8 +187,8 @@ class Dequantize(Lift):
         hidden: width of the network.
 
     References:
-        Theis, van den Oord, Bethge 2016, arXiv 1511.01844, section 3.1 (uniform); Ho, Chen, Srinivas, Duan, Abbeel
-        2019, arXiv 1902.00275, section 3.1 (variational).
+        Theis et al. 2016, arXiv 1511.01844, section 3.1 (uniform); Ho et al. 2019, arXiv 1902.00275, section 3.1
+        (variational).
     """
 
     def __init__(
