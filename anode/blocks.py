@@ -1,4 +1,4 @@
-"""Layers for ``nn.Sequential``: scaling, zero augmentation, the flow of an ODE, and the discrete networks next to it."""
+"""Layers for ``nn.Sequential``: scaling, zero augmentation, the flow of an ODE, and discrete networks to compare."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_fit_samples(x: Tensor, shape: Sequence[int]) -> None:
     """Raise an :class:`InputError` unless x holds samples (N, *S), at least one and all finite."""
     if not isinstance(x, Tensor):
         raise InputError(f"the samples are of type {type(x).__name__}: pass a tensor, such as torch.as_tensor(x)")
-    if x.ndim == 0 or x.shape[1:] != torch.Size(shape) or len(x) == 0:
+    if x.shape[1:] != torch.Size(shape) or x.numel() == 0:
         raise InputError(f"samples of shape {tuple(x.shape)} do not fit: pass one or more of shape {tuple(shape)}")
     if not torch.isfinite(x).all():
         raise InputError("the samples are not all finite: remove rows with NaN or infinity")
@@ -53,9 +53,6 @@ def check_fit_samples(x: Tensor, shape: Sequence[int]) -> None:
 
 class Normalize(MeanScale):
     """A layer that standardises its input, (x - mean) / scale elementwise; the identity until it is fitted.
-
-    Args:
-        shape: shape S of one sample.
 
     Example:
         >>> Normalize((2,)).fit(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))(torch.tensor([[2.0, 20.0]]))

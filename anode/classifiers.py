@@ -311,11 +311,7 @@ def _stem(kind: str, channels: int, filters: int) -> nn.Sequential:
 
 
 class Downsample(nn.Module):
-    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x)).
-
-    Args:
-        channels: number of channels of the map, before and after.
-    """
+    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

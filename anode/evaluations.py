@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -170,14 +171,10 @@ class RightHandSide:
 def _check_slopes(slopes: Any, y: Any) -> None:
     """Raise an :class:`InputError` unless f returns tensors of the shapes of the state, and of no wider type."""
     got, state = (parts if isinstance(parts, tuple | list) else (parts,) for parts in (slopes, y))
-    if len(got) != len(state) or not all(
-        isinstance(k, Tensor) and k.shape == part.shape and torch.promote_types(k.dtype, part.dtype) == part.dtype
-        for k, part in zip(got, state, strict=True)
-    ):
-        texts = [", ".join(map(_describe, parts)) for parts in (got, state)]
-        raise InputError(
-            f"f returns {texts[0]} for a state {texts[1]}: return dx/dt in the shape and type of the state"
-        )
+    for k, part in zip_longest(got, state):
+        both = isinstance(k, Tensor) and isinstance(part, Tensor) and k.shape == part.shape
+        if not both or torch.promote_types(k.dtype, part.dtype) != part.dtype:
+            raise InputError(f"f returns {_describe(k)} for a state {_describe(part)}: return dx/dt of the same kind")
 
 
 def _describe(part: Any) -> str:

@@ -99,11 +99,6 @@ class ConvField(ConvStackField):
 
     References:
         Dupont et al. 2019, arXiv 1904.01681, appendix E.
-
-    Example:
-        >>> field = ConvField(6, filters=16)
-        >>> field(torch.tensor(0.5), torch.randn(10, 6, 28, 28)).shape
-        torch.Size([10, 6, 28, 28])
     """
 
     def __init__(
@@ -140,10 +135,6 @@ class NormConvField(Field):
 
     References:
         Chen et al. 2018, arXiv 1806.07366, section 3.
-
-    Example:
-        >>> NormConvField(64)(torch.tensor(0.5), torch.randn(10, 64, 6, 6)).shape
-        torch.Size([10, 64, 6, 6])
     """
 
     def __init__(self, channels: int, time: str = "concat") -> None:
@@ -177,11 +168,6 @@ class UNetField(Field):
 
     References:
         Ronneberger et al. 2015, arXiv 1505.04597; Ho et al. 2020, arXiv 2006.11239, appendix B.
-
-    Example:
-        >>> field = UNetField(1, filters=(8, 16))
-        >>> field(torch.tensor(0.5), torch.randn(10, 1, 28, 28)).shape
-        torch.Size([10, 1, 28, 28])
     """
 
     def __init__(

@@ -54,11 +54,7 @@ class Base(nn.Module):
 
 
 class Normal(Base):
-    """The standard normal base N(0, I).
-
-    Args:
-        shape: shape S of one sample.
-    """
+    """The standard normal base N(0, I)."""
 
     has_rsample = True
 

@@ -42,7 +42,7 @@ def exact_divergence(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None
 
 def exact_by_pullbacks(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
     """Evaluate :func:`exact_divergence` of any field by one forward pass and D pull-backs e_i' df/dx."""
-    velocity, pull = _velocity_and_pullback(field, t, x, c)
+    velocity, pull = _vjp(field, t, x, c)
     positions = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
     divergence = norm = x.new_zeros(len(x))
     for i in range(x[0].numel()):
@@ -71,16 +71,14 @@ def hutchinson_divergence(
         Grathwohl et al. 2019, arXiv 1810.01367, equation 7; Finlay et al. 2020, arXiv 2002.02798, section 3.2 (the
         norm).
     """
-    velocity, pull = _velocity_and_pullback(field, t, x, c)
+    velocity, pull = _vjp(field, t, x, c)
     rows = [pull(probe)[0].flatten(1) for probe in eps]  # eps' df/dx
     estimates = [(row * probe.flatten(1)).sum(1) for row, probe in zip(rows, eps, strict=True)]
     norms = torch.stack([row.square().sum(1) for row in rows]).mean(0) if frobenius else None
     return Rates(velocity, torch.stack(estimates).mean(0), norms)
 
 
-def _velocity_and_pullback(
-    field: Field, t: Tensor, x: Tensor, c: Tensor | None
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
+def _vjp(field: Field, t: Tensor, x: Tensor, c: Tensor | None) -> tuple[Tensor, Callable[..., tuple[Tensor]]]:
     """Return f(t, x, c) and the map from v to v' df/dx."""
     velocity, pull, *_ = vjp(lambda x: field(t, x, c), x)
     if velocity.shape != x.shape:

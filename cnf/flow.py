@@ -123,22 +123,19 @@ class Density(nn.Module):
         ``finite`` also checks the values, which waits for the device. The message calls the samples ``name``.
         """
         dtype = self.like.dtype
-        for label, values in ((name, x), ("c", c)):
-            if values is not None and not isinstance(values, Tensor):
+        given = ((name, x),) if c is None else ((name, x), ("c", c))
+        for label, values in given:
+            if not isinstance(values, Tensor):
                 raise InputError(f"{label} is of type {type(values).__name__}: pass a tensor of {dtype}")
         if x.shape[1:] != self.event_shape or x.ndim == 0:
             size = ", ".join(map(str, ("B", *self.event_shape)))
             raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
-        given = None if c is None else tuple(c.shape)
-        wanted = (len(x), self.context) if self.context else None
-        fits = c is None or (c.ndim == 2 and len(c) == len(x)) if self.context is None else given == wanted
+        size = None if c is None else tuple(c.shape)
+        wanted = "(B, C)" if self.context is None else (len(x), self.context) if self.context else None
+        fits = c is None or (c.ndim == 2 and len(c) == len(x)) if self.context is None else size == wanted
         if not fits:
-            raise InputError(
-                f"c of shape {given} does not fit {len(x)} samples: pass {'(B, C)' if self.context is None else wanted}"
-            )
-        for label, values in ((name, x), ("c", c)):
-            if values is None:
-                continue
+            raise InputError(f"c of shape {size} does not fit {len(x)} samples: pass {wanted}")
+        for label, values in given:
             if values.dtype != dtype:
                 raise InputError(f"{label} has dtype {values.dtype}, the flow {dtype}: pass {label}.to({dtype})")
             if finite and not torch.isfinite(values).all():

@@ -63,11 +63,7 @@ class Lift(nn.Module):
 
 
 class ComposeLifts(Lift):
-    """Lifts in sequence; the first is next to the data.
-
-    Args:
-        lifts: at least one.
-    """
+    """One or more lifts in sequence; the first is next to the data."""
 
     def __init__(self, lifts: Sequence[Lift]) -> None:
         super().__init__()
@@ -98,9 +94,6 @@ class TransformLift(Lift):
     """An invertible transform as a lift: y = g(x) with log q(y given x) = -log |det dg/dx|.
 
     It lets the next lift see standardised data.
-
-    Args:
-        transform: g.
     """
 
     def __init__(self, transform: Transform) -> None:

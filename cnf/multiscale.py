@@ -20,9 +20,6 @@ SMALLEST = 4  # pixels a side of the smallest scale
 class Squeeze(Transform):
     """A permutation that turns each square of 2x2 pixels into four channels: (C, 2H, 2W) to (4C, H, W).
 
-    References:
-        Dinh et al. 2017, arXiv 1605.08803, section 3.6.
-
     Example:
         >>> Squeeze().encode(torch.arange(4.0).view(1, 1, 2, 2)).flatten()
         tensor([0., 1., 2., 3.])

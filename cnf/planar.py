@@ -93,11 +93,6 @@ class PlanarField(Field):
 
     References:
         Chen et al. 2018, arXiv 1806.07366, section 4.
-
-    Example:
-        >>> field = PlanarField(3, units=16)
-        >>> field(torch.tensor(0.5), torch.randn(10, 3)).shape
-        torch.Size([10, 3])
     """
 
     def __init__(self, dim: int, units: int = 64, gate: int = 8) -> None:

@@ -103,11 +103,7 @@ class Transform(nn.Module):
 
 
 class Compose(Transform):
-    """A chain of transforms, the first next to the data.
-
-    Args:
-        transforms: in the order from data to base.
-    """
+    """A chain of transforms, in the order from data to base."""
 
     takes_options = True
 
@@ -148,14 +144,6 @@ class Standardize(MeanScale, Transform):
     """z = (x - mean) / scale, elementwise.
 
     Mean and scale are stored with the model, so that a flow takes and returns data in their original units.
-
-    Args:
-        shape: shape S of one sample.
-
-    Example:
-        >>> standardize = Standardize((2,)).fit(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))
-        >>> standardize.encode(torch.tensor([[1.0, 20.0]]))
-        tensor([[0., 0.]])
     """
 
     @override
