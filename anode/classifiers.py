@@ -29,15 +29,13 @@ KIND = "classifier"
 class ClassifierConfig:
     """Description of a classifier: plain values that vary in experiments and are stored with a model.
 
-    ===================  ================  ==========================================================
-    ``model``            ``extra``         network
-    ===================  ================  ==========================================================
-    ``"node"``           0                 neural ODE (NODE)
-    ``"node"``           p > 0             augmented neural ODE (ANODE)
-    ``"second-order"``   dimensions of x   position and velocity; the velocity is the augmented part
-    ``"resnet"``         0 or p            residual blocks with a field each
-    ``"mlp"``            0                 multilayer perceptron
-    ===================  ================  ==========================================================
+    | `model` | `extra` | network |
+    |---|---|---|
+    | `"node"` | 0 | neural ODE (NODE) |
+    | `"node"` | p > 0 | augmented neural ODE (ANODE) |
+    | `"second-order"` | dimensions of x | position and velocity; the velocity is the augmented part |
+    | `"resnet"` | 0 or p | residual blocks with a field each |
+    | `"mlp"` | 0 | multilayer perceptron |
 
     On images, ``field="conv"`` gives the networks of the ANODE paper; ``field="norm-conv", stem="conv",
     readout="pool", hidden=(64,)`` the ODE-Net of Chen et al., with ``model="resnet", blocks=6`` as its counterpart.
@@ -56,9 +54,9 @@ class ClassifierConfig:
         solver: numerics of the ODE
 
     References:
-        Dupont, Doucet, Teh 2019, arXiv 1904.01681 (ANODE); Chen, Rubanova, Bettencourt, Duvenaud 2018,
-        arXiv 1806.07366 (ODE-Net); Massaroli, Poli, Park, Yamashita, Asama 2020, arXiv 2002.08071 (learned lift,
-        "input-layer augmentation"); Norcliffe et al. 2020, arXiv 2006.07220 (second order).
+        Dupont et al. 2019, arXiv 1904.01681 (ANODE); Chen et al. 2018, arXiv 1806.07366 (ODE-Net); Massaroli et al.
+        2020, arXiv 2002.08071 (learned lift, "input-layer augmentation"); Norcliffe et al. 2020, arXiv 2006.07220
+        (second order).
     """
 
     model: Literal["node", "second-order", "resnet", "mlp"] = "node"
@@ -75,9 +73,7 @@ class ClassifierConfig:
 
     def validate(self, shape: Sequence[int], outputs: int) -> None:
         """Raise an :class:`InputError` unless the values suit each other, samples of shape S and K outputs."""
-        shape = tuple(shape)
-        if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
-            raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
+        shape = check_shape(shape)
         if type(outputs) is not int or outputs < 1:
             raise InputError(f"outputs={outputs} must be a whole number of at least 1")
         if self.model == "second-order" and self.extra != shape[0]:
@@ -119,12 +115,20 @@ class ClassifierConfig:
         return (self.hidden[0], *((side + round_up) // 2 for side in halved))
 
 
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape S of a sample; raise an :class:`InputError` unless it is that of a vector or an image."""
+    sides = tuple(shape) if isinstance(shape, Sequence) else ()
+    if len(sides) not in (1, 3) or any(type(side) is not int or side < 1 for side in sides):
+        raise InputError(f"shape={shape!r} must be (D,) for vectors or (C, H, W) for images")
+    return sides
+
+
 class Classifier(nn.Module):
-    """Outputs = readout(body(lift(x))): from inputs to the state at time 0, to the state at time 1, to outputs.
+    """A network in three parts, readout(body(lift(x))): x -> state at time 0 -> state at time 1 -> outputs.
 
     Args:
-        lift: from inputs (B, *S) to states, such as :class:`~anode.Augment`.
-        body: from states at time 0 to states at time 1, such as :class:`~anode.ODEBlock`.
+        lift: from inputs (B, *S) to states, such as :class:`anode.Augment`.
+        body: from states at time 0 to states at time 1, such as :class:`anode.ODEBlock`.
         readout: from states to outputs (B, K): logits of classes, or values.
 
     Attributes:
@@ -238,7 +242,7 @@ def save(model: Classifier, folder: str | Path, **notes: Any) -> None:
 
     Args:
         model: the model.
-        folder: created when missing; files with these names are replaced.
+        folder: created if missing; files with these names are replaced.
         notes: further plain values for ``config.json``.
     """
     storage.save_model(folder, KIND, model, model.arguments, **notes)
@@ -249,7 +253,7 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Classi
 
     Args:
         folder: a run of ``train-flows classify``, or a folder written by :func:`save`.
-        device: the CPU when omitted.
+        device: the CPU if omitted.
     """
     return storage.load_model(folder, KIND, classifier_model, device)
 
@@ -307,11 +311,7 @@ def _stem(kind: str, channels: int, filters: int) -> nn.Sequential:
 
 
 class Downsample(nn.Module):
-    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x)).
-
-    Args:
-        channels: number of channels of the map, before and after.
-    """
+    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,13 +1,24 @@
-"""The number of function evaluations (NFE) of ODE solves."""
+"""The right-hand side of a solve, and the number of its evaluations (NFE)."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from anode.errors import InputError, SolverError
+from anode.tableaus import State
+
+if TYPE_CHECKING:
+    from anode.solver import Solver
+
+Function = Callable[[Tensor, Any], Any]
 
 
 @dataclass
@@ -65,3 +76,113 @@ def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
         yield evaluations
     finally:
         ACTIVE_COUNTERS.reset(token)
+
+
+class RightHandSide:
+    """The function f of dy/dt = f(t, y), counted, whose failures become a :class:`SolverError`.
+
+    Before every step, accepted or rejected, solvers call ``callback_step`` (torchdiffeq ``callback_step_adjoint`` in a
+    backward pass), which raises before torchdiffeq's bare assertions do.
+
+    Args:
+        f: the function.
+        y0: the initial state, a tensor or a tuple of components.
+        solver: the numerics, for ``max_steps`` and for messages.
+        field: the module that f evaluates, if it is known.
+        checkpoints: True if steps run without a graph; the state still requires gradients, since f may differentiate.
+    """
+
+    def __init__(self, f: Function, y0: State, solver: Solver, field: nn.Module | None, checkpoints: bool) -> None:
+        self.f = f
+        self.solver = solver
+        self.field = field
+        self.checkpoints = checkpoints
+        self.is_tensor = isinstance(y0, Tensor)
+        like = y0 if isinstance(y0, Tensor) else y0[0]
+        self.time = like.new_empty((), dtype=torch.float32 if like.device.type == "mps" else torch.float64)
+        self.parameters = self._parameters()
+        self.counters = [
+            evaluations
+            for module, evaluations in ACTIVE_COUNTERS.get()
+            if module is None or any(field is part for part in module.modules())
+        ]
+        for counter in self.counters:
+            counter.solves += 1
+        self.phase = "forward"
+        self.steps = 0
+        self.evaluations = 0
+        self.derivative: Any = None  # the last one, to tell a blow-up from stiffness
+
+    def __call__(self, t: Tensor | float, y: Any, f_state: Function | None = None) -> Any:
+        """Evaluate f, or ``f_state`` in its place.
+
+        torchdiffeq passes time as a tensor and the state as f takes it; :mod:`anode.runge_kutta` a number and a tuple.
+        """
+        self.evaluations += 1
+        for counter in self.counters:
+            setattr(counter, self.phase, getattr(counter, self.phase) + 1)
+        if isinstance(t, Tensor):
+            self.derivative = self.f(t, y)
+        else:
+            if self.checkpoints and not torch.is_grad_enabled():
+                y = tuple([part.detach().requires_grad_() for part in y])
+            time = self.time.new_full((), t)
+            if f_state is not None:
+                return f_state(time, y)
+            self.derivative = (self.f(time, y[0]),) if self.is_tensor else self.f(time, y)
+        if self.evaluations == 1:
+            _check_slopes(self.derivative, y)
+        return self.derivative
+
+    def callback_step(self, t: Any, y: Any, dt: Any) -> None:
+        """Count a step from t by dt, and raise if it cannot be taken."""
+        self.steps += 1
+        if self.phase == "forward":
+            for counter in self.counters:
+                counter.steps += 1
+        if self.steps > self.solver.max_steps:
+            raise SolverError("too many steps", float(t), self.evaluations, self.solver)
+        # Half a step, so that rounding never lets torchdiffeq's own assertion (t + dt > t) fail first.
+        if self.solver.adaptive and t + dt / 2 == t:
+            cause = "step underflow" if is_finite((y, self.derivative)) else "non-finite state"
+            raise SolverError(cause, float(t), self.evaluations, self.solver)
+
+    callback_step_adjoint = callback_step
+
+    def mark_backward(self, solution: State) -> None:
+        """Count evaluations as backward from the moment a gradient of the solution arrives."""
+        for component in (solution,) if isinstance(solution, Tensor) else solution:
+            if component.requires_grad:
+                component.register_hook(self._begin_backward)
+
+    def _begin_backward(self, _: Tensor) -> None:
+        if self._parameters() != self.parameters:  # the steps would be replayed with other parameters
+            raise InputError(
+                "the parameters of the field were exchanged after the solve, perhaps by torch.func.functional_call: "
+                'pass gradient="direct"'
+            )
+        self.phase = "backward"
+        self.steps = 0
+
+    def _parameters(self) -> list[int]:
+        return [] if self.field is None else [id(parameter) for parameter in self.field.parameters()]
+
+
+def _check_slopes(slopes: Any, y: Any) -> None:
+    """Raise an :class:`InputError` unless f returns tensors of the shapes of the state, and of no wider type."""
+    got, state = (parts if isinstance(parts, tuple | list) else (parts,) for parts in (slopes, y))
+    for k, part in zip_longest(got, state):
+        both = isinstance(k, Tensor) and isinstance(part, Tensor) and k.shape == part.shape
+        if not both or torch.promote_types(k.dtype, part.dtype) != part.dtype:
+            raise InputError(f"f returns {_describe(k)} for a state {_describe(part)}: return dx/dt of the same kind")
+
+
+def _describe(part: Any) -> str:
+    return f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
+
+
+def is_finite(state: Any) -> bool:
+    """Return True if all numbers of a state are finite."""
+    if isinstance(state, Tensor):
+        return bool(torch.isfinite(state).all())
+    return all(is_finite(component) for component in state)

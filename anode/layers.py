@@ -66,7 +66,7 @@ class SquashLinear(TimedLinear):
     """(W h + b) * sigmoid(w_g t + b_g) + w_b t + U c: time gates and shifts the output ("concatsquash").
 
     References:
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, its code.
+        Grathwohl et al. 2019, arXiv 1810.01367, its code.
     """
 
     def __init__(self, n_in: int, n_out: int, context: int) -> None:

@@ -10,15 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from anode.evaluations import RightHandSide
 from anode.tableaus import Components, Slopes, Tableau
-
-if TYPE_CHECKING:
-    from anode.solver import RightHandSide
 
 SAFETY, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 10.0  # of the step factor
 

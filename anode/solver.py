@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain, pairwise
 from typing import Any, Literal, TypeVar, get_args
@@ -13,10 +13,11 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from anode.errors import InputError, SolverError, config
-from anode.evaluations import ACTIVE_COUNTERS
+from anode.evaluations import Function, RightHandSide, is_finite
 from anode.gradients import (
     check_all_leaves_declared,
     check_no_derived_params,
+    is_transformed,
     solve_with_checkpoints,
     solve_with_torchdiffeq,
 )
@@ -28,7 +29,6 @@ FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_ad
 ADAPTIVE_METHODS: tuple[str, ...] = get_args(AdaptiveMethod)
 FIXED_METHODS: tuple[str, ...] = get_args(FixedMethod)
 
-Function = Callable[[Tensor, Any], Any]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -52,13 +52,14 @@ class Solver:
         gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
             that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
             taking each step again in the backward pass. ``"adjoint"`` solves the continuous adjoint equation backwards:
-            gradients up to the tolerance, parameters left out of the error control (seminorm). When omitted, it is
-            ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints.
+            gradients up to the tolerance, parameters left out of the error control (seminorm). If omitted, it is
+            ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms of
+            ``torch.func`` take ``"direct"`` in place of checkpoints.
         first_step: length of the first step of an adaptive method; chosen by an evaluation when omitted.
 
     References:
-        Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366 (adjoint); Kidger, Chen, Lyons 2021,
-        arXiv 2009.09457 (seminorm); Zhuang et al. 2020, arXiv 2006.02493 (checkpoints).
+        Chen et al. 2018, arXiv 1806.07366 (adjoint); Kidger et al. 2021, arXiv 2009.09457 (seminorm); Zhuang et al.
+        2020, arXiv 2006.02493 (checkpoints).
     """
 
     method: Literal[AdaptiveMethod, FixedMethod] = "dopri5"
@@ -118,11 +119,11 @@ class Solver:
             y0: initial state, a tensor or a tuple of tensors of any shapes.
             t0: initial time.
             t1: end time, before or after ``t0``.
-            params: tensors besides the parameters of ``field`` that f depends on, such as a context, none computed
-                from another; None entries are skipped. Checkpoints and the adjoint give gradients to these; another
-                tensor that f depends on gets none from the adjoint, and is refused with checkpoints.
-            field: the module that f evaluates; f itself when f is a module. Its parameters join ``params``, and it
-                is what :func:`count_evals` looks for.
+            params: tensors besides the parameters of ``field`` that f depends on, such as a context; none may be
+                computed from another, and None is skipped. A tensor that is not listed is an error with checkpoints,
+                and gets no gradient from the adjoint.
+            field: the module that f evaluates; f itself if f is a module. Its parameters join ``params``, and
+                :func:`count_evals` counts its evaluations.
             roles: roles of the components of a tuple.
 
         Returns:
@@ -151,12 +152,12 @@ class Solver:
         """Solve dy/dt = f(t, y), y(times[0]) = y0, for y at every time.
 
         Args:
-            f: see :meth:`integrate`, as for ``y0``, ``params`` and ``field``.
+            f: see :meth:`integrate`.
             y0: the state at the first time.
             times: two or more strictly increasing or strictly decreasing times. A fixed-step method puts steps on
                 them; an adaptive one interpolates all but the last by its own dense output.
-            params: tensors that f depends on.
-            field: the module that f evaluates.
+            params: see :meth:`integrate`.
+            field: see :meth:`integrate`.
 
         Returns:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
@@ -188,14 +189,15 @@ class Solver:
         if self.gradient != "direct" and torch.is_grad_enabled():
             check_no_derived_params(params)
 
+        parts = (y0,) if isinstance(y0, Tensor) else tuple(y0)
         checkpoints = self.gradient == "checkpoint" and torch.is_grad_enabled()
+        checkpoints &= not is_transformed(*parts, *params)  # torch.func differentiates the steps themselves
         rhs = RightHandSide(f, y0, self, field, checkpoints)
         if self.native:
-            start = (y0,) if isinstance(y0, Tensor) else tuple(y0)
-            solution = self._solve_native(rhs, start, times, params, roles)
+            solution = self._solve_native(rhs, parts, times, params, roles)
         else:
             solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
-        if not self.adaptive and not _finite(solution.states[-1]):  # fixed steps are never rejected
+        if not self.adaptive and not is_finite(solution.states[-1]):  # fixed steps are never rejected
             raise SolverError("non-finite state", times[-1], rhs.evaluations, self)
         return solution
 
@@ -209,9 +211,6 @@ class Solver:
     ) -> Solution:
         start = tuple(part.detach().requires_grad_(part.requires_grad) for part in y0) if rhs.checkpoints else y0
         k1 = rhs(times[0], start)
-        got, expected = ([tuple(part.shape) for part in parts] for parts in (k1, y0))
-        if got != expected:
-            raise InputError(f"f returns components of shapes {got} for a state of shapes {expected}: make them alike")
         if rhs.checkpoints:
             check_all_leaves_declared(k1, start, params)
             k1 = tuple(slope.detach() for slope in k1)
@@ -246,105 +245,18 @@ def with_solver(model: M, solver: Solver) -> M:
     copied: Any = copy.deepcopy(model, memo=shared)
     for part in copied.modules():
         if isinstance(getattr(part, "solver", None), Solver):
-            part.solver = solver
+            part.solver = check_solver(solver)
     return copied
+
+
+def check_solver(solver: Any) -> Solver:
+    """Return a solver, or raise an :class:`InputError` for anything else."""
+    if not isinstance(solver, Solver):
+        raise InputError(f"solver={solver!r} is not a Solver: pass a Solver, such as Solver('dopri5')")
+    return solver
 
 
 def solvers_in(module: nn.Module) -> list[Solver]:
     """List the solvers of the ODEs in a module, in the order of its submodules."""
     found = (getattr(part, "solver", None) for part in module.modules())
     return [solver for solver in found if isinstance(solver, Solver)]
-
-
-class RightHandSide:
-    """The function f of dy/dt = f(t, y), counted, whose failures become a :class:`SolverError`.
-
-    Before every step, accepted or rejected, solvers call ``callback_step`` (torchdiffeq ``callback_step_adjoint`` in a
-    backward pass), which raises before torchdiffeq's bare assertions do.
-
-    Args:
-        f: the function.
-        y0: the initial state, a tensor or a tuple of components.
-        solver: the numerics, for ``max_steps`` and for messages.
-        field: the module that f evaluates, if it is known.
-        checkpoints: True if steps run without a graph; the state still requires gradients, since f may differentiate.
-    """
-
-    def __init__(self, f: Function, y0: State, solver: Solver, field: nn.Module | None, checkpoints: bool) -> None:
-        self.f = f
-        self.solver = solver
-        self.field = field
-        self.checkpoints = checkpoints
-        self.is_tensor = isinstance(y0, Tensor)
-        like = y0 if isinstance(y0, Tensor) else y0[0]
-        self.time = like.new_empty((), dtype=torch.float32 if like.device.type == "mps" else torch.float64)
-        self.parameters = self._parameters()
-        self.counters = [
-            evaluations
-            for module, evaluations in ACTIVE_COUNTERS.get()
-            if module is None or any(field is part for part in module.modules())
-        ]
-        for counter in self.counters:
-            counter.solves += 1
-        self.phase = "forward"
-        self.steps = 0
-        self.evaluations = 0
-        self.derivative: Any = None  # the last one, to tell a blow-up from stiffness
-
-    def __call__(self, t: Tensor | float, y: Any, f_state: Function | None = None) -> Any:
-        """Evaluate f, or ``f_state`` in its place.
-
-        torchdiffeq passes time as a tensor and the state as f takes it; :mod:`anode.runge_kutta` a number and a tuple.
-        """
-        self.evaluations += 1
-        for counter in self.counters:
-            setattr(counter, self.phase, getattr(counter, self.phase) + 1)
-        if isinstance(t, Tensor):
-            self.derivative = self.f(t, y)
-            return self.derivative
-        if self.checkpoints and not torch.is_grad_enabled():
-            y = tuple([part.detach().requires_grad_() for part in y])
-        time = self.time.new_full((), t)
-        if f_state is not None:
-            return f_state(time, y)
-        self.derivative = (self.f(time, y[0]),) if self.is_tensor else self.f(time, y)
-        return self.derivative
-
-    def callback_step(self, t: Any, y: Any, dt: Any) -> None:
-        """Count a step from t by dt, and raise if it cannot be taken."""
-        self.steps += 1
-        if self.phase == "forward":
-            for counter in self.counters:
-                counter.steps += 1
-        if self.steps > self.solver.max_steps:
-            raise SolverError("too many steps", float(t), self.evaluations, self.solver)
-        # Half a step, so that rounding never lets torchdiffeq's own assertion (t + dt > t) fail first.
-        if self.solver.adaptive and t + dt / 2 == t:
-            cause = "step underflow" if _finite((y, self.derivative)) else "non-finite state"
-            raise SolverError(cause, float(t), self.evaluations, self.solver)
-
-    callback_step_adjoint = callback_step
-
-    def mark_backward(self, solution: State) -> None:
-        """Count evaluations as backward from the moment a gradient of the solution arrives."""
-        for component in (solution,) if isinstance(solution, Tensor) else solution:
-            if component.requires_grad:
-                component.register_hook(self._begin_backward)
-
-    def _begin_backward(self, _: Tensor) -> None:
-        if self._parameters() != self.parameters:  # the steps would be replayed with other parameters
-            raise InputError(
-                "the parameters of the field were exchanged after the solve, perhaps by torch.func.functional_call: "
-                'pass gradient="direct"'
-            )
-        self.phase = "backward"
-        self.steps = 0
-
-    def _parameters(self) -> list[int]:
-        return [] if self.field is None else [id(parameter) for parameter in self.field.parameters()]
-
-
-def _finite(state: Any) -> bool:
-    if isinstance(state, Tensor):
-        return bool(torch.isfinite(state).all())
-    return all(_finite(component) for component in state)

@@ -15,14 +15,14 @@ from typing_extensions import override
 from anode.errors import InputError, check_choice
 from anode.fields import Field
 from anode.runge_kutta import ComponentRoles
-from anode.solver import Solver
+from anode.solver import Solver, check_solver
 from anode.tableaus import Slopes
 from cnf.divergence import Rates, exact_divergence, hutchinson_divergence, probe_noise
 from cnf.transforms import Compose, SolveOptions, Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
 NOISES = ("rademacher", "gaussian")
-BASE, DATA = 0.0, 1.0  # times, unless :class:`~cnf.SolveOptions` set others
+BASE, DATA = 0.0, 1.0  # times, unless :class:`cnf.SolveOptions` set others
 
 RatesAt = Callable[[Tensor, Tensor], Rates]
 
@@ -33,7 +33,7 @@ class Continuous(Transform):
     The log-density along a trajectory changes by d log p / dt = -tr(df/dx), hence the map from data to base has
     log |det| = -integral_0^1 tr(df/dx) dt.
 
-    :class:`~cnf.SolveOptions` can request path energies, for training to keep small. They do not influence the steps.
+    :class:`cnf.SolveOptions` can request path energies, for training to keep small. They do not influence the steps.
 
     - kinetic: integral of |f|^2 / 2
     - frobenius: integral of |df/dx|^2, exactly by D pull-backs, or estimated by the probes of a Hutchinson divergence
@@ -43,7 +43,7 @@ class Continuous(Transform):
       need a derivative along the path.
 
     Args:
-        field: the vector field.
+        field: the vector field, or any network that :meth:`anode.Field.wrap` makes a field of.
         solver: the numerics; assign another to re-solve a trained flow.
         divergence: ``"exact"``, or ``"hutchinson"`` for an unbiased estimate with one draw of noise per solve.
         probes: number of Hutchinson probes to average.
@@ -52,17 +52,15 @@ class Continuous(Transform):
             separately, so that it does not dilute the error of the data.
 
     References:
-        Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, theorem 1; Grathwohl, Chen, Bettencourt,
-        Sutskever, Duvenaud 2019, arXiv 1810.01367; Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798
-        (kinetic and Frobenius energy); Kelly, Bettencourt, Johnson, Duvenaud 2020, arXiv 2007.04504 (higher
-        derivatives).
+        Chen et al. 2018, arXiv 1806.07366, theorem 1; Grathwohl et al. 2019, arXiv 1810.01367; Finlay et al. 2020,
+        arXiv 2002.02798 (kinetic and Frobenius energy); Kelly et al. 2020, arXiv 2007.04504 (higher derivatives).
     """
 
     takes_options = True
 
     def __init__(
         self,
-        field: Field,
+        field: Field | Callable[..., Tensor],
         solver: Solver = Solver(),  # noqa: B008 - a frozen value
         divergence: str = "exact",
         probes: int = 1,
@@ -74,8 +72,8 @@ class Continuous(Transform):
         check_choice("noise", noise, NOISES)
         if probes < 1:
             raise InputError(f"probes={probes} must be at least 1")
-        self.field = field
-        self.solver = solver
+        self.field = Field.wrap(field)
+        self.solver = check_solver(solver)
         self.divergence = divergence
         self.probes = probes
         self.noise = noise
@@ -101,7 +99,9 @@ class Continuous(Transform):
         return self._join(self.solver.integrate(self._velocity(c), self._split(z), base, data, (c,), self.field))
 
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """Return the states (T, B, *S) at T times; ``z`` is the state at the first."""
+        """Return the states (T, B, *S) at T times from 0, the time of the base points ``z``."""
+        if len(times) == 0 or float(times[0]) != BASE:
+            raise InputError(f"times={times} must begin at 0, the time of the base")
         return torch.cat(self.solver.trajectory(self._velocity(c), self._split(z), times, (c,), self.field), 2)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:

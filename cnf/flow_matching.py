@@ -23,14 +23,14 @@ class FlowMatching(nn.Module):
         loss = mean over x, z and t of |f(t, x_t) - (alpha'_t x + beta'_t z)|^2 / D + kl KL(q(a given x), N(0, I))
         x_t = alpha_t x + beta_t z + sigma eps,        z from the base, eps ~ N(0, I), t ~ U[0, 1]
 
-    Its minimiser carries the base at t = 0 to the data at t = 1, blurred by sigma. The field is the one of the flow, so
-    ``log_prob`` and ``sample`` work at once. The lift and the static transforms of the model apply to the data first.
-    The times of a batch are stratified, one in each of B equal intervals, in random order. The noise blurs both ends:
-    paths begin at N(0, (1 + sigma^2) I), whereas samples begin at N(0, I). For augmented data (x, a), the last term
-    keeps a learned q near the base; it is absent if q is not learned. Parameters of the base are not trained.
+    Its minimiser carries the base at t = 0 to the data at t = 1, blurred by sigma. It trains the field of the model
+    itself, whose ``log_prob`` and ``sample`` need no further step. The lift and the static transforms of the model
+    apply to the data first. The times of a batch are stratified, one in each of B equal intervals, in random order.
+    The noise blurs both ends: paths begin at N(0, (1 + sigma^2) I), whereas samples begin at N(0, I). The last term
+    keeps a learned q near its default; it is absent if q is not learned. Parameters of the base are not trained.
 
     Args:
-        model: a flow whose transform ends with its one :class:`~cnf.Continuous`, or a lifted one.
+        model: a flow whose transform ends with its one :class:`cnf.Continuous`, or a lifted one.
         coupling: ``"independent"``, or ``"optimal-transport"`` within each batch; see :func:`optimal_transport`.
         interpolation: ``"straight"``, alpha = t and beta = 1 - t, or ``"variance-preserving"``, alpha = sin(pi t / 2)
             and beta = cos(pi t / 2).
@@ -38,8 +38,8 @@ class FlowMatching(nn.Module):
         kl: weight of the divergence of a learned q from its default, N(0, I) or uniform dequantisation noise.
 
     References:
-        Lipman, Chen, Ben-Hamu, Nickel, Le 2023, arXiv 2210.02747; Tong et al. 2023, arXiv 2302.00482; Albergo,
-        Vanden-Eijnden 2023, arXiv 2209.15571 (variance-preserving).
+        Lipman et al. 2023, arXiv 2210.02747; Tong et al. 2023, arXiv 2302.00482; Albergo, Vanden-Eijnden 2023, arXiv
+        2209.15571 (variance-preserving).
 
     Example:
         >>> from cnf import density_model
@@ -78,7 +78,7 @@ class FlowMatching(nn.Module):
         """Compute the loss, a scalar.
 
         Args:
-            batch: samples x (B, *S), or the pair (x, c) of samples and contexts (B, C), which exclude a coupling.
+            batch: samples x (B, *S), or with ``coupling="independent"`` the pair (x, c) of samples and contexts (B, C).
         """
         x, c = split_batch(batch)
         if c is not None and self.coupling != "independent":

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.errors import InputError
-from cnf.bases import Mixture, Normal, check_samples, sample_categorical
+from cnf.bases import Mixture, Normal, sample_categorical
 from cnf.continuous import Continuous
 from cnf.flow import Density, Elbo, MatchingPair, expand_context, max_copies, repeat_samples
 from cnf.transforms import Compose, SolveOptions, Transform
@@ -38,7 +38,7 @@ class MixtureFlow(Density):
         InputError: for an estimated divergence, because a sum of exponentials of estimates would be biased.
 
     References:
-        Dinh, Sohl-Dickstein, Larochelle, Pascanu 2019, arXiv 1903.07714 (mixtures of flows by a discrete index).
+        Dinh et al. 2019, arXiv 1903.07714 (mixtures of flows by a discrete index).
 
     Example:
         >>> from anode import MLPField
@@ -80,7 +80,7 @@ class MixtureFlow(Density):
 
     def log_joint(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Compute log p(x, k given c) in nats for every component, (K, B); its softmax is p(k given x)."""
-        self._check(x, c)
+        self.check_samples("x", x, c)
         return self._log_joint_of_all(x, c, None)[0]
 
     @override
@@ -90,7 +90,7 @@ class MixtureFlow(Density):
             k, log_q = self._draw_component(self.posterior, self._static_point(x, c))
             log_joint, energies = self._log_joint(x, k, c, options)
             return Elbo(log_joint - log_q, energies)
-        self._check(x, c, finite=False)
+        self.check_samples("x", x, c, finite=False)
         log_joint, energies = self._log_joint_of_all(x, c, options)
         shares = log_joint.detach().softmax(0)
         return Elbo(log_joint.logsumexp(0), {name: (shares * energy).sum(0) for name, energy in energies.items()})
@@ -131,11 +131,8 @@ class MixtureFlow(Density):
         return self.static.decode(self.mixture.from_component(self.ode.decode(z, self._context(k, c)), k))
 
     def _static_point(self, x: Tensor, c: Tensor | None) -> Tensor:
-        self._check(x, c, finite=False)
+        self.check_samples("x", x, c, finite=False)
         return self.static.encode(x)
-
-    def _check(self, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
-        check_samples("x", x, c, self.base.shape, self.like.dtype, finite)
 
     def _context(self, k: Tensor, c: Tensor | None) -> Tensor:
         """Join the indicators of components (B,) and the context of a conditional density."""

@@ -13,7 +13,8 @@ from pydantic import Field as Range
 from torch import Tensor
 
 from anode import ConvField, ConvStackField, Field, MLPField, SecondOrderField, Solver, UNetField, classifiers, storage
-from anode.classifiers import Classifier
+from anode.blocks import check_fit_samples
+from anode.classifiers import Classifier, check_shape
 from anode.errors import InputError, config
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths
 from cnf.bases import Mixture, Normal
@@ -98,9 +99,7 @@ class DensityConfig:
             context: number of context features.
             levels: number of values of each element of discrete data; None for real numbers.
         """
-        shape = tuple(shape)
-        if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
-            raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
+        shape = check_shape(shape)
         if type(context) is not int or context < 0:
             raise InputError(f"context={context!r} must be a number of features, 0 for an unconditional density")
         if levels is not None and (type(levels) is not int or levels < 2):
@@ -179,7 +178,7 @@ def density_model(
         values: fields of :class:`DensityConfig`, in place of ``config``.
 
     Returns:
-        A :class:`~cnf.Flow`; a :class:`~cnf.MixtureFlow` with categorical augmentation; a :class:`~cnf.LiftedFlow` with
+        A :class:`cnf.Flow`; a :class:`cnf.MixtureFlow` with categorical augmentation; a :class:`cnf.LiftedFlow` with
         ``levels`` or augmented dimensions.
 
     Example:
@@ -192,7 +191,7 @@ def density_model(
     if config is not None and values:
         raise InputError(f"config and {', '.join(values)} exclude each other: use dataclasses.replace(config, ...)")
     config = config or DensityConfig(**values)
-    shape = tuple(shape)
+    shape = check_shape(shape)
     config.validate(shape, context, levels)
 
     state = (shape[0] + config.augmented, *shape[1:])
@@ -271,10 +270,7 @@ def _build_field(config: DensityConfig, channels: int, pixels: int, context: int
 
 def _to_real_numbers(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
     """Check the data; dequantise them and apply the logit if they are discrete."""
-    if data.shape[1:] != torch.Size(shape):
-        raise InputError(f"data of shape {tuple(data.shape)} do not fit samples of shape {tuple(shape)}")
-    if len(data) == 0 or not torch.isfinite(data.float()).all():
-        raise InputError(f"data of shape {tuple(data.shape)} must be finite and not empty to be standardised by")
+    check_fit_samples(data, shape)
     if levels is None:
         return data
     lift = Dequantize(levels)

@@ -18,10 +18,7 @@ SMALLEST = 4  # pixels a side of the smallest scale
 
 
 class Squeeze(Transform):
-    """Reshape each square of 2x2 pixels into four channels: (C, 2H, 2W) to (4C, H, W), a permutation.
-
-    References:
-        Dinh, Sohl-Dickstein, Bengio 2017, arXiv 1605.08803, section 3.6.
+    """A permutation that turns each square of 2x2 pixels into four channels: (C, 2H, 2W) to (4C, H, W).
 
     Example:
         >>> Squeeze().encode(torch.arange(4.0).view(1, 1, 2, 2)).flatten()
@@ -48,8 +45,7 @@ class Multiscale(Transform):
         scales: from the largest image to the smallest; all but the last :class:`Squeeze` their images once.
 
     References:
-        Dinh, Sohl-Dickstein, Bengio 2017, arXiv 1605.08803, section 3.6; Grathwohl, Chen, Bettencourt, Sutskever,
-        Duvenaud 2019, arXiv 1810.01367.
+        Dinh et al. 2017, arXiv 1605.08803, section 3.6; Grathwohl et al. 2019, arXiv 1810.01367.
     """
 
     takes_options = True

@@ -22,7 +22,7 @@ class Planar(Transform):
         û = u + (m(w'u) - w'u) w / |w|^2,    m(x) = -1 + log(1 + e^x),    w'û = m(w'u),
 
     and log |det df/dz| = log(1 + w'û (1 - tanh^2(w'z + b))). The inverse has no closed form: such a flow has samples
-    with log-densities, and is trained by :class:`~cnf.ReverseKL`, but `log_prob` is not available.
+    with log-densities, and is trained by :class:`cnf.ReverseKL`, but `log_prob` is not available.
 
     The layers start near the identity, with û small but not zero, since otherwise w and b would have no gradient, and
     with different w and b, so that they can learn different directions. û is undefined at w = 0: do not start there.
@@ -92,12 +92,7 @@ class PlanarField(Field):
         gate: width of the hidden layer of the gates.
 
     References:
-        Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, section 4.
-
-    Example:
-        >>> field = PlanarField(3, units=16)
-        >>> field(torch.tensor(0.5), torch.randn(10, 3)).shape
-        torch.Size([10, 3])
+        Chen et al. 2018, arXiv 1806.07366, section 4.
     """
 
     def __init__(self, dim: int, units: int = 64, gate: int = 8) -> None:

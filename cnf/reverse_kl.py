@@ -19,7 +19,7 @@ class ReverseKL(nn.Module):
     Samples and their log-densities come from one solve, and gradients pass through both.
 
     Args:
-        flow: q, whose base has reparameterised samples, such as :class:`~cnf.Normal`.
+        flow: q, whose base has reparameterised samples, such as :class:`cnf.Normal`.
         log_target: log p~ of points (B, *S), (B,), differentiable.
 
     References:

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from fields import Conv, Linear, mlp_fields
+from torch import nn
 
-from anode import Field, MLPField
+from anode import Field, InputError, MLPField
 from cnf import exact_divergence, hutchinson_divergence
 from cnf.divergence import exact_by_pullbacks, probe_noise
 
@@ -60,6 +61,13 @@ def test_hutchinson_is_unbiased(float64, field, noise):
     estimates, truth = rates.divergence, trace(field, T, x[:1])[0]
     assert (estimates.mean() - truth).abs() < 4 * estimates.std() / 4000**0.5
     torch.testing.assert_close(rates.velocity, field(T, x))
+
+
+def test_a_velocity_of_another_shape_is_named():
+    field, x = Field.wrap(nn.Linear(2, 1)), torch.randn(4, 2)
+    for rule in (exact_divergence, lambda *args: hutchinson_divergence(*args, torch.ones(1, 4, 2))):
+        with pytest.raises(InputError, match=r"returns \(4, 1\) for x of shape \(4, 2\)"):
+            rule(field, T, x)
 
 
 def test_probes_are_averaged_and_signs_are_exact_on_a_diagonal(float64):
