@@ -39,12 +39,12 @@ class TestHelp:
     @pytest.mark.parametrize(("command", "most"), [("density", 50), ("classify", 50)])
     def test_all_options_are_few(self, run, command, most):
         program, default = PROGRAMS[command]
-        hidden = set().union(*program.api_only.values())
+        hidden = set(program.api_only)
         options = {option.name for option in options_of(default)} - hidden
         assert len(options - {"source", "resume"}) <= most
         out = run(command, "moons" if command == "density" else "spheres", "--help-all")[1]
         assert all(f"--{name.replace('_', '-')}" in out for name in options - {"source"})
-        assert set().union(*program.common.values()) <= options
+        assert set(program.common) <= options
 
     def test_shows_the_recipe_of_the_data(self, run):
         assert "(default: 128 128)" in run("density", "--help")[1]
@@ -53,7 +53,7 @@ class TestHelp:
 
     @pytest.mark.parametrize("program", PROGRAMS)
     def test_fragments_stand_alone(self, program):
-        hidden = set().union(*PROGRAMS[program][0].api_only.values())
+        hidden = set(PROGRAMS[program][0].api_only)
         for option in (option for option in options_of(PROGRAMS[program][1]) if option.name not in hidden):
             assert option.help, option.name
             assert option.help[-1] != ".", option.name

@@ -36,16 +36,16 @@ PROGRAM = Program(
     kind=KIND,
     recipe=recipes.classify,
     known=known_labelled_data,
-    common={
-        "data": ("source", "target", "image_size", "train_size", "data_root", "download"),
-        "model": ("model", "extra", "field", "hidden", "activation"),
-        "training": ("epochs", "batch_size", "lr", "schedule", "solver", "rtol", "atol"),
-        "output": ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
-    },
-    api_only={
-        "training": ("steps", "validate_every", "lr_warm_up", "kl_warm_up", "likelihood_from", "restart_lr", "measure"),
-        "steps": ("max_skipped", "first_step"),
-    },
+    common=(
+        *("source", "target", "image_size", "train_size", "data_root", "download"),
+        *("model", "extra", "field", "hidden", "activation"),
+        *("epochs", "batch_size", "lr", "schedule", "solver", "rtol", "atol"),
+        *("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+    ),
+    api_only=(
+        *("steps", "validate_every", "lr_warm_up", "kl_warm_up", "likelihood_from", "restart_lr", "measure"),
+        *("max_skipped", "first_step"),
+    ),
 )
 
 

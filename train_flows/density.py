@@ -35,26 +35,26 @@ PROGRAM = Program(
     kind=KIND,
     recipe=recipes.density,
     known=known_density_data,
-    common={
-        "data": ("source", "conditional", "image_size", "data_root", "download"),
-        "model": ("field", "hidden", "base", "extra", "augmentation", "divergence"),
-        "training": ("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
-        "output": ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
-    },
-    api_only={
-        "data": ("train_size", "test_size"),
-        "model": ("correlated", "probes", "noise", "dequantization", "alpha"),
-        "training": (
+    common=(
+        *("source", "conditional", "image_size", "data_root", "download"),
+        *("field", "hidden", "base", "extra", "augmentation", "divergence"),
+        *("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
+        *("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+    ),
+    api_only=(
+        *(
+            "train_size",
+            "test_size",
+            "correlated",
+            "probes",
+            "noise",
+            "dequantization",
+            "alpha",
             "lr_warm_up",
-            "kl_warm_up",
-            "clip",
-            "weight_decay",
-            "likelihood_from",
-            "restart_lr",
-            "max_skipped",
+            "first_step",
         ),
-        "solver": ("first_step",),
-    },
+        *("lr_warm_up", "kl_warm_up", "clip", "weight_decay", "likelihood_from", "restart_lr", "max_skipped"),
+    ),
 )
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 
 import anode
 import cnf
@@ -41,8 +40,8 @@ class Settings:
         json: print one JSON object
     """
 
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
+    run: str
+    data: str | None = None
     rtol: float | None = None
     atol: float | None = None
     divergence: Literal["exact", "hutchinson"] | None = None
@@ -56,7 +55,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows evaluate``."""
-    settings = read(Settings, args, "evaluate")
+    settings = read(Settings, args, "evaluate", run="RUN", data="DATA")
     stored = storage.read_config(settings.run, DENSITY, CLASSIFIER)
     device = session.find_device(settings.device)
     distributed.connect(device)

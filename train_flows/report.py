@@ -8,10 +8,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
 from anode import CheckpointError, InputError, storage
@@ -26,7 +25,6 @@ from train_flows.sample import check_out
 CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss"}  # the validated figure that chooses the best weights
 PLACES = ("source", "data_root", "download")  # settings of the data that say where they lie
 FIGURES = ("step", "loss", "nfe_forward", "nfe_backward", "seconds")  # of the last record
-RunFolders = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
 
 
 @config
@@ -41,7 +39,7 @@ class Settings:
         results: folder of measured results, such as assets/results, whose pages to write instead of comparing runs
     """
 
-    runs: RunFolders = ()
+    runs: tuple[str, ...] = ()
     out: Path = Path("report.png")
     json: bool = False
     overwrite: bool = False
@@ -99,7 +97,7 @@ class ComparedRun:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows report``."""
-    settings = command_line.read(Settings, args, "report")
+    settings = command_line.read(Settings, args, "report", runs="RUN")
     if settings.results is not None:
         pages = results_pages.pages(settings.results)
         for path, text in pages.items():

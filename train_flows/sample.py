@@ -9,7 +9,6 @@ from typing import Annotated, Any, BinaryIO
 import numpy as np
 import pandas as pd
 import torch
-import tyro
 from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
@@ -50,8 +49,8 @@ class Settings:
         overwrite: replace an existing file
     """
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    n: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 1000
+    run: Path
+    n: Count = 1000
     out: Path = Path("samples.csv")
     label: str | None = None
     log_prob: bool = False
@@ -64,7 +63,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows sample``."""
-    settings = read(Settings, args, "sample")
+    settings = read(Settings, args, "sample", run="RUN")
     _check(settings)
     stored = storage.read_config(settings.run, KIND)
     model = cnf.load(settings.run, session.find_device(settings.device))

@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import pandas as pd
 import torch
-import tyro
 from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
@@ -41,7 +40,6 @@ from train_flows.run.loop import Trainer
 from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training
 
 Count = Annotated[int, Field(ge=1)]
-Sources = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA ...")]
 CNF, GAUSSIAN = "CNF", "Gaussian"
 PEERS = ("MAF", "NSF")  # of zuko
 PEER_SIZE: dict[str, Any] = {"transforms": 5, "hidden_features": (128, 128)}
@@ -67,7 +65,7 @@ class Settings:
         overwrite: replace existing results
     """
 
-    sources: Sources = ()
+    sources: tuple[str, ...] = ()
     minutes: Annotated[float, Field(gt=0)] = 5.0
     seeds: Count = 3
     threads: Count = torch.get_num_threads()
@@ -78,7 +76,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows benchmark tabular``."""
-    settings = read(Settings, args, "benchmark tabular")
+    settings = read(Settings, args, "benchmark tabular", sources="DATA")
     benchmark.prepare(settings.out, settings.overwrite)
     if not settings.sources:
         raise InputError("no data set given: pass paths of tables, or names such as digits")
