@@ -23,7 +23,7 @@ from train_flows.evaluation.chunks import to_model
 from train_flows.figures import of_runs
 from train_flows.run import TrainingError, distributed, session
 from train_flows.run.folder import Run
-from train_flows.run.loop import shuffled_batches, train
+from train_flows.run.loop import fit, shuffled_batches
 from train_flows.settings import ClassifySettings, to_sections
 
 MEASURED_SAMPLES, MEASURED_IMAGES = 5000, 1000  # training samples that a record measures, at most
@@ -56,16 +56,19 @@ def main(args: list[str]) -> None:
     device = session.begin(settings.run)
     dataset = load(settings)
     print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
-    stored = {**dataset.describe(), "notes": list(dataset.notes)}
-    dataset = without_slices(dataset, settings)
-    settings = fit_to_data(settings, dataset)
-    model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
-    run = session.open_run(settings.run, KIND, to_sections(settings), model.arguments, stored)
-    task = ClassifyTask(settings, dataset, model, run)
+    learnt = without_slices(dataset, settings)
+    settings = fit_to_data(settings, learnt)
+    model = build(settings, learnt).to(device, getattr(torch, settings.run.dtype))
+    run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, dataset)
+    task = ClassifyTask(settings, learnt, model, run)
+    print(
+        f"{len(learnt.train)} samples to train on, {len(learnt.validation)} to validate on, "
+        f"{len(learnt.test)} to test on; figures of training are of {len(task.parts['train'])}"
+    )
     before = time.monotonic() - started
-    with session.resumable(run, "classify"):
-        notes = fit(task, run, settings.run.deadline(started))
-        report(task, run, before, (*dataset.notes, *notes))
+    with session.resumable(run, PROGRAM.name):
+        notes = [*dataset.notes, *fit_or_end_early(task, run, started)]
+        report(task, run, before, notes)
 
 
 def load(settings: ClassifySettings) -> Dataset:
@@ -152,40 +155,25 @@ class ClassifyTask:
         write_atomically(path, content.getvalue())
 
 
-def fit(task: ClassifyTask, run: Run, deadline: float) -> list[str]:
-    """Train, and give the model the weights to keep; a solve that fails after the first record ends training early.
-
-    Returns:
-        Notes on a training that ended before its last step.
-    """
-    print(
-        f"{len(task.dataset.train)} samples to train on, {len(task.dataset.validation)} to validate on, "
-        f"{len(task.dataset.test)} to test on; figures of training are of {len(task.parts['train'])}"
-    )
-    if task.settings.run.compile:
-        print(f"compiled in {session.compile_fields(task):.0f} s")
+def fit_or_end_early(task: ClassifyTask, run: Run, started: float) -> list[str]:
+    """Train, and give the model the weights to keep; a solve that fails after the first record ends training early."""
     try:
-        finished = train(task, run, deadline=deadline)
+        notes = fit(task, run, task.settings.run, PROGRAM.name, started)
     except TrainingError as error:
         if not (error.solving and run.load_best(task.model)):
             raise
-        note = f"training ended early: {error}"
-        print(f"note: {note}")
-        return [note]
+        notes = [f"training ended early: {error}"]
+        print(f"note: {notes[0]}")
     run.load_best(task.model)
-    if finished:
-        return []
-    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
-    print(f"{note}; {session.how_to_continue(run, 'classify')}")
-    return [note]
+    return notes
 
 
 def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) -> None:
     """Measure the model on the test part, write ``result.json``, print the table and draw the pictures.
 
     Args:
-        task: its model has the weights to keep.
-        run: the folder.
+        task: the training, whose model has the weights to keep.
+        run: its folder.
         before: seconds spent before training.
         notes: sentences to keep with the figures.
     """
@@ -193,10 +181,10 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
     figures = accuracy.measure(task.model, dataset.test, dataset.classes)
     learnt = accuracy.figures(task.model, task.parts["train"], task.loss)
     figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "loss")}
-    figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0) if records else 0.0  # mean over the last epoch
+    figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0)  # mean over the last epoch
     if distributed.rank():
         return
-    figures["seconds"] = round(before + (records[-1]["seconds"] if records else 0) + time.monotonic() - started, 1)
+    figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", accuracy.table(figures), sep="\n")
     print(likelihood.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))

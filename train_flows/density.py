@@ -24,7 +24,7 @@ from train_flows.figures import of_runs
 from train_flows.objectives import DensityObjective, staged
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
-from train_flows.run.loop import shuffled_batches, train
+from train_flows.run.loop import fit, shuffled_batches
 from train_flows.settings import MATCHING, DensitySettings, to_sections
 
 VALIDATION_SAMPLES = 5000  # at most
@@ -68,13 +68,16 @@ def main(args: list[str]) -> None:
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
     task = DensityTask(settings, dataset, model)
-    stored = {**dataset.describe(), "notes": list(dataset.notes)}
-    run = session.open_run(settings.run, KIND, to_sections(settings), task.validated.arguments, stored)
-    task.run = run
+    task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
+    print(
+        f"{len(dataset.train)} samples to train on, {min(VALIDATION_SAMPLES, len(dataset.validation))} to validate on; "
+        f"nll: {likelihood.validated_as(task.validated)}"
+    )
     before = time.monotonic() - started
-    with session.resumable(run, "density"):
-        notes = fit(task, run, settings, settings.run.deadline(started))
-        report(run, dataset, task.validated, settings, before, (*dataset.notes, *notes))
+    with session.resumable(run, PROGRAM.name):
+        notes = fit(task, run, settings.run, PROGRAM.name, started, task.validated)
+        run.load_best(task.validated)
+        report(task, run, before, (*dataset.notes, *notes))
 
 
 def load(settings: DensitySettings) -> Dataset:
@@ -165,46 +168,20 @@ class DensityTask:
         return lambda step: to_model(self.model, train.batch(rows(step)))
 
 
-def fit(task: DensityTask, run: Run, settings: DensitySettings, deadline: float) -> list[str]:
-    """Train, and give the model the weights of the best validation NLL.
-
-    Returns:
-        A note if time was up before the last step.
-    """
-    dataset, validated = task.dataset, task.validated
-    print(
-        f"{len(dataset.train)} samples to train on, {min(VALIDATION_SAMPLES, len(dataset.validation))} to validate on; "
-        f"nll: {likelihood.validated_as(validated)}"
-    )
-    if settings.run.compile:
-        print(f"compiled in {session.compile_fields(task, validated):.0f} s")
-    finished = train(task, run, deadline=deadline)
-    run.load_best(validated)
-    if finished:
-        return []
-    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
-    print(f"{note}; {session.how_to_continue(run, 'density')}")
-    return [note]
-
-
-def report(
-    run: Run, dataset: Dataset, model: Density, settings: DensitySettings, before: float, notes: Sequence[str]
-) -> None:
-    """Measure the model on the test part, draw the pictures, write ``result.json`` and print the table.
+def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> None:
+    """Measure the model with its best weights on the test part, draw it, write ``result.json`` and print a table.
 
     Args:
-        run: the folder.
-        dataset: its data.
-        model: with the best weights.
-        settings: of the run.
+        task: the training.
+        run: its folder.
         before: seconds spent before training.
         notes: sentences to keep with the figures.
     """
-    started, records = time.monotonic(), run.records()
-    session.seed_noise(0)  # as train-flows evaluate does
-    figures: dict[str, Any] = likelihood.measure(model, dataset.test, figures_solver(settings))
+    started, records, dataset = time.monotonic(), run.records(), task.dataset
+    distributed.seed_noise(0)  # as train-flows evaluate does
+    figures: dict[str, Any] = likelihood.measure(task.validated, dataset.test, figures_solver(task.settings))
     rows = [likelihood.table(figures)]
-    best = min(records, key=lambda record: record["nll"], default={})
+    best = min(records, key=lambda record: record["nll"])
     if "drift" in best:
         figures["drift"] = best["drift"]
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"
@@ -214,8 +191,8 @@ def report(
         rows.append(likelihood.gaussian_row(figures))
     if distributed.rank():
         return
-    of_runs.draw_density(run, dataset, model)
-    figures["seconds"] = round(before + (records[-1]["seconds"] if records else 0) + time.monotonic() - started, 1)
+    of_runs.draw_density(run, dataset, task.validated)
+    figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
     rows.append(likelihood.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")

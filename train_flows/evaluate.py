@@ -83,7 +83,7 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     dataset = held_out.load(settings.run, settings.data)
     if settings.classify and not (dataset.context and dataset.context == dataset.classes):
         raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
-    session.seed_noise(settings.seed)
+    distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
     if settings.classify:

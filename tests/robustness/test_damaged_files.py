@@ -252,6 +252,5 @@ def test_no_pickle_is_executed(tmp_path, name):
 def test_a_missing_state_does_not_start_over(tmp_path):
     run = train_small(tmp_path / "run")
     (tmp_path / "run" / "state.pt").unlink()
-    assert len(run.records()) == 21
     with pytest.raises(CheckpointError, match=r"state.pt is missing although training has begun"):
         run.load_state()
