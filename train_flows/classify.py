@@ -11,15 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anode import Classifier, InputError, classifier_model
+from anode import Classifier, classifier_model
 from anode.classifiers import KIND
 from anode.storage import write_atomically
 from train_flows import recipes
 from train_flows.command_line import Program, parse
-from train_flows.data import SEED_STRIDE, Dataset, Split, known_labelled_data, load_labelled_data
-from train_flows.data.paper_functions import split_slices
-from train_flows.evaluation import accuracy, likelihood
-from train_flows.evaluation.chunks import to_model
+from train_flows.data import Dataset, known_labelled_data, load_labelled_data
+from train_flows.evaluation import accuracy, to_model, wording
 from train_flows.figures import of_runs
 from train_flows.run import TrainingError, distributed, session
 from train_flows.run.folder import Run
@@ -56,14 +54,13 @@ def main(args: list[str]) -> None:
     device = session.begin(settings.run)
     dataset = load(settings)
     print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
-    learnt = without_slices(dataset, settings)
-    settings = fit_to_data(settings, learnt)
-    model = build(settings, learnt).to(device, getattr(torch, settings.run.dtype))
+    settings = fit_to_data(settings, dataset)
+    model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
     run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, dataset)
-    task = ClassifyTask(settings, learnt, model, run)
+    task = ClassifyTask(settings, dataset, model, run)
     print(
-        f"{len(learnt.train)} samples to train on, {len(learnt.validation)} to validate on, "
-        f"{len(learnt.test)} to test on; figures of training are of {len(task.parts['train'])}"
+        f"{len(dataset.train)} samples to train on, {len(dataset.validation)} to validate on, "
+        f"{len(dataset.test)} to test on; figures of training are of {len(task.parts['train'])}"
     )
     before = time.monotonic() - started
     with session.resumable(run, PROGRAM.name):
@@ -74,20 +71,7 @@ def main(args: list[str]) -> None:
 def load(settings: ClassifySettings) -> Dataset:
     """Load the data of a run."""
     wanted = dataclasses.asdict(settings.data)
-    wanted.pop("removed_slices")
     return distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # it may download
-
-
-def without_slices(dataset: Dataset, settings: ClassifySettings) -> Dataset:
-    """Return the data with slices of the plane removed from the training part, to validate on."""
-    removed, train = settings.data.removed_slices, dataset.train
-    if not removed:
-        return dataset
-    if dataset.shape != (2,) or train.y is None:
-        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: omit it")
-    generator = torch.Generator().manual_seed(settings.run.seed + 2 * SEED_STRIDE)
-    outside, inside = split_slices((train.x, train.y), removed, generator)
-    return dataclasses.replace(dataset, train=Split(*outside), validation=Split(*inside))
 
 
 def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySettings:
@@ -114,7 +98,6 @@ class ClassifyTask:
         self.dataset = dataset
         self.model = model
         self.run = run
-        self.loss = accuracy.loss_name(dataset.classes)
         samples = to_model(model, dataset.train.batch(slice(None)))
         self._batches = shuffled_batches(samples, self.training.batch_size, settings.run.seed)
         measured = dataset.train.head(MEASURED_IMAGES if dataset.levels else MEASURED_SAMPLES)
@@ -127,11 +110,11 @@ class ClassifyTask:
     def objective(self, batch: Tensor | tuple[Tensor, Tensor], step: int) -> Tensor:
         """Return the mean loss of a batch (x, y)."""
         x, y = batch
-        return accuracy.loss(self.loss, self.model(x), y)
+        return accuracy.loss(self.model(x), y)
 
     def validate(self) -> dict[str, float]:
         """Return loss and accuracy of samples from each part, and store features of the epochs asked for."""
-        found = {name: accuracy.figures(self.model, part, self.loss) for name, part in self.parts.items()}
+        found = {name: accuracy.figures(self.model, part)[0] for name, part in self.parts.items()}
         epoch = len(self.run.records())
         if epoch in self.settings.epochs.snapshots and not distributed.rank():
             self._store_features(epoch)
@@ -178,14 +161,14 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
         notes: sentences to keep with the figures.
     """
     started, records, dataset = time.monotonic(), run.records(), task.dataset
-    figures = accuracy.measure(task.model, dataset.test, dataset.classes)
-    learnt = accuracy.figures(task.model, task.parts["train"], task.loss)
+    figures = accuracy.measure(task.model, dataset.test)
+    learnt = accuracy.figures(task.model, task.parts["train"])[0]
     figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "loss")}
     figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0)  # mean over the last epoch
     if distributed.rank():
         return
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
-    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", accuracy.table(figures), sep="\n")
-    print(likelihood.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", wording.accuracy_table(figures), sep="\n")
+    print(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
     of_runs.draw_classifier(run, dataset, task.model)

@@ -16,12 +16,10 @@ from cnf.maximum_likelihood import Batch
 from cnf.models import KIND
 from train_flows import recipes
 from train_flows.command_line import Program, parse
-from train_flows.data import Dataset, known_density_data, load_density_data
-from train_flows.evaluation import likelihood
-from train_flows.evaluation.chunks import to_model
-from train_flows.evaluation.costs import costs
+from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
+from train_flows.evaluation import likelihood, to_model, wording
 from train_flows.figures import of_runs
-from train_flows.objectives import DensityObjective, staged
+from train_flows.objectives import DensityObjective, staged, weights
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
@@ -34,7 +32,7 @@ PROGRAM = Program(
     "depend on the data: train-flows density DATA --help shows them.",
     kind=KIND,
     recipe=recipes.density,
-    known=known_density_data,
+    known=lambda source: source in DENSITY_NAMES,
     common=(
         *("source", "conditional", "image_size", "data_root", "download"),
         *("field", "hidden", "base", "extra", "augmentation", "divergence"),
@@ -71,7 +69,7 @@ def main(args: list[str]) -> None:
     task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
     print(
         f"{len(dataset.train)} samples to train on, {min(VALIDATION_SAMPLES, len(dataset.validation))} to validate on; "
-        f"nll: {likelihood.validated_as(task.validated)}"
+        f"nll: {wording.validated_as(task.validated)}"
     )
     before = time.monotonic() - started
     with session.resumable(run, PROGRAM.name):
@@ -137,6 +135,7 @@ class DensityTask:
         self.run: Run | None = None
         self._objective = DensityObjective(settings.objective, settings.training, model)
         self._batches = self._shuffle()
+        self._energies = [name for name, weight in weights(settings.objective).items() if weight]
         self._validation = dataset.validation.head(VALIDATION_SAMPLES)
         self._drifts = settings.objective.objective != MATCHING and not settings.model.solver.adaptive
 
@@ -149,13 +148,13 @@ class DensityTask:
         return self._objective(batch, step)
 
     def validate(self) -> dict[str, float]:
-        """Return the validation NLL in nats, what it cost, and the drift of fixed steps."""
-        figures = likelihood.validation_nll(self.validated, self._validation)
+        """Return the validation NLL in nats, what it cost, the weighed path energies, and the drift of fixed steps."""
+        figures = likelihood.validation_nll(self.validated, self._validation, self._energies)
         if self._drifts:
             figures |= likelihood.drift(self.model, self.validated, self._validation)
         if self.training.measure != "none":
             test = self.dataset.validation if self.training.measure == "validation-costs" else self.dataset.test
-            figures |= costs(self.validated, dataclasses.replace(self.dataset, test=test))
+            figures |= likelihood.costs(self.validated, dataclasses.replace(self.dataset, test=test))
         if self.dataset.levels is not None and self.run is not None:
             of_runs.draw_snapshot(self.run, self.training, self.dataset, self.validated)
         return figures
@@ -180,19 +179,19 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     started, records, dataset = time.monotonic(), run.records(), task.dataset
     distributed.seed_noise(0)  # as train-flows evaluate does
     figures: dict[str, Any] = likelihood.measure(task.validated, dataset.test, figures_solver(task.settings))
-    rows = [likelihood.table(figures)]
+    rows = [wording.likelihood_table(figures)]
     best = min(records, key=lambda record: record["nll"])
     if "drift" in best:
         figures["drift"] = best["drift"]
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"
-        rows.append(likelihood.lines([("drift of training", words)]))
+        rows.append(wording.lines([("drift of training", words)]))
     if dataset.is_table:
         figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
-        rows.append(likelihood.gaussian_row(figures))
+        rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return
     of_runs.draw_density(run, dataset, task.validated)
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
-    rows.append(likelihood.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    rows.append(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")

@@ -17,7 +17,7 @@ from anode.solver import solvers_in
 from cnf import Density
 from cnf.models import KIND as DENSITY
 from train_flows.command_line import read
-from train_flows.evaluation import accuracy, held_out, likelihood
+from train_flows.evaluation import accuracy, held_out, likelihood, wording
 from train_flows.run import distributed, session
 from train_flows.settings import Precision, Seed
 
@@ -61,12 +61,12 @@ def main(args: list[str]) -> None:
     distributed.connect(device)
     if stored["kind"] == CLASSIFIER:
         figures = _classifier(settings, device)
-        said = accuracy.table(figures)
+        said = wording.accuracy_table(figures)
     else:
         figures = _density(settings, device, stored)
-        said = likelihood.table(figures)
+        said = wording.likelihood_table(figures)
         if settings.classify:
-            said += "\n" + accuracy.density_table(figures["classifier"])
+            said += "\n" + wording.density_table(figures["classifier"])
     print(json.dumps(figures) if settings.json else said)
 
 
@@ -107,7 +107,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
             )
         model = model.with_solver(_with_tolerances(settings, solver))
     dataset = held_out.load(settings.run, settings.data)
-    return accuracy.measure(model, dataset.test, dataset.classes)
+    return accuracy.measure(model, dataset.test)
 
 
 def _with_tolerances(settings: Settings, solver: Solver) -> Solver:

@@ -32,8 +32,7 @@ class DensityObjective:
         self.training = training
         self.likelihood = self.matching = None
         if objective.objective != MATCHING:
-            weights = {name: getattr(objective, name) for name in ("kinetic", "frobenius", "acceleration")}
-            self.likelihood = MaximumLikelihood(model, **weights)
+            self.likelihood = MaximumLikelihood(model, **weights(objective))  # ty: ignore[invalid-argument-type]
         if objective.objective != LIKELIHOOD:
             self.matching = FlowMatching(model, objective.coupling)
 
@@ -45,6 +44,11 @@ class DensityObjective:
             return self.matching(batch)
         warm_up = self.training.kl_warm_up
         return self.likelihood(batch, kl_weight=min(1.0, (steps + 1) / warm_up) if warm_up else 1.0)
+
+
+def weights(objective: Objective) -> dict[str, float]:
+    """Return the weights of the path energies, by name."""
+    return {name: getattr(objective, name) for name in ("kinetic", "frobenius", "acceleration")}
 
 
 def staged(objective: Objective, training: Training) -> Training:

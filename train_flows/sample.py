@@ -21,8 +21,7 @@ from cnf.models import KIND
 from train_flows.command_line import read
 from train_flows.data import class_contexts
 from train_flows.data.dataset import abbreviate
-from train_flows.evaluation import likelihood
-from train_flows.evaluation.chunks import chunk_size, to_model
+from train_flows.evaluation import chunk_size, likelihood, to_model
 from train_flows.figures import image_plots, plots
 from train_flows.run import session
 from train_flows.settings import Count, Seed

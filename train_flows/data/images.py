@@ -17,14 +17,12 @@ References:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gzip
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,19 +162,23 @@ def _published(name: str, root: Path, download: bool) -> Parts:
             f"{name} needs {', '.join(missing)} in {place}: put them there, pass another --data-root (now {root}), "
             "or --download"
         )
-    if missing:
-        _download(name, root)
     try:
+        if missing:
+            print(f"downloading {name} into {root}")
+            _torchvision(loader, root, download=True)
         with tempfile.TemporaryDirectory() as scratch:
             packed = not all((place / file).is_file() for file in files)
             parts = _torchvision(loader, _unpack(place, files, Path(scratch), folder) if packed else root)
         train, test = (_samples(part) for part in parts)
         if train.x.shape[1:] != test.x.shape[1:]:
             raise ValueError(f"training images {tuple(train.x.shape)}, test images {tuple(test.x.shape)}")
-    except Exception as error:  # gzip, torchvision, pickle and scipy raise many kinds
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # urllib, gzip, torchvision, pickle and scipy raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1 if missing else 0]
         raise InputError(
-            f"the {name} files in {place} are damaged or not as published ({reason[0]}): remove them and pass "
+            f"the {name} files could not be downloaded, is there a network? ({reason}); or put {', '.join(files)} into "
+            f"{place}, under --data-root (now {root})"
+            if missing
+            else f"the {name} files in {place} are damaged or not as published ({reason}): remove them and pass "
             "--download, or restore them"
         ) from error
     return train, test, classes
@@ -211,19 +213,6 @@ def _samples(part: Any) -> Split:
     if not 0 < len(x) == len(y) or y.min() < 0 or y.max() > 9:
         raise ValueError(f"{len(x)} images with {len(y)} labels: {y.unique().tolist()}")
     return Split((x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x).contiguous(), y)
-
-
-def _download(name: str, root: Path) -> None:
-    print(f"downloading {name} into {root}")
-    loader, folder, files, _ = PUBLISHED[name]
-    try:
-        _torchvision(loader, root, download=True)
-    except (OSError, RuntimeError, EOFError, HTTPException) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{name} could not be downloaded, is there a network? ({reason[-1]}); or put {', '.join(files)} into "
-            f"{root / folder}, under --data-root (now {root})"
-        ) from error
 
 
 def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts, tuple[str, ...]]:
@@ -292,42 +281,30 @@ def _read_images(paths: list[str], size: int | None, one_mode: bool) -> torch.Te
 
     Grey images among coloured ones have three equal channels and so no density: ``one_mode`` refuses them.
     """
-
-    def header(path: str) -> tuple[bool, tuple[int, int]]:
-        with _opened(path) as image:
-            return image.mode in ("1", "L", "LA"), image.size
-
     with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(header, paths))
-        grey = [is_grey for is_grey, _ in headers]
-        if one_mode and any(grey) and not all(grey):
-            raise InputError(
-                f"{paths[grey.index(True)]} is grey, {paths[grey.index(False)]} in colour: convert them to one mode"
-            )
-        first = headers[0][1]
-        for path, (_, shape) in zip(paths, headers, strict=True):
-            if size is None and shape != first:
-                shapes = " but ".join(f"{p} is {w}x{h}" for p, (w, h) in ((paths[0], first), (path, shape)))
-                raise InputError(f"images differ in size, {shapes} pixels: pass --image-size")
-        mode = "L" if all(grey) else "RGB"
-        width, height = (size, size) if size else first
-        x = np.empty((len(paths), height, width, len(mode)), np.uint8)
-
-        def decode(i: int) -> None:
-            with _opened(paths[i]) as image:
-                pixels = image.convert(mode) if size is None else ImageOps.fit(image.convert(mode), (size, size))
-            x[i] = np.asarray(pixels).reshape(x.shape[1:])
-
-        list(pool.map(decode, range(len(paths))))  # raises what any of them raised
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+        images = list(pool.map(lambda path: _read_image(path, size), paths))
+    grey, first = [image.ndim == 2 for image in images], images[0].shape
+    if one_mode and any(grey) and not all(grey):
+        raise InputError(
+            f"{paths[grey.index(True)]} is grey, {paths[grey.index(False)]} in colour: convert them to one mode"
+        )
+    for path, image in zip(paths, images, strict=True):
+        if image.shape[:2] != first[:2]:
+            shapes = " but ".join(f"{p} is {s[1]}x{s[0]}" for p, s in ((paths[0], first), (path, image.shape)))
+            raise InputError(f"images differ in size, {shapes} pixels: pass --image-size")
+    if all(grey):
+        return torch.from_numpy(np.stack(images)).unsqueeze(1)
+    coloured = [np.stack([image] * 3, axis=-1) if image.ndim == 2 else image for image in images]
+    return torch.from_numpy(np.stack(coloured)).permute(0, 3, 1, 2).contiguous()
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Generator[Image.Image]:
+def _read_image(path: str, size: int | None) -> np.ndarray:
+    """Read a grey image (H, W) or a coloured one (H, W, 3), cropped and resized to a square if a size is given."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode} has more than 8 bits a pixel")
-            yield image
+            image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            return np.asarray(image if size is None else ImageOps.fit(image, (size, size)))
     except Exception as error:  # Pillow raises many kinds
         raise InputError(f"{path} cannot be used as an image ({error}): convert, remove or restore it") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -108,6 +109,19 @@ def load(name: str, seed: int = 0) -> Dataset:
 def is_function(name: str) -> bool:
     """Return True if there is a function of that name; spheres have up to 9,999 dimensions."""
     return name in FUNCTIONS or re.fullmatch(r"spheres-[1-9]\d{0,3}", name) is not None
+
+
+def without_slices(dataset: Dataset, removed: int, seed: int = 0) -> Dataset:
+    """Return points whose training part lacks slices of the plane, which validate instead.
+
+    Raises:
+        InputError: if they are not points in the plane.
+    """
+    if dataset.shape != (2,) or dataset.train.y is None:
+        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: omit it")
+    generator = torch.Generator().manual_seed(seed + 2 * SEED_STRIDE)
+    outside, inside = split_slices((dataset.train.x, dataset.train.y), removed, generator)
+    return replace(dataset, train=Split(*outside), validation=Split(*inside))
 
 
 def split_slices(points: Points, removed: int, generator: torch.Generator) -> tuple[Points, Points]:

@@ -24,42 +24,29 @@ def load(folder: str, source: str | None = None) -> Dataset:
 
     Args:
         folder: of a run, or of a model that was saved without one.
-        source: a data set, or the path of a table or of a folder of images; when None, the run's own test part.
+        source: a data set, or the path of a table or of a folder of images; when None, the run's own test part. Named
+            data sets are split as the run's own data were, and columns and classes put in the order of the model.
 
     Raises:
         InputError: if the run's own data have changed, or other data do not fit the model.
         CheckpointError: if the folder is not a run, and no source is given.
     """
     config = storage.read_config(folder, DENSITY, CLASSIFIER)
-    own = source is None
-    if "settings" in config and not own:
-        own = from_config(SETTINGS[config["kind"]], folder, config).data.source in (source, os.path.realpath(source))
-    return _own(folder) if own else _other(folder, str(source), config)
+    kind, model = config["kind"], config["model"]
+    if source is None:
+        Run.open(folder)  # raises an error for a model that was saved without a run
+    settings = from_config(SETTINGS[kind], folder, config) if "settings" in config else SETTINGS[kind]()
+    if source is None or (settings.data.source and settings.data.source in (source, os.path.realpath(source))):
+        dataset = LOAD[kind](**dataclasses.asdict(settings.data), seed=settings.run.seed)
+        if dataset.digest() != config["data"]["sha256"]:
+            raise InputError(
+                f"{dataset.name} has changed since {folder} was trained on it, so its test part is unknown: name the "
+                "data to evaluate on"
+            )
+        return dataset
 
-
-def _own(folder: str) -> Dataset:
-    """Return the data of a run, split as for its training."""
-    config = Run.open(folder, DENSITY, CLASSIFIER).config
-    kind = config["kind"]
-    settings = from_config(SETTINGS[kind], folder, config)
-    wanted = dataclasses.asdict(settings.data)
-    wanted.pop("removed_slices", None)  # of the training part
-    dataset = LOAD[kind](**wanted, seed=settings.run.seed)
-    if dataset.digest() != config["data"]["sha256"]:
-        raise InputError(
-            f"{dataset.name} has changed since {folder} was trained on it, so its test part is unknown: name the data "
-            "to evaluate on"
-        )
-    return dataset
-
-
-def _other(folder: str, source: str, config: dict[str, Any]) -> Dataset:
-    """Return other data in the order that a model expects; named data sets are split as the run's own data were."""
-    kind, is_run = config["kind"], "settings" in config
-    settings = from_config(SETTINGS[kind], folder, config) if is_run else SETTINGS[kind]()
-    model = config["model"]
     unknown = {"shape": model["shape"], "levels": model["levels"], "columns": [], "classes": [], "context": []}
-    trained = {**unknown, **(config["data"] if is_run else {})}
+    trained = {**unknown, **config.get("data", {})}
     if kind == DENSITY and model["context"] and not trained["context"]:
         raise InputError(f"{folder} is a density given {model['context']} numbers without names: use it by cnf.load")
     options: dict[str, Any] = {"image_size": settings.data.image_size} if is_images(source) else {}

@@ -14,8 +14,7 @@ from anode import Classifier, SolverError
 from anode.storage import written_atomically
 from cnf import Density, Flow, LiftedFlow
 from train_flows.data import Dataset, Split, class_contexts
-from train_flows.evaluation import accuracy, likelihood
-from train_flows.evaluation.chunks import to_model
+from train_flows.evaluation import chunks, likelihood, to_model
 from train_flows.figures import image_plots, plots
 from train_flows.run import distributed
 from train_flows.run.folder import SAMPLES_FOLDER, Run
@@ -60,7 +59,7 @@ def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> None:
     test = dataset.test.head(TEST_IMAGES if dataset.levels else TEST_SAMPLES)
     assert test.y is not None, "classifiers have targets"
     try:
-        states = torch.cat([model.features(to_model(model, test.x[rows])) for rows in accuracy.chunks(test)])
+        states = torch.cat([model.features(to_model(model, test.x[rows])) for rows in chunks(test)])
         targets = (test.y if dataset.classes else test.y[:, 0] > 0).numpy().astype(int)
         if dataset.levels and dataset.classes:
             scores = model.readout(states).softmax(1).cpu().numpy()
