@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from anode import Solver
-from cnf import Density, density_model
+from cnf import Density, FlowMatching, MaximumLikelihood, density_model
 from cnf.maximum_likelihood import Batch
 from cnf.models import KIND
 from train_flows import recipes
@@ -19,13 +20,13 @@ from train_flows.command_line import Program, parse
 from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
 from train_flows.evaluation import likelihood, to_model, wording
 from train_flows.figures import of_runs
-from train_flows.objectives import DensityObjective, staged, weights
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
-from train_flows.settings import MATCHING, DensitySettings, to_sections
+from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training, to_sections
 
 VALIDATION_SAMPLES = 5000  # at most
+LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
 PROGRAM = Program(
     name="density",
     about="Train a continuous normalizing flow on samples, measure it on held-out samples and draw it. The defaults "
@@ -113,6 +114,40 @@ def figures_solver(settings: DensitySettings) -> Solver:
     solver = settings.model.solver
     method = solver.method if solver.adaptive else "dopri5"
     return dataclasses.replace(solver, method=method, step_size=None, gradient="direct")
+
+
+def weights(objective: Objective) -> dict[str, float]:
+    """Return the weights of the path energies, by name."""
+    return {name: getattr(objective, name) for name in ("kinetic", "frobenius", "acceleration")}
+
+
+def staged(objective: Objective, training: Training) -> Training:
+    """Return the settings of training with the step at which likelihood follows flow matching."""
+    if objective.objective != BOTH:
+        return training
+    last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
+    return dataclasses.replace(training, likelihood_from=training.steps - last or None)
+
+
+class DensityObjective:
+    """The loss of a density: likelihood, flow matching, or likelihood from the step ``training.likelihood_from`` on."""
+
+    def __init__(self, objective: Objective, training: Training, model: Density) -> None:
+        self.training = training
+        self.likelihood = self.matching = None
+        if objective.objective != MATCHING:
+            self.likelihood = MaximumLikelihood(model, **weights(objective))  # ty: ignore[invalid-argument-type]
+        if objective.objective != LIKELIHOOD:
+            self.matching = FlowMatching(model, objective.coupling)
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        """Return the scalar loss of the batch of a step."""
+        steps = step - (self.training.likelihood_from or 0)  # of likelihood, before this one
+        if self.matching is not None and (self.likelihood is None or steps < 0):
+            return self.matching(batch)
+        assert self.likelihood is not None
+        warm_up = self.training.kl_warm_up
+        return self.likelihood(batch, kl_weight=min(1.0, (steps + 1) / warm_up) if warm_up else 1.0)
 
 
 class DensityTask:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -68,9 +68,16 @@ def main(args: list[str]) -> None:
     model = cnf.load(settings.run, session.find_device(settings.device))
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
-    classes = _classes(settings, model, stored)
-    columns = _columns(settings, model, stored)
+    data = {"columns": (), "classes": (), "context": (), **stored.get("data", {})}
+    classes = data["classes"] if model.context else []
+    if model.context and data["context"] != classes:
+        raise InputError(
+            f"{settings.run} is a density given {model.context} numbers that are not classes: use it by cnf.load"
+        )
     labels = _labels(settings, classes)
+    columns = [*(data["columns"] or [f"x{i}" for i in range(model.event_shape.numel())]), *([LABEL] if classes else [])]
+    if settings.log_prob:
+        columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
     most = MAX_IMAGES if len(model.event_shape) == 3 else MAX_POINTS
     if settings.out.suffix == ".png" and settings.n > most:
         raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
@@ -88,10 +95,8 @@ def main(args: list[str]) -> None:
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     """Raise an :class:`~anode.InputError` for a file of unknown format, or one that would be lost."""
-    if out.suffix not in suffixes:
-        raise InputError(f"--out {out} must end in {', '.join(suffixes)}")
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder: pass the name of a file")
+    if out.suffix not in suffixes or out.is_dir():
+        raise InputError(f"--out {out} must be a file ending in {', '.join(suffixes)}")
     if out.exists() and not overwrite:
         raise InputError(f"--out {out} exists: pass another name, or --overwrite")
 
@@ -108,35 +113,14 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--log-prob needs a column, which pictures lack: pass an --out other than {settings.out}")
 
 
-def _classes(settings: Settings, model: Density, stored: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes that a density is given; empty for a density of samples alone."""
-    data = stored.get("data", {})
-    classes = tuple(data.get("classes", ()))
-    if model.context and (not classes or tuple(data.get("context", ())) != classes):
-        raise InputError(
-            f"{settings.run} is a density given {model.context} numbers that are not classes: use it by cnf.load"
-        )
-    return classes if model.context else ()
-
-
-def _columns(settings: Settings, model: Density, stored: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the columns: dimensions, then the class and the log-density if they are written."""
-    names = stored.get("data", {}).get("columns") or [f"x{i}" for i in range(model.event_shape.numel())]
-    label = [LABEL] if model.context else []
-    log_prob = ["log_prob" if model.kind == "exact" else f"log_prob_{model.kind}"] if settings.log_prob else []
-    return (*names, *label, *log_prob)
-
-
 def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
     """Return the class of every sample, (n,); None for a density that is not given the class."""
     if settings.label is None:
         return torch.arange(settings.n) % len(classes) if classes else None
-    if not classes:
-        raise InputError(f"--label {settings.label} is for densities given the class, {settings.run} is not: omit it")
     if settings.label not in classes:
-        raise InputError(
-            f"--label {settings.label} is not a class of {settings.run}: choose one of {', '.join(classes)}"
-        )
+        known = f"is not a class of {settings.run}: choose one of {', '.join(classes)}"
+        without = f"is for densities given the class, {settings.run} is not: omit it"
+        raise InputError(f"--label {settings.label} {known if classes else without}")
     return torch.full((settings.n,), classes.index(settings.label))
 
 

@@ -31,8 +31,8 @@ from cnf.transforms import Transport
 from train_flows import benchmark, density
 from train_flows.command_line import parse, read
 from train_flows.data import Dataset
+from train_flows.density import DensityObjective
 from train_flows.evaluation import CHUNK_SAMPLES, likelihood
-from train_flows.objectives import DensityObjective
 from train_flows.run import TrainingError
 from train_flows.run.folder import Run
 from train_flows.run.loop import Trainer

@@ -54,7 +54,7 @@ def measure(
     Args:
         model: the density.
         data: samples, with contexts if the density is conditional.
-        solver: an adaptive solver; the NLL is also taken at tolerances ten times tighter.
+        solver: an adaptive one; the NLL is also taken at tolerances ten times tighter.
         samples: importance samples of a bound; when None, 64, or fewer for many numbers.
         precision: of the fields, to see its effect on the NLL; all other figures are in full precision.
 
@@ -146,13 +146,8 @@ def validation_nll(model: Density, data: Split, energies: Sequence[str] = ()) ->
 def drift(trained: Density, model: Density, data: Split) -> dict[str, float]:
     """Compare the NLL by the fixed steps of training with the NLL by adaptive steps.
 
-    Training can exploit the errors of its solver: with too few steps its NLL departs from the true one. Weights and
-    noise are the same in both, and the random generators stay as they are.
-
-    Args:
-        trained: the density that solves by fixed steps.
-        model: the same density with an adaptive solver.
-        data: the first 500 samples are compared.
+    Training can exploit the errors of its solver: with too few steps its NLL departs from the true one. The first 500
+    samples are compared, by the same weights and noise, and the random generators stay as they are.
 
     Returns:
         ``nll_training_solver`` in nats, from one draw, and ``drift``, its difference from the adaptive one; nothing if

@@ -95,11 +95,7 @@ def _with_last_held(frames: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, 
 
 
 def draw_snapshot(run: Run, training: Training, dataset: Dataset, model: Density) -> None:
-    """Draw samples at a validation, ``samples/step-000500.png`` in the run folder.
-
-    All snapshots are made of the same noise, and the random numbers of training stay as they are. The first of several
-    processes draws. A solve that fails leaves a note.
-    """
+    """Draw samples of the same noise at every validation, ``samples/step-000500.png``; a failed solve leaves a note."""
     records = run.records()
     last = records[-1]["step"] if records else None
     if distributed.rank() or last == training.steps:
@@ -193,13 +189,13 @@ def interpolate(
 
     Args:
         model: a flow, or a lifted one.
-        start: (B, *S).
-        end: (B, *S).
+        start: samples (B, *S).
+        end: samples (B, *S).
         shares: T numbers from 0 (start) to 1 (end).
-        c: contexts (B, K) of start and end alike, or None.
+        c: contexts (B, K) of both, or None.
 
     Returns:
-        (B, T, *S).
+        Samples (B, T, *S).
     """
     flow = model.flow if isinstance(model, LiftedFlow) else model
     assert isinstance(flow, Flow), "see can_interpolate"

@@ -106,11 +106,7 @@ def means(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def shared_out(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
-    """Return ``[work(part) for part in parts]``, for which the processes share the work.
-
-    Raises:
-        SolverError: in all processes, if a solve failed in one of them.
-    """
+    """Return ``[work(part) for part in parts]``, for which processes share the work; a failed solve fails in all."""
     done, failure = [], None
     try:
         done = [work(part) for part in parts[rank() :: count()]]
@@ -136,7 +132,7 @@ def align(module: nn.Module) -> None:
 
 @torch.no_grad()
 def average_gradients(module: nn.Module) -> None:
-    """Give all processes the mean of their gradients, which is the gradient of the whole batch.
+    """Give all processes the mean of their gradients, the gradient of the whole batch.
 
     This runs after the backward pass, not in hooks during it as DistributedDataParallel does, so that a process whose
     solve fails leaves no other process waiting.

@@ -68,18 +68,15 @@ class Run:
         data: Mapping[str, Any],
         overwrite: bool = False,
     ) -> Run:
-        """Make a run folder with its ``config.json``.
+        """Make a run folder, which is missing or empty, or with ``overwrite`` that of a run, whose files are removed.
 
         Args:
-            folder: path of a missing or empty folder, or with ``overwrite`` of a run, whose files are removed.
+            folder: its path.
             kind: kind of the model, such as ``"density"``.
             settings: settings of the program, by section.
             arguments: plain values that rebuild the model.
             data: name, digest, notes, columns, classes.
             overwrite: replace an existing run.
-
-        Raises:
-            InputError: if the folder exists and may not be replaced.
         """
         path = Path(folder)
 
@@ -92,11 +89,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, *kinds: str) -> Run:
-        """Open the folder of a run.
-
-        Raises:
-            CheckpointError: if it is not a run with a model of one of the kinds, or its configuration is damaged.
-        """
+        """Open the folder of a run with a model of one of the kinds."""
         config = storage.read_config(folder, *kinds)
         if not {"settings", "data"} <= set(config):
             raise CheckpointError(f"{folder} holds a model but not a run: its settings and data are unknown")
@@ -144,12 +137,7 @@ class Run:
         return self._records(self._saved())
 
     def save_state(self, step: int, state: Mapping[str, Any]) -> None:
-        """Replace the state to resume from.
-
-        Args:
-            step: number of steps taken.
-            state: tensors, numbers, texts, None, and lists, tuples and dictionaries of them.
-        """
+        """Replace the state to resume from: tensors, plain values, and lists, tuples and dictionaries of them."""
         if distributed.rank():
             return
         metrics, buffer = self._metrics(), io.BytesIO()
@@ -159,11 +147,7 @@ class Run:
         storage.write_atomically(self.folder / STATE_FILE, content + _sha256(content).encode())
 
     def load_state(self) -> dict[str, Any] | None:
-        """Return the saved state, on the CPU, and drop later records; None before the first state.
-
-        Raises:
-            CheckpointError: if the state is damaged, and as :meth:`records`.
-        """
+        """Return the saved state, on the CPU, and drop later records; None before the first state."""
         saved = self._saved()
         self._records(saved)
         kept = saved["metrics_bytes"] if saved else 0
@@ -193,12 +177,7 @@ class Run:
         return found
 
     def write_result(self, figures: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-        """Write ``result.json``: the final figures and where they come from.
-
-        Args:
-            figures: plain values.
-            notes: sentences without which the figures would mislead.
-        """
+        """Write ``result.json``: the final figures, where they come from, and notes lest they mislead."""
         if distributed.rank():
             return
         about = {
@@ -211,11 +190,7 @@ class Run:
         storage.write_atomically(self.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
 
     def result(self) -> dict[str, Any] | None:
-        """Return the content of ``result.json``; None if the run has not ended.
-
-        Raises:
-            CheckpointError: if the file is damaged.
-        """
+        """Return the content of ``result.json``; None if the run has not ended. Raise a CheckpointError if damaged."""
         path = self.folder / RESULT_FILE
         if not path.is_file():
             return None

@@ -94,15 +94,9 @@ def shuffled_batches(x: X, batch_size: int, seed: int) -> Callable[[int], X]:
 
 
 def fit(task: Task, run: Run, settings: RunSettings, command: str, started: float, *others: nn.Module) -> list[str]:
-    """Compile if asked to, and train within the budget of time.
+    """Compile if asked to, and train within the budget of time since the program, ``command``, was started.
 
-    Args:
-        task: see :func:`train`.
-        run: see :func:`train`.
-        settings: of the run.
-        command: the program.
-        started: ``time.monotonic()`` at its start.
-        others: models that share weights with the task's, to compile as well.
+    Other models that share weights with the task's are compiled as well.
 
     Returns:
         A note if time was up before the last step.

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def begin(settings: RunSettings) -> torch.device:
-    """Choose the device, connect the processes, and seed the random numbers that weights are drawn with.
-
-    Raises:
-        InputError: if the device cannot be used.
-    """
+    """Choose the device, connect the processes, and seed the random numbers that weights are drawn with."""
     device = find_device(settings.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -42,11 +38,7 @@ def begin(settings: RunSettings) -> torch.device:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes one GPU.
-
-    Raises:
-        InputError: if the device is missing, or there are fewer GPUs than processes.
-    """
+    """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes one GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -66,11 +58,7 @@ def find_device(name: str) -> torch.device:
 
 
 def fitting_batch(batch_size: int, samples: int) -> int:
-    """Return the batch size, or the number of training samples if it is smaller.
-
-    Raises:
-        InputError: if the processes cannot share the batch equally.
-    """
+    """Return the batch size, which processes share equally, or the number of training samples if it is smaller."""
     n = distributed.count()
     if batch_size % n:
         raise InputError(f"--batch-size {batch_size} is shared by {n} processes: pass a multiple of {n}")
@@ -88,17 +76,14 @@ def open_run(
     arguments: Mapping[str, Any] | None,
     dataset: Dataset,
 ) -> Run:
-    """Open the run to resume, or create a new one.
+    """Open the run to resume, which must have begun with the same data, or create a new one.
 
     Args:
         run_settings: name the folder, and say whether to resume.
         settings: all settings of the program, by section.
         kind: kind of the model.
         arguments: plain values that rebuild the model.
-        dataset: the data, which must be those that a resumed run began with.
-
-    Raises:
-        InputError: if the data have changed since the run began, the folder exists, or TensorBoard is missing.
+        dataset: the data.
     """
     data = {**dataset.describe(), "notes": list(dataset.notes)}
     if run_settings.tensorboard:
@@ -117,17 +102,11 @@ def open_run(
 def compile_fields(task: Task, *models: nn.Module) -> float:
     """Compile the vector fields in place, and use each once so that training does not wait for it later.
 
-    Weights, buffers and random generators stay as they are.
-
-    Args:
-        task: its model is trained.
-        models: further ones that share its weights, for example with another solver for validation.
+    Weights, buffers and random generators stay as they are. Further models share the weights of the task's, for example
+    with another solver for validation.
 
     Returns:
         Seconds spent.
-
-    Raises:
-        InputError: if the model does not have a vector field.
     """
     started = time.monotonic()
     parts = dict.fromkeys(part for model in (task.model, *models) for part in model.modules())

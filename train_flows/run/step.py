@@ -44,13 +44,7 @@ class StepResult:
 
 
 def training_step(task: Task, step: int, optimizer: torch.optim.Optimizer) -> StepResult:
-    """Take one optimiser step in all processes, or in none of them.
-
-    Args:
-        task: the model and its objective.
-        step: number of the step; the batch follows from it.
-        optimizer: of the parameters of the model.
-    """
+    """Take one optimiser step in all processes, or in none of them; the batch follows from the number of the step."""
     device = next(task.model.parameters()).device
     optimizer.zero_grad()
     with count_evals(task.model) as nfe:
@@ -109,7 +103,6 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """Return the moving average v <- d v + (1 - d) w of the parameters w; None for decay 0.
 
     After n steps d = min(decay, (1 + n) / (10 + n)), so that the random initial weights are soon forgotten.
-
     """
     if not decay:
         return None
@@ -127,20 +120,13 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
 @contextmanager
 def averaged_weights(model: nn.Module, average: AveragedModel | None) -> Generator[None]:
     """Give a model its averaged weights within the block."""
-    pairs = [] if average is None else list(zip(model.parameters(), average.parameters(), strict=True))
-    _exchange(pairs)
+    own = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     try:
+        if average is not None:
+            model.load_state_dict(dict(average.module.named_parameters()), strict=False)
         yield
     finally:
-        _exchange(pairs)
-
-
-@torch.no_grad()
-def _exchange(pairs: list[tuple[nn.Parameter, nn.Parameter]]) -> None:
-    for one, other in pairs:
-        kept = one.clone()
-        one.copy_(other)
-        other.copy_(kept)
+        model.load_state_dict(own, strict=False)
 
 
 def _backward(task: Task, step: int, device: torch.device) -> tuple[float, SolverError | None]:
