@@ -23,7 +23,7 @@ from train_flows.figures import of_runs
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
-from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training, to_sections
+from train_flows.settings import BOTH, ENERGIES, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training, to_sections
 
 VALIDATION_SAMPLES = 5000  # at most
 LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
@@ -118,7 +118,7 @@ def figures_solver(settings: DensitySettings) -> Solver:
 
 def weights(objective: Objective) -> dict[str, float]:
     """Return the weights of the path energies, by name."""
-    return {name: getattr(objective, name) for name in ("kinetic", "frobenius", "acceleration")}
+    return {name: getattr(objective, name) for name in ENERGIES}
 
 
 def staged(objective: Objective, training: Training) -> Training:

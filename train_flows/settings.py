@@ -21,6 +21,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Precision = Literal["float32", "bfloat16"]
 
 TRAINING_SHARE = 0.9  # of --budget-minutes
+ENERGIES = ("kinetic", "frobenius", "acceleration")  # of paths
 LIKELIHOOD, MATCHING, BOTH = "likelihood", "flow-matching", "flow-matching+likelihood"
 
 
@@ -241,11 +242,7 @@ class ClassifySettings:
 
 Conditions = Sequence[tuple[tuple[str, ...], str, Callable[[Any], bool]]]  # options, when they have an effect, a test
 DENSITY_CONDITIONS: Conditions = (
-    (
-        ("kinetic", "frobenius", "acceleration"),
-        f"--objective {LIKELIHOOD} or {BOTH}",
-        lambda s: s.objective.objective != MATCHING,
-    ),
+    (ENERGIES, f"--objective {LIKELIHOOD} or {BOTH}", lambda s: s.objective.objective != MATCHING),
     (("coupling",), f"--objective {MATCHING} or {BOTH}", lambda s: s.objective.objective != LIKELIHOOD),
     (("likelihood_steps",), f"--objective {BOTH}", lambda s: s.objective.objective == BOTH),
     (("loosen",), "an adaptive --solver", lambda s: s.model.solver.adaptive),

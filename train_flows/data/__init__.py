@@ -46,9 +46,6 @@ def load_density_data(
         context: columns of a table that are given, instead of being modelled.
         conditional: images are given their class.
         split: if False, a file or folder without a test part is the test part as a whole.
-
-    Raises:
-        InputError: if the data are missing or cannot be used, or an option does not fit them.
     """
     if source in DENSITY_NAMES or is_images(source):
         _refuse(source, "tables from files", jitter=jitter, context=context)
@@ -84,9 +81,6 @@ def load_labelled_data(
     The source is one of ``LABELLED_NAMES``, ``spheres-D`` in D dimensions, or the path of a table or of a folder of
     images; ``target`` is the column of the classes of a table, and ``removed_slices`` the number of slices of the plane
     that validate instead of training. Other arguments are those of :func:`load_density_data`.
-
-    Raises:
-        InputError: if the data are missing or without classes, or an option does not fit them.
     """
     named = known_labelled_data(source)
     of_images = source in images.IMAGE_SETS or (not named and Path(source).is_dir())

@@ -43,17 +43,16 @@ BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.met
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 DIGITS_LEVELS, LEVELS = 17, 256  # values of a pixel
 MIN_IMAGES = 20  # for a split into three parts
-MAX_SIDE = 2048  # of resized images
 CHUNK_IMAGES = 4096  # averaged together
 TINY_IMAGENET = 100_000  # its training images
 LAYOUT = "put the images into FOLDER/CLASS/, or FOLDER/train/CLASS/ and FOLDER/test/CLASS/, a folder for each class"
 
 
 class Published(NamedTuple):
-    """Where to find a published set: torchvision's class, the folder under the data root, its files, class names."""
+    """A published set of images."""
 
-    loader: str
-    folder: str
+    loader: str  # torchvision's class
+    folder: str  # under the data root
     files: tuple[str, ...]
     classes: tuple[str, ...]
 
@@ -77,15 +76,11 @@ def load(
     needs_classes: bool = True,
     split: bool = True,
 ) -> Dataset:
-    """Load images, uint8 (N, C, H, W), with their classes if they have any.
+    """Load images, uint8 (N, C, H, W), with their classes; arguments as in :func:`train_flows.data.load_density_data`.
 
     If there is a test part, a tenth of the training images validate; otherwise all are split 80/10/10. Images of a
     folder are cropped and resized to ``image_size``, others averaged over squares. Without ``needs_classes``, a folder
-    without classes will do, but not one of grey and coloured images. Other arguments are those of
-    :func:`train_flows.data.load_density_data`.
-
-    Raises:
-        InputError: if images are missing, damaged or too few.
+    without classes will do, but not one of grey and coloured images.
     """
     if download and source not in PUBLISHED:
         raise InputError(f"--download is for {', '.join(PUBLISHED)}, not for {source}: leave it out")
@@ -217,8 +212,6 @@ def _samples(part: Any) -> Split:
 
 def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts, tuple[str, ...]]:
     """Return the images of a folder, and notes."""
-    if size is not None and not 1 <= size <= MAX_SIDE:
-        raise InputError(f"--image-size {size} must be from 1 to {MAX_SIDE}")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of images: check the path")
     training, testing, notes = _layout(folder)

@@ -77,16 +77,7 @@ FUNCTIONS: dict[str, Callable[[int, torch.Generator], Points]] = {
 
 
 def sample(name: str, n: int, seed: int = 0) -> Points:
-    """Draw n points of a function by name, inputs (n, D) and targets (n, 1).
-
-    Args:
-        name: ``g1d``, ``identity``, ``intervals``, ``sines``, ``spheres`` or, in D dimensions, ``spheres-D``.
-        n: number of points.
-        seed: of the points.
-
-    Raises:
-        InputError: if the name is unknown.
-    """
+    """Draw n points of a function by name, such as ``spheres-3`` in 3 dimensions: inputs (n, D) and targets (n, 1)."""
     if not is_function(name):
         raise InputError(
             f"function={name!r} is unknown; choose one of {', '.join(FUNCTIONS)}, spheres-3, spheres-4 ..."
@@ -112,11 +103,7 @@ def is_function(name: str) -> bool:
 
 
 def without_slices(dataset: Dataset, removed: int, seed: int = 0) -> Dataset:
-    """Return points whose training part lacks slices of the plane, which validate instead.
-
-    Raises:
-        InputError: if they are not points in the plane.
-    """
+    """Return points in the plane whose training part lacks some of ten slices, which validate instead."""
     if dataset.shape != (2,) or dataset.train.y is None:
         raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: omit it")
     generator = torch.Generator().manual_seed(seed + 2 * SEED_STRIDE)

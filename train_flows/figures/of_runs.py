@@ -115,13 +115,13 @@ def _draw_images(run: Run, dataset: Dataset, model: Density) -> None:
     """Draw samples next to data, images between test images, and the GIF of noise that flows to images."""
     folder, max_value = run.folder, _max_value(dataset)
     _samples_and_data(dataset, model).savefig(folder / "samples.png", dpi=120)
-    pairs = pairs_to_interpolate(dataset)
-    if can_interpolate(model) and pairs is not None:
+    pairs, flow = pairs_to_interpolate(dataset), model.flow if isinstance(model, LiftedFlow) else model
+    if isinstance(flow, Flow) and pairs is not None:  # nothing connects the components of a mixture of flows
         start, end, c = to_model(model, pairs)
         with _fixed_noise(model):
             between = interpolate(model, start, end, np.linspace(0, 1, STEPS_BETWEEN), c).cpu().numpy()
-        title = "from one test image to another, by way of the base"
-        image_plots.image_rows(between, max_value, title).savefig(folder / "interpolations.png", dpi=120)
+        rows = {"from one test image to another, by way of the base": between.reshape(-1, *between.shape[2:])}
+        image_plots.image_panels(rows, max_value, STEPS_BETWEEN).savefig(folder / "interpolations.png", dpi=120)
     times = np.linspace(0, 1, FRAMES if len(likelihood.odes(model)) == 1 else FEWER_FRAMES)
     c = to_model(model, all_classes(dataset, MOVING))
     with _fixed_noise(model):
@@ -173,11 +173,6 @@ def sample_fixed_noise(model: Density, n: int, c: Tensor | None = None) -> Tenso
         return model.sample(n, to_model(model, c)).cpu()
 
 
-def can_interpolate(model: Density) -> bool:
-    """Return False for a mixture of flows: nothing connects its components."""
-    return isinstance(model.flow if isinstance(model, LiftedFlow) else model, Flow)
-
-
 @torch.no_grad()
 def interpolate(
     model: Density, start: Tensor, end: Tensor, shares: Sequence[float] | np.ndarray, c: Tensor | None = None
@@ -198,7 +193,7 @@ def interpolate(
         Samples (B, T, *S).
     """
     flow = model.flow if isinstance(model, LiftedFlow) else model
-    assert isinstance(flow, Flow), "see can_interpolate"
+    assert isinstance(flow, Flow), "no mixture of flows"
     ends = [model.lift(x.to(model.like.dtype), c).point if isinstance(model, LiftedFlow) else x for x in (start, end)]
     z0, z1 = (flow.encode(y, c) for y in ends)
     found = [flow.decode(slerp(z0, z1, float(share)), c) for share in shares]
