@@ -12,7 +12,7 @@ from stored_runs import report_of, spread, store_classifier, store_density
 import anode
 import cnf
 from anode import Solver
-from train_flows.evaluation import held_out
+from train_flows import evaluate
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ class TestDensities:
         store_density("runs/digits", "digits", run={"seed": 3})
         own, named = (report_of(run, "evaluate", "runs/digits", *name, "--samples", 1) for name in ([], ["digits"]))
         assert own == named
-        assert held_out.load("runs/digits").digest() == held_out.load("runs/digits", "digits").digest()
+        assert (
+            evaluate.load_test_part("runs/digits").digest() == evaluate.load_test_part("runs/digits", "digits").digest()
+        )
 
     @pytest.mark.parametrize("double", [False, True])
     def test_models_saved_by_the_api(self, run, double):

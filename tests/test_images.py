@@ -341,4 +341,3 @@ class TestFolders:
         folder_of(tmp_path, ("bus", "train"), n=9)
         refused("has 18 images to train on: at least 20", labelled, tmp_path)
         assert labelled(tmp_path, split=False).classes == ("bus", "train")
-        refused("--image-size 0 must be from 1 to 2048", labelled, tmp_path, image_size=0)

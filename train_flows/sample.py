@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -70,7 +70,7 @@ def main(args: list[str]) -> None:
     likelihood.check_importance_samples(model, settings.samples)
     data = {"columns": (), "classes": (), "context": (), **stored.get("data", {})}
     classes = data["classes"] if model.context else []
-    if model.context and data["context"] != classes:
+    if model.context and (not classes or data["context"] != classes):
         raise InputError(
             f"{settings.run} is a density given {model.context} numbers that are not classes: use it by cnf.load"
         )
@@ -83,20 +83,20 @@ def main(args: list[str]) -> None:
         raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    parts = _parts(model, settings, labels, len(classes))
+    rows = np.concatenate(list(_parts(model, settings, labels, len(classes))))
     with storage.written_atomically(settings.out) as file:
         if settings.out.suffix == ".png":
             dpi = 150 if len(model.event_shape) == 1 else "figure"
-            _picture(np.concatenate(list(parts)), model, columns, classes).savefig(file, dpi=dpi)
+            _picture(rows, model, columns, classes).savefig(file, dpi=dpi)
         else:
-            _write(file, settings, parts, columns, classes)
+            _write(file, rows, columns, classes, settings.out.suffix)
     print(f"{settings.n} samples of {abbreviate(columns)} in {settings.out}")
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     """Raise an :class:`~anode.InputError` for a file of unknown format, or one that would be lost."""
     if out.suffix not in suffixes or out.is_dir():
-        raise InputError(f"--out {out} must be a file ending in {', '.join(suffixes)}")
+        raise InputError(f"--out {out} must end in {', '.join(suffixes)}")
     if out.exists() and not overwrite:
         raise InputError(f"--out {out} exists: pass another name, or --overwrite")
 
@@ -143,21 +143,14 @@ def _parts(model: Density, settings: Settings, labels: Tensor | None, classes: i
         yield np.concatenate([rows, *label, log_p.view(n, -1).cpu().numpy()], axis=1)
 
 
-def _write(
-    file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], columns: Sequence[str], classes: Sequence[str]
-) -> None:
-    """Write chunks as they come, without keeping them."""
-    for i, part in enumerate(parts):
-        if settings.out.suffix == ".csv":
-            frame = pd.DataFrame(part, columns=list(columns))
-            if classes:
-                frame[LABEL] = [classes[int(label)] for label in frame[LABEL]]
-            frame.to_csv(file, index=False, header=i == 0)
-            continue
-        if i == 0:
-            header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (settings.n, part.shape[1])})
-        file.write(part.tobytes())
+def _write(file: BinaryIO, rows: np.ndarray, columns: Sequence[str], classes: Sequence[str], suffix: str) -> None:
+    if suffix == ".npy":
+        np.save(file, rows)
+        return
+    frame = pd.DataFrame(rows, columns=list(columns))
+    if classes:
+        frame[LABEL] = [classes[int(label)] for label in frame[LABEL]]
+    frame.to_csv(file, index=False)
 
 
 def _picture(rows: np.ndarray, model: Density, columns: Sequence[str], classes: Sequence[str]) -> Figure:

@@ -79,8 +79,7 @@ def measure(
             with torch.random.fork_rng():
                 figures["nll_one_draw"] = nll(at, data, 1)[0]
         if precision != "float32":
-            device = next(model.parameters()).device.type
-            with torch.random.fork_rng(), torch.autocast(device, getattr(torch, precision)):
+            with torch.random.fork_rng(), torch.autocast(model.like.device.type, getattr(torch, precision)):
                 figures[f"nll_{precision}"] = _nll_or_none(at, data, samples)
         figures["nll_tighter"] = _nll_or_none(at_tighter, data, samples)
         with count_evals(at) as nfe_sample:
@@ -196,7 +195,7 @@ def kind_of(model: Density, samples: int) -> dict[str, Any]:
 
 def affordable_samples(count: int, dims: int) -> int:
     """Return the number of importance samples that takes eight million numbers at most: a power of two up to 64."""
-    allowed = MAX_NUMBERS // (count * max(1, dims))
+    allowed = MAX_NUMBERS // (count * dims)
     return min(IMPORTANCE_SAMPLES, 2 ** max(0, allowed.bit_length() - 1))
 
 

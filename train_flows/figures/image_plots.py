@@ -25,7 +25,7 @@ def tiles(images: Array, columns: int, max_value: float) -> Array:
 
 
 def image_panels(sets: Mapping[str, Array], max_value: float, columns: int | None = None) -> Figure:
-    """Draw images (N, C, H, W) of every set, N columns a row or in squares of one size, all with the same gray scale."""
+    """Draw images (N, C, H, W) of every set, N columns a row or in squares, all with the same gray scale."""
     side = columns or min(math.ceil(math.sqrt(len(images))) for images in sets.values())
     if len(sets) > 1:
         side = min(max(1, math.isqrt(len(images))) for images in sets.values())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from anode import CheckpointError, SolverError
@@ -22,13 +22,7 @@ from train_flows.data.dataset import SEED_STRIDE
 from train_flows.run import TrainingError, distributed
 from train_flows.run.folder import Run
 from train_flows.run.session import compile_fields, handling, how_to_continue
-from train_flows.run.step import (
-    averaged_weights,
-    check_failure,
-    learning_rate_schedule,
-    moving_average,
-    training_step,
-)
+from train_flows.run.step import StepFailed, averaged_weights, learning_rate, moving_average, training_step
 
 if TYPE_CHECKING:
     from train_flows.settings import RunSettings, Training
@@ -182,32 +176,43 @@ class Trainer:
             weight_decay=self.training.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),  # saves a fifth of the time on small models
         )
-        self.schedule = learning_rate_schedule(self.optimizer, self.training)
+        plateau = self.training.schedule == "plateau"  # which halves the rate after three validations without progress
+        self.plateau = ReduceLROnPlateau(self.optimizer, factor=0.5, patience=3) if plateau else None
         self.average = moving_average(task.model, self.training.ema)
         self.progress = self._restore()
         self._started = time.monotonic() - self.progress.seconds
+        self._set_learning_rate()
 
     def step(self) -> dict[str, float]:
         """Take one step and return its figures, which are empty if it failed.
 
         Raises:
-            TrainingError: if it is one failure too many.
+            TrainingError: if a solve failed and ``on_stiff`` is "stop", or more than ``max_skipped`` steps in a row.
         """
-        progress, result = self.progress, training_step(self.task, self.progress.step, self.optimizer)
-        if result.failure is None:
-            progress.failed_in_a_row = 0
-            for name, value in result.figures.items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value
-            if self.average is not None:
-                self.average.update_parameters(self.task.model)
-        else:
+        progress, figures = self.progress, {}
+        try:
+            figures = training_step(self.task, progress.step, self.optimizer)
+        except StepFailed as failure:
             progress.skipped += 1
             progress.failed_in_a_row += 1
-            check_failure(result, progress.step, progress.failed_in_a_row, self.training)
-        if isinstance(self.schedule, LambdaLR):
-            self.schedule.step()
+            stop = failure.stiff and self.training.on_stiff == "stop"
+            if stop or progress.failed_in_a_row > self.training.max_skipped:
+                row = "" if stop else f"{progress.failed_in_a_row} steps in a row failed; "
+                remedy = "" if failure.stiff else ": lower --lr"
+                message = f"{row}step {progress.step} failed: {failure}{remedy}"
+                raise TrainingError(message, failure.stiff) from failure.cause
+        else:
+            progress.failed_in_a_row = 0
+            progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in figures.items()}
+            if self.average is not None:
+                self.average.update_parameters(self.task.model)
         progress.step += 1
-        return result.figures
+        self._set_learning_rate()
+        return figures
+
+    def _set_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups if self.plateau is None else ():
+            group["lr"] = self.training.lr * learning_rate(self.training, self.progress.step)
 
     def is_record_due(self) -> bool:
         """Return True if the current step is to be recorded, and is not yet."""
@@ -231,8 +236,8 @@ class Trainer:
                 self.run.keep_best(self.task.model)
         record |= {"skipped": progress.skipped, "lr": self.optimizer.param_groups[0]["lr"]}
         record |= {name: round(seconds, 2) for name, seconds in times.items()}
-        if isinstance(self.schedule, ReduceLROnPlateau):
-            self.schedule.step(value)
+        if self.plateau is not None:
+            self.plateau.step(value)
         progress.sums, progress.skipped, progress.recorded = {}, 0, progress.step
         self.run.log(record)
         self.save()
@@ -253,8 +258,9 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """Return the objects whose state dicts are saved."""
-        average = {} if self.average is None else {"average": self.average}
-        return {"model": self.task.model, "optimizer": self.optimizer, "schedule": self.schedule, **average}
+        optional = {"plateau": self.plateau, "average": self.average}
+        parts = {name: part for name, part in optional.items() if part is not None}
+        return {"model": self.task.model, "optimizer": self.optimizer, **parts}
 
     def _restore(self) -> Progress:
         """Load the state of the run, if it has one; raise a CheckpointError for the state of another training."""
