@@ -109,7 +109,7 @@ class TestTables:
         for name, source in (("a", "/here/table.csv"), ("b", "/there/table.csv"), ("c", "/there/table.csv")):
             make(name, 1.0, source=source)
         found = report.read(["a", "b", "c"])
-        assert [each.data for each in found] == ["here/table.csv", "there/table.csv", "there/table.csv"]
+        assert [each.data for each in found] == ["/here/table.csv", "/there/table.csv", "/there/table.csv"]
 
 
 class TestPictures:
