@@ -99,18 +99,13 @@ class ClassifyTask:
         self.model = model
         self.run = run
         samples = to_model(model, dataset.train.batch(slice(None)))
-        self._batches = shuffled_batches(samples, self.training.batch_size, settings.run.seed)
+        self.batch = shuffled_batches(samples, self.training.batch_size, settings.run.seed)
         measured = dataset.train.head(MEASURED_IMAGES if dataset.levels else MEASURED_SAMPLES)
         self.parts = {"train": measured, "validation": dataset.validation, "test": dataset.test}
 
-    def batch(self, step: int) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the inputs and targets of a step."""
-        return self._batches(step)
-
-    def objective(self, batch: Tensor | tuple[Tensor, Tensor], step: int) -> Tensor:
-        """Return the mean loss of a batch (x, y)."""
-        x, y = batch
-        return accuracy.loss(self.model(x), y)
+    def objective(self, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        """Return the mean loss of inputs and targets."""
+        return accuracy.loss(self.model(batch[0]), batch[1])
 
     def validate(self) -> dict[str, float]:
         """Return loss and accuracy of samples from each part, and store features of the epochs asked for."""

@@ -23,7 +23,7 @@ from train_flows.figures import of_runs
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
-from train_flows.settings import BOTH, ENERGIES, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training, to_sections
+from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training, to_sections
 
 VALIDATION_SAMPLES = 5000  # at most
 LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
@@ -116,11 +116,6 @@ def figures_solver(settings: DensitySettings) -> Solver:
     return dataclasses.replace(solver, method=method, step_size=None, gradient="direct")
 
 
-def weights(objective: Objective) -> dict[str, float]:
-    """Return the weights of the path energies, by name."""
-    return {name: getattr(objective, name) for name in ENERGIES}
-
-
 def staged(objective: Objective, training: Training) -> Training:
     """Return the settings of training with the step at which likelihood follows flow matching."""
     if objective.objective != BOTH:
@@ -136,7 +131,7 @@ class DensityObjective:
         self.training = training
         self.likelihood = self.matching = None
         if objective.objective != MATCHING:
-            self.likelihood = MaximumLikelihood(model, **weights(objective))  # ty: ignore[invalid-argument-type]
+            self.likelihood = MaximumLikelihood(model, objective.kinetic, objective.frobenius, objective.acceleration)
         if objective.objective != LIKELIHOOD:
             self.matching = FlowMatching(model, objective.coupling)
 
@@ -157,6 +152,8 @@ class DensityTask:
         model: the density with the solver of training.
         validated: the same weights with the solver of figures.
         run: folder of the run; snapshots of image samples go there.
+        batch: from a step to its samples, with their contexts if the density is conditional.
+        objective: from a batch and its step to the loss.
     """
 
     criterion = "nll"
@@ -168,19 +165,11 @@ class DensityTask:
         self.model = model
         self.validated = model.with_solver(figures_solver(settings))
         self.run: Run | None = None
-        self._objective = DensityObjective(settings.objective, settings.training, model)
-        self._batches = self._shuffle()
-        self._energies = [name for name, weight in weights(settings.objective).items() if weight]
+        self.objective = DensityObjective(settings.objective, settings.training, model)
+        self.batch = self._shuffle()
+        self._energies = tuple(self.objective.likelihood.weights) if self.objective.likelihood else ()
         self._validation = dataset.validation.head(VALIDATION_SAMPLES)
         self._drifts = settings.objective.objective != MATCHING and not settings.model.solver.adaptive
-
-    def batch(self, step: int) -> Batch:
-        """Return the training samples of a step, with their contexts if the density is conditional."""
-        return self._batches(step)
-
-    def objective(self, batch: Batch, step: int) -> Tensor:
-        """Return the loss of the stage that a step belongs to."""
-        return self._objective(batch, step)
 
     def validate(self) -> dict[str, float]:
         """Return the validation NLL in nats, what it cost, the weighed path energies, and the drift of fixed steps."""

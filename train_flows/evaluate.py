@@ -24,7 +24,7 @@ from train_flows.data import Dataset, is_images, load_density_data, load_labelle
 from train_flows.evaluation import accuracy, likelihood, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
-from train_flows.settings import ClassifySettings, DensitySettings, Precision, Seed, from_config
+from train_flows.settings import ClassifySettings, DensitySettings, Positive, Precision, Seed, from_config
 
 SETTINGS: dict[str, Any] = {DENSITY: DensitySettings, CLASSIFIER: ClassifySettings}
 LOAD: dict[str, Any] = {DENSITY: load_density_data, CLASSIFIER: load_labelled_data}
@@ -50,8 +50,8 @@ class Settings:
 
     run: str
     data: str | None = None
-    rtol: float | None = None
-    atol: float | None = None
+    rtol: Positive | None = None
+    atol: Positive | None = None
     divergence: Literal["exact", "hutchinson"] | None = None
     samples: int | None = None
     classify: bool = False
@@ -119,8 +119,7 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
 
 
 def _with_tolerances(settings: Settings, solver: Solver) -> Solver:
-    typed = {name: getattr(settings, name) for name in ("rtol", "atol") if getattr(settings, name) is not None}
-    return dataclasses.replace(solver, **typed)
+    return dataclasses.replace(solver, rtol=settings.rtol or solver.rtol, atol=settings.atol or solver.atol)
 
 
 def load_test_part(folder: str, source: str | None = None) -> Dataset:

@@ -45,16 +45,17 @@ class Task(Protocol):
     def criterion(self) -> str | None:
         """Name of the validated figure to minimise; None to keep the weights of the last validation."""
 
-    def batch(self, step: int, /) -> Any:
+    @property
+    def batch(self) -> Callable[[int], Any]:
         """Return the batch of a step, or in several processes the share of this one."""
 
-    def objective(self, batch: Any, step: int, /) -> Tensor:
+    @property
+    def objective(self) -> Callable[[Any, int], Tensor]:
         """Return the scalar loss of a batch at a step."""
-        ...
 
-    def validate(self) -> dict[str, float]:
+    @property
+    def validate(self) -> Callable[[], dict[str, float]]:
         """Return figures of the current weights."""
-        ...
 
 
 def shuffled_batches(x: X, batch_size: int, seed: int) -> Callable[[int], X]:
