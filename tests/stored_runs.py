@@ -42,9 +42,7 @@ def store_density(folder, source, *, training=None, run=None, model=None, **data
 def store_classifier(folder, source, *, model=None, **data):
     """Write the run of a classifier with random weights, and return model and data."""
     settings = ClassifySettings(data={"source": source, **data}, model={"hidden": (8, 8), **(model or {})})
-    wanted = dataclasses.asdict(settings.data)
-    wanted.pop("removed_slices")
-    dataset = load_labelled_data(**wanted)
+    dataset = load_labelled_data(**dataclasses.asdict(settings.data))
     network = spread(classifier_model(dataset.shape, dataset.outputs, levels=dataset.levels, config=settings.model))
     stored = Run.create(folder, "classifier", to_sections(settings), network.arguments, dataset.describe())
     stored.keep_best(network)

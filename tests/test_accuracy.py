@@ -7,10 +7,10 @@ import torch
 from stored_runs import spread
 from torch.nn import functional as F
 
-from anode import InputError, classifier_model
+from anode import classifier_model
 from cnf import density_model
-from train_flows.data import class_contexts
-from train_flows.evaluation import accuracy, likelihood
+from train_flows.data import Split, class_contexts
+from train_flows.evaluation import accuracy, likelihood, wording
 
 
 class TestClassifiers:
@@ -19,45 +19,40 @@ class TestClassifiers:
         network = torch.nn.Linear(2, 2)
         network.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
         y = torch.tensor([0, 1, 1, 1])
-        found = accuracy.figures(network, (x, y), "cross-entropy")
+        found = accuracy.figures(network, Split(x, y))[0]
         assert found == {"loss": pytest.approx(F.cross_entropy(x, y).item()), "accuracy": 0.75, "nfe": 0}
         values = torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
         first = torch.nn.Linear(2, 1)
         first.load_state_dict({"weight": torch.tensor([[1.0, 0.0]]), "bias": torch.tensor([-0.5])})
-        found = accuracy.figures(first, (x, values), "smooth-l1")
+        found = accuracy.figures(first, Split(x, values))[0]
         assert found["accuracy"] == 1.0
         assert found["mse"] == pytest.approx(F.mse_loss(x[:, :1] - 0.5, values).item())
         assert found["loss"] == pytest.approx(F.smooth_l1_loss(x[:, :1] - 0.5, values).item())
 
     def test_figures_of_a_network(self):
         model = spread(classifier_model((2,), 3, hidden=(8,), extra=1))
-        data = torch.randn(40, 2), torch.randint(3, (40,))
-        measured = accuracy.measure(model, data, ("a", "b", "c"))
+        measured = accuracy.measure(model, Split(torch.randn(40, 2), torch.randint(3, (40,))))
         assert measured["samples"] == 40
         assert measured["tolerance"] == {"rtol": 1e-3, "atol": 1e-3}
         assert (measured["tighter"]["rtol"], measured["tighter"]["changed"]) == (1e-4, 0)
         assert measured["tighter"]["nfe"] >= measured["nfe"] > 0
-        said = accuracy.table(measured)
+        said = wording.accuracy_table(measured)
         assert "(40 samples, rtol 0.001, atol 0.001)" in said
         assert "(rtol 0.0001, atol 0.0001); 0.00% of the classes change" in said
 
     def test_evaluations_are_those_of_a_solve(self):
         model = classifier_model((2,), 1, hidden=(8,))
-        one, three = (accuracy.figures(model, (torch.randn(n, 2), torch.ones(n, 1)), "mse") for n in (10, 6000))
+        one, three = (accuracy.figures(model, Split(torch.randn(n, 2), torch.ones(n, 1)))[0] for n in (10, 6000))
         assert one["nfe"] == three["nfe"] > 0
 
     def test_networks_without_a_solver(self):
-        measured = accuracy.measure(classifier_model((2,), 1, model="mlp"), (torch.randn(9, 2), torch.ones(9, 1)), ())
+        measured = accuracy.measure(classifier_model((2,), 1, model="mlp"), Split(torch.randn(9, 2), torch.ones(9, 1)))
         assert (measured["tolerance"], measured["nfe"], measured["loss_kind"]) == (None, 0, "smooth-l1")
-        assert "NFE" not in accuracy.table(measured)
-
-    def test_unknown_losses_list_the_known(self):
-        with pytest.raises(InputError, match="loss='l1' is unknown; choose one of smooth-l1, mse, cross-entropy"):
-            accuracy.loss("l1", torch.zeros(2, 1), torch.zeros(2, 1))
+        assert "NFE" not in wording.accuracy_table(measured)
 
     def test_a_loss_of_half_precision_is_in_full(self):
         outputs = torch.randn(5, 3, dtype=torch.bfloat16)
-        assert accuracy.loss("cross-entropy", outputs, torch.zeros(5, dtype=torch.int64)).dtype == torch.float32
+        assert accuracy.loss(outputs, torch.zeros(5, dtype=torch.int64)).dtype == torch.float32
 
 
 def model_of(shape=(1, 1, 1), **options):
@@ -82,12 +77,12 @@ class TestDensities:
         best = wanted.argmax(1)
         assert len(best.unique()) > 1
         labels = torch.cat([best[:3], (best[3:] + 1) % 3])
-        measured = accuracy.measure_density(model, (x, class_contexts(labels, 3)), samples=2000)
+        measured = accuracy.measure_density(model, Split(x, c=class_contexts(labels, 3)), samples=2000)
         assert measured["accuracy"] == 3 / 4
         assert measured["standard_error"] == pytest.approx(math.sqrt(4 / 6 * 2 / 6 / 4))
         assert (measured["tested"], measured["classes"]) == (4, 3)
         assert (measured["kind"], measured["samples"], measured["probes"]) == ("bound", 2000, None)
-        assert "4 samples, by the NLL given each of 3 classes: upper bound" in accuracy.density_table(measured)
+        assert "4 samples, by the NLL given each of 3 classes: upper bound" in wording.density_table(measured)
 
     @pytest.mark.parametrize("options", [{"divergence": "hutchinson"}, {"extra": 1}, {"dequantization": "learned"}, {}])
     def test_classes_see_the_same_noise_and_samples_do_not(self, options):
@@ -103,5 +98,5 @@ class TestDensities:
     def test_the_nll_of_a_class_is_that_given_it(self):
         model, x, y = model_of(), torch.randint(4, (200, 1, 1, 1)), torch.randint(3, (200,))
         every = accuracy.log_given_each(model, x, 3, samples=100)
-        figure, _ = likelihood.nll(model, (x, class_contexts(y, 3)), samples=100)
+        figure, _ = likelihood.nll(model, Split(x, c=class_contexts(y, 3)), samples=100)
         assert figure["value"] == pytest.approx(-every.gather(1, y[:, None]).mean().item(), abs=0.02)

@@ -39,12 +39,12 @@ class TestHelp:
     @pytest.mark.parametrize(("command", "most"), [("density", 50), ("classify", 50)])
     def test_all_options_are_few(self, run, command, most):
         program, default = PROGRAMS[command]
-        hidden = set().union(*program.api_only.values())
+        hidden = set(program.api_only)
         options = {option.name for option in options_of(default)} - hidden
         assert len(options - {"source", "resume"}) <= most
         out = run(command, "moons" if command == "density" else "spheres", "--help-all")[1]
         assert all(f"--{name.replace('_', '-')}" in out for name in options - {"source"})
-        assert set().union(*program.common.values()) <= options
+        assert set(program.common) <= options
 
     def test_shows_the_recipe_of_the_data(self, run):
         assert "(default: 128 128)" in run("density", "--help")[1]
@@ -53,7 +53,7 @@ class TestHelp:
 
     @pytest.mark.parametrize("program", PROGRAMS)
     def test_fragments_stand_alone(self, program):
-        hidden = set().union(*PROGRAMS[program][0].api_only.values())
+        hidden = set(PROGRAMS[program][0].api_only)
         for option in (option for option in options_of(PROGRAMS[program][1]) if option.name not in hidden):
             assert option.help, option.name
             assert option.help[-1] != ".", option.name
@@ -160,23 +160,14 @@ class TestRefused:
             (["density", "moons", "--steps", "many"], ["--steps", "'many'", "--help"]),
             (["density", "moons", "--field", "cnn"], ["'cnn'", "--field", "unet"]),
             (["density", "moons", "--rtol", "-1"], ["--rtol -1.0 must be"]),
-            (["density", "moons", "--atol", "0"], ["--atol 0.0 must be"]),
-            (["density", "moons", "--loosen", "-1"], ["--loosen -1.0 must be"]),
-            (["density", "moons", "--seed", "-1"], ["--seed -1 must be"]),
-            (["density", "moons", "--device", "meta"], ["--device meta"]),
-            (["density", "moons", "--device", "warp"], ["--device warp", "cpu"]),
             (["density", "moons", "--device", "cuda:99"], ["--device cuda:99"]),
             (["density", "moons", "--solver", "rk5"], ["rk5", "dopri5"]),
             (["density", "moons", "--steps", "0"], ["--steps 0 must be at least 1"]),
-            (["density", "moons", "--batch-size", "-3"], ["--batch-size -3"]),
             (["density", "moons", "--lr", "nan"], ["--lr nan"]),
-            (["density", "moons", "--ema", "1"], ["--ema 1.0"]),
-            (["density", "moons", "--budget-minutes", "0"], ["--budget-minutes 0.0"]),
             (["density", "moons", "--hidden", "8", "0"], ["--hidden 8 0"]),
             (["density", "power"], ["data.npy", "--data-root"]),
             (["density", "moons", "--conditional"], ["--conditional is for images"]),
             (["density", "moons", "--context", "x"], ["--context", "tables"]),
-            (["density", "moons", "--kinetic", "-1"], ["--kinetic -1.0 must be"]),
             (["density", "moons", "--coupling", "optimal-transport"], ["--coupling", "--objective flow-matching"]),
             (["density", "moons", *MATCHING, "--acceleration", "1"], ["--acceleration", "--objective likelihood"]),
             (["density", "moons", "--likelihood-steps", "2"], ["--likelihood-steps", "flow-matching+likelihood"]),
@@ -188,13 +179,10 @@ class TestRefused:
             (["density", "digits", *MATCHING, "--coupling", "optimal-transport", "--conditional"], ["--coupling"]),
             (["density", "moons", "--extra", "3", "--augmentation", "momentum"], ["--extra 3 must be 2"]),
             (["density", "moons", "--augmentation", "categorical"], ["--extra 0 must be at least 1"]),
-            (["density", "moons", "--extra", "2", "--augmentation", "momentum", *MATCHING], ["momentum"]),
             (["density", "moons", "--posterior", "learned"], ["--posterior learned", "extra"]),
             (["density", "moons", "--components", "5"], ["--components", "--base mixture"]),
-            (["density", "moons", "--base", "mixture", "--components", "0"], ["--components 0"]),
             (["density", "moons", "--field", "conv"], ["--field conv is for images"]),
             (["density", "digits", "--field", "unet", "--time", "concat"], ["--time", "--field mlp, conv or stack"]),
-            (["density", "digits", "--multiscale"], ["--objective"]),
             (["density", "moons", "--solver", "rk4", "--loosen", "3"], ["--loosen", "adaptive"]),
             (["density", "moons", "--step-size", "0.1"], ["--step-size 0.1", "dopri5"]),
             (["density", "moons", "--precision", "bfloat16", "--gradient", "adjoint"], ["--precision bfloat16"]),
@@ -203,33 +191,21 @@ class TestRefused:
                 ["density", "moons", *CATEGORICAL, *MATCHING, "--coupling", "optimal-transport"],
                 ["--coupling optimal-transport"],
             ),
-            (["density", "--resume", "nothing"], ["nothing", "config.json"]),
             (["density", "--resume", "nothing", "--lr", "1"], ["--resume nothing", "omit --lr"]),
             (["classify"], ["no data set"]),
-            (["classify", "sphere"], ["'sphere'", "did you mean spheres?"]),
             (["classify", "spheres", "--target", "x"], ["--target x is for tables"]),
-            (["classify", "no.csv", "--target", "x"], ["no.csv", "does not exist"]),
-            (["classify", "wine", "--extra", "-1"], ["--extra -1"]),
-            (["classify", "wine", "--model", "mlp", "--extra", "3"], ["--model mlp"]),
             (["classify", "wine", "--model", "second-order", "--extra", "3"], ["--extra 3 must be 13"]),
             (["classify", "wine", "--model", "mlp", "--rtol", "1"], ["--rtol", "--model node or second-order"]),
             (["classify", "wine", "--blocks", "3"], ["--blocks", "--model resnet"]),
-            (["classify", "wine", "--field", "conv"], ["images"]),
-            (["classify", "wine", "--epochs", "0"], ["--epochs 0"]),
             (["classify", "wine", "--removed-slices", "2"], ["--removed-slices 2", "plane"]),
-            (["classify", "wine", "--weight-decay", "-1"], ["--weight-decay -1.0"]),
             (["classify", "wine", "--train-size", "1000"], ["--train-size 1000"]),
             (["classify", "wine", "--image-size", "8"], ["--image-size 8 is for images"]),
-            (["classify", "digits", "--model", "mlp", "--field", "conv"], ["--model mlp"]),
             (["classify", "digits", "--model", "second-order"], ["--extra 0 must be 1"]),
             (["classify", "digits", "--stem", "conv", "--image-size", "4"], ["too small for a stem"]),
             (["classify", "mnist"], ["mnist", "--download"]),
-            (["classify", "--resume", "nothing"], ["nothing", "config.json"]),
             (["evaluate"], ["RUN"]),
             (["evaluate", "nothing"], ["nothing", "config.json"]),
             (["evaluate", "nothing", "--sed", "1"], ["--sed is not an option of evaluate; did you mean --seed"]),
-            (["sample", "nothing"], ["nothing", "config.json"]),
-            (["report", "nothing"], ["nothing", "config.json"]),
         ],
         ids=lambda part: " ".join(part)[:60],
     )

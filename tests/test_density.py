@@ -2,10 +2,6 @@
 
 import json
 import signal
-import struct
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +59,17 @@ def same_weights(one, other):
 
 
 class TestRuns:
-    def test_from_points_to_figures(self, run, tmp_path):
+    def test_from_points_to_figures(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(of_runs, "POINTS", 5000)
+        monkeypatch.setattr(of_runs, "FRAMES", 3)
         status, out, err = run("density", "moons", *TINY)
         assert (status, err) == (0, "")
         folder = tmp_path / "runs" / "moons"
         files = {"config.json", "model.safetensors", "metrics.jsonl", "state.pt", "result.json"}
         assert files | {"samples.png", "flow.gif", "curves.png"} <= {path.name for path in folder.iterdir()}
-        assert out.startswith("recipe for points (moons): gradient direct; command line: hidden 8 8, steps 6, ")
+        assert out.startswith(
+            "recipe for points (moons): gradient direct; command line: steps 6, validate every 2, hidden"
+        )
         for words in ("NLL ", "NLL, tighter", "inverse error", "NFE of log_prob", "NFE of sampling", "seconds"):
             assert words in out
         records = Run.open(folder, "density").records()
@@ -104,22 +104,11 @@ class TestRuns:
         standardize = cnf.load("runs/people").transform.transforms[0]
         torch.testing.assert_close(standardize.mean, dataset.train.x.mean(0), rtol=1e-6, atol=1e-6)
 
-    def test_a_batch_no_larger_than_the_data(self, run, people, undrawn):
-        status, out, _ = run("density", "people.csv", *TINY[:-1], "512")
-        assert status == 0
-        assert "the batch shrinks from 512 to the 320 training samples" in out
-
     def test_columns_that_are_given(self, run, people, undrawn):
         assert run("density", "people.csv", *TINY, "--context", "age")[0] == 0
         stored = storage.read_config("runs/people", "density")
         assert (stored["model"]["shape"], stored["model"]["context"], stored["data"]["context"]) == ([2], 1, ["age"])
         assert run("evaluate", "runs/people", people)[0] == 0
-
-    def test_seeds_make_runs_alike(self, run, people, undrawn):
-        for out, seed in (("a", 0), ("b", 0), ("c", 1)):
-            assert run("density", people, *TINY, "--seed", seed, "--out", out)[0] == 0
-        assert same_weights("a", "b")
-        assert not same_weights("a", "c")
 
     @pytest.mark.parametrize(
         ("typed", "kind"),
@@ -148,10 +137,6 @@ class TestRuns:
         assert run("sample", "runs/people", "-n", "20", "--log-prob")[0] == 0
         columns = pd.read_csv("samples.csv").columns
         assert columns[-1] == ("log_prob" if kind == "exact" else f"log_prob_{kind}")
-
-    def test_covariances_of_components_are_full_where_the_recipe_whitens(self, run, people, undrawn):
-        assert run("density", people, *TINY, "--augmentation", "categorical", "--extra", "2")[0] == 0
-        assert storage.read_config("runs/people", "density")["model"]["correlated"]
 
     def test_the_stage_follows_from_the_step(self, run, people, undrawn):
         assert run("density", "people.csv", *TINY, *STAGES, "2")[0] == 0
@@ -191,14 +176,13 @@ class TestResuming:
     def test_continues_bit_for_bit(self, run, people, undrawn, monkeypatch, steps):
         assert run("density", people, *self.OPTIONS, "--out", "whole")[0] == 0
         with monkeypatch.context() as patch:
-            batch, late = density.DensityTask.batch, []
+            shuffled, late = density.shuffled_batches, []
 
-            def counted(task, step):
-                if step == steps:
-                    late.append(step)
-                return batch(task, step)
+            def counted(*args):
+                batch = shuffled(*args)
+                return lambda step: (step == steps and late.append(step), batch(step))[1]
 
-            patch.setattr(density.DensityTask, "batch", counted)
+            patch.setattr(density, "shuffled_batches", counted)
             patch.setattr("train_flows.run.loop.time.monotonic", lambda: 1e9 if late else 0.0)
             budget = "9" if steps else "1e-9"
             status, out, _ = run("density", people, *self.OPTIONS, "--out", "parts", "--budget-minutes", budget)
@@ -212,28 +196,20 @@ class TestResuming:
         assert same_weights("whole", "parts")
         assert untimed("whole") == untimed("parts")
 
-    def test_a_finished_run_is_reported_again(self, run, people, undrawn):
-        before = run("density", "people.csv", *TINY)[1]
-        status, after, _ = run("density", "--resume", "runs/people", "--device", "cpu")
-        assert status == 0
-        assert [x for x in before.splitlines() if "NLL" in x] == [x for x in after.splitlines() if "NLL" in x]
-
     def test_refuses_other_settings_and_data(self, run, people, undrawn):
         assert run("density", "people.csv", *TINY)[0] == 0
         status, _, err = run("density", "people.csv", "--resume", "runs/people", "--lr", "0.5", "--no-whiten")
         assert status == 2
-        assert "from the run: omit people.csv, --whiten, --lr" in err
+        assert "from the run: omit people.csv, --lr, --whiten" in err
         frame = pd.read_csv(people)
         frame.iloc[::-1].to_csv(people, index=False)
         status, _, err = run("density", "--resume", "runs/people")
         assert status == 2
         assert "people.csv has changed" in err
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_while_the_test_part_is_measured(self, run, people, undrawn, monkeypatch, number):
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what runs in the background
+    def test_a_signal_while_the_test_part_is_measured(self, run, people, undrawn, monkeypatch):
         with monkeypatch.context() as patch:
-            patch.setattr(density, "report", lambda *_: signal.raise_signal(number))
+            patch.setattr(density, "report", lambda *_: signal.raise_signal(signal.SIGTERM))
             status, out, err = run("density", "people.csv", *TINY)
         assert (status, err) == (0, "")
         assert "continue with: train-flows density --resume runs/people" in out
@@ -241,29 +217,12 @@ class TestResuming:
         assert run("density", "--resume", "runs/people")[0] == 0
         assert Path("runs/people/result.json").exists()
 
-    def test_a_signal_in_training_saves_and_says_how_to_continue(self, people, tmp_path):
-        command = [sys.executable, "-m", "train_flows", "density", people, "--hidden", "8", "--steps", "100000"]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "runs" / "people" / "state.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert "continue with: train-flows density --resume runs/people" in out
-        assert cnf.load(tmp_path / "runs" / "people").sample(3).shape == (3, 3)
-
 
 class TestImages:
-    SMALL = ("--train-size", "64", "--test-size", "20")
-
     def test_digits_are_reported_as_a_bound(self, run, undrawn):
-        status, out, _ = run("density", "digits", *TINY, "--image-size", "4")
-        assert status == 0
-        assert "upper bound" in out
-        assert "one draw of uniform dequantisation as in FFJORD" in out
-        assert "bits/dim" in out
-        assert result("runs/digits")["nll"]["kind"] == "bound"
+        out = run("density", "digits", *TINY, "--image-size", "4")[1]
+        assert "bits/dim (upper bound, one draw of uniform dequantisation as in FFJORD" in out
+        assert all(record["acceleration"] >= 0 for record in untimed("runs/digits"))
 
     @pytest.mark.parametrize(("typed", "field"), [((), "stack"), (("--image-size", "4"), "mlp")])
     def test_a_folder_by_the_recipe_of_its_size(self, run, greys, tmp_path, monkeypatch, undrawn, typed, field):
@@ -276,21 +235,6 @@ class TestImages:
         assert len(drawn) == 3
         assert "drift" in result("runs/greys")  # of rk4
         assert run("evaluate", "runs/greys", greys)[0] == 0
-
-    def test_dark_images_are_close_to_the_ends_of_the_logit(self, run, undrawn):
-        for name, size in (("train", 40), ("t10k", 20)):
-            folder = Path("data/MNIST/raw")
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = np.random.default_rng(size).integers(0, 256, (size, 28, 28), dtype=np.uint8)
-            labels = np.arange(size, dtype=np.uint8) % 10
-            (folder / f"{name}-images-idx3-ubyte").write_bytes(
-                struct.pack(">4I", 2051, size, 28, 28) + pixels.tobytes()
-            )
-            (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 2049, size) + labels.tobytes())
-        status, out, err = run("density", "mnist", *TINY, "--image-size", "4")
-        assert (status, err) == (0, "")
-        assert out.startswith("recipe for small images (mnist)")
-        assert storage.read_config("runs/mnist", "density")["model"]["alpha"] == 1e-6
 
     def test_a_density_given_the_class(self, run, greys, undrawn):
         learning = ("--steps", "60", "--validate-every", "30", "--batch-size", "32", "--image-size", "2")

@@ -6,7 +6,6 @@ import pickle
 from typing import Annotated, Literal
 
 import pytest
-import tyro
 from pydantic import Field
 
 from anode import InputError, Solver, SolverError
@@ -88,19 +87,6 @@ def test_a_configuration_survives_json_pickle_and_replace():
         dataclasses.replace(model, hidden=(0,))
     with pytest.raises(dataclasses.FrozenInstanceError):
         model.hidden = (1,)
-
-
-def test_the_command_line_reads_a_configuration(capsys):
-    line = "--hidden 3 4 --activation tanh silu --levels 4 --solver.rtol 1e-3"
-    assert tyro.cli(Model, args=line.split()) == Model((3, 4), ("tanh", "silu"), 4, Numerics(1e-3))
-    with pytest.raises(SystemExit):
-        tyro.cli(Model, args=["--hidden", "0"])
-    assert "0 must be at least 1" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        tyro.cli(Model, args=["--help"])
-    shown = capsys.readouterr().out
-    assert "widths of the hidden layers" in shown
-    assert "relative tolerance" in shown
 
 
 def test_choices_are_listed():

@@ -12,7 +12,6 @@ from stored_runs import report_of, spread, store_classifier, store_density
 import anode
 import cnf
 from anode import Solver
-from train_flows.evaluation import held_out
 
 
 @pytest.fixture
@@ -76,7 +75,6 @@ class TestDensities:
         store_density("runs/digits", "digits", run={"seed": 3})
         own, named = (report_of(run, "evaluate", "runs/digits", *name, "--samples", 1) for name in ([], ["digits"]))
         assert own == named
-        assert held_out.load("runs/digits").digest() == held_out.load("runs/digits", "digits").digest()
 
     @pytest.mark.parametrize("double", [False, True])
     def test_models_saved_by_the_api(self, run, double):
@@ -133,20 +131,6 @@ class TestClasses:
         assert report["tighter"]["rtol"] == pytest.approx(report["tolerance"]["rtol"] / 10)
         tight = report_of(run, "evaluate", "runs/wine", "--rtol", "1e-6")
         assert tight["tolerance"] == {"rtol": 1e-6, "atol": 1e-3}
-
-    def test_other_images_of_a_classifier(self, run):
-        greys("greys")
-        greys("more", n=6)
-        store_classifier("runs/greys", "greys")
-        assert report_of(run, "evaluate", "runs/greys", "more")["samples"] == 12
-
-    def test_a_table_of_a_classifier(self, run):
-        rng = np.random.default_rng(0)
-        frame = pd.DataFrame({"a": rng.normal(size=60), "b": rng.normal(size=60), "kind": ["x", "y"] * 30})
-        frame.to_csv("whole.csv", index=False)
-        frame.iloc[:7][["kind", "b", "a"]].to_csv("few.csv", index=False)
-        store_classifier("runs/whole", "whole.csv", target="kind")
-        assert report_of(run, "evaluate", "runs/whole", "few.csv")["samples"] == 7
 
 
 def test_what_is_refused_is_one_line(run, tmp_path):

@@ -9,10 +9,9 @@ from stored_runs import spread
 from torch.distributions import MultivariateNormal
 
 from anode import InputError, MLPField, Solver
-from cnf import Compose, Continuous, Dequantize, Flow, LiftedFlow, Normal, density_model
+from cnf import Compose, Continuous, Dequantize, Flow, LiftedFlow, MaximumLikelihood, Normal, density_model
 from train_flows.data import Dataset, Split, class_contexts
-from train_flows.evaluation import likelihood
-from train_flows.evaluation.chunks import chunks, in_chunks
+from train_flows.evaluation import chunks, in_chunks, likelihood, wording
 
 SOLVER = Solver(rtol=1e-5, atol=1e-5)
 COARSE, TIGHT = Solver("rk4", step_size=0.5), Solver(rtol=1e-9, atol=1e-9)
@@ -30,7 +29,7 @@ class Uniform(Normal):
 
 
 def images(n=40):
-    return torch.randint(17, (n, 1, 2, 2), dtype=torch.uint8)
+    return Split(torch.randint(17, (n, 1, 2, 2), dtype=torch.uint8))
 
 
 def wild(**options):
@@ -43,10 +42,10 @@ class TestBitsPerDimension:
     def test_uniform_images_take_the_logarithm_of_their_levels(self, levels, samples):
         model = LiftedFlow(Dequantize(levels), Flow(Compose([]), Uniform((3, 4, 4))))
         x = torch.randint(levels, (30, 3, 4, 4)).float()
-        figure, _ = likelihood.nll(model, x, samples)
+        figure, _ = likelihood.nll(model, Split(x), samples)
         assert figure["bits_per_dim"] == pytest.approx(math.log2(levels), rel=1e-6)
         assert figure["bits_per_dim_standard_error"] == pytest.approx(0, abs=1e-6)
-        for batch in (x, (x, torch.zeros(30, 2))):  # alone, and with contexts
+        for batch in (Split(x), Split(x, c=torch.zeros(30, 2))):  # alone, and with contexts
             assert likelihood.validation_nll(model, batch)["bits_per_dim"] == pytest.approx(math.log2(levels), rel=1e-6)
 
     def test_both_bounds_of_an_exact_flow(self):
@@ -58,7 +57,7 @@ class TestBitsPerDimension:
             assert figure["bits_per_dim"] == pytest.approx(figure["value"] / 4 / math.log(2))
             error = figure["bits_per_dim_standard_error"]
             assert error == pytest.approx(figure["standard_error"] / 4 / math.log(2))
-        said = likelihood.table(report)
+        said = wording.likelihood_table(report)
         assert "bits/dim (upper bound, 16 importance sample(s), rtol" in said
         assert "bits/dim (upper bound, one draw of uniform dequantisation as in FFJORD, rtol" in said
 
@@ -71,11 +70,11 @@ class TestBitsPerDimension:
 
     @pytest.mark.parametrize("options", [{}, {"extra": 1}], ids=["exact", "augmented"])
     def test_real_numbers_have_no_bits(self, options):
-        model, x = density_model((2,), solver=SOLVER, **options), torch.randn(40, 2)
+        model, x = density_model((2,), solver=SOLVER, **options), Split(torch.randn(40, 2))
         report = likelihood.measure(model, x, SOLVER, samples=2)
         assert "nll_one_draw" not in report
         assert report["nll"]["bits_per_dim"] is None
-        assert "bits" not in likelihood.table(report)
+        assert "bits" not in wording.likelihood_table(report)
         assert "bits_per_dim" not in likelihood.validation_nll(model, x)
 
 
@@ -85,7 +84,7 @@ class TestKinds:
         assert "nll_one_draw" not in report
         assert (report["nll"]["samples"], report["nll"]["probes"]) == (1, 2)
         expected = "estimated upper bound, one draw of uniform dequantisation as in FFJORD, 2 probe(s)"
-        assert expected in likelihood.table(report)
+        assert expected in wording.likelihood_table(report)
 
     def test_draws_that_would_not_tighten_are_refused(self):
         model = wild(divergence="hutchinson")
@@ -105,18 +104,18 @@ class TestKinds:
         ],
     )
     def test_draws_are_named(self, options, said):
-        assert said in likelihood.validated_as(wild(**options))
+        assert said in wording.validated_as(wild(**options))
 
     def test_validation_by_one_component_is_a_bound(self):
         model = density_model((2,), extra=3, augmentation="categorical", posterior="fitted")
-        assert "upper bound, one draw" in likelihood.validated_as(model)
-        assert "(exact, rtol" in likelihood.validated_as(density_model((2,)))
+        assert "upper bound, one draw" in wording.validated_as(model)
+        assert "(exact, rtol" in wording.validated_as(density_model((2,)))
 
     def test_the_nll_is_that_of_the_given_classes(self):
         model = spread(density_model((1, 1, 1), levels=4, hidden=(8, 8), context=3), std=0.5)
         x, y = torch.randint(4, (200, 1, 1, 1)), torch.randint(3, (200,))
         given, other = (
-            likelihood.nll(model, (x, class_contexts(labels, 3)), samples=100)[0]["value"]
+            likelihood.nll(model, Split(x, c=class_contexts(labels, 3)), samples=100)[0]["value"]
             for labels in (y, (y + 1) % 3)
         )
         assert abs(other - given) > 0.02
@@ -125,7 +124,7 @@ class TestKinds:
         assert given == pytest.approx(exact, abs=0.03)
 
 
-class TestCosts:
+class TestEvaluations:
     def test_evaluations_are_those_of_all_odes(self):
         """At zero fields each ODE takes the same number, whether points go to the base or come from it."""
         for blocks in (1, 3):
@@ -138,7 +137,7 @@ class TestCosts:
             assert found == pytest.approx((44 * blocks,) * 3)
 
     def test_tolerances_and_inverse_error(self):
-        model, x = spread(density_model((2,), hidden=(32, 32)), std=0.35), torch.randn(30, 2)
+        model, x = spread(density_model((2,), hidden=(32, 32)), std=0.35), Split(torch.randn(30, 2))
         loose, tight = (likelihood.measure(model, x, Solver(rtol=tol, atol=tol)) for tol in (1e-2, 1e-5))
         assert loose["nll"]["tolerance"] == {"rtol": 1e-2, "atol": 1e-2}
         assert loose["nfe_log_prob"] < tight["nfe_log_prob"]
@@ -153,19 +152,19 @@ class TestCosts:
 
     def test_a_single_sample_is_too_few(self):
         with pytest.raises(InputError, match="1 samples are too few to evaluate on"):
-            likelihood.measure(density_model((2,)), torch.randn(1, 2), SOLVER)
+            likelihood.measure(density_model((2,)), Split(torch.randn(1, 2)), SOLVER)
 
 
 class TestChunks:
     def test_chunks_cover_all_rows_in_order(self):
-        assert chunks(torch.zeros(6000, 2)) == [slice(0, 2500), slice(2500, 5000), slice(5000, 6000)]
-        assert [part.stop - part.start for part in chunks(torch.zeros(5, 2**19))] == [2, 2, 1]
+        assert chunks(Split(torch.zeros(6000, 2))) == [slice(0, 2500), slice(2500, 5000), slice(5000, 6000)]
+        assert [part.stop - part.start for part in chunks(Split(torch.zeros(5, 2**19)))] == [2, 2, 1]
 
     def test_the_mean_is_that_of_all_chunks(self):
         model, x = spread(density_model((2,), hidden=(8, 8))), torch.randn(2600, 2)
         with torch.no_grad():
             expected = -model.log_prob(x).double()
-        figure, _ = likelihood.nll(model, x)
+        figure, _ = likelihood.nll(model, Split(x))
         assert figure["value"] == pytest.approx(expected.mean().item(), abs=1e-4)
         assert figure["standard_error"] == pytest.approx((expected.std() / 2600**0.5).item(), rel=1e-3)
 
@@ -192,7 +191,7 @@ class TestGaussian:
 
     def test_it_stands_next_to_the_flow_in_standard_deviations(self):
         figures = {"nll": {"value": 5.0, "value_standardized": 2.0}, "gaussian_nll": 6.5}
-        assert "2.0000 nats (full-covariance Gaussian: 3.5000)" in likelihood.gaussian_row(figures)
+        assert "2.0000 nats (full-covariance Gaussian: 3.5000)" in wording.gaussian_row(figures)
 
 
 class TestDrift:
@@ -204,7 +203,7 @@ class TestDrift:
         step = sum(torch.linalg.matrix_power(h, k) / math.factorial(k) for k in range(5))
         coarse, exact = x[:500] @ (step @ step).T, x[:500] @ torch.matrix_exp(-a).T
         nll = coarse.square().sum(1) / 2 + 1.5 * math.log(2 * math.pi) + a.trace()
-        found = likelihood.drift(flow, flow.with_solver(TIGHT), x)
+        found = likelihood.drift(flow, flow.with_solver(TIGHT), Split(x))
         assert found["nll_training_solver"] == pytest.approx(nll.mean().item(), rel=1e-10)
         expected = (coarse.square() - exact.square()).sum(1).mean().item() / 2
         assert found["drift"] == pytest.approx(expected, rel=1e-4)
@@ -216,7 +215,7 @@ class TestDrift:
         model = LiftedFlow(Dequantize(levels=2), Flow(spread(ode, 0.7), Normal((4,))))
         adaptive, x, before = (
             model.with_solver(Solver(rtol=1e-6, atol=1e-6)),
-            torch.randint(2, (40, 4)),
+            Split(torch.randint(2, (40, 4))),
             torch.get_rng_state(),
         )
         found = [likelihood.drift(model, adaptive, x)]
@@ -228,4 +227,58 @@ class TestDrift:
 
     def test_steps_that_fail_have_no_drift(self):
         flow = density_model((2,), hidden=(8, 8), solver=Solver("rk4", step_size=0.01, max_steps=10))
-        assert likelihood.drift(flow, flow.with_solver(TIGHT), torch.randn(9, 2)) == {}
+        assert likelihood.drift(flow, flow.with_solver(TIGHT), Split(torch.randn(9, 2))) == {}
+
+
+# Costs at equal likelihood
+
+
+def table(n=50):
+    part = Split(torch.randn(n, 2))
+    return Dataset("t", part, part, part, ("a", "b"))
+
+
+def test_an_exact_flow_takes_one_point_for_each_sample():
+    model, data, before = spread(density_model((2,), hidden=(8, 8))), table(), torch.get_rng_state()
+    found = likelihood.costs(model, data)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.no_grad():
+        assert found["nll_test"] == pytest.approx(-model.log_prob(data.test.x).mean().item(), abs=1e-3)
+    assert (found["points_log_prob"], found["raised"]) == (1, 0)
+    for what in ("sample", "log_prob"):
+        assert 0 < found[f"nfe_{what}_1e-05"] < found[f"nfe_{what}_1e-07"]
+    again = likelihood.costs(model, data)
+    assert all(again[name] == value for name, value in found.items() if not name.startswith("seconds"))
+
+
+def test_the_evaluations_are_those_of_double_precision():
+    model, data = spread(density_model((2,), hidden=(8, 8))), table()
+    single, double = likelihood.costs(model, data), likelihood.costs(model.double(), data)
+    names = [name for name in single if name.startswith("nfe")]
+    assert [single[name] for name in names] == [double[name] for name in names]
+
+
+def test_a_mixture_of_flows_takes_a_point_for_each_component():
+    model = spread(density_model((2,), hidden=(8, 8), extra=3, augmentation="categorical"))
+    assert likelihood.costs(model, table())["points_log_prob"] == 3
+
+
+def test_draws_are_doubled_until_a_bound_settles(monkeypatch):
+    model, data = spread(density_model((2,), hidden=(8, 8), extra=1)), table()
+    with torch.no_grad():
+        one = -model.log_prob(data.test.x, samples=1).mean().item()
+    found = likelihood.costs(model, data)
+    assert found["points_log_prob"] >= likelihood.MIN_DRAWS
+    assert found["raised"] < likelihood.CONVERGED
+    assert found["nll_test"] < one
+    monkeypatch.setattr(likelihood, "MAX_POINTS", 4 * data.test.x.numel())
+    assert likelihood.costs(model, data)["points_log_prob"] == 4
+
+
+def test_path_energies_come_with_the_nll():
+    model, data = spread(density_model((2,), hidden=(8, 8))), Split(torch.randn(50, 2))
+    plain, found = (likelihood.validation_nll(model, data, names) for names in ((), ("acceleration", "kinetic")))
+    with torch.no_grad():
+        terms = MaximumLikelihood(model, kinetic=1.0, acceleration=1.0).terms(data.x)
+    assert {name: pytest.approx(value.item(), rel=1e-5) for name, value in terms.items()}.items() <= found.items()
+    assert plain == {name: found[name] for name in plain}

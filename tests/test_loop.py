@@ -13,7 +13,7 @@ from anode import CheckpointError, Solver, SolverError
 from train_flows.run import TrainingError
 from train_flows.run.folder import Run
 from train_flows.run.loop import shuffled_batches, train
-from train_flows.run.step import averaged_weights, learning_rate, moving_average
+from train_flows.run.step import learning_rate
 from train_flows.settings import Training
 
 UNDERFLOW = SolverError("step underflow", 0.25, 99, Solver())
@@ -186,13 +186,6 @@ def test_the_average_is_the_recursion_written_out(run):
     assert torch.equal(task.weight, seen[-1])
 
 
-def test_an_average_without_decay_costs_nothing():
-    model = nn.Linear(2, 2)
-    assert moving_average(model, 0.0) is None
-    with averaged_weights(model, None):
-        pass
-
-
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_objectives_work_in_a_precision_and_validation_in_full(run, precision, dtype):
     seen, validated = [], []
@@ -210,8 +203,8 @@ def test_objectives_work_in_a_precision_and_validation_in_full(run, precision, d
 
 
 class TestResuming:
-    @pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
-    @pytest.mark.parametrize(("stop", "way"), [(1, "SIGTERM"), (1, "deadline"), (5, "SIGINT"), (0, "deadline")])
+    @pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+    @pytest.mark.parametrize(("stop", "way"), [(1, "SIGTERM"), (5, "SIGINT"), (0, "deadline")])
     def test_adds_up_bit_for_bit(self, run, monkeypatch, schedule, stop, way):
         """A signal or a deadline, with random numbers, a failed step and an average in between."""
         training = Training(steps=6, lr=0.1, schedule=schedule, validate_every=2, ema=0.5, weight_decay=0.1)
@@ -257,10 +250,7 @@ class TestResuming:
         [
             lambda state: state.pop("average"),
             lambda state: state.update(model={"weight": torch.zeros(3)}),
-            lambda state: state["optimizer"].update(param_groups=[]),
-            lambda state: state.update(random=[{"cpu": torch.zeros(2), "cuda": None}]),
             lambda state: state["progress"].update(step=7),
-            lambda state: state["progress"].update(unknown=7),
         ],
     )
     def test_a_state_of_another_training_is_refused(self, run, change):

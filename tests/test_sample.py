@@ -12,14 +12,14 @@ from stored_runs import spread, store_classifier, store_density
 import cnf
 from anode import SolverError
 from cnf import density_model
-from train_flows.evaluation import chunks
+from train_flows import evaluation
 
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
     """A stored density of three numbers, sampled 40 at a time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(chunks, "CHUNK_SAMPLES", 40)
+    monkeypatch.setattr(evaluation, "CHUNK_SAMPLES", 40)
     model = spread(density_model((3,), torch.randn(50, 3), hidden=(8, 8)))
     cnf.save(model, "model")
     return model

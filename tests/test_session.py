@@ -10,13 +10,14 @@ from tasks import Quadratic
 
 from anode import InputError, MLPField
 from cnf import FlowMatching, MaximumLikelihood, density_model
+from train_flows.data import toy
 from train_flows.run import distributed
 from train_flows.run.folder import Run
 from train_flows.run.loop import train
-from train_flows.run.session import begin, compile_fields, find_device, fitting_batch, open_run, resumable, seed_noise
+from train_flows.run.session import begin, compile_fields, find_device, fitting_batch, open_run, resumable
 from train_flows.settings import RunSettings, Training
 
-DATA = {"name": "moons.csv", "sha256": "0"}
+MOONS = dataclasses.replace(toy.load("moons").limited(10, 10, seed=0), name="moons.csv")
 
 
 class DensityTask:
@@ -46,7 +47,7 @@ def test_weights_and_noise_follow_the_seed(monkeypatch):
     first = torch.randn(3)
     assert torch.equal(first, torch.randn(3, generator=torch.Generator().manual_seed(5)))
     monkeypatch.setattr(distributed, "rank", lambda: 2)
-    seed_noise(5)
+    distributed.seed_noise(5)
     assert torch.equal(torch.randn(3), torch.randn(3, generator=torch.Generator().manual_seed(5 + 2 * 1_000_003)))
 
 
@@ -76,16 +77,16 @@ def test_a_batch_is_no_larger_than_the_data(monkeypatch, capsys):
 def test_a_run_is_opened_or_resumed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = RunSettings(tensorboard=True)
-    run = open_run(settings, "test", {"x": 1}, {"shape": [2]}, DATA)
+    run = open_run(settings, {"x": 1}, "test", {"shape": [2]}, MOONS)
     assert str(run.folder) == "runs/moons"
     assert run.tensorboard
     with pytest.raises(InputError, match="exists"):
-        open_run(settings, "test", {}, {}, DATA)
-    again = open_run(RunSettings(resume="runs/moons"), "test", {}, {}, DATA)
+        open_run(settings, {}, "test", {}, MOONS)
+    again = open_run(RunSettings(resume="runs/moons"), {}, "test", {}, MOONS)
     assert again.settings == {"x": 1}
     assert not again.tensorboard
     with pytest.raises(InputError, match=r"moons.csv has changed since runs/moons began"):
-        open_run(RunSettings(resume="runs/moons"), "test", {}, {}, DATA | {"sha256": "1"})
+        open_run(RunSettings(resume="runs/moons"), {}, "test", {}, MOONS.limited(9, 10, seed=0))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

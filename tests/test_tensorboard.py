@@ -9,9 +9,8 @@ import pytest
 from tasks import Quadratic
 
 from anode import InputError
-from train_flows.run.folder import Run
+from train_flows.run.folder import Run, summary_writer
 from train_flows.run.loop import train
-from train_flows.run.tensorboard import summary_writer
 from train_flows.settings import Training
 
 pytest.importorskip("tensorboard")
@@ -88,6 +87,7 @@ def test_records_after_the_last_state_are_not_shown_twice(run, saved):
             run.log({"step": step, "nll": 10.0 * attempt + step})
             if step in saved:
                 run.save_state(step, {})
+    run.save_state(4, {})
     first = len(saved)
     assert shown(run)["nll"] == [(step, 10.0 * (1 if i < first else 2) + step) for i, step in enumerate((0, 2, 4))]
     assert shown(run) == recorded(run)

@@ -27,10 +27,10 @@ def main(args: list[str] | None = None) -> None:
     """Run a command; bad input ends it with one line and exit status 2, a failed solve with status 1."""
     args = sys.argv[1:] if args is None else args
     if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:<10} {about}" for name, about in COMMANDS.items()]
         print(
-            "usage: train-flows COMMAND ...", "", *lines, "", "train-flows COMMAND --help lists its options", sep="\n"
+            "usage: train-flows COMMAND ...", *(f"  {name:<10} {about}" for name, about in COMMANDS.items()), sep="\n"
         )
+        print("train-flows COMMAND --help lists its options")
         return
     command, *rest = args
     try:
@@ -38,7 +38,11 @@ def main(args: list[str] | None = None) -> None:
             nearest = difflib.get_close_matches(command, COMMANDS, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(COMMANDS)}"
             raise InputError(f"command {command!r} is unknown; {hint}")
-        _join_processes(command)
+        rank, count = distributed.started()
+        if count > 1 and command not in PARALLEL:
+            raise InputError(f"{command} runs in one process, {count} were started: run it without torchrun")
+        if rank:  # the first process prints
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for good
         importlib.import_module(f"train_flows.{MODULES.get(command, command)}").main(rest)
     except InputError as error:
         from train_flows.command_line import name_options
@@ -50,15 +54,6 @@ def main(args: list[str] | None = None) -> None:
         _fail(str(error), status=1)
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
-
-
-def _join_processes(command: str) -> None:
-    """Take part as one of several processes, of which the first prints."""
-    rank, count = distributed.started()
-    if count > 1 and command not in PARALLEL:
-        raise InputError(f"{command} runs in one process, {count} were started: run it without torchrun or accelerate")
-    if rank:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for good
 
 
 def _fail(message: str, status: int) -> None:

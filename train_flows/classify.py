@@ -11,19 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anode import Classifier, InputError, classifier_model
+from anode import Classifier, classifier_model
 from anode.classifiers import KIND
 from anode.storage import write_atomically
 from train_flows import recipes
 from train_flows.command_line import Program, parse
-from train_flows.data import SEED_STRIDE, Dataset, Split, known_labelled_data, load_labelled_data
-from train_flows.data.paper_functions import split_slices
-from train_flows.evaluation import accuracy, likelihood
-from train_flows.evaluation.chunks import to_model
+from train_flows.data import Dataset, known_labelled_data, load_labelled_data
+from train_flows.evaluation import accuracy, to_model, wording
 from train_flows.figures import of_runs
 from train_flows.run import TrainingError, distributed, session
 from train_flows.run.folder import Run
-from train_flows.run.loop import shuffled_batches, train
+from train_flows.run.loop import fit, shuffled_batches
 from train_flows.settings import ClassifySettings, to_sections
 
 MEASURED_SAMPLES, MEASURED_IMAGES = 5000, 1000  # training samples that a record measures, at most
@@ -36,16 +34,16 @@ PROGRAM = Program(
     kind=KIND,
     recipe=recipes.classify,
     known=known_labelled_data,
-    common={
-        "data": ("source", "target", "image_size", "train_size", "data_root", "download"),
-        "model": ("model", "extra", "field", "hidden", "activation"),
-        "training": ("epochs", "batch_size", "lr", "schedule", "solver", "rtol", "atol"),
-        "output": ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
-    },
-    api_only={
-        "training": ("steps", "validate_every", "lr_warm_up", "kl_warm_up", "likelihood_from", "restart_lr", "measure"),
-        "steps": ("max_skipped", "first_step"),
-    },
+    common=(
+        *("source", "target", "image_size", "train_size", "data_root", "download"),
+        *("model", "extra", "field", "hidden", "activation"),
+        *("epochs", "batch_size", "lr", "schedule", "solver", "rtol", "atol"),
+        *("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+    ),
+    api_only=(
+        *("steps", "validate_every", "lr_warm_up", "kl_warm_up", "likelihood_from", "restart_lr", "measure"),
+        *("max_skipped", "first_step"),
+    ),
 )
 
 
@@ -56,35 +54,24 @@ def main(args: list[str]) -> None:
     device = session.begin(settings.run)
     dataset = load(settings)
     print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
-    stored = {**dataset.describe(), "notes": list(dataset.notes)}
-    dataset = without_slices(dataset, settings)
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
-    run = session.open_run(settings.run, KIND, to_sections(settings), model.arguments, stored)
+    run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, dataset)
     task = ClassifyTask(settings, dataset, model, run)
+    print(
+        f"{len(dataset.train)} samples to train on, {len(dataset.validation)} to validate on, "
+        f"{len(dataset.test)} to test on; figures of training are of {len(task.parts['train'])}"
+    )
     before = time.monotonic() - started
-    with session.resumable(run, "classify"):
-        notes = fit(task, run, settings.run.deadline(started))
-        report(task, run, before, (*dataset.notes, *notes))
+    with session.resumable(run, PROGRAM.name):
+        notes = [*dataset.notes, *fit_or_end_early(task, run, started)]
+        report(task, run, before, notes)
 
 
 def load(settings: ClassifySettings) -> Dataset:
     """Load the data of a run."""
     wanted = dataclasses.asdict(settings.data)
-    wanted.pop("removed_slices")
     return distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # it may download
-
-
-def without_slices(dataset: Dataset, settings: ClassifySettings) -> Dataset:
-    """Return the data with slices of the plane removed from the training part, to validate on."""
-    removed, train = settings.data.removed_slices, dataset.train
-    if not removed:
-        return dataset
-    if dataset.shape != (2,) or train.y is None:
-        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: omit it")
-    generator = torch.Generator().manual_seed(settings.run.seed + 2 * SEED_STRIDE)
-    outside, inside = split_slices((train.x, train.y), removed, generator)
-    return dataclasses.replace(dataset, train=Split(*outside), validation=Split(*inside))
 
 
 def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySettings:
@@ -111,24 +98,18 @@ class ClassifyTask:
         self.dataset = dataset
         self.model = model
         self.run = run
-        self.loss = accuracy.loss_name(dataset.classes)
         samples = to_model(model, dataset.train.batch(slice(None)))
-        self._batches = shuffled_batches(samples, self.training.batch_size, settings.run.seed)
+        self.batch = shuffled_batches(samples, self.training.batch_size, settings.run.seed)
         measured = dataset.train.head(MEASURED_IMAGES if dataset.levels else MEASURED_SAMPLES)
         self.parts = {"train": measured, "validation": dataset.validation, "test": dataset.test}
 
-    def batch(self, step: int) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the inputs and targets of a step."""
-        return self._batches(step)
-
-    def objective(self, batch: Tensor | tuple[Tensor, Tensor], step: int) -> Tensor:
-        """Return the mean loss of a batch (x, y)."""
-        x, y = batch
-        return accuracy.loss(self.loss, self.model(x), y)
+    def objective(self, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        """Return the mean loss of inputs and targets."""
+        return accuracy.loss(self.model(batch[0]), batch[1])
 
     def validate(self) -> dict[str, float]:
         """Return loss and accuracy of samples from each part, and store features of the epochs asked for."""
-        found = {name: accuracy.figures(self.model, part, self.loss) for name, part in self.parts.items()}
+        found = {name: accuracy.figures(self.model, part)[0] for name, part in self.parts.items()}
         epoch = len(self.run.records())
         if epoch in self.settings.epochs.snapshots and not distributed.rank():
             self._store_features(epoch)
@@ -152,52 +133,37 @@ class ClassifyTask:
         write_atomically(path, content.getvalue())
 
 
-def fit(task: ClassifyTask, run: Run, deadline: float) -> list[str]:
-    """Train, and give the model the weights to keep; a solve that fails after the first record ends training early.
-
-    Returns:
-        Notes on a training that ended before its last step.
-    """
-    print(
-        f"{len(task.dataset.train)} samples to train on, {len(task.dataset.validation)} to validate on, "
-        f"{len(task.dataset.test)} to test on; figures of training are of {len(task.parts['train'])}"
-    )
-    if task.settings.run.compile:
-        print(f"compiled in {session.compile_fields(task):.0f} s")
+def fit_or_end_early(task: ClassifyTask, run: Run, started: float) -> list[str]:
+    """Train, and give the model the weights to keep; a solve that fails after the first record ends training early."""
     try:
-        finished = train(task, run, deadline=deadline)
+        notes = fit(task, run, task.settings.run, PROGRAM.name, started)
     except TrainingError as error:
         if not (error.solving and run.load_best(task.model)):
             raise
-        note = f"training ended early: {error}"
-        print(f"note: {note}")
-        return [note]
+        notes = [f"training ended early: {error}"]
+        print(f"note: {notes[0]}")
     run.load_best(task.model)
-    if finished:
-        return []
-    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
-    print(f"{note}; {session.how_to_continue(run, 'classify')}")
-    return [note]
+    return notes
 
 
 def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) -> None:
     """Measure the model on the test part, write ``result.json``, print the table and draw the pictures.
 
     Args:
-        task: its model has the weights to keep.
-        run: the folder.
+        task: the training, whose model has the weights to keep.
+        run: its folder.
         before: seconds spent before training.
         notes: sentences to keep with the figures.
     """
     started, records, dataset = time.monotonic(), run.records(), task.dataset
-    figures = accuracy.measure(task.model, dataset.test, dataset.classes)
-    learnt = accuracy.figures(task.model, task.parts["train"], task.loss)
+    figures = accuracy.measure(task.model, dataset.test)
+    learnt = accuracy.figures(task.model, task.parts["train"])[0]
     figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "loss")}
-    figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0) if records else 0.0  # mean over the last epoch
+    figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0)  # mean over the last epoch
     if distributed.rank():
         return
-    figures["seconds"] = round(before + (records[-1]["seconds"] if records else 0) + time.monotonic() - started, 1)
+    figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
-    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", accuracy.table(figures), sep="\n")
-    print(likelihood.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", wording.accuracy_table(figures), sep="\n")
+    print(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
     of_runs.draw_classifier(run, dataset, task.model)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import dataclasses
 import difflib
-import io
 import os
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
-import docstring_parser
-import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from typing_extensions import override
 
 from anode import InputError, Solver
 from anode.solver import FIXED_METHODS
@@ -30,6 +27,7 @@ FIXED_STEP = 0.25  # of a fixed-step solver, if --step-size is omitted
 OF_A_SITTING = ("resume", "device", "budget_minutes")  # a resumed run takes all other settings from its folder
 GROUPS = {"objective": "training", "epochs": "training", "solver": "training", "run": "output"}  # by section
 ON_AND_OFF = ("whiten", "multiscale")  # flags that a recipe may turn on and a typed --no-... off
+ATTRIBUTE = re.compile(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", re.MULTILINE)  # of a Google docstring
 SOLVER_HELP = {
     "solver": "method of the ODE solver",
     "rtol": "relative tolerance of the ODE solver",
@@ -50,27 +48,16 @@ class Option(NamedTuple):
     help: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A training program, as its command line sees it.
+class Program(NamedTuple):
+    """A training program, as its command line sees it."""
 
-    Attributes:
-        name: its command.
-        about: description at the top of its help.
-        kind: kind of its models.
-        recipe: from typed options to the name of a recipe and its options.
-        known: True for the name of a data set, False for a path.
-        common: options that ``--help`` lists, by group; ``--help-all`` lists all.
-        api_only: settings that are not options, by group.
-    """
-
-    name: str
-    about: str
-    kind: str
-    recipe: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]
-    known: Callable[[str], bool]
-    common: Mapping[str, Collection[str]]
-    api_only: Mapping[str, Collection[str]]
+    name: str  # its command
+    about: str  # description at the top of its help
+    kind: str  # of its models
+    recipe: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]  # from typed options to name and options
+    known: Callable[[str], bool]  # True for the name of a data set, False for a path
+    common: Sequence[str]  # options that --help lists; --help-all lists all
+    api_only: Sequence[str]  # settings that are not options
 
 
 def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
@@ -89,14 +76,18 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
         SystemExit: after printing the help.
     """
     asked = [arg for arg in args if arg in ("-h", "--help", "--help-all")]
-    args = [arg for arg in args if arg not in asked]
-    hidden = set().union(*program.api_only.values())
-    options = [option for option in options_of(default) if option.name not in hidden]
-    options.sort(key=lambda option: option.name in SOLVER_HELP)
-    typed = _typed(program, options, args)
+    options = [option for option in options_of(default) if option.name not in program.api_only]
+    parser = Parser(program.name, program.about, options, {"source": "DATA"})
+    typed = parser.typed([arg for arg in args if arg not in asked])
     name, recipe = program.recipe(typed)
     if asked:
-        _print_help(program, options, recipe if "source" in typed else {}, "--help-all" in asked)
+        everything = "--help-all" in asked
+        about = program.about if everything else f"{program.about} --help-all lists all options."
+        of_data = recipe if "source" in typed else {}
+        shown = [option._replace(default=of_data.get(option.name, option.default)) for option in options]
+        if not everything:
+            shown = [o._replace(help=re.split(r"[:;] ", o.help)[0]) for o in shown if o.name in program.common]
+        Parser(program.name, about, shown, {"source": "DATA"}).typed(["--help"])
     if "resume" in typed:
         return _resumed(program, default, typed), f"settings: those of {typed['resume']}"
     if "source" not in typed:
@@ -110,86 +101,111 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
     return settings, _origin(name, {k: v for k, v in recipe.items() if k not in typed}, typed)
 
 
-def read(kind: type[T], args: Sequence[str], command: str, **tyro_options: Any) -> T:
-    """Parse a command line by a dataclass of settings, or by a structure of options.
+def read(kind: type[T], args: Sequence[str], command: str, **positional: str) -> T:
+    """Parse a command line by a dataclass of settings, of which some, with a word for each, are typed without names.
 
     Raises:
-        InputError: with one line, for an unknown option or a wrong value.
+        InputError: for an unknown option or a wrong value.
         SystemExit: after printing the help.
     """
-    printed, call = io.StringIO(), cast(Any, tyro.cli)  # its overloads know no keyword arguments by mapping
-    try:
-        with contextlib.redirect_stderr(printed):
-            found, unknown = call(
-                kind,
-                args=args,
-                prog=f"train-flows {command}",
-                return_unknown_args=True,
-                registry=_registry,
-                **{"config": (tyro.conf.FlagCreatePairsOff,), **tyro_options},
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise InputError(f"{_first_paragraph(printed.getvalue())}; see train-flows {command} --help") from None
-    if unknown:
-        names = [as_typed(name) for name in _names(kind)]
-        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=2)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"see train-flows {command} --help"
-        raise InputError(f"{unknown[0]} is not an option of {command}; {hint}")
-    return found
+    about = (kind.__doc__ or "").partition("\n\n")[0]
+    return kind(**Parser(command, about, options_of(kind), positional).typed(args))
 
 
-def _first_paragraph(box: str) -> str:
-    """Return what a box printed by tyro says, in one line: the paragraph between its title and the next rule."""
-    _, *lines = (line.strip("│|─- ") for line in box.splitlines())
-    paragraphs = "\n".join(lines).strip().split("\n\n")
-    return " ".join(paragraphs[0].split()).removeprefix("Error parsing ").rstrip(".")
+class Parser(argparse.ArgumentParser):
+    """A parser of options, of which some, with a word for each, are typed without names; mistakes are input errors."""
+
+    def __init__(self, command: str, about: str, options: Sequence[Option], positional: Mapping[str, str]) -> None:
+        usage = " ".join(["train-flows", command, *positional.values(), "[OPTION ...]"])
+        super().__init__(usage=usage, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        self.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=30)
+        self.command, self.names = command, [option.name for option in options]
+        groups = {group: self.add_argument_group(group) for group in dict.fromkeys(o.group for o in options) if group}
+        for option in options:
+            short = [f"-{option.name}"] if len(option.name) == 1 else []
+            names = [option.name] if option.name in positional else [*short, _as_typed(option.name)]
+            groups.get(option.group, self).add_argument(*names, **_how_to_parse(option, positional.get(option.name)))
+
+    def typed(self, args: Sequence[str]) -> dict[str, Any]:
+        """Return the values of the options that are typed, by name."""
+        found, unknown = self.parse_known_args(args)
+        if unknown:
+            nearest = difflib.get_close_matches(unknown[0].partition("=")[0], map(_as_typed, self.names), n=2)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"see train-flows {self.command} --help"
+            raise InputError(f"{unknown[0]} is not an option of {self.command}; {hint}")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(found).items()}
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; see train-flows {self.command} --help")
 
 
-def as_typed(name: str) -> str:
-    """Return the name of an option as one types it."""
+def _how_to_parse(option: Option, positional: str | None) -> dict[str, Any]:
+    """Return the arguments by which argparse reads and explains an option."""
+    kind, found = option.type, {"help": option.help.replace("%", "%%")}
+    if not any(option.default is nothing for nothing in (None, False, (), dataclasses.MISSING)):
+        found["help"] += f" (default: {_in_words(option.default)})"
+    if kind is bool:
+        return found | {"action": argparse.BooleanOptionalAction if option.name in ON_AND_OFF else "store_true"}
+    if types.NoneType in typing.get_args(kind):
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is tuple:
+        kind = typing.get_args(kind)[0]
+        found["nargs"] = "*"
+    elif positional and option.default is not dataclasses.MISSING:
+        found["nargs"] = "?"
+    if typing.get_origin(kind) is typing.Literal:
+        return found | {"choices": typing.get_args(kind)} | ({"metavar": "METHOD"} if option.name == "solver" else {})
+    return found | {"type": kind, "metavar": positional or {str: "TEXT"}.get(kind, kind.__name__.upper())}
+
+
+def _in_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _as_typed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
 def name_options(message: str) -> str:
     """Return a message about settings as one about options: ``hidden=(8, 0)`` becomes ``--hidden 8 0``."""
-    names = {option.name for settings in (DensitySettings(), ClassifySettings()) for option in options_of(settings)}
+    names = {option.name for kind in (DensitySettings, ClassifySettings) for option in options_of(kind)}
 
     def renamed(match: re.Match[str]) -> str:
         name, value = match.group(1).replace("method", "solver"), match.group(2)
         if name not in names:
             return match.group(0)
         if value in ("True", "False"):
-            return as_typed(name if value == "True" else f"no_{name}")
-        plain = "".join(character for character in value if character not in "(),'")
-        return f"{as_typed(name)} {plain}".rstrip()
+            return _as_typed(name if value == "True" else f"no_{name}")
+        plain = re.sub("[(),']", "", value)
+        return f"{_as_typed(name)} {plain}".rstrip()
 
     return re.sub(r"\b([a-z]+(?:_[a-z]+)*)=('[^']*'|\([^)]*\)|[^\s,:;)]+)", renamed, message)
 
 
 def options_of(settings: Any, group: str = "") -> list[Option]:
-    """Return the options of nested settings in order; the method of a solver is the option ``solver``."""
-    hints = typing.get_type_hints(type(settings), include_extras=True)
-    parsed = docstring_parser.parse(type(settings).__doc__ or "").params
-    helps = {param.arg_name: " ".join((param.description or "").split()) for param in parsed}
+    """Return the options of nested settings, or of their class; the method of a solver is the option ``solver``."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    hints = typing.get_type_hints(kind)
+    helps = {
+        name: " ".join(text.split()) for base in kind.__mro__ for name, text in ATTRIBUTE.findall(base.__doc__ or "")
+    }
     found: list[Option] = []
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+    for field in dataclasses.fields(kind):
+        value = getattr(settings, field.name, dataclasses.MISSING)
         if dataclasses.is_dataclass(value):
             found += options_of(value, GROUPS.get(field.name, field.name))
         else:
-            name = _option_name(settings, field.name)
-            text = SOLVER_HELP.get(name) or helps[field.name]
-            found.append(Option(name, group, hints[field.name], value, text))
-    return found
+            name = _option_name(kind, field.name)
+            found.append(Option(name, group, hints[field.name], value, SOLVER_HELP.get(name) or helps.get(name, "")))
+    return sorted(found, key=lambda option: option.name in SOLVER_HELP)
 
 
 def with_options(settings: Any, values: Mapping[str, Any]) -> Any:
     """Return nested settings with other values of some options."""
     changes = {}
     for field in dataclasses.fields(settings):
-        value, name = getattr(settings, field.name), _option_name(settings, field.name)
+        value, name = getattr(settings, field.name), _option_name(type(settings), field.name)
         if dataclasses.is_dataclass(value):
             changes[field.name] = with_options(value, values)
         elif name in values:
@@ -199,40 +215,18 @@ def with_options(settings: Any, values: Mapping[str, Any]) -> Any:
     return dataclasses.replace(settings, **changes)
 
 
-def _option_name(settings: Any, field: str) -> str:
-    return "solver" if isinstance(settings, Solver) and field == "method" else field
-
-
-def _typed(program: Program, options: Sequence[Option], args: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the options that were typed, by name."""
-    groups = read(_groups(options), args, program.name, config=(tyro.conf.OmitArgPrefixes,))
-    names = {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")}
-    names |= {name.removeprefix("no_") for name in names}
-    values = {name: value for group in groups.values() for name, value in group.items()}
-    return {name: value for name, value in values.items() if name in names or (name == "source" and value is not None)}
-
-
-def _print_help(program: Program, options: Sequence[Option], recipe: Mapping[str, Any], everything: bool) -> None:
-    """Print the help with the defaults of a recipe, and exit."""
-    shown, common = [], set().union(*program.common.values())
-    for option in options:
-        default = recipe.get(option.name, option.default)
-        if everything:
-            shown.append(option._replace(default=default))
-        elif option.name in common:
-            shown.append(option._replace(default=default, help=re.split(r"[:;] ", option.help)[0]))
-    about = program.about if everything else f"{program.about} --help-all lists all options."
-    read(_groups(shown), ["--help"], program.name, config=(tyro.conf.OmitArgPrefixes,), description=about)
+def _option_name(kind: type, field: str) -> str:
+    return "solver" if kind is Solver and field == "method" else field
 
 
 def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
     """Return the settings a run was started with, except for those of this sitting."""
     folder = typed["resume"]
-    others = [typed[name] if name == "source" else as_typed(name) for name in typed if name not in OF_A_SITTING]
+    others = [name for name in typed if name not in OF_A_SITTING]
     if others:
         raise InputError(
             f"--resume {folder} takes every setting but --device and --budget-minutes from the run: omit "
-            f"{', '.join(others)}"
+            f"{', '.join(typed[name] if name == 'source' else _as_typed(name) for name in others)}"
         )
     settings = from_config(type(default), folder, Run.open(folder, program.kind).config)
     return with_options(settings, {"budget_minutes": None, "out": folder, **typed})
@@ -243,57 +237,7 @@ def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> s
 
     def in_words(values: Mapping[str, Any]) -> str:
         skipped = ("source", "data_root", *(field.name for field in dataclasses.fields(RunSettings)))
-        words = {k: " ".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items() if k not in skipped}
-        return ", ".join(f"{option.replace('_', ' ')} {value}" for option, value in words.items())
+        return ", ".join(f"{k.replace('_', ' ')} {_in_words(v)}" for k, v in values.items() if k not in skipped)
 
     line = f"recipe for {name} ({Path(typed['source']).name}): {in_words(recipe) or 'defaults'}"
     return f"{line}; command line: {in_words(typed)}" if in_words(typed) else line
-
-
-class _Fields:
-    """A structure for tyro: a subclass for each list of options or of groups."""
-
-    fields: Sequence[StructFieldSpec] = ()
-
-
-_registry = ConstructorRegistry()
-
-
-@_registry.struct_rule
-def _structure(info: StructTypeInfo) -> StructConstructorSpec | None:
-    if not (isinstance(info.type, type) and issubclass(info.type, _Fields)):
-        return None
-    return StructConstructorSpec(dict, tuple(info.type.fields))
-
-
-def _groups(options: Sequence[Option]) -> type[Any]:
-    """Return the options as a structure for tyro, which shows each group by itself."""
-    groups: dict[str, list[StructFieldSpec]] = {}
-    for option in options:
-        spec = StructFieldSpec(option.name, _annotated(option), option.default, option.help)
-        groups.setdefault(option.group, []).append(spec)
-    kinds = {name: type(name, (_Fields,), {"fields": fields}) for name, fields in groups.items()}
-    specs = [StructFieldSpec(name, kind, tyro.MISSING, "") for name, kind in kinds.items()]
-    return type("settings", (_Fields,), {"fields": specs})
-
-
-def _annotated(option: Option) -> Any:
-    """Return the type of an option for tyro, with the words for its value and its default."""
-    hidden = option.default is None or option.default is False or option.default == ()
-    words: dict[str, Any] = {"help_behavior_hint": ""} if hidden else {}
-    if option.name == "source":
-        return tyro.conf.Positional[Annotated[option.type, tyro.conf.arg(metavar="DATA", **words)]]
-    if option.name == "solver":
-        words["metavar"] = "METHOD"
-    elif types.NoneType in typing.get_args(option.type):  # shown as INT, not as {None}|INT
-        kind, *more = typing.get_args(typing.get_args(option.type)[0]) or typing.get_args(option.type)
-        words["metavar"] = kind.__name__.upper() if isinstance(kind, type) else f"{{{','.join([kind, *more])}}}"
-    found = Annotated[option.type, tyro.conf.arg(**words)]
-    return tyro.conf.FlagCreatePairsOff[found] if option.type is bool and option.name not in ON_AND_OFF else found
-
-
-def _names(kind: Any) -> list[str]:
-    """Return the names of all options of a dataclass, or of a structure for tyro."""
-    if issubclass(kind, _Fields):
-        return [spec.name for group in kind.fields for spec in group.type.fields]
-    return [field.name for field in dataclasses.fields(kind)]

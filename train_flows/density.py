@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,50 +12,48 @@ import torch
 from torch import Tensor
 
 from anode import Solver
-from cnf import Density, density_model
+from cnf import Density, FlowMatching, MaximumLikelihood, density_model
 from cnf.maximum_likelihood import Batch
 from cnf.models import KIND
 from train_flows import recipes
 from train_flows.command_line import Program, parse
-from train_flows.data import Dataset, known_density_data, load_density_data
-from train_flows.evaluation import likelihood
-from train_flows.evaluation.chunks import to_model
-from train_flows.evaluation.costs import costs
+from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
+from train_flows.evaluation import likelihood, to_model, wording
 from train_flows.figures import of_runs
-from train_flows.objectives import DensityObjective, staged
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
-from train_flows.run.loop import shuffled_batches, train
-from train_flows.settings import MATCHING, DensitySettings, to_sections
+from train_flows.run.loop import fit, shuffled_batches
+from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training, to_sections
 
 VALIDATION_SAMPLES = 5000  # at most
+LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
 PROGRAM = Program(
     name="density",
     about="Train a continuous normalizing flow on samples, measure it on held-out samples and draw it. The defaults "
     "depend on the data: train-flows density DATA --help shows them.",
     kind=KIND,
     recipe=recipes.density,
-    known=known_density_data,
-    common={
-        "data": ("source", "conditional", "image_size", "data_root", "download"),
-        "model": ("field", "hidden", "base", "extra", "augmentation", "divergence"),
-        "training": ("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
-        "output": ("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
-    },
-    api_only={
-        "data": ("train_size", "test_size"),
-        "model": ("correlated", "probes", "noise", "dequantization", "alpha"),
-        "training": (
+    known=lambda source: source in DENSITY_NAMES,
+    common=(
+        *("source", "conditional", "image_size", "data_root", "download"),
+        *("field", "hidden", "base", "extra", "augmentation", "divergence"),
+        *("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
+        *("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+    ),
+    api_only=(
+        *(
+            "train_size",
+            "test_size",
+            "correlated",
+            "probes",
+            "noise",
+            "dequantization",
+            "alpha",
             "lr_warm_up",
-            "kl_warm_up",
-            "clip",
-            "weight_decay",
-            "likelihood_from",
-            "restart_lr",
-            "max_skipped",
+            "first_step",
         ),
-        "solver": ("first_step",),
-    },
+        *("lr_warm_up", "kl_warm_up", "clip", "weight_decay", "likelihood_from", "restart_lr", "max_skipped"),
+    ),
 )
 
 
@@ -68,13 +67,16 @@ def main(args: list[str]) -> None:
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
     task = DensityTask(settings, dataset, model)
-    stored = {**dataset.describe(), "notes": list(dataset.notes)}
-    run = session.open_run(settings.run, KIND, to_sections(settings), task.validated.arguments, stored)
-    task.run = run
+    task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
+    print(
+        f"{len(dataset.train)} samples to train on, {min(VALIDATION_SAMPLES, len(dataset.validation))} to validate on; "
+        f"nll: {wording.validated_as(task.validated)}"
+    )
     before = time.monotonic() - started
-    with session.resumable(run, "density"):
-        notes = fit(task, run, settings, settings.run.deadline(started))
-        report(run, dataset, task.validated, settings, before, (*dataset.notes, *notes))
+    with session.resumable(run, PROGRAM.name):
+        notes = fit(task, run, settings.run, PROGRAM.name, started, task.validated)
+        run.load_best(task.validated)
+        report(task, run, before, (*dataset.notes, *notes))
 
 
 def load(settings: DensitySettings) -> Dataset:
@@ -114,6 +116,35 @@ def figures_solver(settings: DensitySettings) -> Solver:
     return dataclasses.replace(solver, method=method, step_size=None, gradient="direct")
 
 
+def staged(objective: Objective, training: Training) -> Training:
+    """Return the settings of training with the step at which likelihood follows flow matching."""
+    if objective.objective != BOTH:
+        return training
+    last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
+    return dataclasses.replace(training, likelihood_from=training.steps - last or None)
+
+
+class DensityObjective:
+    """The loss of a density: likelihood, flow matching, or likelihood from the step ``training.likelihood_from`` on."""
+
+    def __init__(self, objective: Objective, training: Training, model: Density) -> None:
+        self.training = training
+        self.likelihood = self.matching = None
+        if objective.objective != MATCHING:
+            self.likelihood = MaximumLikelihood(model, objective.kinetic, objective.frobenius, objective.acceleration)
+        if objective.objective != LIKELIHOOD:
+            self.matching = FlowMatching(model, objective.coupling)
+
+    def __call__(self, batch: Batch, step: int) -> Tensor:
+        """Return the scalar loss of the batch of a step."""
+        steps = step - (self.training.likelihood_from or 0)  # of likelihood, before this one
+        if self.matching is not None and (self.likelihood is None or steps < 0):
+            return self.matching(batch)
+        assert self.likelihood is not None
+        warm_up = self.training.kl_warm_up
+        return self.likelihood(batch, kl_weight=min(1.0, (steps + 1) / warm_up) if warm_up else 1.0)
+
+
 class DensityTask:
     """Training of a density, validated by its NLL in accurate solves.
 
@@ -121,6 +152,8 @@ class DensityTask:
         model: the density with the solver of training.
         validated: the same weights with the solver of figures.
         run: folder of the run; snapshots of image samples go there.
+        batch: from a step to its samples, with their contexts if the density is conditional.
+        objective: from a batch and its step to the loss.
     """
 
     criterion = "nll"
@@ -132,27 +165,20 @@ class DensityTask:
         self.model = model
         self.validated = model.with_solver(figures_solver(settings))
         self.run: Run | None = None
-        self._objective = DensityObjective(settings.objective, settings.training, model)
-        self._batches = self._shuffle()
+        self.objective = DensityObjective(settings.objective, settings.training, model)
+        self.batch = self._shuffle()
+        self._energies = tuple(self.objective.likelihood.weights) if self.objective.likelihood else ()
         self._validation = dataset.validation.head(VALIDATION_SAMPLES)
         self._drifts = settings.objective.objective != MATCHING and not settings.model.solver.adaptive
 
-    def batch(self, step: int) -> Batch:
-        """Return the training samples of a step, with their contexts if the density is conditional."""
-        return self._batches(step)
-
-    def objective(self, batch: Batch, step: int) -> Tensor:
-        """Return the loss of the stage that a step belongs to."""
-        return self._objective(batch, step)
-
     def validate(self) -> dict[str, float]:
-        """Return the validation NLL in nats, what it cost, and the drift of fixed steps."""
-        figures = likelihood.validation_nll(self.validated, self._validation)
+        """Return the validation NLL in nats, what it cost, the weighed path energies, and the drift of fixed steps."""
+        figures = likelihood.validation_nll(self.validated, self._validation, self._energies)
         if self._drifts:
             figures |= likelihood.drift(self.model, self.validated, self._validation)
         if self.training.measure != "none":
             test = self.dataset.validation if self.training.measure == "validation-costs" else self.dataset.test
-            figures |= costs(self.validated, dataclasses.replace(self.dataset, test=test))
+            figures |= likelihood.costs(self.validated, dataclasses.replace(self.dataset, test=test))
         if self.dataset.levels is not None and self.run is not None:
             of_runs.draw_snapshot(self.run, self.training, self.dataset, self.validated)
         return figures
@@ -165,57 +191,31 @@ class DensityTask:
         return lambda step: to_model(self.model, train.batch(rows(step)))
 
 
-def fit(task: DensityTask, run: Run, settings: DensitySettings, deadline: float) -> list[str]:
-    """Train, and give the model the weights of the best validation NLL.
-
-    Returns:
-        A note if time was up before the last step.
-    """
-    dataset, validated = task.dataset, task.validated
-    print(
-        f"{len(dataset.train)} samples to train on, {min(VALIDATION_SAMPLES, len(dataset.validation))} to validate on; "
-        f"nll: {likelihood.validated_as(validated)}"
-    )
-    if settings.run.compile:
-        print(f"compiled in {session.compile_fields(task, validated):.0f} s")
-    finished = train(task, run, deadline=deadline)
-    run.load_best(validated)
-    if finished:
-        return []
-    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
-    print(f"{note}; {session.how_to_continue(run, 'density')}")
-    return [note]
-
-
-def report(
-    run: Run, dataset: Dataset, model: Density, settings: DensitySettings, before: float, notes: Sequence[str]
-) -> None:
-    """Measure the model on the test part, draw the pictures, write ``result.json`` and print the table.
+def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> None:
+    """Measure the model with its best weights on the test part, draw it, write ``result.json`` and print a table.
 
     Args:
-        run: the folder.
-        dataset: its data.
-        model: with the best weights.
-        settings: of the run.
+        task: the training.
+        run: its folder.
         before: seconds spent before training.
         notes: sentences to keep with the figures.
     """
-    started, records = time.monotonic(), run.records()
-    session.seed_noise(0)  # as train-flows evaluate does
-    figures: dict[str, Any] = likelihood.measure(model, dataset.test, figures_solver(settings))
-    rows = [likelihood.table(figures)]
-    best = min(records, key=lambda record: record["nll"], default={})
+    started, records, dataset = time.monotonic(), run.records(), task.dataset
+    distributed.seed_noise(0)  # as train-flows evaluate does
+    figures: dict[str, Any] = likelihood.measure(task.validated, dataset.test, figures_solver(task.settings))
+    rows = [wording.likelihood_table(figures)]
+    best = min(records, key=lambda record: record["nll"])
     if "drift" in best:
         figures["drift"] = best["drift"]
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"
-        rows.append(likelihood.lines([("drift of training", words)]))
+        rows.append(wording.lines([("drift of training", words)]))
     if dataset.is_table:
         figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
-        rows.append(likelihood.gaussian_row(figures))
+        rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return
-    of_runs.draw_density(run, dataset, model)
-    figures["seconds"] = round(before + (records[-1]["seconds"] if records else 0) + time.monotonic() - started, 1)
+    of_runs.draw_density(run, dataset, task.validated)
+    figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
-    rows.append(likelihood.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    rows.append(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")

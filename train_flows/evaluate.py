@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Annotated, Any, Literal
+import math
+import os
+import sys
+from typing import Any, Literal
 
 import torch
-import tyro
 
 import anode
 import cnf
@@ -18,9 +20,14 @@ from anode.solver import solvers_in
 from cnf import Density
 from cnf.models import KIND as DENSITY
 from train_flows.command_line import read
-from train_flows.evaluation import accuracy, held_out, likelihood
+from train_flows.data import Dataset, is_images, load_density_data, load_labelled_data
+from train_flows.evaluation import accuracy, likelihood, wording
 from train_flows.run import distributed, session
-from train_flows.settings import Precision, Seed
+from train_flows.run.folder import Run
+from train_flows.settings import ClassifySettings, DensitySettings, Positive, Precision, Seed, from_config
+
+SETTINGS: dict[str, Any] = {DENSITY: DensitySettings, CLASSIFIER: ClassifySettings}
+LOAD: dict[str, Any] = {DENSITY: load_density_data, CLASSIFIER: load_labelled_data}
 
 
 @config
@@ -41,10 +48,10 @@ class Settings:
         json: print one JSON object
     """
 
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
-    rtol: float | None = None
-    atol: float | None = None
+    run: str
+    data: str | None = None
+    rtol: Positive | None = None
+    atol: Positive | None = None
     divergence: Literal["exact", "hutchinson"] | None = None
     samples: int | None = None
     classify: bool = False
@@ -56,18 +63,18 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows evaluate``."""
-    settings = read(Settings, args, "evaluate")
+    settings = read(Settings, args, "evaluate", run="RUN", data="DATA")
     stored = storage.read_config(settings.run, DENSITY, CLASSIFIER)
     device = session.find_device(settings.device)
     distributed.connect(device)
     if stored["kind"] == CLASSIFIER:
         figures = _classifier(settings, device)
-        said = accuracy.table(figures)
+        said = wording.accuracy_table(figures)
     else:
         figures = _density(settings, device, stored)
-        said = likelihood.table(figures)
+        said = wording.likelihood_table(figures)
         if settings.classify:
-            said += "\n" + accuracy.density_table(figures["classifier"])
+            said += "\n" + wording.density_table(figures["classifier"])
     print(json.dumps(figures) if settings.json else said)
 
 
@@ -81,10 +88,10 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
         solver = Solver(rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps)
     solver = _with_tolerances(settings, solver)
     likelihood.check_importance_samples(model, settings.samples)
-    dataset = held_out.load(settings.run, settings.data)
+    dataset = load_test_part(settings.run, settings.data)
     if settings.classify and not (dataset.context and dataset.context == dataset.classes):
         raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
-    session.seed_noise(settings.seed)
+    distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
     if settings.classify:
@@ -107,10 +114,50 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
                 f"--rtol and --atol have no effect on {settings.run}, which takes no adaptive steps: drop them"
             )
         model = model.with_solver(_with_tolerances(settings, solver))
-    dataset = held_out.load(settings.run, settings.data)
-    return accuracy.measure(model, dataset.test, dataset.classes)
+    dataset = load_test_part(settings.run, settings.data)
+    return accuracy.measure(model, dataset.test)
 
 
 def _with_tolerances(settings: Settings, solver: Solver) -> Solver:
-    typed = {name: getattr(settings, name) for name in ("rtol", "atol") if getattr(settings, name) is not None}
-    return dataclasses.replace(solver, **typed)
+    return dataclasses.replace(solver, rtol=settings.rtol or solver.rtol, atol=settings.atol or solver.atol)
+
+
+def load_test_part(folder: str, source: str | None = None) -> Dataset:
+    """Return a data set whose test part is to be evaluated on: that of a run, or other data in the order of a model.
+
+    Args:
+        folder: of a run, or of a model that was saved without one.
+        source: a data set, which is split as the run's own data were, or the path of a table or of a folder of images.
+    """
+    config = storage.read_config(folder, DENSITY, CLASSIFIER)
+    kind, model = config["kind"], config["model"]
+    if source is None:
+        Run.open(folder)  # raises an error for a model that was saved without a run
+    settings = from_config(SETTINGS[kind], folder, config) if "settings" in config else SETTINGS[kind]()
+    if source is None or (settings.data.source and settings.data.source in (source, os.path.realpath(source))):
+        dataset = LOAD[kind](**dataclasses.asdict(settings.data), seed=settings.run.seed)
+        if dataset.digest() != config["data"]["sha256"]:
+            raise InputError(
+                f"{dataset.name} has changed since {folder} was trained on it, so its test part is unknown: name the "
+                "data to evaluate on"
+            )
+        return dataset
+
+    unknown = {"shape": model["shape"], "levels": model["levels"], "columns": [], "classes": [], "context": []}
+    trained = {**unknown, **config.get("data", {})}
+    if kind == DENSITY and model["context"] and not trained["context"]:
+        raise InputError(f"{folder} is a density given {model['context']} numbers without names: use it by cnf.load")
+    options: dict[str, Any] = {"image_size": settings.data.image_size} if is_images(source) else {}
+    if kind == CLASSIFIER:
+        options["target"] = None if is_images(source) else settings.data.target
+    elif trained["context"]:
+        given = trained["context"] == trained["classes"]
+        options |= {"conditional": True} if given else {"context": tuple(trained["context"])}
+    if getattr(settings.data, "jitter", False):
+        print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
+    dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
+    shape = tuple(trained["shape"])
+    if dataset.levels is None and len(dataset.columns) == math.prod(shape) and not dataset.test.mapped:
+        test = dataclasses.replace(dataset.test, x=dataset.test.x.view(-1, *shape))  # such as pixels in columns
+        dataset = dataclasses.replace(dataset, test=test, levels=trained["levels"])
+    return dataset.match(trained, folder)

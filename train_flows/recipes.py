@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from train_flows.data import is_images, paper_functions, toy
+from train_flows.settings import ENERGIES
 
 Recipe = dict[str, Any]
 
@@ -68,7 +69,6 @@ DENSITY: dict[str, Recipe] = {
         "validate_every": 1000,
     },
 }
-PATH_WEIGHTS = ("kinetic", "frobenius", "acceleration")  # flow matching solves no paths
 SMALL_SIZE = 16  # pixels per side; a perceptron for such images trains within minutes
 DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
 FFJORD: Recipe = {  # the published settings for two dimensions, to compare with
@@ -134,7 +134,7 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     if mixes and typed.get("whiten", recipe.get("whiten")):
         recipe["correlated"] = True  # components of whitened data have full covariances, too
     if objective == "flow-matching":
-        recipe = {option: value for option, value in recipe.items() if option not in PATH_WEIGHTS}
+        recipe = {option: value for option, value in recipe.items() if option not in ENERGIES}  # it solves no paths
     return name, recipe
 
 

@@ -5,28 +5,27 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
-from anode import CheckpointError, InputError, storage
+from anode import InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.errors import config
 from cnf.models import KIND as DENSITY
 from train_flows import command_line, results_pages
 from train_flows.figures import plots
-from train_flows.run.folder import RESULT_FILE, Run
+from train_flows.run.folder import Run
 from train_flows.sample import check_out
 
 CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss"}  # the validated figure that chooses the best weights
 PLACES = ("source", "data_root", "download")  # settings of the data that say where they lie
 FIGURES = ("step", "loss", "nfe_forward", "nfe_backward", "seconds")  # of the last record
-RunFolders = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
 
 
 @config
@@ -41,7 +40,7 @@ class Settings:
         results: folder of measured results, such as assets/results, whose pages to write instead of comparing runs
     """
 
-    runs: RunFolders = ()
+    runs: tuple[str, ...] = ()
     out: Path = Path("report.png")
     json: bool = False
     overwrite: bool = False
@@ -54,7 +53,7 @@ class ComparedRun:
 
     Attributes:
         folder: of the run.
-        name: the shortest end of its path that no other run has.
+        name: the last part of its path, or all of it if another run has the same.
         kind: of its model.
         data: name of its data.
         settings: all that its figures depend on, by name.
@@ -76,30 +75,25 @@ class ComparedRun:
 
     def figures(self) -> dict[str, Any]:
         """Return the last record's figures, the best validation and the test; None for a missing figure."""
-        last = self.records[-1] if self.records else {}
-        return {**{name: last.get(name) for name in FIGURES}, "best": self._best(), "test": self._test()}
-
-    def _best(self) -> dict[str, float | None] | None:
+        last, best, test = self.records[-1] if self.records else {}, None, None
         values = self.curve(CRITERIA[self.kind])
-        if not np.isfinite(values).any():
-            return None
-        best = int(np.nanargmin(np.where(np.isfinite(values), values, math.inf)))
-        return {"value": float(values[best]), "step": self.records[best]["step"]}
-
-    def _test(self) -> dict[str, Any] | None:
-        if self.result is None:
-            return None
-        try:
-            found = self.result["nll"] if self.kind == DENSITY else {**self.result, "value": self.result["accuracy"]}
-            figures = {name: float(found[name]) for name in ("value", "standard_error")}
-            return figures | {"kind": found["kind"] if self.kind == DENSITY else "accuracy"}
-        except (LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.folder}/{RESULT_FILE} lacks the test figure: resume the run") from error
+        if np.isfinite(values).any():
+            i = int(np.argmin(np.where(np.isfinite(values), values, math.inf)))
+            best = {"value": float(values[i]), "step": self.records[i]["step"]}
+        if self.result is not None:
+            found = {
+                "value": self.result.get("accuracy"),
+                "kind": "accuracy",
+                **self.result,
+                **self.result.get("nll", {}),
+            }
+            test = {name: found[name] for name in ("value", "standard_error", "kind")}
+        return {**{name: last.get(name) for name in FIGURES}, "best": best, "test": test}
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows report``."""
-    settings = command_line.read(Settings, args, "report")
+    settings = command_line.read(Settings, args, "report", runs="RUN")
     if settings.results is not None:
         pages = results_pages.pages(settings.results)
         for path, text in pages.items():
@@ -125,7 +119,7 @@ def read(folders: Sequence[str]) -> list[ComparedRun]:
     """
     if not folders:
         raise InputError("no runs given: pass their folders, such as runs/*")
-    paths = [Path(folder).resolve() for folder in folders]
+    paths = [os.path.realpath(folder) for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:
             raise InputError(f"{folder} is given more than once: name each run once")
@@ -134,28 +128,22 @@ def read(folders: Sequence[str]) -> list[ComparedRun]:
     for folder, kind in zip(folders, kinds, strict=True):
         if kind != kinds[0]:
             raise InputError(f"{folder} is a {kind}, {folders[0]} a {kinds[0]}: compare runs of one kind")
-    sources = [Path(str(run.settings.get("data", {}).get("source"))) for run in runs]
-    names, data = short_names(paths), short_names(sources)
+    names = short_names(folders)
+    data = short_names([str(run.settings.get("data", {}).get("source")) for run in runs])
     return [
-        ComparedRun(folder, names[path], kind, data[source], _settings(run), run.records(), run.result())
-        for folder, path, kind, source, run in zip(folders, paths, kinds, sources, runs, strict=True)
+        ComparedRun(folder, name, kind, source, _settings(run), run.records(), run.result())
+        for folder, name, kind, source, run in zip(folders, names, kinds, data, runs, strict=True)
     ]
 
 
-def short_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return for each path its last parts, up to the first that tells it from the others.
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return the last part of every path, or the whole paths if two that differ have the same.
 
-    >>> short_names([Path("a/moons"), Path("b/moons"), Path("b/rings")])
-    {PosixPath('a/moons'): 'a/moons', PosixPath('b/moons'): 'b/moons', PosixPath('b/rings'): 'rings'}
+    >>> short_names(["a/moons", "b/rings"]), short_names(["a/moons", "b/moons"])
+    (['moons', 'rings'], ['a/moons', 'b/moons'])
     """
-    several = dict.fromkeys(paths)
-    names = {}
-    for path in several:
-        count = 1
-        while any(other.parts[-count:] == path.parts[-count:] for other in several if other != path):
-            count += 1
-        names[path] = str(Path(*path.parts[-count:]))
-    return names
+    names = [os.path.basename(os.path.realpath(path)) for path in paths]
+    return names if len(set(names)) == len(set(paths)) else list(paths)
 
 
 def differing(runs: Sequence[ComparedRun]) -> list[str]:
@@ -167,11 +155,13 @@ def differing(runs: Sequence[ComparedRun]) -> list[str]:
 def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Return the figures of runs and the differing settings as plain values; None for missing or infinite numbers."""
     names = differing(runs)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"run": run.folder, "data": run.data, "settings": {n: run.settings.get(n) for n in names}, **run.figures()}
         for run in runs
     ]
-    return {"kind": runs[0].kind, "criterion": CRITERIA[runs[0].kind], "runs": _finite(rows)}
+    for row in rows:
+        row |= {name: None for name in FIGURES if row[name] is not None and not math.isfinite(row[name])}
+    return {"kind": runs[0].kind, "criterion": CRITERIA[runs[0].kind], "runs": rows}
 
 
 def as_text(runs: Sequence[ComparedRun]) -> str:
@@ -237,12 +227,3 @@ def _in_columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in padded)
-
-
-def _finite(values: Any) -> Any:
-    """Return plain values with None in place of numbers that JSON does not know."""
-    if isinstance(values, dict):
-        return {name: _finite(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [_finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

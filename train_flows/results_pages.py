@@ -1,8 +1,8 @@
 """Pages of measured results, written from JSON files by the tables that ``pages.toml`` in their folder defines.
 
 A table of ``pages.toml`` has a ``title``, a sentence ``says``, patterns of its ``files``, ``columns`` (heads, and
-templates of cells such as ``"{nll[value]:.3f}"``), and optionally ``rows``, the function that makes rows of a file, and
-``key``, the template by which ``[product]`` finds a row.
+templates of cells such as ``"{nll[value]:.3f}"``) unless the kind of its rows has some, and optionally ``rows``, the
+function that makes rows of a file, and ``key``, the template by which ``[product]`` finds a row.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def pages(folder: Path) -> dict[Path, str]:
     found, index, keyed = {}, ["# Measured results", HOW], {}
     for page in content["page"]:
         shown: set[Path] = set()
-        sections = [_section(folder, table, keyed, shown) for table in page["table"]]
+        sections = [_section(folder, table, content.get("columns", {}), keyed, shown) for table in page["table"]]
         found[folder / page["file"]] = "\n\n".join([f"# {page['title']}", HOW, *sections]) + "\n"
         index += [f"## [{page['title']}]({page['file']})", "\n".join(f"- {table['title']}" for table in page["table"])]
     found[folder / "README.md"] = "\n\n".join(index) + "\n"
@@ -75,13 +75,15 @@ def pages(folder: Path) -> dict[Path, str]:
     return found
 
 
-def _section(folder: Path, table: dict[str, Any], keyed: dict[str, dict[str, Row]], shown: set[Path]) -> str:
+def _section(
+    folder: Path, table: dict[str, Any], usual: Row, keyed: dict[str, dict[str, Row]], shown: set[Path]
+) -> str:
     """Return a table with its sentence, and the pictures and sources not shown yet; add its rows to those by key."""
-    rows_of, columns = ROWS[table.get("rows", "file")]
-    columns = table.get("columns", columns)
+    kind = table.get("rows", "file")
+    columns = table["columns"] if "columns" in table else usual[kind]
     files = [path for pattern in table["files"] for path in sorted(folder.glob(pattern))]
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    rows = [row for each in contents for row in rows_of(each)]
+    rows = [row for each in contents for row in ROWS[kind](each)]
     if "against" in table:  # pairs with some second densities only
         rows = [row for row in rows if row["other"] in table["against"]]
     key = table.get("key") or next(iter(columns.values()))
@@ -210,27 +212,13 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(each, f"{name} {key}".strip().replace("_", " "))
 
 
-FINDINGS = {"finding": "{finding}", "value": "{value}"}
-PAIRS = {
-    "data": "{data}",
-    "penalty": "{penalty}",
-    "density": "{density}",
-    "over": "{other}",
-    "NLL is": "{kind}",
-    "NFE of sampling": "{sampling}",
-    "NFE of log_prob": "{log_prob}",
-    "at NLL, nats": "{nll:.3f}",
-    "NFE of sampling there": "{cost:.0f} / {cost_below:.0f}",
-    "best NLL, difference": "{ahead:+.2f}",
-    "seeds": "{pairs}",
-}
-ROWS: dict[str, tuple[Callable[[Row], Iterable[Row]], Mapping[str, str]]] = {  # with columns unless others are given
-    "file": (lambda content: [content], {}),
-    "rows": (lambda content: content["rows"], {}),
-    "density": (density_rows, {}),
-    "speed": (speed_rows, {}),
-    "contest": (contest_rows, {}),
-    "findings": (finding_rows, FINDINGS),
-    "pairs": (pair_rows, PAIRS),
-    "parts": (part_rows, {"part": "{part}", "figures": "{figures}"}),
+ROWS: dict[str, Callable[[Row], Iterable[Row]]] = {
+    "file": lambda content: [content],
+    "rows": lambda content: content["rows"],
+    "density": density_rows,
+    "speed": speed_rows,
+    "contest": contest_rows,
+    "findings": finding_rows,
+    "pairs": pair_rows,
+    "parts": part_rows,
 }

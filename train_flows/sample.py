@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import pandas as pd
 import torch
-import tyro
 from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
@@ -22,8 +21,7 @@ from cnf.models import KIND
 from train_flows.command_line import read
 from train_flows.data import class_contexts
 from train_flows.data.dataset import abbreviate
-from train_flows.evaluation import likelihood
-from train_flows.evaluation.chunks import chunk_size, to_model
+from train_flows.evaluation import chunk_size, likelihood, to_model
 from train_flows.figures import image_plots, plots
 from train_flows.run import session
 from train_flows.settings import Count, Seed
@@ -50,8 +48,8 @@ class Settings:
         overwrite: replace an existing file
     """
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    n: Annotated[Count, tyro.conf.arg(aliases=["-n"])] = 1000
+    run: Path
+    n: Count = 1000
     out: Path = Path("samples.csv")
     label: str | None = None
     log_prob: bool = False
@@ -64,36 +62,41 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows sample``."""
-    settings = read(Settings, args, "sample")
+    settings = read(Settings, args, "sample", run="RUN")
     _check(settings)
     stored = storage.read_config(settings.run, KIND)
     model = cnf.load(settings.run, session.find_device(settings.device))
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
-    classes = _classes(settings, model, stored)
-    columns = _columns(settings, model, stored)
+    data = {"columns": (), "classes": (), "context": (), **stored.get("data", {})}
+    classes = data["classes"] if model.context else []
+    if model.context and (not classes or data["context"] != classes):
+        raise InputError(
+            f"{settings.run} is a density given {model.context} numbers that are not classes: use it by cnf.load"
+        )
     labels = _labels(settings, classes)
+    columns = [*(data["columns"] or [f"x{i}" for i in range(model.event_shape.numel())]), *([LABEL] if classes else [])]
+    if settings.log_prob:
+        columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
     most = MAX_IMAGES if len(model.event_shape) == 3 else MAX_POINTS
     if settings.out.suffix == ".png" and settings.n > most:
         raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    parts = _parts(model, settings, labels, len(classes))
+    rows = np.concatenate(list(_parts(model, settings, labels, len(classes))))
     with storage.written_atomically(settings.out) as file:
         if settings.out.suffix == ".png":
             dpi = 150 if len(model.event_shape) == 1 else "figure"
-            _picture(np.concatenate(list(parts)), model, columns, classes).savefig(file, dpi=dpi)
+            _picture(rows, model, columns, classes).savefig(file, dpi=dpi)
         else:
-            _write(file, settings, parts, columns, classes)
+            _write(file, rows, columns, classes, settings.out.suffix)
     print(f"{settings.n} samples of {abbreviate(columns)} in {settings.out}")
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
     """Raise an :class:`~anode.InputError` for a file of unknown format, or one that would be lost."""
-    if out.suffix not in suffixes:
+    if out.suffix not in suffixes or out.is_dir():
         raise InputError(f"--out {out} must end in {', '.join(suffixes)}")
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder: pass the name of a file")
     if out.exists() and not overwrite:
         raise InputError(f"--out {out} exists: pass another name, or --overwrite")
 
@@ -110,35 +113,14 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--log-prob needs a column, which pictures lack: pass an --out other than {settings.out}")
 
 
-def _classes(settings: Settings, model: Density, stored: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the classes that a density is given; empty for a density of samples alone."""
-    data = stored.get("data", {})
-    classes = tuple(data.get("classes", ()))
-    if model.context and (not classes or tuple(data.get("context", ())) != classes):
-        raise InputError(
-            f"{settings.run} is a density given {model.context} numbers that are not classes: use it by cnf.load"
-        )
-    return classes if model.context else ()
-
-
-def _columns(settings: Settings, model: Density, stored: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the columns: dimensions, then the class and the log-density if they are written."""
-    names = stored.get("data", {}).get("columns") or [f"x{i}" for i in range(model.event_shape.numel())]
-    label = [LABEL] if model.context else []
-    log_prob = ["log_prob" if model.kind == "exact" else f"log_prob_{model.kind}"] if settings.log_prob else []
-    return (*names, *label, *log_prob)
-
-
 def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
     """Return the class of every sample, (n,); None for a density that is not given the class."""
     if settings.label is None:
         return torch.arange(settings.n) % len(classes) if classes else None
-    if not classes:
-        raise InputError(f"--label {settings.label} is for densities given the class, {settings.run} is not: omit it")
     if settings.label not in classes:
-        raise InputError(
-            f"--label {settings.label} is not a class of {settings.run}: choose one of {', '.join(classes)}"
-        )
+        known = f"is not a class of {settings.run}: choose one of {', '.join(classes)}"
+        without = f"is for densities given the class, {settings.run} is not: omit it"
+        raise InputError(f"--label {settings.label} {known if classes else without}")
     return torch.full((settings.n,), classes.index(settings.label))
 
 
@@ -161,21 +143,14 @@ def _parts(model: Density, settings: Settings, labels: Tensor | None, classes: i
         yield np.concatenate([rows, *label, log_p.view(n, -1).cpu().numpy()], axis=1)
 
 
-def _write(
-    file: BinaryIO, settings: Settings, parts: Iterable[np.ndarray], columns: Sequence[str], classes: Sequence[str]
-) -> None:
-    """Write chunks as they come, without keeping them."""
-    for i, part in enumerate(parts):
-        if settings.out.suffix == ".csv":
-            frame = pd.DataFrame(part, columns=list(columns))
-            if classes:
-                frame[LABEL] = [classes[int(label)] for label in frame[LABEL]]
-            frame.to_csv(file, index=False, header=i == 0)
-            continue
-        if i == 0:
-            header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(file, {**header, "shape": (settings.n, part.shape[1])})
-        file.write(part.tobytes())
+def _write(file: BinaryIO, rows: np.ndarray, columns: Sequence[str], classes: Sequence[str], suffix: str) -> None:
+    if suffix == ".npy":
+        np.save(file, rows)
+        return
+    frame = pd.DataFrame(rows, columns=list(columns))
+    if classes:
+        frame[LABEL] = [classes[int(label)] for label in frame[LABEL]]
+    frame.to_csv(file, index=False)
 
 
 def _picture(rows: np.ndarray, model: Density, columns: Sequence[str], classes: Sequence[str]) -> Figure:

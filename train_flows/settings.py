@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -21,18 +21,16 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Precision = Literal["float32", "bfloat16"]
 
 TRAINING_SHARE = 0.9  # of --budget-minutes
+ENERGIES = ("kinetic", "frobenius", "acceleration")  # of paths
 LIKELIHOOD, MATCHING, BOTH = "likelihood", "flow-matching", "flow-matching+likelihood"
 
 
 @config
-class DensityData:
-    """Data to learn.
+class Data:
+    """Data of a run.
 
     Attributes:
         source: name of a data set, or path of a table or of a folder of images
-        context: columns of a table that are given; learn the density of the others given these
-        conditional: learn the density of images given their class
-        jitter: add noise to the columns of a table that have few distinct values
         image_size: height and width to resize images to
         train_size: number of training samples; all if omitted
         test_size: number of test samples; all if omitted
@@ -41,9 +39,6 @@ class DensityData:
     """
 
     source: str | None = None
-    context: tuple[str, ...] = ()
-    conditional: bool = False
-    jitter: bool = False
     image_size: Count | None = None
     train_size: Count | None = None
     test_size: Count | None = None
@@ -52,28 +47,31 @@ class DensityData:
 
 
 @config
-class LabelledData:
+class DensityData(Data):
+    """Data to learn.
+
+    Attributes:
+        context: columns of a table that are given; learn the density of the others given these
+        conditional: learn the density of images given their class
+        jitter: add noise to the columns of a table that have few distinct values
+    """
+
+    context: tuple[str, ...] = ()
+    conditional: bool = False
+    jitter: bool = False
+
+
+@config
+class LabelledData(Data):
     """Data to classify.
 
     Attributes:
-        source: name of a data set, or path of a table or of a folder of images
         target: column of a table that holds the classes
-        image_size: height and width to resize images to
-        train_size: number of training samples; all if omitted
-        test_size: number of test samples; all if omitted
         removed_slices: validate on this many of ten slices of the plane, and train on the others
-        data_root: folder of MNIST, Fashion-MNIST, CIFAR-10 and SVHN
-        download: download missing images to the data root
     """
 
-    source: str | None = None
     target: str | None = None
-    image_size: Count | None = None
-    train_size: Count | None = None
-    test_size: Count | None = None
     removed_slices: Annotated[int, Field(ge=0, le=9)] = 0
-    data_root: str = "data"
-    download: bool = False
 
 
 @config
@@ -209,9 +207,6 @@ class DensitySettings:
 
         Args:
             typed: names of the options that were chosen explicitly; each of them must have an effect.
-
-        Raises:
-            InputError: if they do not go together.
         """
         _check_effects(self, DENSITY_CONDITIONS, typed)
         _check_training(self.training, self.model.solver, self.run)
@@ -245,45 +240,28 @@ class ClassifySettings:
         _check_training(self.training, self.model.solver, self.run)
 
 
-class Condition(NamedTuple):
-    """A condition under which options have an effect.
-
-    Attributes:
-        options: names of the options.
-        words: the condition in words.
-        holds: whether settings meet it.
-    """
-
-    options: tuple[str, ...]
-    words: str
-    holds: Callable[[Any], bool]
-
-
-DENSITY_CONDITIONS = (
-    Condition(
-        ("kinetic", "frobenius", "acceleration"),
-        f"--objective {LIKELIHOOD} or {BOTH}",
-        lambda s: s.objective.objective != MATCHING,
-    ),
-    Condition(("coupling",), f"--objective {MATCHING} or {BOTH}", lambda s: s.objective.objective != LIKELIHOOD),
-    Condition(("likelihood_steps",), f"--objective {BOTH}", lambda s: s.objective.objective == BOTH),
-    Condition(("loosen",), "an adaptive --solver", lambda s: s.model.solver.adaptive),
-    Condition(("activation", "time"), "--field mlp, conv or stack", lambda s: s.model.field != "unet"),
-    Condition(("components",), "--base mixture", lambda s: s.model.base == "mixture"),
+Conditions = Sequence[tuple[tuple[str, ...], str, Callable[[Any], bool]]]  # options, when they have an effect, a test
+DENSITY_CONDITIONS: Conditions = (
+    (ENERGIES, f"--objective {LIKELIHOOD} or {BOTH}", lambda s: s.objective.objective != MATCHING),
+    (("coupling",), f"--objective {MATCHING} or {BOTH}", lambda s: s.objective.objective != LIKELIHOOD),
+    (("likelihood_steps",), f"--objective {BOTH}", lambda s: s.objective.objective == BOTH),
+    (("loosen",), "an adaptive --solver", lambda s: s.model.solver.adaptive),
+    (("activation", "time"), "--field mlp, conv or stack", lambda s: s.model.field != "unet"),
+    (("components",), "--base mixture", lambda s: s.model.base == "mixture"),
 )
 _SOLVER = ("solver", "rtol", "atol", "step_size", "gradient", "max_steps")
-CLASSIFY_CONDITIONS = (
-    Condition(("blocks",), "--model resnet", lambda s: s.model.model == "resnet"),
-    Condition((*_SOLVER, "time"), "--model node or second-order", lambda s: s.model.model in ("node", "second-order")),
-    Condition(("activation",), "--field mlp or conv", lambda s: s.model.field != "norm-conv"),
+CLASSIFY_CONDITIONS: Conditions = (
+    (("blocks",), "--model resnet", lambda s: s.model.model == "resnet"),
+    ((*_SOLVER, "time"), "--model node or second-order", lambda s: s.model.model in ("node", "second-order")),
+    (("activation",), "--field mlp or conv", lambda s: s.model.field != "norm-conv"),
 )
 
 
-def _check_effects(settings: Any, conditions: Sequence[Condition], typed: Collection[str]) -> None:
-    for condition in conditions:
-        for name in condition.options:
-            if name in typed and not condition.holds(settings):
-                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition.words} only: omit it")
+def _check_effects(settings: Any, conditions: Conditions, typed: Collection[str]) -> None:
+    for options, condition, holds in conditions:
+        for name in options:
+            if name in typed and not holds(settings):
+                raise InputError(f"--{name.replace('_', '-')} has an effect with {condition} only: omit it")
 
 
 def _check_training(training: Training, solver: Solver, run: RunSettings) -> None:
@@ -306,15 +284,10 @@ def to_sections(settings: DensitySettings | ClassifySettings) -> dict[str, Any]:
 
 
 def from_config(kind: type[S], path: object, config: Mapping[str, Any]) -> S:
-    """Return the settings that a run was started with.
-
-    Args:
-        kind: class of the settings.
-        path: folder of the run.
-        config: content of its ``config.json``.
+    """Return the settings of a class that a run was started with, from the content of its ``config.json``.
 
     Raises:
-        CheckpointError: if they are not settings of this version.
+        CheckpointError: if they are not settings of this version; ``path`` names the run.
     """
     constructor: Any = kind
     names = {field.name for field in dataclasses.fields(kind().model)}

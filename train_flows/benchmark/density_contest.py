@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import pandas as pd
 import torch
-import tyro
 from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
@@ -32,9 +31,8 @@ from cnf.transforms import Transport
 from train_flows import benchmark, density
 from train_flows.command_line import parse, read
 from train_flows.data import Dataset
-from train_flows.evaluation import likelihood
-from train_flows.evaluation.chunks import CHUNK_SAMPLES
-from train_flows.objectives import DensityObjective
+from train_flows.density import DensityObjective
+from train_flows.evaluation import CHUNK_SAMPLES, likelihood
 from train_flows.results_pages import contest_rows
 from train_flows.run import TrainingError
 from train_flows.run.folder import Run
@@ -42,7 +40,6 @@ from train_flows.run.loop import Trainer
 from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training
 
 Count = Annotated[int, Field(ge=1)]
-Sources = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA ...")]
 CNF, GAUSSIAN = "CNF", "Gaussian"
 PEERS = ("MAF", "NSF")  # of zuko
 PEER_SIZE: dict[str, Any] = {"transforms": 5, "hidden_features": (128, 128)}
@@ -67,7 +64,7 @@ class Settings:
         overwrite: replace existing results
     """
 
-    sources: Sources = ()
+    sources: tuple[str, ...] = ()
     minutes: Annotated[float, Field(gt=0)] = 5.0
     seeds: Count = 3
     threads: Count = torch.get_num_threads()
@@ -78,7 +75,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows benchmark tabular``."""
-    settings = read(Settings, args, "benchmark tabular")
+    settings = read(Settings, args, "benchmark tabular", sources="DATA")
     benchmark.prepare(settings.out, settings.overwrite)
     if not settings.sources:
         raise InputError("no data set given: pass paths of tables, or names such as digits")

@@ -12,21 +12,7 @@ from typing import Any
 
 from anode import InputError
 from train_flows.data import benchmark_tables, images, paper_functions, tabular, toy
-from train_flows.data.dataset import SEED_STRIDE, Dataset, Split, class_contexts
-
-__all__ = [
-    "DENSITY_NAMES",
-    "LABELLED_NAMES",
-    "SEED_STRIDE",
-    "Dataset",
-    "Split",
-    "class_contexts",
-    "is_images",
-    "known_density_data",
-    "known_labelled_data",
-    "load_density_data",
-    "load_labelled_data",
-]
+from train_flows.data.dataset import SEED_STRIDE, Dataset, Split, class_contexts  # noqa: F401 - for other packages
 
 DENSITY_NAMES = (*toy.DENSITIES, *images.IMAGE_SETS, *benchmark_tables.BENCHMARKS)
 LABELLED_NAMES = (*paper_functions.FUNCTIONS, "spheres-3", *images.IMAGE_SETS, *tabular.SKLEARN)
@@ -60,9 +46,6 @@ def load_density_data(
         context: columns of a table that are given, instead of being modelled.
         conditional: images are given their class.
         split: if False, a file or folder without a test part is the test part as a whole.
-
-    Raises:
-        InputError: if the data are missing or cannot be used, or an option does not fit them.
     """
     if source in DENSITY_NAMES or is_images(source):
         _refuse(source, "tables from files", jitter=jitter, context=context)
@@ -90,37 +73,32 @@ def load_labelled_data(
     image_size: int | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
+    removed_slices: int = 0,
     split: bool = True,
 ) -> Dataset:
     """Load samples with classes, or with target values.
 
     The source is one of ``LABELLED_NAMES``, ``spheres-D`` in D dimensions, or the path of a table or of a folder of
-    images; ``target`` is the column of the classes of a table. Other arguments are those of :func:`load_density_data`.
-
-    Raises:
-        InputError: if the data are missing or without classes, or an option does not fit them.
+    images; ``target`` is the column of the classes of a table, and ``removed_slices`` the number of slices of the plane
+    that validate instead of training. Other arguments are those of :func:`load_density_data`.
     """
     named = known_labelled_data(source)
     of_images = source in images.IMAGE_SETS or (not named and Path(source).is_dir())
     if named or of_images:
         _refuse(source, "tables from files", target=target)
+    if not of_images:
+        _refuse(source, "images", image_size=image_size, download=download)
     if of_images:
         dataset = images.load(source, seed, data_root, download, image_size, split=split)
-        return dataset.limited(train_size, test_size, seed)
-    _refuse(source, "images", image_size=image_size, download=download)
-    if paper_functions.is_function(source):
+    elif paper_functions.is_function(source):
         dataset = paper_functions.load(source, seed)
     elif source in tabular.SKLEARN:
         dataset = tabular.load_sklearn(source, seed)
     else:
         _check_path(source, LABELLED_NAMES)
         dataset = tabular.load_classes(source, target, seed, split)
-    return dataset.limited(train_size, test_size, seed)
-
-
-def known_density_data(source: str) -> bool:
-    """Return True if there are samples of that name, which is not a path."""
-    return source in DENSITY_NAMES
+    dataset = dataset.limited(train_size, test_size, seed)
+    return paper_functions.without_slices(dataset, removed_slices, seed) if removed_slices else dataset
 
 
 def known_labelled_data(source: str) -> bool:

@@ -32,11 +32,7 @@ Splits = dict[str, np.ndarray]
 
 
 def read(name: str, root: str | Path) -> Splits:
-    """Return the tables ``train``, ``validation`` and ``test`` of a benchmark, prepared and normalised.
-
-    Raises:
-        InputError: if the name is unknown, or its files are not under ``root`` or not in their published form.
-    """
+    """Return the tables ``train``, ``validation`` and ``test`` of a benchmark, prepared and normalised."""
     check_choice("table", name, BENCHMARKS)
     try:
         splits = BENCHMARKS[name](Path(root))

@@ -130,9 +130,6 @@ class Dataset:
         Args:
             trained: what :meth:`describe` returned for the data of the model.
             model: name of the model in messages, such as its folder.
-
-        Raises:
-            InputError: if shape, levels, columns or classes do not fit the model.
         """
         shape, levels = tuple(trained["shape"]), trained["levels"]
         if (tuple(self.shape), self.levels) != (shape, levels):
@@ -164,11 +161,7 @@ class Dataset:
         return dataclasses.replace(self, test=test, columns=columns, classes=classes)
 
     def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
-        """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate.
-
-        Raises:
-            InputError: if a number is too large, or below 1.
-        """
+        """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate."""
         train, validation, test, notes = self.train, self.validation, self.test, list(self.notes)
         for option, size, part in (("--train-size", train_size, train), ("--test-size", test_size, test)):
             if size is not None and not 1 <= size <= len(part):

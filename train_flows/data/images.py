@@ -17,14 +17,13 @@ References:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gzip
+import itertools
 import shutil
 import tempfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,17 +44,16 @@ BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.met
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 DIGITS_LEVELS, LEVELS = 17, 256  # values of a pixel
 MIN_IMAGES = 20  # for a split into three parts
-MAX_SIDE = 2048  # of resized images
 CHUNK_IMAGES = 4096  # averaged together
 TINY_IMAGENET = 100_000  # its training images
 LAYOUT = "put the images into FOLDER/CLASS/, or FOLDER/train/CLASS/ and FOLDER/test/CLASS/, a folder for each class"
 
 
 class Published(NamedTuple):
-    """Where to find a published set: torchvision's class, the folder under the data root, its files, class names."""
+    """A published set of images."""
 
-    loader: str
-    folder: str
+    loader: str  # torchvision's class
+    folder: str  # under the data root
     files: tuple[str, ...]
     classes: tuple[str, ...]
 
@@ -79,15 +77,11 @@ def load(
     needs_classes: bool = True,
     split: bool = True,
 ) -> Dataset:
-    """Load images, uint8 (N, C, H, W), with their classes if they have any.
+    """Load images, uint8 (N, C, H, W), with their classes; arguments as in :func:`train_flows.data.load_density_data`.
 
     If there is a test part, a tenth of the training images validate; otherwise all are split 80/10/10. Images of a
     folder are cropped and resized to ``image_size``, others averaged over squares. Without ``needs_classes``, a folder
-    without classes will do, but not one of grey and coloured images. Other arguments are those of
-    :func:`train_flows.data.load_density_data`.
-
-    Raises:
-        InputError: if images are missing, damaged or too few.
+    without classes will do, but not one of grey and coloured images.
     """
     if download and source not in PUBLISHED:
         raise InputError(f"--download is for {', '.join(PUBLISHED)}, not for {source}: leave it out")
@@ -95,7 +89,9 @@ def load(
     if source in PUBLISHED:
         parts = _averaged(name, _published(name, Path(data_root), download), image_size)
     elif source == "digits":
-        parts, levels = _averaged(name, _digits(), image_size), DIGITS_LEVELS
+        bunch, levels = load_digits(), DIGITS_LEVELS
+        x = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
+        parts = _averaged(name, (Split(x, torch.from_numpy(bunch.target).long()), None, DIGITS), image_size)
     else:
         folder = Path(source).resolve()
         name, (parts, notes) = folder.name, _folder(folder, image_size, needs_classes)
@@ -107,7 +103,10 @@ def load(
     if test is not None:
         rows, held_out = shuffled(len(train), seed), len(train) // 10
         splits = train.take(rows[held_out:]), train.take(rows[:held_out]), test
-    return Dataset(name, *splits, _pixels(train.x.shape[1:]), levels, classes, notes=notes)
+    channels, *sides = train.x.shape[1:]
+    kinds = ("pixel",) if channels == 1 else ("red", "green", "blue")
+    pixels = tuple("_".join(map(str, place)) for place in itertools.product(kinds, *map(range, sides)))
+    return Dataset(name, *splits, pixels, levels, classes, notes=notes)
 
 
 def for_density(dataset: Dataset, conditional: bool) -> Dataset:
@@ -122,19 +121,6 @@ def for_density(dataset: Dataset, conditional: bool) -> Dataset:
         for x, y in ((part.x, part.y) for part in parts)
     )
     return dataclasses.replace(dataset, train=train, validation=validation, test=test, classes=classes, context=classes)
-
-
-def _pixels(shape: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of the pixels of an image, flattened."""
-    channels, height, width = shape
-    kinds = ("pixel",) if channels == 1 else ("red", "green", "blue")
-    return tuple(f"{kind}_{row}_{column}" for kind in kinds for row in range(height) for column in range(width))
-
-
-def _digits() -> Parts:
-    bunch = load_digits()
-    x = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
-    return Split(x, torch.from_numpy(bunch.target).long()), None, DIGITS
 
 
 def _averaged(name: str, parts: Parts, size: int | None) -> Parts:
@@ -164,19 +150,21 @@ def _published(name: str, root: Path, download: bool) -> Parts:
             f"{name} needs {', '.join(missing)} in {place}: put them there, pass another --data-root (now {root}), "
             "or --download"
         )
-    if missing:
-        _download(name, root)
     try:
+        if missing:
+            print(f"downloading {name} into {root}")
+            _torchvision(loader, root, download=True)
         with tempfile.TemporaryDirectory() as scratch:
             packed = not all((place / file).is_file() for file in files)
             parts = _torchvision(loader, _unpack(place, files, Path(scratch), folder) if packed else root)
         train, test = (_samples(part) for part in parts)
-        if train.x.shape[1:] != test.x.shape[1:]:
-            raise ValueError(f"training images {tuple(train.x.shape)}, test images {tuple(test.x.shape)}")
-    except Exception as error:  # gzip, torchvision, pickle and scipy raise many kinds
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # urllib, gzip, torchvision, pickle and scipy raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1 if missing else 0]
         raise InputError(
-            f"the {name} files in {place} are damaged or not as published ({reason[0]}): remove them and pass "
+            f"the {name} files could not be downloaded, is there a network? ({reason}); or put {', '.join(files)} into "
+            f"{place}, under --data-root (now {root})"
+            if missing
+            else f"the {name} files in {place} are damaged or not as published ({reason}): remove them and pass "
             "--download, or restore them"
         ) from error
     return train, test, classes
@@ -208,28 +196,13 @@ def _samples(part: Any) -> Split:
     y = torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets).long()
     if x.ndim == 3:
         x = x.unsqueeze(1)
-    if not 0 < len(x) == len(y) or y.min() < 0 or y.max() > 9:
-        raise ValueError(f"{len(x)} images with {len(y)} labels: {y.unique().tolist()}")
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} images with {len(y)} labels")
     return Split((x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x).contiguous(), y)
-
-
-def _download(name: str, root: Path) -> None:
-    print(f"downloading {name} into {root}")
-    loader, folder, files, _ = PUBLISHED[name]
-    try:
-        _torchvision(loader, root, download=True)
-    except (OSError, RuntimeError, EOFError, HTTPException) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{name} could not be downloaded, is there a network? ({reason[-1]}); or put {', '.join(files)} into "
-            f"{root / folder}, under --data-root (now {root})"
-        ) from error
 
 
 def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts, tuple[str, ...]]:
     """Return the images of a folder, and notes."""
-    if size is not None and not 1 <= size <= MAX_SIDE:
-        raise InputError(f"--image-size {size} must be from 1 to {MAX_SIDE}")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder of images: check the path")
     training, testing, notes = _layout(folder)
@@ -292,42 +265,30 @@ def _read_images(paths: list[str], size: int | None, one_mode: bool) -> torch.Te
 
     Grey images among coloured ones have three equal channels and so no density: ``one_mode`` refuses them.
     """
-
-    def header(path: str) -> tuple[bool, tuple[int, int]]:
-        with _opened(path) as image:
-            return image.mode in ("1", "L", "LA"), image.size
-
     with ThreadPoolExecutor() as pool:
-        headers = list(pool.map(header, paths))
-        grey = [is_grey for is_grey, _ in headers]
-        if one_mode and any(grey) and not all(grey):
-            raise InputError(
-                f"{paths[grey.index(True)]} is grey, {paths[grey.index(False)]} in colour: convert them to one mode"
-            )
-        first = headers[0][1]
-        for path, (_, shape) in zip(paths, headers, strict=True):
-            if size is None and shape != first:
-                shapes = " but ".join(f"{p} is {w}x{h}" for p, (w, h) in ((paths[0], first), (path, shape)))
-                raise InputError(f"images differ in size, {shapes} pixels: pass --image-size")
-        mode = "L" if all(grey) else "RGB"
-        width, height = (size, size) if size else first
-        x = np.empty((len(paths), height, width, len(mode)), np.uint8)
-
-        def decode(i: int) -> None:
-            with _opened(paths[i]) as image:
-                pixels = image.convert(mode) if size is None else ImageOps.fit(image.convert(mode), (size, size))
-            x[i] = np.asarray(pixels).reshape(x.shape[1:])
-
-        list(pool.map(decode, range(len(paths))))  # raises what any of them raised
-    return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+        images = list(pool.map(lambda path: _read_image(path, size), paths))
+    grey, first = [image.ndim == 2 for image in images], images[0].shape
+    if one_mode and any(grey) and not all(grey):
+        raise InputError(
+            f"{paths[grey.index(True)]} is grey, {paths[grey.index(False)]} in colour: convert them to one mode"
+        )
+    for path, image in zip(paths, images, strict=True):
+        if image.shape[:2] != first[:2]:
+            shapes = " but ".join(f"{p} is {s[1]}x{s[0]}" for p, s in ((paths[0], first), (path, image.shape)))
+            raise InputError(f"images differ in size, {shapes} pixels: pass --image-size")
+    if all(grey):
+        return torch.from_numpy(np.stack(images)).unsqueeze(1)
+    coloured = [np.stack([image] * 3, axis=-1) if image.ndim == 2 else image for image in images]
+    return torch.from_numpy(np.stack(coloured)).permute(0, 3, 1, 2).contiguous()
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Generator[Image.Image]:
+def _read_image(path: str, size: int | None) -> np.ndarray:
+    """Read a grey image (H, W) or a coloured one (H, W, 3), cropped and resized to a square if a size is given."""
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode} has more than 8 bits a pixel")
-            yield image
+            image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            return np.asarray(image if size is None else ImageOps.fit(image, (size, size)))
     except Exception as error:  # Pillow raises many kinds
         raise InputError(f"{path} cannot be used as an image ({error}): convert, remove or restore it") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -76,16 +77,7 @@ FUNCTIONS: dict[str, Callable[[int, torch.Generator], Points]] = {
 
 
 def sample(name: str, n: int, seed: int = 0) -> Points:
-    """Draw n points of a function by name, inputs (n, D) and targets (n, 1).
-
-    Args:
-        name: ``g1d``, ``identity``, ``intervals``, ``sines``, ``spheres`` or, in D dimensions, ``spheres-D``.
-        n: number of points.
-        seed: of the points.
-
-    Raises:
-        InputError: if the name is unknown.
-    """
+    """Draw n points of a function by name, such as ``spheres-3`` in 3 dimensions: inputs (n, D) and targets (n, 1)."""
     if not is_function(name):
         raise InputError(
             f"function={name!r} is unknown; choose one of {', '.join(FUNCTIONS)}, spheres-3, spheres-4 ..."
@@ -108,6 +100,15 @@ def load(name: str, seed: int = 0) -> Dataset:
 def is_function(name: str) -> bool:
     """Return True if there is a function of that name; spheres have up to 9,999 dimensions."""
     return name in FUNCTIONS or re.fullmatch(r"spheres-[1-9]\d{0,3}", name) is not None
+
+
+def without_slices(dataset: Dataset, removed: int, seed: int = 0) -> Dataset:
+    """Return points in the plane whose training part lacks some of ten slices, which validate instead."""
+    if dataset.shape != (2,) or dataset.train.y is None:
+        raise InputError(f"--removed-slices {removed} is for points in the plane, not for {dataset.name}: omit it")
+    generator = torch.Generator().manual_seed(seed + 2 * SEED_STRIDE)
+    outside, inside = split_slices((dataset.train.x, dataset.train.y), removed, generator)
+    return replace(dataset, train=Split(*outside), validation=Split(*inside))
 
 
 def split_slices(points: Points, removed: int, generator: torch.Generator) -> tuple[Points, Points]:

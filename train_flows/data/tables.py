@@ -32,12 +32,14 @@ def read(path: str | Path, text_column: str | None = None) -> dict[str, pd.DataF
 
     Returns:
         The three tables by name, or one table named ``all``.
-
-    Raises:
-        InputError: if the file is missing, empty, damaged or of another format.
     """
     path = Path(path)
-    _check_file(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: check the path")
+    if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
+        raise InputError(f"{path} is not a table: pass a file ending in {', '.join(SUFFIXES)}")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: pass a table of at least {MIN_ROWS} rows")
     if path.name.lower().endswith((".csv", ".csv.gz")):
         return {"all": _read_csv(path, text_column)}
     if path.suffix.lower() == ".parquet":
@@ -56,11 +58,7 @@ def read(path: str | Path, text_column: str | None = None) -> dict[str, pd.DataF
 
 
 def numbers(name: str, frame: pd.DataFrame, min_rows: int = MIN_ROWS, min_columns: int = 2) -> np.ndarray:
-    """Return the finite numbers of a table, (N, D), float64.
-
-    Raises:
-        InputError: if it holds anything but finite numbers, or too few of them; ``name`` names the table.
-    """
+    """Return the finite numbers of a table, (N, D), float64; ``name`` names it in the error if it holds others."""
     if len(frame) == 0 or frame.shape[1] == 0:
         raise InputError(f"{name} is empty: pass a table of at least {min_rows} rows")
     _check_names(name, frame.columns)
@@ -86,12 +84,7 @@ def open_mapped(path: str | Path) -> np.ndarray | None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an NPZ file, or the one of an NPY file; pickled objects are refused.
-
-    Raises:
-        InputError: if the file is damaged or holds anything but arrays.
-        FileNotFoundError: if the file does not exist.
-    """
+    """Read the arrays of an NPZ file, or the one of an NPY file; pickled objects are refused."""
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -104,23 +97,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is damaged or holds pickled objects ({error}): save numbers in it") from error
 
 
-def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"{path} does not exist: check the path")
-    if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
-        raise InputError(f"{path} is not a table: pass a file ending in {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty: pass a table of at least {MIN_ROWS} rows")
-
-
 def _read_csv(path: Path, text_column: str | None) -> pd.DataFrame:
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with warnings.catch_warnings(), opener(path, "rb") as file:
             warnings.simplefilter("error", pd.errors.ParserWarning)  # for rows longer than the header
             delimiter, first, second = _head(file)
+            names = [name.strip() or f"Unnamed: {i}" for i, name in enumerate(first)]
             has_header = _is_header(first, second)
-            names = [name.strip() for name in first] if has_header else [f"x{i}" for i in range(len(first))]
+            names = names if has_header else [f"x{i}" for i in range(len(first))]
             frame = pd.read_csv(
                 file,
                 sep=r"\s+" if delimiter == " " else delimiter,
@@ -128,12 +113,10 @@ def _read_csv(path: Path, text_column: str | None) -> pd.DataFrame:
                 index_col=False,
                 skipinitialspace=True,
                 converters={names.index(text_column): _as_written} if text_column in names else None,
-            )
-            names = [name or f"Unnamed: {i}" for i, name in enumerate(names)]
-            frame.columns = names
+            ).set_axis(names, axis=1)
     except (OSError, ValueError, EOFError, csv.Error, zlib.error, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error
-    _check_names(str(path), pd.Index(names))
+    _check_names(str(path), frame.columns)
     if names[0] == "Unnamed: 0" and np.array_equal(frame.iloc[:, 0], np.arange(len(frame))):
         raise InputError(
             f"{path}: the first column, without a name, counts the rows: write the table without its index"

@@ -29,7 +29,8 @@ UNEXPLAINED = 1e-5  # share of the variance of a column, below which other colum
 NEAR_DISCRETE = 0.05  # fewer distinct values than this share of the rows, or one value more often
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among class names that are numbers
 CHUNK_ROWS = 50_000  # rows of a mapped table that are checked together
-FEW_VALUES = "few distinct values, so the likelihood can grow without limit"
+WITHOUT_LIMIT = "so the likelihood can grow without limit"
+FEW_VALUES = f"few distinct values, {WITHOUT_LIMIT}; consider --jitter"
 JITTERED = (
     "few distinct values; uniform noise as wide as their smallest gap is added, and figures are of the jittered data"
 )
@@ -38,12 +39,10 @@ JITTERED = (
 def load(
     path: str | Path, seed: int = 0, jitter: bool = False, context: Sequence[str] = (), split: bool = True
 ) -> Dataset:
-    """Read a table to learn its density.
+    """Read a table to learn its density; the arguments are those of :func:`train_flows.data.load_density_data`.
 
     The rows are split 80/10/10 by the seed; an NPZ file of train, validation and test keeps its split. A large NPY
     file stays on disk, with at most 100,000 rows for validation and for testing.
-
-    The arguments are those of :func:`train_flows.data.load_density_data`.
 
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
@@ -52,16 +51,11 @@ def load(
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, split)
     frames = tables.read(path)
-    names = tuple(next(iter(frames.values())).columns)
-    for column in context:
-        if column not in names:
-            raise InputError(f"--context {column} is not a column of {path}: choose one of {abbreviate(names)}")
-    columns = tuple(name for name in names if name not in context)
+    columns = _others(frames, context, "context", path)
     parts = {}
     for part, frame in frames.items():
-        name, least = str(path) if part == "all" else f"{path}: {part}", MIN_ROWS[part] if split else 2
-        x = tables.numbers(name, frame[[*columns]], least, min_columns=1 if context else 2)
-        c = tables.numbers(name, frame[[*context]], least, min_columns=1) if context else None
+        x = _numbers(path, part, frame[[*columns]], split, min_columns=1 if context else 2)
+        c = _numbers(path, part, frame[[*context]], split) if context else None
         parts[part] = Split(torch.from_numpy(x), c=None if c is None else torch.from_numpy(c))
     return _dataset(Path(path).name, _arranged(parts, seed, split), columns, tuple(context), seed, jitter)
 
@@ -74,26 +68,17 @@ def load_benchmark(name: str, root: str | Path) -> Dataset:
 
 
 def load_classes(path: str | Path, target: str | None, seed: int = 0, split: bool = True) -> Dataset:
-    """Read a table with a column of classes.
-
-    The arguments are those of :func:`train_flows.data.load_labelled_data`.
+    """Read a table with a column of classes; the arguments are those of :func:`train_flows.data.load_labelled_data`.
 
     Raises:
         InputError: if the column is missing or does not hold classes, or other columns are not numbers.
     """
     frames = tables.read(path, text_column=target)
-    names = tuple(next(iter(frames.values())))
-    if target not in names:
-        wrong = "--target is missing" if target is None else f"--target {target} is not a column of {path}"
-        raise InputError(f"{wrong}: choose one of {abbreviate(names)}")
-    columns = tuple(name for name in names if name != target)
-    texts, arrays = {}, {}
-    for part, frame in frames.items():
-        if len(frame) == 0 or not columns:
-            raise InputError(f"{path} has {len(frame)} rows and {len(columns)} columns besides {target}: it needs both")
-        texts[part] = _class_names(path, frame[target])
-        arrays[part] = tables.numbers(str(path), frame[[*columns]], MIN_ROWS[part] if split else 1, min_columns=1)
-        _check_range(str(path), arrays[part], columns)
+    if target is None:
+        raise InputError(f"--target is missing: choose one of {abbreviate([*next(iter(frames.values()))])}")
+    columns = _others(frames, [target], "target", path)
+    texts = {part: _class_names(path, frame[target]) for part, frame in frames.items()}
+    arrays = {part: _numbers(path, part, frame[[*columns]], split) for part, frame in frames.items()}
     found = [text for part in texts.values() for text in part]
     classes = tuple(sorted(set(found), key=class_order))
     if split and len(classes) < 2:
@@ -108,9 +93,10 @@ def load_classes(path: str | Path, target: str | None, seed: int = 0, split: boo
         part: Split(torch.from_numpy(x).float(), torch.tensor([number[text] for text in texts[part]]))
         for part, x in arrays.items()
     }
-    notes = _far_from_zero(np.concatenate([*arrays.values()]), columns)
-    train, validation, test = _arranged(splits, seed, split)
-    return Dataset(Path(path).name, train, validation, test, columns, classes=classes, is_table=True, notes=notes)
+    values = np.concatenate([*arrays.values()])
+    _check_range(str(path), values, columns)
+    parts, notes = _arranged(splits, seed, split), _far_from_zero(values, columns)
+    return Dataset(Path(path).name, *parts, columns, classes=classes, is_table=True, notes=notes)
 
 
 def load_sklearn(name: str, seed: int = 0) -> Dataset:
@@ -119,6 +105,20 @@ def load_sklearn(name: str, seed: int = 0) -> Dataset:
     samples = Split(torch.from_numpy(bunch.data).float(), torch.from_numpy(bunch.target).long())
     columns, classes = (tuple(map(str, names)) for names in (bunch.feature_names, bunch.target_names))
     return Dataset(name, *three_splits(samples, seed), columns, classes=classes, is_table=True)
+
+
+def _others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: str, path: object) -> tuple[str, ...]:
+    """Return the columns that an option does not choose."""
+    names = [*next(iter(frames.values()))]
+    for column in chosen:
+        if column not in names:
+            raise InputError(f"--{option} {column} is not a column of {path}: choose one of {abbreviate(names)}")
+    return tuple(name for name in names if name not in chosen)
+
+
+def _numbers(path: object, part: str, frame: pd.DataFrame, split: bool, min_columns: int = 1) -> np.ndarray:
+    name = str(path) if part == "all" else f"{path}: {part}"
+    return tables.numbers(name, frame, MIN_ROWS[part] if split else 1, min_columns)
 
 
 def _arranged(parts: Mapping[str, Split], seed: int, split: bool) -> tuple[Split, Split, Split]:
@@ -138,39 +138,34 @@ def _dataset(
     jitter: bool = False,
 ) -> Dataset:
     """Check the columns of splits in float64 and return the data set in single precision."""
+    arrays, notes = [part.x.numpy() for part in parts], ()  # float64
     for part in parts:
         _check_range(name, part.x.numpy(), columns)
         if part.c is not None:
             _check_range(name, part.c.numpy(), context)
-    arrays, notes = [part.x.numpy() for part in parts], ()  # float64
     if len(parts[0]):
-        train = arrays[0].astype(np.float32)
-        _check_varied(name, train.min(axis=0), train.max(axis=0), columns)
-        few, spiked = _repeats(train)
-        notes = _column_notes(train, columns, few, spiked, JITTERED if jitter else f"{FEW_VALUES}; consider --jitter")
+        single = arrays[0].astype(np.float32)
+        few, notes = _checked(name, single, columns, JITTERED if jitter else FEW_VALUES)
         if jitter:
-            rng, gaps = np.random.default_rng(seed), [np.diff(np.unique(values)).min() for values in train.T[few]]
+            rng, gaps = np.random.default_rng(seed), [np.diff(np.unique(values)).min() for values in single.T[few]]
             for x in arrays:
                 for i, gap in zip(np.flatnonzero(few), gaps, strict=True):
                     x[:, i] += gap * rng.uniform(-0.5, 0.5, size=len(x))
-    samples = [torch.from_numpy(x).float() for x in arrays]
-    notes += _repeated_rows(samples[0].numpy(), samples[2].numpy())
-    train, validation, test = (
-        Split(x, c=None if part.c is None else part.c.float()) for x, part in zip(samples, parts, strict=True)
-    )
+    train, validation, test = (Split(part.x.float(), c=part.c if part.c is None else part.c.float()) for part in parts)
+    seen = {row.tobytes() for row in train.x.numpy()}
+    count = sum(row.tobytes() in seen for row in test.x.numpy())
+    notes += (f"{count} of {len(test)} test rows are training rows too",) if count else ()
     return Dataset(name, train, validation, test, columns, context=context, is_table=True, notes=notes)
 
 
 def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Dataset:
     columns = tuple(f"x{i}" for i in range(array.shape[1]))
-    low, high = np.full(len(columns), np.inf), np.full(len(columns), -np.inf)
-    for start in range(0, len(array), CHUNK_ROWS):
-        chunk = np.array(array[start : start + CHUNK_ROWS])
-        low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))
-    bad = ~(np.isfinite(low) & np.isfinite(high))
+    chunks = (np.array(array[start : start + CHUNK_ROWS]) for start in range(0, len(array), CHUNK_ROWS))
+    extremes = np.concatenate([[chunk.min(axis=0), chunk.max(axis=0)] for chunk in chunks])
+    bad = np.array(~np.isfinite(extremes).all(axis=0))
     if bad.any():
         raise InputError(f"{name}: {_flagged(columns, bad)} holds missing or infinite values: drop those rows")
-    _check_range(name, np.stack([low, high]), columns)
+    _check_range(name, extremes, columns)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         samples = Split(torch.from_numpy(array), rows=torch.arange(len(array)))
@@ -178,11 +173,10 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Datase
     if not split:
         return Dataset(name, train, validation, test, columns, is_table=True)
     sample = train.head().x.numpy()
-    _check_varied(name, sample.min(axis=0), sample.max(axis=0), columns)
     notes = (
         f"{len(array):,} rows stay on disk: {len(test):,} each validate and test; "
         f"columns are checked in {len(sample):,} others, and rows that occur twice are not looked for",
-        *_column_notes(sample, columns, *_repeats(sample), f"{FEW_VALUES}; consider --jitter"),
+        *_checked(name, sample, columns, FEW_VALUES)[1],
     )
     return Dataset(name, train, validation.head(), test.head(), columns, is_table=True, notes=notes)
 
@@ -205,35 +199,29 @@ def _check_range(name: str, values: np.ndarray, columns: Sequence[str]) -> None:
         raise InputError(f"{name}: {_flagged(columns, large)} is too large for single precision: rescale such columns")
 
 
-def _check_varied(name: str, low: np.ndarray, high: np.ndarray, columns: Sequence[str]) -> None:
-    """Raise an InputError for columns with a single value."""
-    constant = low == high
-    if constant.any():
+def _checked(
+    name: str, train: np.ndarray, columns: Sequence[str], few_values: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return which columns, (D,), have few distinct values, and notes on columns whose likelihood may mislead.
+
+    Raises:
+        InputError: for columns with a single value.
+    """
+    counts = [np.unique(values, return_counts=True)[1] for values in train.T]
+    if (constant := np.array([len(count) == 1 for count in counts])).any():
         raise InputError(
             f"{name}: {_flagged(columns, constant)} is constant in single precision and does not have a density: "
             "drop or rescale such columns"
         )
-
-
-def _column_notes(
-    train: np.ndarray, columns: Sequence[str], few: np.ndarray, spiked: np.ndarray, few_values: str
-) -> tuple[str, ...]:
-    """Return notes on columns for which a likelihood may mislead, with what to say of few distinct values."""
-    found = (
-        (few, few_values),
-        (_unexplained(train) < UNEXPLAINED, "almost linear in other columns, so the likelihood can grow without limit"),
-        (spiked, "one value is far too common, so the likelihood can grow without limit; consider dropping the column"),
-    )
-    said = tuple(f"{_flagged(columns, flags)}: {what}" for flags, what in found if flags.any())
-    return said + _far_from_zero(train, columns)
-
-
-def _repeats(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which columns, (D,), have few distinct values, and which others have a value that is far too common."""
-    counts = [np.unique(values, return_counts=True)[1] for values in train.T]
     few = np.array([len(count) < NEAR_DISCRETE * len(train) for count in counts])
     common = np.array([count.max() > max(2, NEAR_DISCRETE * len(train)) for count in counts])
-    return few, common & ~few
+    found = (
+        (few, few_values),
+        (_unexplained(train) < UNEXPLAINED, f"almost linear in other columns, {WITHOUT_LIMIT}"),
+        (common & ~few, f"one value is far too common, {WITHOUT_LIMIT}; consider dropping the column"),
+    )
+    notes = tuple(f"{_flagged(columns, flags)}: {what}" for flags, what in found if flags.any())
+    return few, notes + _far_from_zero(train, columns)
 
 
 def _unexplained(train: np.ndarray) -> np.ndarray:
@@ -253,14 +241,6 @@ def _far_from_zero(train: np.ndarray, columns: Sequence[str]) -> tuple[str, ...]
     flags = (np.abs(train.mean(axis=0)) > 1e4 * std) & (std > 0)
     what = "far from zero for its spread; subtract an offset to spare the digits of single precision"
     return (f"{_flagged(columns, flags)}: {what}",) if flags.any() else ()
-
-
-def _repeated_rows(train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
-    """Return a note on test rows that a model has seen."""
-    rows = [row.tobytes() for row in test]
-    seen = set(rows).intersection(row.tobytes() for row in train)
-    count = sum(row in seen for row in rows)
-    return (f"{count} of {len(test)} test rows are training rows too",) if count else ()
 
 
 def _flagged(columns: Sequence[str], flags: np.ndarray) -> str:

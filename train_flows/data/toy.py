@@ -18,9 +18,6 @@ TRAIN, VALIDATION, TEST = 50_000, 5_000, 10_000
 def sample(name: str, n: int, seed: int = 0) -> Array:
     """Draw n points (n, 2), float32, from a density by name.
 
-    Raises:
-        InputError: if the name is unknown.
-
     References:
         Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, and its published code.
     """

@@ -14,9 +14,11 @@ Published bits/dim are different bounds of it:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,25 +28,33 @@ from torch import Tensor, nn
 
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
-from cnf import Continuous, Density, Dequantize, LiftedFlow, Standardize, VariationalAugment
-from train_flows.data import Dataset
-from train_flows.evaluation.chunks import Samples, chunks, in_chunks, number_of, rows_of, to_model
+from cnf import Continuous, Density, Dequantize, LiftedFlow, MixtureFlow, Standardize, VariationalAugment
+from cnf.maximum_likelihood import split_batch
+from cnf.transforms import SolveOptions
+from train_flows.data import Dataset, Split
+from train_flows.evaluation import chunks, in_chunks, to_model
 from train_flows.run import distributed
 
 IMPORTANCE_SAMPLES = 64  # of a bound, unless another number is asked for
 MAX_NUMBERS = 2**23  # in all importance samples
 DRIFT_SAMPLES = 500
+POINTS = 1000  # test samples of costs, at most
+TOLERANCES = (1e-5, 1e-7)  # of evaluations
+NLL_TOLERANCE = 1e-4
+MIN_DRAWS = 16  # of a bound, for each sample
+MAX_POINTS = 2**18  # numbers in all draws of a bound, components aside
+CONVERGED = 5e-3  # nats: a bound is near its limit once doubling its draws raises it by less
 
 
 def measure(
-    model: Density, data: Samples, solver: Solver, samples: int | None = None, precision: str = "float32"
+    model: Density, data: Split, solver: Solver, samples: int | None = None, precision: str = "float32"
 ) -> dict[str, Any]:
     """Measure a density on at least two samples.
 
     Args:
         model: the density.
         data: samples, with contexts if the density is conditional.
-        solver: an adaptive solver; the NLL is also taken at tolerances ten times tighter.
+        solver: an adaptive one; the NLL is also taken at tolerances ten times tighter.
         samples: importance samples of a bound; when None, 64, or fewer for many numbers.
         precision: of the fields, to see its effect on the NLL; all other figures are in full precision.
 
@@ -55,11 +65,10 @@ def measure(
         lifted flow, of y = lift(x)), and ``inverse_error_standardized``, in standard deviations (None for a lifted
         flow); ``nfe_log_prob`` and ``nfe_sample``, evaluations by all ODEs together of one chunk of samples.
     """
-    count = number_of(data)
-    if count < 2:
-        raise InputError(f"{count} samples are too few to evaluate on: pass at least 2")
-    first, c = rows_of(data, chunks(data)[0])
-    samples = affordable_samples(count, first[0].numel()) if samples is None else samples
+    if len(data) < 2:
+        raise InputError(f"{len(data)} samples are too few to evaluate on: pass at least 2")
+    first, c = split_batch(data.batch(chunks(data)[0]))
+    samples = affordable_samples(len(data), first[0].numel()) if samples is None else samples
     at = model.with_solver(solver)
     at_tighter = model.with_solver(dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10))
     with torch.no_grad():
@@ -70,8 +79,7 @@ def measure(
             with torch.random.fork_rng():
                 figures["nll_one_draw"] = nll(at, data, 1)[0]
         if precision != "float32":
-            device = next(model.parameters()).device.type
-            with torch.random.fork_rng(), torch.autocast(device, getattr(torch, precision)):
+            with torch.random.fork_rng(), torch.autocast(model.like.device.type, getattr(torch, precision)):
                 figures[f"nll_{precision}"] = _nll_or_none(at, data, samples)
         figures["nll_tighter"] = _nll_or_none(at_tighter, data, samples)
         with count_evals(at) as nfe_sample:
@@ -80,7 +88,7 @@ def measure(
     return {**figures, "nfe_log_prob": nfe_log_prob, "nfe_sample": nfe_sample.forward}
 
 
-def nll(model: Density, data: Samples, samples: int = IMPORTANCE_SAMPLES) -> tuple[dict[str, Any], float]:
+def nll(model: Density, data: Split, samples: int = IMPORTANCE_SAMPLES) -> tuple[dict[str, Any], float]:
     """Return the mean negative log-likelihood in nats with its kind, and the evaluations of one solve.
 
     Args:
@@ -114,34 +122,31 @@ def nll(model: Density, data: Samples, samples: int = IMPORTANCE_SAMPLES) -> tup
 
 
 @torch.no_grad()
-def validation_nll(model: Density, data: Samples) -> dict[str, float]:
+def validation_nll(model: Density, data: Split, energies: Sequence[str] = ()) -> dict[str, float]:
     """Return the mean NLL in nats, a bound from one draw as in training, and the evaluations of one solve.
 
     Returns:
-        ``nll``, ``bits_per_dim`` of discrete data, and ``nfe_log_prob``, evaluations by all ODEs together.
+        ``nll``, ``bits_per_dim`` of discrete data, ``nfe_log_prob``, evaluations by all ODEs together, and the means
+        of the path energies of the names, see :class:`~cnf.SolveOptions`.
     """
 
     def solve(x: Tensor, c: Tensor | None) -> tuple[Tensor, Evaluations]:
         with count_evals(model) as nfe:
-            return model.elbo(x, c).value.cpu(), nfe
+            bound = model.elbo(x, c, SolveOptions(tuple(energies)))
+        return torch.stack([-bound.value, *(bound.energies[name] for name in energies)]).cpu(), nfe
 
     found, counts = zip(*in_chunks(model, data, solve), strict=True)
-    value = -torch.cat(found).double().mean().item()
+    value, *of_paths = (row.mean().item() for row in torch.cat(found, 1).double())
     bits = {"bits_per_dim": value / (math.log(2) * math.prod(model.event_shape))} if _dequantisation(model) else {}
-    return {"nll": value, **bits, "nfe_log_prob": _nfe(model, counts)}
+    return {"nll": value, **bits, "nfe_log_prob": _nfe(model, counts), **dict(zip(energies, of_paths, strict=True))}
 
 
 @torch.no_grad()
-def drift(trained: Density, model: Density, data: Samples) -> dict[str, float]:
+def drift(trained: Density, model: Density, data: Split) -> dict[str, float]:
     """Compare the NLL by the fixed steps of training with the NLL by adaptive steps.
 
-    Training can exploit the errors of its solver: with too few steps its NLL departs from the true one. Weights and
-    noise are the same in both, and the random generators stay as they are.
-
-    Args:
-        trained: the density that solves by fixed steps.
-        model: the same density with an adaptive solver.
-        data: the first 500 samples are compared.
+    Training can exploit the errors of its solver: with too few steps its NLL departs from the true one. The first 500
+    samples are compared, by the same weights and noise, and the random generators stay as they are.
 
     Returns:
         ``nll_training_solver`` in nats, from one draw, and ``drift``, its difference from the adaptive one; nothing if
@@ -149,7 +154,7 @@ def drift(trained: Density, model: Density, data: Samples) -> dict[str, float]:
     """
 
     def compare(rows: slice) -> dict[str, float]:
-        x, c = to_model(model, rows_of(data, rows))
+        x, c = to_model(model, split_batch(data.batch(rows)))
         with torch.random.fork_rng():
             adaptive = -model.elbo(x, c).value.double().mean().item()
         try:
@@ -190,7 +195,7 @@ def kind_of(model: Density, samples: int) -> dict[str, Any]:
 
 def affordable_samples(count: int, dims: int) -> int:
     """Return the number of importance samples that takes eight million numbers at most: a power of two up to 64."""
-    allowed = MAX_NUMBERS // (count * max(1, dims))
+    allowed = MAX_NUMBERS // (count * dims)
     return min(IMPORTANCE_SAMPLES, 2 ** max(0, allowed.bit_length() - 1))
 
 
@@ -245,14 +250,14 @@ def _nfe(model: Density, counts: Sequence[Evaluations]) -> float:
     return len(odes(model)) * sum(nfe.forward for nfe in counts) / max(1, sum(nfe.solves for nfe in counts))
 
 
-def _nll_or_none(model: Density, data: Samples, samples: int) -> dict[str, Any] | None:
+def _nll_or_none(model: Density, data: Split, samples: int) -> dict[str, Any] | None:
     try:
         return nll(model, data, samples)[0]
     except SolverError:
         return None
 
 
-def _inverse_error(model: Density, data: Samples) -> dict[str, float | None]:
+def _inverse_error(model: Density, data: Split) -> dict[str, float | None]:
     """Return the mean distance between points and their round trip through the base, plain and in scales."""
     scales = [part.scale for part in model.modules() if isinstance(part, Standardize)]
     scale = scales[0] if scales and not isinstance(model, LiftedFlow) else torch.ones(())
@@ -266,77 +271,51 @@ def _inverse_error(model: Density, data: Samples) -> dict[str, float | None]:
     return {"inverse_error": plain, "inverse_error_standardized": relative if scale.ndim else None}
 
 
-# Figures in words
+# Comparisons at equal likelihood
 
 
-def table(figures: dict[str, Any]) -> str:
-    """Return measured figures as lines to read."""
-    names = {
-        "NLL": "nll",
-        "NLL, one draw": "nll_one_draw",
-        "NLL, tighter": "nll_tighter",
-        "NLL, bfloat16": "nll_bfloat16",
-    }
-    rows = [
-        (name, "the solve failed" if figures[key] is None else describe(figures[key]))
-        for name, key in names.items()
-        if key in figures
-    ]
-    relative = figures["inverse_error_standardized"]
-    deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
-    rows += [
-        ("inverse error", f"{figures['inverse_error']:.2e}{deviations}"),
-        ("NFE of log_prob", f"{figures['nfe_log_prob']:.0f}"),
-        ("NFE of sampling", f"{figures['nfe_sample']}"),
-    ]
-    return lines(rows)
+@torch.no_grad()
+def costs(model: Density, dataset: Dataset) -> dict[str, float]:
+    """Return the evaluations of sampling and log_prob, and the NLL of up to 1,000 test samples.
 
+    Samples and noise are the same in every call and for every model.
 
-def gaussian_row(figures: dict[str, Any]) -> str:
-    """Return the NLL of flow and Gaussian in standard deviations, a unit in which tables of any units compare."""
-    nll, gaussian = figures["nll"], figures["gaussian_nll"]
-    standardized = nll["value_standardized"] - nll["value"]
-    other = "its covariance is singular" if gaussian is None else f"{gaussian + standardized:.4f}"
-    return lines([("NLL, standardized", f"{nll['value_standardized']:.4f} nats (full-covariance Gaussian: {other})")])
-
-
-def describe(figure: dict[str, Any]) -> str:
-    """Return a likelihood in words: value, standard error, kind and how it was computed."""
-    value = f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats"
-    if figure["bits_per_dim"] is not None:
-        value += f", {figure['bits_per_dim']:.4f} +- {figure['bits_per_dim_standard_error']:.4f} bits/dim"
-    return f"{value} ({how(figure)})"
-
-
-def validated_as(model: Density) -> str:
-    """Return what the figure of :func:`validation_nll` is, in words."""
-    figure = kind_of(model, 1)
-    if model.stochastic and figure["kind"] == "exact":  # by the sum over components, of which one is drawn here
-        figure |= {"kind": "bound", "samples": 1}
-    return f"validation NLL in nats ({how(figure)})"
-
-
-def how(figure: dict[str, Any]) -> str:
-    """Return the kind of a likelihood with draws, probes and tolerance, in words."""
-    return f"{_kind(figure)}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
-
-
-def _kind(figure: dict[str, Any]) -> str:
-    probes = f"{figure['probes']} probe(s)"
-    if figure["kind"] != "bound":
-        return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
-    if figure["samples"] > 1:
-        return f"upper bound, {figure['samples']} importance sample(s)"
-    noise = {"uniform": " of uniform dequantisation as in FFJORD", "learned": " of learned dequantisation", None: ""}
-    draw = f"one draw{noise[figure['dequantisation']]}" + (" and of augmented variables" if figure["augmented"] else "")
-    return f"upper bound, {draw}" if figure["probes"] is None else f"estimated upper bound, {draw}, {probes}"
-
-
-def lines(rows: Sequence[tuple[str, str]]) -> str:
-    """Return names and values in two columns.
-
-    >>> print(lines([("NLL", "2.4 nats"), ("NFE", "32")]))
-    NLL                2.4 nats
-    NFE                32
+    Returns:
+        ``nfe_sample_1e-05``, ``nfe_log_prob_1e-05`` and the same at 1e-7, evaluations of one solve, with their
+        ``seconds_sample_1e-05`` and so on (those of log_prob are of one draw); ``nll_test``, in nats at 1e-4;
+        ``points_log_prob``, the number of points solved for each sample: components times draws of a bound. The draws
+        are doubled, from 16 on, until that raises the bound by less than 0.005 nats, or the data allow no more; and
+        ``raised``, the effect of the last doubling in nats.
     """
-    return "\n".join(f"{name:<18} {value}" for name, value in rows)
+    test = dataset.test.head(POINTS)
+    x, c = to_model(model, (test.x, test.c))
+    double = copy.deepcopy(model).double()
+    x_double, c_double = to_model(double, (x, c))
+    figures: dict[str, float] = {}
+    with torch.random.fork_rng():
+        for tolerance in TOLERANCES:
+            at = double.with_solver(Solver(rtol=tolerance, atol=tolerance))
+            figures |= _cost(at, f"sample_{tolerance:.0e}", lambda at=at: at.sample(len(x), c_double))
+            figures |= _cost(at, f"log_prob_{tolerance:.0e}", lambda at=at: log_prob(at, x_double, 1, c_double))
+        return figures | _converged_nll(model.with_solver(Solver(rtol=NLL_TOLERANCE, atol=NLL_TOLERANCE)), x, c)
+
+
+def _cost(model: Density, name: str, solve: Callable[[], Tensor]) -> dict[str, float]:
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    with count_evals(model) as nfe:
+        solve()
+    return {f"nfe_{name}": nfe.per_solve, f"seconds_{name}": time.perf_counter() - started}
+
+
+def _converged_nll(model: Density, x: Tensor, c: Tensor | None) -> dict[str, float]:
+    torch.manual_seed(0)
+    value, draws, raised = log_prob(model, x, 1, c), 1, 0.0
+    while model.kind == "bound" and (draws < MIN_DRAWS or raised >= CONVERGED):
+        doubled = torch.logaddexp(value, log_prob(model, x, draws, c)) - math.log(2)
+        value, draws, raised = doubled, 2 * draws, (doubled - value).mean().item()
+        if 2 * draws * x.numel() > MAX_POINTS:
+            break
+    flow = model.flow if isinstance(model, LiftedFlow) else model
+    components = len(flow.mixture.logits) if isinstance(flow, MixtureFlow) else 1
+    return {"nll_test": -value.double().mean().item(), "points_log_prob": components * draws, "raised": raised}

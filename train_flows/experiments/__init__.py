@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-import tyro
 
 from anode import InputError, SolverError
 from anode.errors import check_choice, config
@@ -49,7 +48,7 @@ class PaperSettings:
         overwrite: replace the runs of earlier commands
     """
 
-    experiment: tyro.conf.Positional[str | None] = None
+    experiment: str | None = None
     seeds: Count | None = None
     first_seed: Seed | None = None
     quick: bool = False
@@ -80,7 +79,7 @@ class PaperSettings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows paper``."""
-    settings = read(PaperSettings, args, "paper")
+    settings = read(PaperSettings, args, "paper", experiment="EXPERIMENT")
     if settings.experiment is None:
         print("\n".join(f"{name:<18} {experiment.about}" for name, experiment in EXPERIMENTS.items()))
         return

@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from sklearn.datasets import load_breast_cancer
@@ -145,7 +144,7 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
 class FlowSettings:
     """Fit a flow of a number of layers or units, or of hidden layers, to an unnormalised density."""
 
-    target: tyro.conf.Positional[str] = "u1"
+    target: str = "u1"
     transform: Literal["planar", "planar-field", "mlp-field"] = "planar"
     size: tuple[Count, ...] = (8,)
     steps: Count = 1500
@@ -197,7 +196,7 @@ def divergences(flow: Flow, target: Target, n: int) -> Tensor:
 def main(args: list[str]) -> None:
     """Run the command line ``reverse-kl``."""
     started = time.monotonic()
-    settings = read(FlowSettings, args, "reverse-kl")
+    settings = read(FlowSettings, args, "reverse-kl", target="TARGET")
     if settings.resume is not None:
         run = Run.open(settings.resume, KIND)
         settings = replace(settings, **run.config["model"])

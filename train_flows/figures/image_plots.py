@@ -24,30 +24,25 @@ def tiles(images: Array, columns: int, max_value: float) -> Array:
     return make_grid(scaled, nrow=columns, padding=gap, pad_value=GAP).permute(1, 2, 0).numpy()
 
 
-def image_panels(sets: Mapping[str, Array], max_value: float) -> Figure:
-    """Draw a square of images (N, C, H, W) for every set, all with the same gray scale."""
-    if len(sets) == 1:
-        ((title, images),) = sets.items()
-        return _panels({title: tiles(images, math.ceil(math.sqrt(len(images))), max_value)})
-    side = min(max(1, math.isqrt(len(images))) for images in sets.values())
-    return _panels({title: tiles(images[: side * side], side, max_value) for title, images in sets.items()})
-
-
-def image_rows(images: Array, max_value: float, title: str) -> Figure:
-    """Draw rows of images (R, N, C, H, W) that belong together."""
-    return _panels({title: tiles(images.reshape(-1, *images.shape[2:]), images.shape[1], max_value)})
+def image_panels(sets: Mapping[str, Array], max_value: float, columns: int | None = None) -> Figure:
+    """Draw images (N, C, H, W) of every set, N columns a row or in squares, all with the same gray scale."""
+    side = columns or min(math.ceil(math.sqrt(len(images))) for images in sets.values())
+    if len(sets) > 1:
+        side = min(max(1, math.isqrt(len(images))) for images in sets.values())
+        sets = {title: images[: side * side] for title, images in sets.items()}
+    return _panels({title: tiles(images, side, max_value) for title, images in sets.items()})
 
 
 def images_by_class(
     sets: Mapping[str, tuple[Array, Array]], names: Sequence[str], max_value: float, most: int | None = None
 ) -> Figure:
-    """Draw a row of images for every class.
+    """Draw a row of images for every class, at most ``most`` classes and images of each.
 
     Args:
         sets: titles to images (N, C, H, W) and their classes (N,).
         names: of the classes.
         max_value: largest value of a pixel.
-        most: number of classes, and of images of each; all when None.
+        most: all when None.
     """
     classes = np.unique(np.concatenate([y for _, y in sets.values()]))[:most]
     panels = {}
@@ -79,8 +74,8 @@ def mistakes(images: Array, classes: Array, scores: Array, names: Sequence[str],
     """Draw the confusion matrix, and at most 24 images that are most surely taken for another class.
 
     Args:
-        images: (N, C, H, W).
-        classes: (N,).
+        images: images (N, C, H, W).
+        classes: their classes (N,).
         scores: probabilities of the classes (N, K).
         names: of the K classes.
         max_value: largest value of a pixel.

@@ -14,8 +14,7 @@ from anode import Classifier, SolverError
 from anode.storage import written_atomically
 from cnf import Density, Flow, LiftedFlow
 from train_flows.data import Dataset, Split, class_contexts
-from train_flows.evaluation import accuracy, likelihood
-from train_flows.evaluation.chunks import to_model
+from train_flows.evaluation import chunks, likelihood, to_model
 from train_flows.figures import image_plots, plots
 from train_flows.run import distributed
 from train_flows.run.folder import SAMPLES_FOLDER, Run
@@ -60,7 +59,7 @@ def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> None:
     test = dataset.test.head(TEST_IMAGES if dataset.levels else TEST_SAMPLES)
     assert test.y is not None, "classifiers have targets"
     try:
-        states = torch.cat([model.features(to_model(model, test.x[rows])) for rows in accuracy.chunks(test)])
+        states = torch.cat([model.features(to_model(model, test.x[rows])) for rows in chunks(test)])
         targets = (test.y if dataset.classes else test.y[:, 0] > 0).numpy().astype(int)
         if dataset.levels and dataset.classes:
             scores = model.readout(states).softmax(1).cpu().numpy()
@@ -96,11 +95,7 @@ def _with_last_held(frames: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, 
 
 
 def draw_snapshot(run: Run, training: Training, dataset: Dataset, model: Density) -> None:
-    """Draw samples at a validation, ``samples/step-000500.png`` in the run folder.
-
-    All snapshots are made of the same noise, and the random numbers of training stay as they are. The first of several
-    processes draws. A solve that fails leaves a note.
-    """
+    """Draw samples of the same noise at every validation, ``samples/step-000500.png``; a failed solve leaves a note."""
     records = run.records()
     last = records[-1]["step"] if records else None
     if distributed.rank() or last == training.steps:
@@ -120,13 +115,13 @@ def _draw_images(run: Run, dataset: Dataset, model: Density) -> None:
     """Draw samples next to data, images between test images, and the GIF of noise that flows to images."""
     folder, max_value = run.folder, _max_value(dataset)
     _samples_and_data(dataset, model).savefig(folder / "samples.png", dpi=120)
-    pairs = pairs_to_interpolate(dataset)
-    if can_interpolate(model) and pairs is not None:
+    pairs, flow = pairs_to_interpolate(dataset), model.flow if isinstance(model, LiftedFlow) else model
+    if isinstance(flow, Flow) and pairs is not None:  # nothing connects the components of a mixture of flows
         start, end, c = to_model(model, pairs)
         with _fixed_noise(model):
             between = interpolate(model, start, end, np.linspace(0, 1, STEPS_BETWEEN), c).cpu().numpy()
-        title = "from one test image to another, by way of the base"
-        image_plots.image_rows(between, max_value, title).savefig(folder / "interpolations.png", dpi=120)
+        rows = {"from one test image to another, by way of the base": between.reshape(-1, *between.shape[2:])}
+        image_plots.image_panels(rows, max_value, STEPS_BETWEEN).savefig(folder / "interpolations.png", dpi=120)
     times = np.linspace(0, 1, FRAMES if len(likelihood.odes(model)) == 1 else FEWER_FRAMES)
     c = to_model(model, all_classes(dataset, MOVING))
     with _fixed_noise(model):
@@ -178,11 +173,6 @@ def sample_fixed_noise(model: Density, n: int, c: Tensor | None = None) -> Tenso
         return model.sample(n, to_model(model, c)).cpu()
 
 
-def can_interpolate(model: Density) -> bool:
-    """Return False for a mixture of flows: nothing connects its components."""
-    return isinstance(model.flow if isinstance(model, LiftedFlow) else model, Flow)
-
-
 @torch.no_grad()
 def interpolate(
     model: Density, start: Tensor, end: Tensor, shares: Sequence[float] | np.ndarray, c: Tensor | None = None
@@ -194,16 +184,16 @@ def interpolate(
 
     Args:
         model: a flow, or a lifted one.
-        start: (B, *S).
-        end: (B, *S).
+        start: samples (B, *S).
+        end: samples (B, *S).
         shares: T numbers from 0 (start) to 1 (end).
-        c: contexts (B, K) of start and end alike, or None.
+        c: contexts (B, K) of both, or None.
 
     Returns:
-        (B, T, *S).
+        Samples (B, T, *S).
     """
     flow = model.flow if isinstance(model, LiftedFlow) else model
-    assert isinstance(flow, Flow), "see can_interpolate"
+    assert isinstance(flow, Flow), "no mixture of flows"
     ends = [model.lift(x.to(model.like.dtype), c).point if isinstance(model, LiftedFlow) else x for x in (start, end)]
     z0, z1 = (flow.encode(y, c) for y in ends)
     found = [flow.decode(slerp(z0, z1, float(share)), c) for share in shares]

@@ -73,13 +73,7 @@ def density_2d(data: Array, log_density: Array, samples: Array, columns: Sequenc
 
 
 def flow_animation(frames: Array, times: Sequence[float], box: Box) -> FuncAnimation:
-    """Animate points on their way from the base to the data, as a moving histogram.
-
-    Args:
-        frames: positions (T, N, 2).
-        times: T times.
-        box: the rectangle to show, from :func:`extent`.
-    """
+    """Animate points (T, N, 2) on their way from the base to the data, as a moving histogram over a box."""
     figure = Figure(figsize=(4, 4.3), layout="constrained")
     axes = figure.subplots()
 
@@ -98,13 +92,7 @@ def save_gif(animation: FuncAnimation, path: Path, fps: int = 15, dpi: int = 80)
 
 
 def corner(sets: Mapping[str, Array], columns: Sequence[str], most: int = 6) -> Figure:
-    """Scatter every pair of columns: the first set below the diagonal, the last above, all their histograms on it.
-
-    Args:
-        sets: names to points (N, D).
-        columns: D names.
-        most: number of columns to show, from the first.
-    """
+    """Scatter pairs of the first columns: the first set (N, D) below the diagonal, the last above, histograms on it."""
     points = list(sets.values())
     first, last = points[0], points[-1]
     low, high = np.quantile(first, [0.002, 0.998], axis=0)
@@ -174,12 +162,7 @@ def features(sets: Mapping[str, Array], classes: Array) -> Figure:
 
 
 def run_curves(records: Sequence[Mapping[str, float]], panels: Mapping[str, Sequence[str]]) -> Figure:
-    """Draw figures of the records of a run against the step.
-
-    Args:
-        records: of a run.
-        panels: for each panel, its label and the names of the figures in it.
-    """
+    """Draw figures of the records of a run against the step; each panel has a label and names of figures."""
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
     for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for i, name in enumerate(names):
@@ -236,12 +219,7 @@ def compare_runs(
 def bands(axes: Axes, curves: Mapping[str, Array], title: str = "", ylabel: str = "", log: bool = False) -> None:
     """Draw the mean over seeds as a line and the range over seeds as a band, against the epoch.
 
-    Args:
-        axes: where to draw.
-        curves: names to values (seeds, epochs + 1), NaN where they are missing, as after a failure.
-        title: of the axes.
-        ylabel: label of the values.
-        log: draw on a logarithmic ordinate.
+    The values are (seeds, epochs + 1), NaN where they are missing, as after a failure.
     """
     for i, (name, values) in enumerate(curves.items()):
         known = np.isfinite(values).any(axis=0)

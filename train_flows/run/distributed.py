@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
+from torch.nn.utils import parameters_to_vector
 
 from anode import SolverError
+from train_flows.data.dataset import SEED_STRIDE
 from train_flows.run import TrainingError
 
 P = TypeVar("P")
@@ -24,6 +26,11 @@ PATIENCE = timedelta(minutes=30)  # a process may take this long to arrive, for 
 def started() -> tuple[int, int]:
     """Return the rank of this process and the number of processes, as their launcher set them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def seed_noise(seed: int) -> None:
+    """Seed the random numbers of this process; several processes get different streams."""
+    torch.manual_seed(seed + SEED_STRIDE * rank())
 
 
 def connect(device: torch.device) -> None:
@@ -46,8 +53,7 @@ def count() -> int:
 
 def wait() -> None:
     """Wait until all processes arrive here."""
-    if count() > 1:
-        _together(distributed.barrier)
+    gathered(None)
 
 
 def everywhere(ok: bool, device: torch.device) -> bool:
@@ -61,24 +67,22 @@ def everywhere(ok: bool, device: torch.device) -> bool:
 
 def gathered(value: R) -> list[R]:
     """Return the values of all processes, by rank."""
-    if count() == 1:
-        return [value]
-    values: list[Any] = [None] * count()
-    _together(distributed.all_gather_object, values, value)
+    values: list[Any] = [value] * count()
+    if count() > 1:
+        _together(distributed.all_gather_object, values, value)
     return values
 
 
 def from_first(f: Callable[[], R]) -> R:
     """Return in all processes the result of ``f()`` in rank 0, or raise in all of them the error it raises there."""
-    if count() == 1:
-        return f()
     outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
             outcome[0] = f()
         except Exception as error:  # sent to the others, which would wait for a result
             outcome[1] = error
-    _together(distributed.broadcast_object_list, outcome)
+    if count() > 1:
+        _together(distributed.broadcast_object_list, outcome)
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
@@ -97,25 +101,20 @@ def first_alone(f: Callable[[], R]) -> R:
 
 def means(values: Mapping[str, float]) -> dict[str, float]:
     """Return the mean of each value over the processes."""
-    all_values = gathered(dict(values))
+    all_values = gathered(values)
     return {name: sum(each[name] for each in all_values) / len(all_values) for name in values}
 
 
 def shared_out(parts: Sequence[P], work: Callable[[P], R]) -> list[R]:
-    """Return ``[work(part) for part in parts]``, for which the processes share the work.
-
-    Raises:
-        SolverError: in all processes, if a solve failed in one of them.
-    """
+    """Return ``[work(part) for part in parts]``, for which processes share the work; a failed solve fails in all."""
     done, failure = [], None
     try:
         done = [work(part) for part in parts[rank() :: count()]]
     except SolverError as error:
         failure = error
     outcomes = gathered((done, failure))
-    for _, failed in outcomes:
-        if failed is not None:
-            raise failed
+    if failure := next((failed for _, failed in outcomes if failed), None):
+        raise failure
     return [outcomes[i % count()][0][i // count()] for i in range(len(parts))]
 
 
@@ -127,14 +126,13 @@ def share_of(rows: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def align(module: nn.Module) -> None:
     """Give all processes the weights and buffers of rank 0."""
-    if count() > 1:
-        for tensor in (*module.parameters(), *module.buffers()):
-            _together(distributed.broadcast, tensor.detach(), 0)
+    for tensor in (*module.parameters(), *module.buffers()) if count() > 1 else ():
+        _together(distributed.broadcast, tensor.detach(), 0)
 
 
 @torch.no_grad()
 def average_gradients(module: nn.Module) -> None:
-    """Give all processes the mean of their gradients, which is the gradient of the whole batch.
+    """Give all processes the mean of their gradients, the gradient of the whole batch.
 
     This runs after the backward pass, not in hooks during it as DistributedDataParallel does, so that a process whose
     solve fails leaves no other process waiting.
@@ -142,7 +140,7 @@ def average_gradients(module: nn.Module) -> None:
     if count() == 1:
         return
     grads = [weight.grad for weight in module.parameters() if weight.grad is not None]  # the same weights everywhere
-    joined = torch.cat([grad.reshape(-1) for grad in grads]) / count()
+    joined = parameters_to_vector(grads) / count()
     _together(distributed.all_reduce, joined)
     for grad, mean in zip(grads, joined.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(mean.view_as(grad))

@@ -17,14 +17,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from anode import CheckpointError, InputError, storage
 from train_flows.run import distributed
-from train_flows.run.tensorboard import EventWriter
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
@@ -41,8 +43,8 @@ class Run:
 
     ``config.json`` states how the run was started, ``model.safetensors`` holds its best weights, ``metrics.jsonl`` one
     record per line, ``state.pt`` the state to resume from, ``result.json`` the final figures. Files are written under a
-    temporary name and renamed. A record is appended; it is dropped on resuming unless a state was saved after it.
-    Digests detect damage. Of several processes, only the first one writes.
+    temporary name and renamed. A record is appended; it counts once a state was saved after it. Digests detect damage.
+    Of several processes, only the first one writes.
 
     Attributes:
         folder: path of the folder.
@@ -54,7 +56,7 @@ class Run:
         self.folder = folder
         self.config = config
         self.tensorboard = False
-        self._events: EventWriter | None = None
+        self._events: SummaryWriter | None = None
 
     @classmethod
     def create(
@@ -66,18 +68,15 @@ class Run:
         data: Mapping[str, Any],
         overwrite: bool = False,
     ) -> Run:
-        """Make a run folder with its ``config.json``.
+        """Make a run folder, which is missing or empty, or with ``overwrite`` that of a run, whose files are removed.
 
         Args:
-            folder: path of a missing or empty folder, or with ``overwrite`` of a run, whose files are removed.
+            folder: its path.
             kind: kind of the model, such as ``"density"``.
             settings: settings of the program, by section.
             arguments: plain values that rebuild the model.
             data: name, digest, notes, columns, classes.
             overwrite: replace an existing run.
-
-        Raises:
-            InputError: if the folder exists and may not be replaced.
         """
         path = Path(folder)
 
@@ -90,24 +89,19 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, *kinds: str) -> Run:
-        """Open the folder of a run.
-
-        Raises:
-            CheckpointError: if it is not a run with a model of one of the kinds, or its configuration is damaged.
-        """
-        path = Path(folder)
-        config = storage.read_config(path, *kinds)
-        if not (isinstance(config.get("settings"), dict) and isinstance(config.get("data"), dict)):
-            raise CheckpointError(f"{path} holds a model but not a run: its settings and data are unknown")
-        return cls(path, config)
+        """Open the folder of a run with a model of one of the kinds."""
+        config = storage.read_config(folder, *kinds)
+        if not {"settings", "data"} <= set(config):
+            raise CheckpointError(f"{folder} holds a model but not a run: its settings and data are unknown")
+        return cls(Path(folder), config)
 
     @classmethod
     def temporary(cls) -> Run:
         """Return a run in a temporary folder, for a model of any kind; the folder is removed with the run."""
-        folder = tempfile.mkdtemp(prefix="train-flows-")
-        storage.write_config(folder, "temporary", {}, settings={}, data={})
-        run = cls.open(folder)
-        weakref.finalize(run, shutil.rmtree, folder, ignore_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix="train-flows-", ignore_cleanup_errors=True)
+        storage.write_config(folder.name, "temporary", {}, settings={}, data={})
+        run = cls.open(folder.name)
+        weakref.finalize(run, folder.cleanup)
         return run
 
     @property
@@ -119,7 +113,7 @@ class Run:
     def step(self) -> int:
         """The step of the saved state; 0 before the first one."""
         saved = self._saved()
-        return 0 if saved is None else saved["step"]
+        return saved["step"] if saved else 0
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to ``metrics.jsonl``; it is on the disk before a state refers to it."""
@@ -130,36 +124,20 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         if self._events is not None:
-            self._events.log(record)
+            for name in set(record) - {"step"}:
+                self._events.add_scalar(name, record[name], record["step"])
+            self._events.flush()
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records; a last line that a kill cut short is left out.
+        """Return the records up to the saved state.
 
         Raises:
-            CheckpointError: if records from before the saved state have changed, or a line is not a record.
+            CheckpointError: if they have changed since, or if the state is missing although training has begun.
         """
-        path, content, saved = self.folder / METRICS_FILE, self._metrics(), self._saved()
-        if saved is not None:
-            until = content[: saved["metrics_bytes"]]
-            if _sha256(until) != saved["metrics_sha256"]:
-                raise CheckpointError(f"{path} was cut or edited: restore it or train again")
-        records: list[dict[str, Any]] = []
-        for line in content[: content.rfind(b"\n") + 1].splitlines():
-            record = _record(line)
-            if record is None or (records and record["step"] <= records[-1]["step"]):
-                raise CheckpointError(
-                    f"{path}: line {len(records) + 1} is not a record; remove it, or restore the file"
-                )
-            records.append(record)
-        return records
+        return self._records(self._saved())
 
     def save_state(self, step: int, state: Mapping[str, Any]) -> None:
-        """Replace the state to resume from.
-
-        Args:
-            step: number of steps taken.
-            state: tensors, numbers, texts, None, and lists, tuples and dictionaries of them.
-        """
+        """Replace the state to resume from: tensors, plain values, and lists, tuples and dictionaries of them."""
         if distributed.rank():
             return
         metrics, buffer = self._metrics(), io.BytesIO()
@@ -169,21 +147,16 @@ class Run:
         storage.write_atomically(self.folder / STATE_FILE, content + _sha256(content).encode())
 
     def load_state(self) -> dict[str, Any] | None:
-        """Return the saved state, on the CPU, and drop later records; None before the first state.
-
-        Raises:
-            CheckpointError: if the state or the records are damaged, or the state is missing although training began.
-        """
-        records, saved = self.records(), self._saved()
-        if saved is None and any(record["step"] > 0 for record in records):
-            path = self.folder / STATE_FILE
-            raise CheckpointError(f"{path} is missing although training has begun: restore it or train again")
-        kept = 0 if saved is None else saved["metrics_bytes"]
+        """Return the saved state, on the CPU, and drop later records; None before the first state."""
+        saved = self._saved()
+        self._records(saved)
+        kept = saved["metrics_bytes"] if saved else 0
         if len(metrics := self._metrics()) > kept:
             storage.write_atomically(self.folder / METRICS_FILE, metrics[:kept])
-        if self.tensorboard:
-            self._events = EventWriter(self.folder / TENSORBOARD_FOLDER, 0 if saved is None else saved["step"] + 1)
-        return None if saved is None else saved["state"]
+        if self.tensorboard:  # which hides events after the state in older files
+            later = saved["step"] + 1 if saved else 0
+            self._events = summary_writer()(str(self.folder / TENSORBOARD_FOLDER), purge_step=later)
+        return saved["state"] if saved else None
 
     def keep_best(self, model: nn.Module) -> None:
         """Store the weights of a model as the best ones."""
@@ -194,28 +167,22 @@ class Run:
         """Give a model the best weights; return False if there are none."""
 
         def load() -> bool:
-            if not (self.folder / storage.WEIGHTS_FILE).exists():
-                return False
-            storage.load_weights(self.folder, model)
-            return True
+            found = (self.folder / storage.WEIGHTS_FILE).exists()
+            if found:
+                storage.load_weights(self.folder, model)
+            return found
 
         found = distributed.from_first(load)
         distributed.align(model)
         return found
 
     def write_result(self, figures: Mapping[str, Any], notes: Sequence[str] = ()) -> None:
-        """Write ``result.json``: the final figures and where they come from.
-
-        Args:
-            figures: plain values.
-            notes: sentences without which the figures would mislead.
-        """
+        """Write ``result.json``: the final figures, where they come from, and notes lest they mislead."""
         if distributed.rank():
             return
-        settings = {name: section for name, section in self.settings.items() if name not in ("data", "run")}
         about = {
             "command": self.config.get("command"),
-            "settings": settings,
+            "settings": {name: values for name, values in self.settings.items() if name not in ("data", "run")},
             "seed": self.settings.get("run", {}).get("seed"),
         }
         result = provenance() | about | dict(figures) | ({"notes": list(notes)} if notes else {})
@@ -223,18 +190,14 @@ class Run:
         storage.write_atomically(self.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
 
     def result(self) -> dict[str, Any] | None:
-        """Return the content of ``result.json``; None if the run has not ended.
-
-        Raises:
-            CheckpointError: if the file is damaged.
-        """
+        """Return the content of ``result.json``; None if the run has not ended. Raise a CheckpointError if damaged."""
         path = self.folder / RESULT_FILE
         if not path.is_file():
             return None
         try:
             result = json.loads(path.read_bytes())
             intact = result.pop("sha256") == _sha256(json.dumps(result).encode())
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             intact = False
         if not intact:
             raise CheckpointError(f"{path} was cut or edited: restore it, or measure again with train-flows evaluate")
@@ -243,6 +206,19 @@ class Run:
     def _metrics(self) -> bytes:
         path = self.folder / METRICS_FILE
         return path.read_bytes() if path.is_file() else b""
+
+    def _records(self, saved: dict[str, Any] | None) -> list[dict[str, Any]]:
+        path, content = self.folder / METRICS_FILE, self._metrics()
+        if saved is None:
+            if content.count(b"\n") > 1:  # a kill before the first state leaves one
+                raise CheckpointError(
+                    f"{self.folder / STATE_FILE} is missing although training has begun: restore it or train again"
+                )
+            return []
+        content = content[: saved["metrics_bytes"]]
+        if _sha256(content) != saved["metrics_sha256"]:
+            raise CheckpointError(f"{path} was cut or edited: restore it or train again")
+        return [json.loads(line) for line in content.splitlines()]
 
     def _saved(self) -> dict[str, Any] | None:
         """Return the content of ``state.pt``; no code from it is run."""
@@ -257,6 +233,16 @@ class Run:
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds
             raise CheckpointError(f"{path} does not hold a state ({error}): restore it or train again") from error
+
+
+def summary_writer() -> type[SummaryWriter]:
+    """Return torch's writer of TensorBoard files; raise an InputError if TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        remedy = "python -m pip install 'augmented-flows[tensorboard]'"
+        raise InputError(f"--tensorboard needs tensorboard: {remedy}") from error
+    return SummaryWriter
 
 
 def provenance() -> dict[str, Any]:
@@ -291,33 +277,21 @@ def _clear(folder: Path, overwrite: bool) -> None:
 
     ``config.json`` is removed last, so that a kill in between leaves a folder that is still known as a run.
     """
-    temporary = [storage.temporary_path(folder / name) for name in FILES]
-    if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= set(temporary)):
+    config = folder / storage.CONFIG_FILE
+    ours = [storage.temporary_path(folder / name) for name in FILES]
+    if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= set(ours)):
         if not overwrite:
             raise InputError(
                 f"{folder} exists: pass another --out, continue with --resume {folder}, or replace it with --overwrite"
             )
-        try:
-            ours = {"schema", "kind", "settings"} <= set(storage.read_json(folder / storage.CONFIG_FILE))
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours:
+        if not (config.is_file() and b'"settings"' in config.read_bytes()):
             raise InputError(f"{folder} is not a run, so --overwrite leaves it alone: pass another --out")
         for name in (TENSORBOARD_FOLDER, SAMPLES_FOLDER):
             shutil.rmtree(folder / name, ignore_errors=True)
-        temporary += [folder / name for name in FILES]
-    for path in temporary:
+        ours += [folder / name for name in FILES]
+    for path in ours:
         path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Return the record of a line; None if it is not one."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def _sha256(content: bytes) -> str:

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from anode import CheckpointError, SolverError
+from train_flows.data.dataset import SEED_STRIDE
 from train_flows.run import TrainingError, distributed
 from train_flows.run.folder import Run
-from train_flows.run.session import SEED_STRIDE, seed_noise, stop_requests
-from train_flows.run.step import (
-    StepResult,
-    averaged_weights,
-    check_failure,
-    learning_rate_schedule,
-    moving_average,
-    training_step,
-)
+from train_flows.run.session import compile_fields, handling, how_to_continue
+from train_flows.run.step import StepFailed, averaged_weights, learning_rate, moving_average, training_step
 
 if TYPE_CHECKING:
-    from train_flows.settings import Training
+    from train_flows.settings import RunSettings, Training
 
 X = TypeVar("X", bound=Tensor | tuple[Tensor, Tensor])
 
 
 class Task(Protocol):
-    """A model to train: its batches, its objective, and its validation, as methods or functions."""
+    """A model to train: its batches, its objective, and its validation."""
 
     @property
     def model(self) -> nn.Module:
@@ -76,19 +73,36 @@ def shuffled_batches(x: X, batch_size: int, seed: int) -> Callable[[int], X]:
     """
     tensors: tuple[Tensor, ...] = x if isinstance(x, tuple) else (x,)
     per_epoch = len(tensors[0]) // batch_size
-    order: dict[int, Tensor] = {}  # of the current epoch
+
+    @lru_cache(maxsize=1)
+    def order(epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(SEED_STRIDE * seed + epoch)
+        return torch.randperm(len(tensors[0]), generator=generator).to(tensors[0].device)
 
     def batch(step: int) -> Any:
         epoch, position = divmod(step, per_epoch)
-        if epoch not in order:
-            generator = torch.Generator().manual_seed(SEED_STRIDE * seed + epoch)
-            order.clear()
-            order[epoch] = torch.randperm(len(tensors[0]), generator=generator).to(tensors[0].device)
-        rows = distributed.share_of(order[epoch][position * batch_size : (position + 1) * batch_size])
+        rows = distributed.share_of(order(epoch)[position * batch_size : (position + 1) * batch_size])
         parts = tuple(tensor[rows] for tensor in tensors)
         return parts if isinstance(x, tuple) else parts[0]
 
     return batch
+
+
+def fit(task: Task, run: Run, settings: RunSettings, command: str, started: float, *others: nn.Module) -> list[str]:
+    """Compile if asked to, and train within the budget of time since the program, ``command``, was started.
+
+    Other models that share weights with the task's are compiled as well.
+
+    Returns:
+        A note if time was up before the last step.
+    """
+    if settings.compile:
+        print(f"compiled in {compile_fields(task, *others):.0f} s")
+    if train(task, run, deadline=settings.deadline(started)):
+        return []
+    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
+    print(f"{note}; {how_to_continue(run, command)}")
+    return [note]
 
 
 def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = False) -> bool:
@@ -111,12 +125,13 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
         TrainingError: if a validation or too many steps fail, or the disk is full; the message says what the run keeps.
     """
     if distributed.rank():  # weights are drawn alike in all processes, noise differently in each
-        seed_noise(torch.initial_seed())
-    trainer = Trainer(task, run)
+        distributed.seed_noise(torch.initial_seed())
+    trainer, stop = Trainer(task, run), threading.Event()
     progress, steps, device = trainer.progress, task.training.steps, trainer.device
     hidden = quiet or distributed.rank() > 0 or None  # None: shown on a terminal only
     bar = tqdm(total=steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=hidden)
-    with _explain_failures(run), stop_requests() as stopped, bar:
+    signals = handling((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())  # the current step can end
+    with _explain_failures(run), signals, bar:
         while True:
             if trainer.is_record_due():
                 record = trainer.record()
@@ -124,13 +139,12 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                     tqdm.write(_line(record, steps))
             if progress.step == steps:
                 return True
-            if not distributed.everywhere(not stopped() and time.monotonic() <= deadline, device):
+            if not distributed.everywhere(not stop.is_set() and time.monotonic() <= deadline, device):
                 trainer.save()
                 if distributed.everywhere(time.monotonic() <= deadline, device):
                     raise KeyboardInterrupt
                 return False
-            figures = trainer.step().figures
-            if figures:
+            if figures := trainer.step():
                 evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
                 bar.set_postfix(loss=f"{figures['loss']:.3f}", nfe=evaluations, refresh=False)
             bar.update()
@@ -151,12 +165,7 @@ class Progress:
 
 
 class Trainer:
-    """A training in progress: optimiser, schedule, moving average and position, saved in a run and restored from it.
-
-    Args:
-        task: see :func:`train`.
-        run: see :func:`train`.
-    """
+    """A training in progress: optimiser, schedule, moving average and position, saved in a run and restored from it."""
 
     def __init__(self, task: Task, run: Run) -> None:
         self.task, self.run, self.training = task, run, task.training
@@ -168,32 +177,43 @@ class Trainer:
             weight_decay=self.training.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),  # saves a fifth of the time on small models
         )
-        self.schedule = learning_rate_schedule(self.optimizer, self.training)
+        plateau = self.training.schedule == "plateau"  # which halves the rate after three validations without progress
+        self.plateau = ReduceLROnPlateau(self.optimizer, factor=0.5, patience=3) if plateau else None
         self.average = moving_average(task.model, self.training.ema)
         self.progress = self._restore()
         self._started = time.monotonic() - self.progress.seconds
+        self._set_learning_rate()
 
-    def step(self) -> StepResult:
-        """Take one step.
+    def step(self) -> dict[str, float]:
+        """Take one step and return its figures, which are empty if it failed.
 
         Raises:
-            TrainingError: if it is one failure too many.
+            TrainingError: if a solve failed and ``on_stiff`` is "stop", or more than ``max_skipped`` steps in a row.
         """
-        progress, result = self.progress, training_step(self.task, self.progress.step, self.optimizer)
-        if result.failure is None:
-            progress.failed_in_a_row = 0
-            for name, value in result.figures.items():
-                progress.sums[name] = progress.sums.get(name, 0.0) + value
-        else:
+        progress, figures = self.progress, {}
+        try:
+            figures = training_step(self.task, progress.step, self.optimizer)
+        except StepFailed as failure:
             progress.skipped += 1
             progress.failed_in_a_row += 1
-            check_failure(result, progress.step, progress.failed_in_a_row, self.training)
-        if isinstance(self.schedule, LambdaLR):
-            self.schedule.step()
+            stop = failure.stiff and self.training.on_stiff == "stop"
+            if stop or progress.failed_in_a_row > self.training.max_skipped:
+                row = "" if stop else f"{progress.failed_in_a_row} steps in a row failed; "
+                remedy = "" if failure.stiff else ": lower --lr"
+                message = f"{row}step {progress.step} failed: {failure}{remedy}"
+                raise TrainingError(message, failure.stiff) from failure.cause
+        else:
+            progress.failed_in_a_row = 0
+            progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in figures.items()}
+            if self.average is not None:
+                self.average.update_parameters(self.task.model)
         progress.step += 1
-        if self.average is not None and result.failure is None:
-            self.average.update_parameters(self.task.model)
-        return result
+        self._set_learning_rate()
+        return figures
+
+    def _set_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups if self.plateau is None else ():
+            group["lr"] = self.training.lr * learning_rate(self.training, self.progress.step)
 
     def is_record_due(self) -> bool:
         """Return True if the current step is to be recorded, and is not yet."""
@@ -206,23 +226,19 @@ class Trainer:
         progress, criterion = self.progress, self.task.criterion
         progress.seconds = time.monotonic() - self._started
         taken = progress.step - max(progress.recorded, 0) - progress.skipped
-        means = distributed.means({name: total / taken for name, total in progress.sums.items()})
-        seconds = {"seconds": progress.seconds, "seconds_training": progress.seconds - progress.seconds_validating}
+        record: dict[str, Any] = {"step": progress.step}
+        record |= distributed.means({name: total / taken for name, total in progress.sums.items()})
+        times = {"seconds": progress.seconds, "seconds_training": progress.seconds - progress.seconds_validating}
         with averaged_weights(self.task.model, self.average):
-            record = {
-                "step": progress.step,
-                **means,
-                **self._validate(),
-                "skipped": progress.skipped,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                **{name: round(value, 2) for name, value in seconds.items()},
-            }
+            record |= self._validate()
             value = -progress.step if criterion is None else record[criterion]
             if value < progress.best:
                 progress.best = value
                 self.run.keep_best(self.task.model)
-        if isinstance(self.schedule, ReduceLROnPlateau):
-            self.schedule.step(value)
+        record |= {"skipped": progress.skipped, "lr": self.optimizer.param_groups[0]["lr"]}
+        record |= {name: round(seconds, 2) for name, seconds in times.items()}
+        if self.plateau is not None:
+            self.plateau.step(value)
         progress.sums, progress.skipped, progress.recorded = {}, 0, progress.step
         self.run.log(record)
         self.save()
@@ -234,33 +250,26 @@ class Trainer:
         on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
         random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if on_gpu else None}
         state = {
-            "progress": asdict(self.progress) | {"sums": distributed.gathered(self.progress.sums)},
+            "progress": asdict(self.progress) | {"sums": distributed.means(self.progress.sums)},
             "random": distributed.gathered(random),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
         self.run.save_state(self.progress.step, state)
+        distributed.wait()  # until all processes can read it
 
     def _parts(self) -> dict[str, Any]:
         """Return the objects whose state dicts are saved."""
-        average = {} if self.average is None else {"average": self.average}
-        return {"model": self.task.model, "optimizer": self.optimizer, "schedule": self.schedule, **average}
+        optional = {"plateau": self.plateau, "average": self.average}
+        parts = {name: part for name, part in optional.items() if part is not None}
+        return {"model": self.task.model, "optimizer": self.optimizer, **parts}
 
     def _restore(self) -> Progress:
-        """Load the state of the run, if it has one.
-
-        Raises:
-            CheckpointError: if it is the state of another training.
-        """
-        state = distributed.from_first(self.run.load_state)
+        """Load the state of the run, if it has one; raise a CheckpointError for the state of another training."""
+        state, rank = distributed.from_first(self.run.load_state), distributed.rank()
         if state is None:
             return Progress()
         try:
-            sums, rank = state["progress"]["sums"], distributed.rank()
-            if len(sums) == distributed.count():
-                sums = sums[rank]
-            else:  # the number of processes has changed: continue from the mean
-                sums = {name: sum(each[name] for each in sums) / len(sums) for name in sums[0]}
-            progress = Progress(**state["progress"] | {"sums": sums})
+            progress = Progress(**state["progress"])
             if progress.step > self.training.steps:
                 raise ValueError(f"it is at step {progress.step} of {self.training.steps}")
             for name, part in self._parts().items():
@@ -269,7 +278,7 @@ class Trainer:
                 torch.set_rng_state(state["random"][rank]["cpu"])
                 if state["random"][rank]["cuda"] is not None and torch.cuda.is_available():
                     torch.cuda.set_rng_state(state["random"][rank]["cuda"])
-        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.run.folder} has the state of another training, or of another version of torch ({error}): "
                 "restore it, use the versions in config.json, or train again"

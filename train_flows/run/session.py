@@ -16,22 +16,16 @@ from torch import nn
 
 from anode import Field, InputError
 from train_flows.run import distributed
-from train_flows.run.folder import Run
-from train_flows.run.tensorboard import summary_writer
+from train_flows.run.folder import Run, summary_writer
 
 if TYPE_CHECKING:
+    from train_flows.data import Dataset
     from train_flows.run.loop import Task
     from train_flows.settings import RunSettings
 
-SEED_STRIDE = 1_000_003  # between the seeds of streams of random numbers
-
 
 def begin(settings: RunSettings) -> torch.device:
-    """Choose the device, connect the processes, and seed the random numbers that weights are drawn with.
-
-    Raises:
-        InputError: if the device cannot be used.
-    """
+    """Choose the device, connect the processes, and seed the random numbers that weights are drawn with."""
     device = find_device(settings.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -43,17 +37,8 @@ def begin(settings: RunSettings) -> torch.device:
     return device
 
 
-def seed_noise(seed: int) -> None:
-    """Seed the random numbers of this process; several processes get different streams."""
-    torch.manual_seed(seed + SEED_STRIDE * distributed.rank())
-
-
 def find_device(name: str) -> torch.device:
-    """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes one GPU.
-
-    Raises:
-        InputError: if the device is missing, or there are fewer GPUs than processes.
-    """
+    """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes one GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -73,11 +58,7 @@ def find_device(name: str) -> torch.device:
 
 
 def fitting_batch(batch_size: int, samples: int) -> int:
-    """Return the batch size, or the number of training samples if it is smaller.
-
-    Raises:
-        InputError: if the processes cannot share the batch equally.
-    """
+    """Return the batch size, which processes share equally, or the number of training samples if it is smaller."""
     n = distributed.count()
     if batch_size % n:
         raise InputError(f"--batch-size {batch_size} is shared by {n} processes: pass a multiple of {n}")
@@ -90,31 +71,29 @@ def fitting_batch(batch_size: int, samples: int) -> int:
 
 def open_run(
     run_settings: RunSettings,
-    kind: str,
     settings: Mapping[str, Any],
+    kind: str,
     arguments: Mapping[str, Any] | None,
-    data: Mapping[str, Any],
+    dataset: Dataset,
 ) -> Run:
-    """Open the run to resume, or create a new one; the arguments are those of :meth:`Run.create`.
+    """Open the run to resume, which must have begun with the same data, or create a new one.
 
     Args:
         run_settings: name the folder, and say whether to resume.
+        settings: all settings of the program, by section.
         kind: kind of the model.
-        settings: settings of the program, by section.
         arguments: plain values that rebuild the model.
-        data: description of the data, with ``name`` and ``sha256``.
-
-    Raises:
-        InputError: if the data have changed since the run began, the folder exists, or TensorBoard is missing.
+        dataset: the data.
     """
+    data = {**dataset.describe(), "notes": list(dataset.notes)}
     if run_settings.tensorboard:
         summary_writer()  # raises an error before anything is written
     if run_settings.resume is not None:
         run = Run.open(run_settings.resume, kind)
         if run.config["data"].get("sha256") != data["sha256"]:
-            raise InputError(f"{data['name']} has changed since {run.folder} began: restore it, or train again")
+            raise InputError(f"{dataset.name} has changed since {run.folder} began: restore it, or train again")
     else:
-        folder = run_settings.out or f"runs/{data['name'].strip('.').split('.')[0]}"
+        folder = run_settings.out or f"runs/{dataset.name.strip('.').split('.')[0]}"
         run = Run.create(folder, kind, settings, arguments, data, run_settings.overwrite)
     run.tensorboard = run_settings.tensorboard
     return run
@@ -123,17 +102,11 @@ def open_run(
 def compile_fields(task: Task, *models: nn.Module) -> float:
     """Compile the vector fields in place, and use each once so that training does not wait for it later.
 
-    Weights, buffers and random generators stay as they are.
-
-    Args:
-        task: its model is trained.
-        models: further ones that share its weights, for example with another solver for validation.
+    Weights, buffers and random generators stay as they are. Further models share the weights of the task's, for example
+    with another solver for validation.
 
     Returns:
         Seconds spent.
-
-    Raises:
-        InputError: if the model does not have a vector field.
     """
     started = time.monotonic()
     parts = dict.fromkeys(part for model in (task.model, *models) for part in model.modules())
@@ -156,7 +129,7 @@ def compile_fields(task: Task, *models: nn.Module) -> float:
 def resumable(run: Run, command: str) -> Generator[None]:
     """Turn Ctrl-C and SIGTERM within the block into a line that says how to continue."""
     try:
-        with _handling((signal.SIGTERM,), signal.default_int_handler):
+        with handling((signal.SIGTERM,), signal.default_int_handler):
             yield
     except KeyboardInterrupt:
         print(f"stopped; {how_to_continue(run, command)}")
@@ -168,22 +141,12 @@ def how_to_continue(run: Run, command: str) -> str:
 
 
 @contextmanager
-def stop_requests() -> Generator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM within the block into a flag, so that the current step can end."""
-    stop = threading.Event()
-    with _handling((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set()):
-        yield stop.is_set
-
-
-@contextmanager
-def _handling(signals: tuple[signal.Signals, ...], handler: Callable[..., Any]) -> Generator[None]:
+def handling(signals: tuple[signal.Signals, ...], handler: Callable[..., Any]) -> Generator[None]:
     """Handle signals within the block, in the main thread: Python allows no other."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = [signal.signal(number, handler) for number in signals]
+    main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, handler) for number in (signals if main else ())}
     try:
         yield
     finally:
-        for number, before in zip(signals, previous, strict=True):
+        for number, before in previous.items():
             signal.signal(number, before)

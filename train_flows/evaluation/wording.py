@@ -1,0 +1,117 @@
+"""Measured figures in words: each with its kind and how it was computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cnf import Density
+from train_flows.evaluation.likelihood import kind_of
+
+
+def likelihood_table(figures: dict[str, Any]) -> str:
+    """Return measured figures as lines to read."""
+    names = {
+        "NLL": "nll",
+        "NLL, one draw": "nll_one_draw",
+        "NLL, tighter": "nll_tighter",
+        "NLL, bfloat16": "nll_bfloat16",
+    }
+    rows = [
+        (name, "the solve failed" if figures[key] is None else describe(figures[key]))
+        for name, key in names.items()
+        if key in figures
+    ]
+    relative = figures["inverse_error_standardized"]
+    deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
+    rows += [
+        ("inverse error", f"{figures['inverse_error']:.2e}{deviations}"),
+        ("NFE of log_prob", f"{figures['nfe_log_prob']:.0f}"),
+        ("NFE of sampling", f"{figures['nfe_sample']}"),
+    ]
+    return lines(rows)
+
+
+def gaussian_row(figures: dict[str, Any]) -> str:
+    """Return the NLL of flow and Gaussian in standard deviations, a unit in which tables of any units compare."""
+    nll, gaussian = figures["nll"], figures["gaussian_nll"]
+    standardized = nll["value_standardized"] - nll["value"]
+    other = "its covariance is singular" if gaussian is None else f"{gaussian + standardized:.4f}"
+    return lines([("NLL, standardized", f"{nll['value_standardized']:.4f} nats (full-covariance Gaussian: {other})")])
+
+
+def describe(figure: dict[str, Any]) -> str:
+    """Return a likelihood in words: value, standard error, kind and how it was computed."""
+    value = f"{figure['value']:.4f} +- {figure['standard_error']:.4f} nats"
+    if figure["bits_per_dim"] is not None:
+        value += f", {figure['bits_per_dim']:.4f} +- {figure['bits_per_dim_standard_error']:.4f} bits/dim"
+    return f"{value} ({how(figure)})"
+
+
+def validated_as(model: Density) -> str:
+    """Return what the figure of :func:`validation_nll` is, in words."""
+    figure = kind_of(model, 1)
+    if model.stochastic and figure["kind"] == "exact":  # by the sum over components, of which one is drawn here
+        figure |= {"kind": "bound", "samples": 1}
+    return f"validation NLL in nats ({how(figure)})"
+
+
+def how(figure: dict[str, Any]) -> str:
+    """Return the kind of a likelihood with draws, probes and tolerance, in words."""
+    return f"{_kind(figure)}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
+
+
+def _kind(figure: dict[str, Any]) -> str:
+    probes = f"{figure['probes']} probe(s)"
+    if figure["kind"] != "bound":
+        return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
+    if figure["samples"] > 1:
+        return f"upper bound, {figure['samples']} importance sample(s)"
+    noise = {"uniform": " of uniform dequantisation as in FFJORD", "learned": " of learned dequantisation", None: ""}
+    draw = f"one draw{noise[figure['dequantisation']]}" + (" and of augmented variables" if figure["augmented"] else "")
+    return f"upper bound, {draw}" if figure["probes"] is None else f"estimated upper bound, {draw}, {probes}"
+
+
+def lines(rows: Sequence[tuple[str, str]]) -> str:
+    """Return names and values in two columns.
+
+    >>> print(lines([("NLL", "2.4 nats"), ("NFE", "32")]))
+    NLL                2.4 nats
+    NFE                32
+    """
+    return "\n".join(f"{name:<18} {value}" for name, value in rows)
+
+
+def accuracy_table(measured: dict[str, Any]) -> str:
+    """Return measured figures as lines to read, with those of training if they are given."""
+    tolerance = measured["tolerance"]
+    how = f", rtol {tolerance['rtol']:g}, atol {tolerance['atol']:g}" if tolerance else ""
+    value = f"{measured['accuracy']:.4f} +- {measured['standard_error']:.4f}"
+    rows = [
+        ("accuracy", f"{value} ({measured['samples']} samples{how})"),
+        ("loss", f"{measured['loss']:.4g} ({measured['loss_kind']})"),
+    ]
+    if measured["nfe"]:
+        backward = f", {measured['nfe_backward']:.0f} backward in training" if "nfe_backward" in measured else ""
+        rows.append(("NFE", f"{measured['nfe']:.0f}{backward}"))
+    if "train_loss" in measured:
+        rows.append(("training", f"accuracy {measured['train_accuracy']:.4f}, loss {measured['train_loss']:.4g}"))
+    if tolerance:
+        rows.append(("tighter", _tighter(measured["tighter"])))
+    return lines(rows)
+
+
+def _tighter(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "the solve failed"
+    return (
+        f"accuracy {found['accuracy']:.4f}, loss {found['loss']:.4g}, NFE {found['nfe']:.0f} "
+        f"(rtol {found['rtol']:g}, atol {found['atol']:g}); {found['changed']:.2%} of the classes change"
+    )
+
+
+def density_table(measured: dict[str, Any]) -> str:
+    """Return the figures of :func:`measure_density` as lines to read."""
+    value = f"{measured['accuracy']:.4f} +- {measured['standard_error']:.4f}"
+    by = f"{measured['tested']} samples, by the NLL given each of {measured['classes']} classes"
+    return lines([("accuracy", f"{value} ({by}: {how(measured)})")])
