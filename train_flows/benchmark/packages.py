@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "softplus": 
 MAX_JAX_STEPS = 256
 
 
-class FlowSpec(NamedTuple):
+@dataclass(frozen=True)
+class FlowSpec:
     """A flow that every package can compute."""
 
     field: MLPField  # with time as an input of its first layer

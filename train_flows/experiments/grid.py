@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -37,7 +37,8 @@ PROGRAMS = {
 TUNING_SEEDS = (100, 101)  # never reported, so that a choice among settings favours none of them
 
 
-class Scale(NamedTuple):
+@dataclass(frozen=True)
+class Scale:
     """Size of an experiment (``"full"``, ``"small"`` for images, ``"quick"``), and where its data come from."""
 
     size: Literal["full", "small", "quick"] = "full"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from matplotlib.axes import Axes
@@ -42,7 +42,8 @@ LOG_2PI = math.log(2 * math.pi)
 LogDensity = Callable[[Tensor], Tensor]
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True)
+class Target:
     """A distribution known up to a constant."""
 
     dim: int
