@@ -43,10 +43,6 @@ class TestSplit:
         assert len(data.test) == len(data.validation) == n // 10
         assert data.digest() == again.digest()
 
-    def test_follows_the_seed(self, tmp_path, x):
-        path = write(tmp_path / "t.csv", x)
-        assert not torch.equal(density(path, seed=0).test.x, density(path, seed=1).test.x)
-
     def test_npz_of_three_parts_keeps_its_own(self, tmp_path, x):
         np.savez(tmp_path / "t.npz", train=x[:100], validation=x[100:150], test=x[150:])
         for split in (True, False):
@@ -217,12 +213,6 @@ class TestClasses:
         path = self.write(tmp_path / "t.csv", ["a", "b"] * 20, one=1.0, far=1.7e9 + np.arange(40))
         (note,) = load_labelled_data(path, target="kind").notes
         assert note.startswith("far: far from zero")
-
-    def test_an_index_without_a_name_is_a_column(self, tmp_path):
-        rows = [f"{i * 3 + 7}\t{i}\t{'ab'[i % 2]}" for i in range(40)]
-        (tmp_path / "t.csv").write_text("\n".join(["\tx\tlabel", *rows]) + "\n")
-        data = load_labelled_data(str(tmp_path / "t.csv"), target="label")
-        assert (data.classes, data.columns) == (("a", "b"), ("Unnamed: 0", "x"))
 
     def test_scikit_learn(self):
         data = load_labelled_data("wine", seed=2)
