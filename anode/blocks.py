@@ -1,8 +1,8 @@
-"""Building blocks for ``nn.Sequential``: scaling, zero augmentation, the flow of an ODE, and its discrete rivals."""
+"""Layers for ``nn.Sequential``: scaling, zero augmentation, the flow of an ODE, and discrete networks to compare."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Self
@@ -14,7 +14,7 @@ from typing_extensions import override
 from anode.errors import InputError
 from anode.fields import Field
 from anode.layers import activation_named
-from anode.solver import Solver
+from anode.solver import Solver, check_solver
 
 
 class MeanScale(nn.Module):
@@ -33,26 +33,26 @@ class MeanScale(nn.Module):
         self.register_buffer("scale", torch.ones(*shape))
 
     def fit(self, x: Tensor) -> Self:
-        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1.
-
-        Raises:
-            InputError: for samples of another shape.
-        """
-        if x.shape[1:] != self.mean.shape:
-            raise InputError(
-                f"x of shape {tuple(x.shape)} does not fit: pass samples of shape {tuple(self.mean.shape)}"
-            )
+        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1."""
+        check_fit_samples(x, self.mean.shape)
         std = x.double().std(dim=0, correction=0)
         self.mean.copy_(x.double().mean(dim=0))
         self.scale.copy_(torch.where(std > 0, std, 1.0))
         return self
 
 
+def check_fit_samples(x: Tensor, shape: Sequence[int]) -> None:
+    """Raise an :class:`InputError` unless x holds samples (N, *S), at least one and all finite."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"the samples are of type {type(x).__name__}: pass a tensor, such as torch.as_tensor(x)")
+    if x.shape[1:] != torch.Size(shape) or x.numel() == 0:
+        raise InputError(f"samples of shape {tuple(x.shape)} do not fit: pass one or more of shape {tuple(shape)}")
+    if not torch.isfinite(x).all():
+        raise InputError("the samples are not all finite: remove rows with NaN or infinity")
+
+
 class Normalize(MeanScale):
     """A layer that standardises its input, (x - mean) / scale elementwise; the identity until it is fitted.
-
-    Args:
-        shape: shape S of one sample.
 
     Example:
         >>> Normalize((2,)).fit(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))(torch.tensor([[2.0, 20.0]]))
@@ -69,9 +69,6 @@ class ScalePixels(nn.Module):
 
     Args:
         levels: number of values of a pixel: 256 for 8 bits.
-
-    Raises:
-        InputError: for fewer than 2 levels.
 
     Example:
         >>> ScalePixels(256)(torch.tensor([[0, 51, 255]], dtype=torch.uint8))
@@ -90,7 +87,7 @@ class ScalePixels(nn.Module):
 
 
 class Augment(nn.Module):
-    """Append zeros along dimension 1: x (B, D, ...) -> (x, 0) (B, D + extra, ...).
+    """A layer that appends zeros along dimension 1: x (B, D, ...) -> (x, 0) (B, D + extra, ...).
 
     The extra dimensions (features of a vector, channels of an image) let the trajectories of an ODE pass each other.
     This is for classifiers and regressors: the density of a zero-padded variable is degenerate.
@@ -98,11 +95,8 @@ class Augment(nn.Module):
     Args:
         extra: number of dimensions or channels to append; 0 leaves x unchanged.
 
-    Raises:
-        InputError: when ``extra`` is negative.
-
     References:
-        Dupont, Doucet, Teh 2019, arXiv 1904.01681, section 4.
+        Dupont et al. 2019, arXiv 1904.01681, section 4.
 
     Example:
         >>> Augment(5)(torch.randn(8, 2)).shape
@@ -127,11 +121,11 @@ class ODEBlock(nn.Module):
     ``block.field.compile()``.
 
     Args:
-        field: the vector field; :meth:`anode.Field.wrap` makes one of any network.
+        field: the vector field, or any network that :meth:`anode.Field.wrap` makes a field of.
         solver: the numerics; assign another to solve a trained block differently.
 
     References:
-        Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366.
+        Chen et al. 2018, arXiv 1806.07366.
 
     Example:
         >>> from anode import MLPField
@@ -140,10 +134,10 @@ class ODEBlock(nn.Module):
         torch.Size([8, 10])
     """
 
-    def __init__(self, field: Field, solver: Solver = Solver()) -> None:  # noqa: B008 - a frozen value
+    def __init__(self, field: Field | Callable[..., Tensor], solver: Solver = Solver()) -> None:  # noqa: B008 - frozen
         super().__init__()
-        self.field = field
-        self.solver = solver
+        self.field = Field.wrap(field)
+        self.solver = check_solver(solver)
 
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -155,9 +149,6 @@ class ODEBlock(nn.Module):
 
         Returns:
             The state at time 1, (B, *S).
-
-        Raises:
-            SolverError: when time 1 cannot be reached.
         """
         return self.solver.integrate(partial(self.field, c=c), x, 0.0, 1.0, (c,), self.field)
 
@@ -176,11 +167,8 @@ class ResNet(nn.Module):
     Args:
         fields: f_1 ... f_K; they are evaluated at times 0, 1/K, ..., which time-independent fields ignore.
 
-    Raises:
-        InputError: for an empty sequence of fields.
-
     References:
-        He, Zhang, Ren, Sun 2016, arXiv 1512.03385; Dupont, Doucet, Teh 2019, arXiv 1904.01681, section 3.
+        He et al. 2016, arXiv 1512.03385; Dupont et al. 2019, arXiv 1904.01681, section 3.
 
     Example:
         >>> from anode import MLPField
@@ -190,7 +178,7 @@ class ResNet(nn.Module):
 
     def __init__(self, fields: Iterable[Field]) -> None:
         super().__init__()
-        self.fields = nn.ModuleList(fields)
+        self.fields = nn.ModuleList(map(Field.wrap, fields))
         if len(self.fields) == 0:
             raise InputError("fields is empty: a residual network needs at least one block")
 
@@ -220,9 +208,6 @@ class MLP(nn.Module):
         dim: number of dimensions of one sample.
         hidden: widths of the hidden layers.
         activation: ``"relu"``, ``"tanh"``, ``"softplus"`` or ``"silu"``.
-
-    Raises:
-        InputError: for an unknown activation, or without a hidden layer.
     """
 
     def __init__(self, dim: int, hidden: Sequence[int] = (32, 32), activation: str = "relu") -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -18,7 +18,7 @@ from anode.blocks import MLP, Augment, Normalize, ODEBlock, ResNet, ScalePixels
 from anode.errors import InputError, check_choice, config
 from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, NormConvField
-from anode.layers import CONV_TIMES, ActivationName, group_norm
+from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
 
@@ -29,15 +29,13 @@ KIND = "classifier"
 class ClassifierConfig:
     """Description of a classifier: plain values that vary in experiments and are stored with a model.
 
-    ===================  ================  ==========================================================
-    ``model``            ``extra``         network
-    ===================  ================  ==========================================================
-    ``"node"``           0                 neural ODE (NODE)
-    ``"node"``           p > 0             augmented neural ODE (ANODE)
-    ``"second-order"``   dimensions of x   position and velocity; the velocity is the augmented part
-    ``"resnet"``         0 or p            residual blocks with a field each
-    ``"mlp"``            0                 multilayer perceptron
-    ===================  ================  ==========================================================
+    | `model` | `extra` | network |
+    |---|---|---|
+    | `"node"` | 0 | neural ODE (NODE) |
+    | `"node"` | p > 0 | augmented neural ODE (ANODE) |
+    | `"second-order"` | dimensions of x | position and velocity; the velocity is the augmented part |
+    | `"resnet"` | 0 or p | residual blocks with a field each |
+    | `"mlp"` | 0 | multilayer perceptron |
 
     On images, ``field="conv"`` gives the networks of the ANODE paper; ``field="norm-conv", stem="conv",
     readout="pool", hidden=(64,)`` the ODE-Net of Chen et al., with ``model="resnet", blocks=6`` as its counterpart.
@@ -56,32 +54,26 @@ class ClassifierConfig:
         solver: numerics of the ODE
 
     References:
-        Dupont, Doucet, Teh 2019, arXiv 1904.01681 (ANODE); Chen, Rubanova, Bettencourt, Duvenaud 2018,
-        arXiv 1806.07366 (ODE-Net); Massaroli, Poli, Park, Yamashita, Asama 2020, arXiv 2002.08071 (learned lift,
-        "input-layer augmentation"); Norcliffe et al. 2020, arXiv 2006.07220 (second order).
+        Dupont et al. 2019, arXiv 1904.01681 (ANODE); Chen et al. 2018, arXiv 1806.07366 (ODE-Net); Massaroli et al.
+        2020, arXiv 2002.08071 (learned lift, "input-layer augmentation"); Norcliffe et al. 2020, arXiv 2006.07220
+        (second order).
     """
 
     model: Literal["node", "second-order", "resnet", "mlp"] = "node"
     extra: NonNegativeInt = 0
     lift: Literal["zeros", "learned"] = "zeros"
     field: Literal["mlp", "conv", "norm-conv"] = "mlp"
-    hidden: tuple[PositiveInt, ...] = (32, 32)
+    hidden: Widths = (32, 32)
     activation: ActivationName = "relu"
     time: Literal["none", "concat", "bias", "squash"] = "concat"
-    blocks: PositiveInt = 5
+    blocks: Blocks = 5
     stem: Literal["none", "conv", "residual"] = "none"
     readout: Literal["linear", "pool", "none"] = "linear"
     solver: Solver = Solver(rtol=1e-3, atol=1e-3)
 
     def validate(self, shape: Sequence[int], outputs: int) -> None:
-        """Check that the values go together, and with samples of a shape S and K outputs.
-
-        Raises:
-            InputError: if they do not.
-        """
-        shape = tuple(shape)
-        if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
-            raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
+        """Raise an :class:`InputError` unless the values suit each other, samples of shape S and K outputs."""
+        shape = check_shape(shape)
         if type(outputs) is not int or outputs < 1:
             raise InputError(f"outputs={outputs} must be a whole number of at least 1")
         if self.model == "second-order" and self.extra != shape[0]:
@@ -123,12 +115,20 @@ class ClassifierConfig:
         return (self.hidden[0], *((side + round_up) // 2 for side in halved))
 
 
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape S of a sample; raise an :class:`InputError` unless it is that of a vector or an image."""
+    sides = tuple(shape) if isinstance(shape, Sequence) else ()
+    if len(sides) not in (1, 3) or any(type(side) is not int or side < 1 for side in sides):
+        raise InputError(f"shape={shape!r} must be (D,) for vectors or (C, H, W) for images")
+    return sides
+
+
 class Classifier(nn.Module):
-    """Outputs = readout(body(lift(x))): from inputs to the state at time 0, to the state at time 1, to outputs.
+    """A network in three parts, readout(body(lift(x))): x -> state at time 0 -> state at time 1 -> outputs.
 
     Args:
-        lift: from inputs (B, *S) to states, such as :class:`~anode.Augment`.
-        body: from states at time 0 to states at time 1, such as :class:`~anode.ODEBlock`.
+        lift: from inputs (B, *S) to states, such as :class:`anode.Augment`.
+        body: from states at time 0 to states at time 1, such as :class:`anode.ODEBlock`.
         readout: from states to outputs (B, K): logits of classes, or values.
 
     Attributes:
@@ -176,11 +176,7 @@ class Classifier(nn.Module):
         return lifted.to(torch.promote_types(lifted.dtype, torch.float32))
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
-        """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet.
-
-        Raises:
-            InputError: for a body without trajectories, such as a perceptron, or times that do not begin at 0.
-        """
+        """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet."""
         if not isinstance(self.body, ODEBlock | ResNet):
             raise InputError(f"model has a body {type(self.body).__name__}, without trajectories: use an ODE")
         if len(times) == 0 or float(times[0]) != 0:
@@ -211,9 +207,6 @@ def classifier_model(
         config: the description.
         fields: fields of :class:`ClassifierConfig`, in place of ``config``.
 
-    Raises:
-        InputError: for an unknown name, a number out of range, or values that do not go together.
-
     Example:
         >>> anode = classifier_model((2,), 1, extra=5)
         >>> anode(torch.randn(8, 2)).shape, anode.features(torch.randn(8, 2)).shape
@@ -232,7 +225,12 @@ def classifier_model(
         first.append(_stem(config.stem, shape[0], config.hidden[0]))
     mapped = config.map_shape(shape)
     lifted = (mapped[0] + config.extra, *mapped[1:])
-    first.append(_lift(config.lift, mapped, config.extra))
+    if config.lift == "zeros":
+        first.append(Augment(config.extra))
+    elif len(mapped) == 1:
+        first.append(nn.Linear(mapped[0], lifted[0]))
+    else:
+        first.append(nn.Conv2d(mapped[0], lifted[0], 3, padding=1))
     body = _body(config, lifted)
     network = Classifier(nn.Sequential(*first), body, _readout(config, lifted, outputs))
     network.shape, network.outputs, network.levels, network._config = tuple(shape), outputs, levels, config
@@ -244,11 +242,8 @@ def save(model: Classifier, folder: str | Path, **notes: Any) -> None:
 
     Args:
         model: the model.
-        folder: created when missing; files with these names are replaced.
+        folder: created if missing; files with these names are replaced.
         notes: further plain values for ``config.json``.
-
-    Raises:
-        InputError: for a model composed by hand, which plain values cannot rebuild.
     """
     storage.save_model(folder, KIND, model, model.arguments, **notes)
 
@@ -258,20 +253,9 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Classi
 
     Args:
         folder: a run of ``train-flows classify``, or a folder written by :func:`save`.
-        device: the CPU when omitted.
-
-    Raises:
-        CheckpointError: if the folder is missing, damaged, or holds something else.
+        device: the CPU if omitted.
     """
     return storage.load_model(folder, KIND, classifier_model, device)
-
-
-def _lift(kind: str, shape: Sequence[int], extra: int) -> nn.Module:
-    if kind == "zeros":
-        return Augment(extra)
-    if len(shape) == 1:
-        return nn.Linear(shape[0], shape[0] + extra)
-    return nn.Conv2d(shape[0], shape[0] + extra, 3, padding=1)
 
 
 def _body(config: ClassifierConfig, shape: Sequence[int]) -> nn.Module:
@@ -327,11 +311,7 @@ def _stem(kind: str, channels: int, filters: int) -> nn.Sequential:
 
 
 class Downsample(nn.Module):
-    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x)).
-
-    Args:
-        channels: number of channels of the map, before and after.
-    """
+    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

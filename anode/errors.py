@@ -1,11 +1,11 @@
-"""Errors in words, and configurations whose values are checked when they are made."""
+"""Errors that say what to do, and configurations that check their values."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from functools import wraps
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -59,13 +59,7 @@ class SolverError(RuntimeError):
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise an :class:`InputError` unless ``value`` is one of the choices.
-
-    Example:
-        >>> check_choice("noise", "uniform", ("rademacher", "gaussian"))
-        Traceback (most recent call last):
-        anode.errors.InputError: noise='uniform' is unknown; choose one of rademacher, gaussian
-    """
+    """Raise an :class:`InputError` unless ``value`` is one of the choices."""
     choices = tuple(choices)
     if value not in choices:
         raise InputError(f"{name}={value!r} {_unknown(choices)}")
@@ -91,17 +85,20 @@ def config(cls: type[T]) -> type[T]:
     """
     settings = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
     made: Any = pydantic_dataclass(frozen=True, config=settings)(cls)
-    rebuild_dataclass(made)  # here, if at all: a later rebuild would replace the constructor below
+    rebuild_dataclass(made)  # now, since a later rebuild would replace the constructor below
     validate = made.__init__
 
-    @wraps(validate)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
         try:
             validate(self, *args, **values)
         except ValidationError as error:
             raise InputError(_explain(error, made, args, values)) from None
 
-    made.__init__ = __init__
+    constructor: Any = __init__
+    constructor.__module__, constructor.__qualname__ = cls.__module__, f"{cls.__qualname__}.__init__"
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    constructor.__signature__ = inspect.Signature([own, *inspect.signature(made).parameters.values()])  # for help()
+    made.__init__ = constructor
     return made
 
 

@@ -1,4 +1,4 @@
-"""The right-hand side of an ODE as solvers call it, and the number of function evaluations (NFE)."""
+"""The right-hand side of a solve, and the number of its evaluations (NFE)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from anode.errors import InputError, SolverError
-from anode.tableaus import Components
+from anode.tableaus import State
 
 if TYPE_CHECKING:
     from anode.solver import Solver
 
-State = Tensor | Components
 Function = Callable[[Tensor, Any], Any]
 
 
@@ -43,7 +43,8 @@ class Evaluations:
         return self.forward / max(1, self.solves)
 
 
-_active: ContextVar[tuple[tuple[nn.Module | None, Evaluations], ...]] = ContextVar("_active", default=())
+# The counters of the blocks that are open, each with the module whose solves it counts, or None for every solve.
+ACTIVE_COUNTERS: ContextVar[tuple[tuple[nn.Module | None, Evaluations], ...]] = ContextVar("counters", default=())
 
 
 @contextmanager
@@ -70,11 +71,11 @@ def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
         16
     """
     evaluations = Evaluations()
-    token = _active.set((*_active.get(), (module, evaluations)))
+    token = ACTIVE_COUNTERS.set((*ACTIVE_COUNTERS.get(), (module, evaluations)))
     try:
         yield evaluations
     finally:
-        _active.reset(token)
+        ACTIVE_COUNTERS.reset(token)
 
 
 class RightHandSide:
@@ -102,7 +103,7 @@ class RightHandSide:
         self.parameters = self._parameters()
         self.counters = [
             evaluations
-            for module, evaluations in _active.get()
+            for module, evaluations in ACTIVE_COUNTERS.get()
             if module is None or any(field is part for part in module.modules())
         ]
         for counter in self.counters:
@@ -122,13 +123,15 @@ class RightHandSide:
             setattr(counter, self.phase, getattr(counter, self.phase) + 1)
         if isinstance(t, Tensor):
             self.derivative = self.f(t, y)
-            return self.derivative
-        if self.checkpoints and not torch.is_grad_enabled():
-            y = tuple(part.detach().requires_grad_() for part in y)
-        time = self.time.new_full((), t)
-        if f_state is not None:
-            return f_state(time, y)
-        self.derivative = (self.f(time, y[0]),) if self.is_tensor else self.f(time, y)
+        else:
+            if self.checkpoints and not torch.is_grad_enabled():
+                y = tuple([part.detach().requires_grad_() for part in y])
+            time = self.time.new_full((), t)
+            if f_state is not None:
+                return f_state(time, y)
+            self.derivative = (self.f(time, y[0]),) if self.is_tensor else self.f(time, y)
+        if self.evaluations == 1:
+            _check_slopes(self.derivative, y)
         return self.derivative
 
     def callback_step(self, t: Any, y: Any, dt: Any) -> None:
@@ -138,17 +141,13 @@ class RightHandSide:
             for counter in self.counters:
                 counter.steps += 1
         if self.steps > self.solver.max_steps:
-            raise self._error("too many steps", t)
+            raise SolverError("too many steps", float(t), self.evaluations, self.solver)
         # Half a step, so that rounding never lets torchdiffeq's own assertion (t + dt > t) fail first.
         if self.solver.adaptive and t + dt / 2 == t:
-            raise self._error("step underflow" if _finite((y, self.derivative)) else "non-finite state", t)
+            cause = "step underflow" if is_finite((y, self.derivative)) else "non-finite state"
+            raise SolverError(cause, float(t), self.evaluations, self.solver)
 
     callback_step_adjoint = callback_step
-
-    def check_finite(self, y: State, t: float) -> None:
-        """Raise if a state is not finite; for methods that do not reject steps."""
-        if not _finite(y):
-            raise self._error("non-finite state", t)
 
     def mark_backward(self, solution: State) -> None:
         """Count evaluations as backward from the moment a gradient of the solution arrives."""
@@ -168,11 +167,22 @@ class RightHandSide:
     def _parameters(self) -> list[int]:
         return [] if self.field is None else [id(parameter) for parameter in self.field.parameters()]
 
-    def _error(self, cause: str, t: Any) -> SolverError:
-        return SolverError(cause, float(t), self.evaluations, self.solver)
+
+def _check_slopes(slopes: Any, y: Any) -> None:
+    """Raise an :class:`InputError` unless f returns tensors of the shapes of the state, and of no wider type."""
+    got, state = (parts if isinstance(parts, tuple | list) else (parts,) for parts in (slopes, y))
+    for k, part in zip_longest(got, state):
+        both = isinstance(k, Tensor) and isinstance(part, Tensor) and k.shape == part.shape
+        if not both or torch.promote_types(k.dtype, part.dtype) != part.dtype:
+            raise InputError(f"f returns {_describe(k)} for a state {_describe(part)}: return dx/dt of the same kind")
 
 
-def _finite(state: Any) -> bool:
+def _describe(part: Any) -> str:
+    return f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
+
+
+def is_finite(state: Any) -> bool:
+    """Return True if all numbers of a state are finite."""
     if isinstance(state, Tensor):
         return bool(torch.isfinite(state).all())
-    return all(_finite(component) for component in state)
+    return all(is_finite(component) for component in state)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.errors import InputError, check_choice
-from anode.layers import (
-    MLP_TIMES,
-    SquashLinear,
-    TimedLinear,
-    TypedModuleList,
-    activations_of,
-    affine,
-    trace_matrix,
-)
+from anode.layers import MLP_TIMES, SquashLinear, TimedLinear, activations_of, affine, trace_matrix
 from anode.mlp_divergence import forward_with_divergence
 
 
@@ -56,15 +48,13 @@ class Field(nn.Module):
     def wrap(net: Callable[..., Tensor]) -> Field:
         """Make a field of any module or function ``f(t, x)``, ``f(x)`` or ``f(t, x, c)``.
 
-        The required positional arguments of ``net`` decide which of the three it is. The parameters of a module become
-        those of the field. Its divergence comes from automatic differentiation.
+        The required positional arguments of ``net`` decide which of the three it is; an optional third argument of
+        ``f(t, x, c=None)`` gets the context if there is one. The parameters of a module, or of the module whose method
+        is passed, become parameters of the field. Its divergence comes from automatic differentiation.
 
         Args:
             net: a module or function that returns the velocity, ``(B, *S)``; it gets t as in :meth:`forward`, in the
-                dtype of x.
-
-        Raises:
-            InputError: if ``net`` takes other arguments.
+                dtype of x. A field remains itself.
 
         Example:
             >>> field = Field.wrap(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)))
@@ -73,7 +63,8 @@ class Field(nn.Module):
             >>> Field.wrap(lambda t, x: -t * x)(torch.tensor(0.5), torch.ones(1, 2))
             tensor([[-0.5000, -0.5000]])
         """
-        return net if isinstance(net, Field) else _WrappedField(net)
+        compiled: Any = getattr(net, "_orig_mod", net)  # torch.compile wraps a module
+        return cast(Field, net) if isinstance(compiled, Field) else _WrappedField(net)
 
     @override
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -92,27 +83,31 @@ class _WrappedField(Field):
     def __init__(self, net: Callable[..., Tensor]) -> None:
         super().__init__()
         self.net = net
-        self.n_arguments = _count_required(net)
+        self.owner = owner if isinstance(owner := getattr(net, "__self__", None), nn.Module) else None
+        self.required, self.accepted = _count_arguments(net)
 
     @override
     def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
-        if self.n_arguments == 3:
+        if self.required == 3 or (self.required == 2 and self.accepted > 2 and c is not None):
             return self.net(t.to(x.dtype), x, c)
         check_context(c, 0, len(x))
-        return self.net(x) if self.n_arguments == 1 else self.net(t.to(x.dtype), x)
+        return self.net(x) if self.required == 1 else self.net(t.to(x.dtype), x)
 
 
-def _count_required(net: Callable[..., Tensor]) -> int:
-    """Count the required positional arguments of a network."""
+def _count_arguments(net: Any) -> tuple[int, int]:
+    """Count the positional arguments that a network requires and those that it accepts."""
+    net = getattr(net, "_orig_mod", net)  # torch.compile hides the signature of a module
     try:
         signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
     except (TypeError, ValueError):
-        raise InputError(f"net={net!r} does not have a readable signature: pass lambda t, x: ...") from None
-    required = [p.kind for p in signature.parameters.values() if p.default is p.empty]
-    kinds = [kind for kind in required if kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
-    if inspect.Parameter.KEYWORD_ONLY in kinds or not 1 <= len(kinds) <= 3:
+        raise InputError(f"net={net!r} does not have a readable signature: pass a module or lambda t, x: ...") from None
+    named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p for p in named if p.default is p.empty]
+    positional = [p.name for p in named if p.kind != p.KEYWORD_ONLY]
+    in_order = not {"t", "time"} & set(positional[1:]) and all(p.kind != p.KEYWORD_ONLY for p in required)
+    if inspect.isclass(net) or not in_order or not 1 <= len(required) <= 3:
         raise InputError(f"net takes the arguments {signature}: pass f(t, x), f(x) or f(t, x, c)")
-    return len(kinds)
+    return len(required), len(positional)
 
 
 class MLPField(Field):
@@ -141,19 +136,14 @@ class MLPField(Field):
         context: number of context features c; U c is added in every layer, after the gate of ``"squash"``.
         zero_init: start from the zero field, so that the flow starts as the identity.
 
-    Raises:
-        InputError: for an unknown activation or time conditioning, or widths that are not positive.
-
     References:
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, its code (``"squash"``).
+        Grathwohl et al. 2019, arXiv 1810.01367, its code (``"squash"``).
 
     Example:
         >>> field = MLPField(3, hidden=(16, 16))
         >>> field(torch.tensor(0.5), torch.randn(10, 3)).shape
         torch.Size([10, 3])
     """
-
-    layers: TypedModuleList[TimedLinear]
 
     def __init__(
         self,
@@ -172,14 +162,12 @@ class MLPField(Field):
         self.time = time
         self.context = context
         self.activations = activations_of(activation, len(hidden))
-
-        def make_layer(n_in: int, n_out: int, first: bool) -> TimedLinear:
-            if time == "squash":
-                return SquashLinear(n_in, n_out, context)
-            return TimedLinear(n_in, n_out, context, timed=time == "bias" or (time == "concat" and first))
-
-        widths = (dim, *hidden, dim)
-        self.layers = TypedModuleList(make_layer(*pair, i == 0) for i, pair in enumerate(pairwise(widths)))
+        layers = nn.ModuleList()
+        for i, (n_in, n_out) in enumerate(pairwise((dim, *hidden, dim))):
+            timed = time == "bias" or (time == "concat" and i == 0)
+            squash = time == "squash"
+            layers.append(SquashLinear(n_in, n_out, context) if squash else TimedLinear(n_in, n_out, context, timed))
+        self.layers: Sequence[TimedLinear] = layers  # ty: ignore[invalid-assignment]
         if zero_init:
             zero_(self.layers[-1])
 
@@ -198,16 +186,19 @@ class MLPField(Field):
             return None  # the weights differ between samples
         check_context(c, self.context, len(x))
         h, t = flatten_samples(x, self.dim), t.to(x.dtype)
-        layers = [layer.as_affine(t, c) for layer in self.layers]
-        if len(layers) > 3:
-            velocity, divergence = forward_with_divergence(h, layers, self.activations)
+        if len(self.layers) > 3:
+            maps = [layer.as_affine(t, c) for layer in self.layers]
+            velocity, divergence = forward_with_divergence(h, maps, self.activations)
             return velocity.view(x.shape), divergence
-        *first, last = layers
-        slopes = []
-        for activation, (weight, shift) in zip(self.activations, first, strict=True):
-            h, slope = activation.with_slope(affine(h, weight, shift))
-            slopes.append(slope)
-        velocity, weights = affine(h, *last).view(x.shape), [weight for weight, _ in layers]
+        weights, slopes = [], []
+        for i, layer in enumerate(self.layers):  # without comprehensions, whose frames would cost in every evaluation
+            weight, shift = layer.as_affine(t, c)
+            weights.append(weight)
+            h = affine(h, weight, shift)
+            if i < len(self.activations):
+                h, slope = self.activations[i].with_slope(h)
+                slopes.append(slope)
+        velocity = h.view(x.shape)
         if len(slopes) == 0:
             return velocity, weights[0].trace().expand(len(x))
         if len(slopes) == 1:

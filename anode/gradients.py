@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from anode.errors import InputError
-from anode.evaluations import RightHandSide, State
+from anode.evaluations import RightHandSide
 from anode.runge_kutta import AcceptedStep, RungeKutta, Solution, add_optional, even_grid
-from anode.tableaus import Components
+from anode.tableaus import Components, State
 
 ADAMS_MAX_ORDER = 5  # torchdiffeq's default of 12 amplifies rounding errors until they dominate
 
@@ -33,7 +33,7 @@ def solve_with_checkpoints(
         params: other tensors that the right-hand side depends on and that need gradients.
 
     References:
-        Zhuang, Dvornek, Li, Tatikonda, Papademetris, Duncan 2020, arXiv 2006.02493 (adaptive checkpoint adjoint).
+        Zhuang et al. 2020, arXiv 2006.02493 (adaptive checkpoint adjoint).
     """
     n = len(y0)
     tensors = _Checkpoints.apply(solve, method, n, *y0, *[tensor for tensor in params if tensor.requires_grad])
@@ -162,6 +162,11 @@ def gradients(
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
+def is_transformed(*tensors: Tensor) -> bool:
+    """Detect transforms of ``torch.func``, which torch does not offer publicly."""
+    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+
+
 def check_all_leaves_declared(slopes: Components, y0: Components, params: Sequence[Tensor]) -> None:
     """Raise an :class:`InputError` if slopes depend on a leaf tensor that is neither in y0 nor in params.
 
@@ -174,7 +179,8 @@ def check_all_leaves_declared(slopes: Components, y0: Components, params: Sequen
         if leaf is not None and id(leaf) not in known:
             raise InputError(
                 f"f depends on a tensor of shape {tuple(leaf.shape)} that is neither in y0 nor in params, so that it "
-                'would get no gradient: list it, name the field, or pass gradient="direct"'
+                "would get no gradient: list it in params, pass the module that holds it as field (or to Field.wrap), "
+                'or pass gradient="direct"'
             )
 
 

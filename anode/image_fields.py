@@ -15,16 +15,16 @@ from typing_extensions import override
 
 from anode.errors import InputError
 from anode.fields import Field, check_context, zero_
-from anode.layers import TimedConv, TypedModuleList, activation_named, group_norm, trace_matrix
+from anode.layers import TimedConv, activation_named, group_norm, trace_matrix
 
-TIME_STEPS = 1000  # range of the embedding of time in diffusion models; time here ranges over 1
+TIME_STEPS = 1000  # diffusion models embed times from 0 to 1000; here time runs from 0 to 1
 
 
 class ConvStackField(Field):
     """A stack of 3x3 convolutions as a vector field of images: the network of published image flows.
 
-    It sees further than :class:`~anode.ConvField`, whose one 3x3 convolution reaches direct neighbours only. Its
-    divergence has no closed form: use Hutchinson's estimator for larger images.
+    It sees further than :class:`ConvField`, whose one 3x3 convolution reaches direct neighbours only. Its divergence
+    has no closed form: use Hutchinson's estimator for larger images.
 
     Args:
         channels: number C of channels of the state, augmented ones included.
@@ -37,19 +37,14 @@ class ConvStackField(Field):
         zero_init: start from the zero field.
         sizes: odd side lengths of the kernels, one more than filters; 3 when omitted.
 
-    Raises:
-        InputError: for an unknown activation or time conditioning, or numbers that are not positive.
-
     References:
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, appendix B.1 (64, 64, 64, softplus).
+        Grathwohl et al. 2019, arXiv 1810.01367, appendix B.1 (64, 64, 64, softplus).
 
     Example:
         >>> field = ConvStackField(1, filters=(16, 16))
         >>> field(torch.tensor(0.5), torch.randn(10, 1, 28, 28)).shape
         torch.Size([10, 1, 28, 28])
     """
-
-    layers: TypedModuleList[TimedConv]
 
     def __init__(
         self,
@@ -68,9 +63,8 @@ class ConvStackField(Field):
         self.activation = activation_named(activation)
         widths = pairwise([channels, *filters, channels])
         sizes = [3] * (len(filters) + 1) if sizes is None else sizes
-        self.layers = TypedModuleList(
-            TimedConv(n_in, n_out, size, time, context) for (n_in, n_out), size in zip(widths, sizes, strict=True)
-        )
+        layers = (TimedConv(*pair, size, time, context) for pair, size in zip(widths, sizes, strict=True))
+        self.layers: Sequence[TimedConv] = nn.ModuleList(layers)  # ty: ignore[invalid-assignment]
         if zero_init:
             zero_(self.layers[-1])
 
@@ -103,16 +97,8 @@ class ConvField(ConvStackField):
         context: see :class:`ConvStackField`.
         zero_init: start from the zero field.
 
-    Raises:
-        InputError: for an unknown activation or time conditioning, or numbers that are not positive.
-
     References:
-        Dupont, Doucet, Teh 2019, arXiv 1904.01681, appendix E.
-
-    Example:
-        >>> field = ConvField(6, filters=16)
-        >>> field(torch.tensor(0.5), torch.randn(10, 6, 28, 28)).shape
-        torch.Size([10, 6, 28, 28])
+        Dupont et al. 2019, arXiv 1904.01681, appendix E.
     """
 
     def __init__(
@@ -147,15 +133,8 @@ class NormConvField(Field):
         channels: number C of channels of the state.
         time: how each convolution depends on time; see :class:`ConvStackField`.
 
-    Raises:
-        InputError: for an unknown time conditioning, or fewer than one channel.
-
     References:
-        Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, section 3.
-
-    Example:
-        >>> NormConvField(64)(torch.tensor(0.5), torch.randn(10, 64, 6, 6)).shape
-        torch.Size([10, 64, 6, 6])
+        Chen et al. 2018, arXiv 1806.07366, section 3.
     """
 
     def __init__(self, channels: int, time: str = "concat") -> None:
@@ -178,9 +157,8 @@ class NormConvField(Field):
 class UNetField(Field):
     """A small U-Net as a vector field of images, which sees them at several scales; for flow matching.
 
-    The network is the ``UNet2DModel`` of ``diffusers``, without attention and with one residual block a level: down to
-    smaller images with more channels, and up again. Time enters every block by its sinusoidal embedding. The divergence
-    has no closed form: use Hutchinson's estimator for larger images.
+    The network is the ``UNet2DModel`` of ``diffusers``, without attention and with one residual block a level. Time
+    enters every block by its sinusoidal embedding. The divergence has no closed form: use Hutchinson's estimator.
 
     Args:
         channels: number C of channels of the state, augmented ones included.
@@ -188,16 +166,8 @@ class UNetField(Field):
         context: number of context features, which a linear layer adds to the embedding of time.
         zero_init: start from the zero field.
 
-    Raises:
-        InputError: for numbers that are not positive, and without ``diffusers`` (the extra ``unet``).
-
     References:
-        Ronneberger, Fischer, Brox 2015, arXiv 1505.04597; Ho, Jain, Abbeel 2020, arXiv 2006.11239, appendix B.
-
-    Example:
-        >>> field = UNetField(1, filters=(8, 16))
-        >>> field(torch.tensor(0.5), torch.randn(10, 1, 28, 28)).shape
-        torch.Size([10, 1, 28, 28])
+        Ronneberger et al. 2015, arXiv 1505.04597; Ho et al. 2020, arXiv 2006.11239, appendix B.
     """
 
     def __init__(

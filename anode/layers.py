@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.errors import InputError, check_choice
 
-M = TypeVar("M", bound=nn.Module)
-
 ActivationName = Literal["tanh", "softplus", "relu", "silu"]
+Widths = Annotated[tuple[PositiveInt, ...], Field(max_length=100)]  # of hidden layers
+Blocks = Annotated[int, Field(ge=1, le=1000)]
 Affine = tuple[Tensor, Tensor]  # weight (n_out, n_in) and shift, (n_out,) or one for each sample (B, n_out)
 
 CONV_TIMES = ("none", "concat", "bias")
 MLP_TIMES = (*CONV_TIMES, "squash")
 LINEAR_FROM = 40.0  # softplus(a) = a beyond this
 LINEAR_FROM_HALF = 10.0  # in float16, where sigmoid(-a) underflows from a = 17
-
-
-class TypedModuleList(nn.ModuleList, Generic[M]):
-    """A ``torch.nn.ModuleList`` whose elements keep their class for type checkers."""
-
-    if TYPE_CHECKING:
-
-        @override
-        def __iter__(self) -> Iterator[M]: ...
 
 
 class TimedLinear(nn.Module):
@@ -62,22 +54,19 @@ class TimedLinear(nn.Module):
             t: time, ``()``; or ``(B,)`` if the weight does not depend on it.
             c: context, (B, C), or None.
         """
-        return self.weight, self._shift(self.bias, t, c)
-
-    def _shift(self, bias: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+        shift: Tensor = self.bias
         if self.time is not None:
-            t = t.unsqueeze(-1) if t.ndim else t  # (B, 1) with a time per sample
-            bias = torch.addcmul(bias, t, self.time)  # (H,) in a solve, (B, H) with a time per sample
+            shift = torch.addcmul(shift, t.unsqueeze(-1) if t.ndim else t, self.time)
         if self.context is not None and c is not None:
-            bias = bias + F.linear(c, self.context)
-        return bias
+            shift = shift + F.linear(c, self.context)
+        return self.weight, shift
 
 
 class SquashLinear(TimedLinear):
     """(W h + b) * sigmoid(w_g t + b_g) + w_b t + U c: time gates and shifts the output ("concatsquash").
 
     References:
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, its code.
+        Grathwohl et al. 2019, arXiv 1810.01367, its code.
     """
 
     def __init__(self, n_in: int, n_out: int, context: int) -> None:
@@ -91,16 +80,19 @@ class SquashLinear(TimedLinear):
     def forward(self, t: Tensor, h: Tensor, c: Tensor | None) -> Tensor:
         if t.ndim == 0:
             return super().forward(t, h, c)  # the gate multiplies the weight, which is smaller than the batch
-        gate = self._gate(t.unsqueeze(-1))  # (B, H)
-        return F.linear(h, self.weight) * gate + self._shift(self.bias * gate, t, c)
+        gate, shift = self._gate_and_shift(t.unsqueeze(-1), c)  # (B, H)
+        return F.linear(h, self.weight) * gate + shift
 
     @override
     def as_affine(self, t: Tensor, c: Tensor | None) -> Affine:
-        gate = self._gate(t)  # (H,)
-        return self.weight * gate.unsqueeze(-1), self._shift(self.bias * gate, t, c)
+        gate, shift = self._gate_and_shift(t, c)  # (H,)
+        return self.weight * gate.unsqueeze(-1), shift
 
-    def _gate(self, t: Tensor) -> Tensor:
-        return torch.sigmoid(torch.addcmul(self.gate_bias, t, self.gate_time))
+    def _gate_and_shift(self, t: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self.time is not None
+        gate = torch.sigmoid(torch.addcmul(self.gate_bias, t, self.gate_time))
+        shift = torch.addcmul(self.bias * gate, t, self.time)
+        return gate, shift if self.context is None or c is None else shift + F.linear(c, self.context)
 
 
 class TimedConv(nn.Module):
@@ -112,9 +104,6 @@ class TimedConv(nn.Module):
         size: odd side length of the kernel; zero padding keeps the size of the image.
         time: ``"none"``, ``"concat"`` or ``"bias"``.
         context: number of context features; U exists only if it is positive.
-
-    Raises:
-        InputError: for an unknown ``time``.
     """
 
     def __init__(self, n_in: int, n_out: int, size: int, time: str, context: int = 0) -> None:
@@ -139,8 +128,7 @@ class TimedConv(nn.Module):
     def forward(self, t: Tensor, h: Tensor, c: Tensor | None = None) -> Tensor:
         shift, time_map = self.bias, None
         if self.time is not None and self.time.ndim == 1:
-            t = t.unsqueeze(-1) if t.ndim else t  # (B, 1) with a time per sample
-            shift = torch.addcmul(shift, t, self.time)
+            shift = torch.addcmul(shift, t.unsqueeze(-1) if t.ndim else t, self.time)
         elif self.time is not None:  # the channel of t is t times a channel of ones, convolved once for all samples
             time_map = F.conv2d(h.new_ones(1, 1, *h.shape[2:]), self.time, padding=self.padding)
         if self.context is not None and c is not None:
@@ -188,12 +176,12 @@ class Activation(NamedTuple):
 # On a CPU, a sigmoid is several times as fast as tanh and log1p. Tanh and softplus are therefore written in terms of
 # it; their errors are one rounding unit of 1, not of the value.
 def _tanh(a: Tensor) -> Tensor:
-    return 2 * torch.sigmoid(2 * a) - 1
+    return (2 * (2 * a).sigmoid_()).sub_(1)  # in place where autograd keeps no copy: new memory costs as much as a pass
 
 
 def _tanh_with_slope(a: Tensor) -> tuple[Tensor, Tensor]:
-    h = _tanh(a)
-    return h, 1 - h * h
+    h = (2 * (2 * a).sigmoid_()).sub_(1)
+    return h, (h * h).neg_().add_(1)
 
 
 def _tanh_curvature(a: Tensor, h: Tensor, slope: Tensor) -> Tensor:
@@ -241,21 +229,13 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation_named(name: str) -> Activation:
-    """Look up an activation.
-
-    Raises:
-        InputError: for a name other than ``tanh``, ``softplus``, ``relu`` and ``silu``.
-    """
+    """Look up an activation by its name."""
     check_choice("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 
 
 def activations_of(names: str | Sequence[str], n_layers: int) -> list[Activation]:
-    """Return one activation for each of ``n_layers`` layers; the last name serves all layers that follow.
-
-    Raises:
-        InputError: for an unknown name or an empty sequence.
-    """
+    """Return one activation for each of ``n_layers`` layers; the last name serves all layers that follow."""
     names = [names] if isinstance(names, str) else names
     if not names:
         raise InputError("activation=() is empty: pass a name, or one for every hidden layer")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode.gradients import gradients
+from anode.gradients import gradients, is_transformed
 from anode.layers import Activation, Affine, affine
 
 
@@ -29,7 +29,7 @@ def forward_with_divergence(
     """
     flat = [tensor for layer in layers for tensor in layer]
     autocast = torch.is_autocast_enabled(x.device.type)  # the hand-written backward pass knows one dtype
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or autocast or _is_transformed(x, *flat):
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or autocast or is_transformed(x, *flat):
         return reference(x, layers, activations)
     return _StackedJVP.apply(activations, x, *flat)
 
@@ -51,11 +51,6 @@ def reference(x: Tensor, layers: Sequence[Affine], activations: Sequence[Activat
 def _contract(tangents: Tensor, weight: Tensor) -> Tensor:
     """Return sum_i tangents[i] * weight[i] for tangents (D, B, H) and a weight (D, H)."""
     return (tangents * weight.unsqueeze(1)).sum(0)
-
-
-def _is_transformed(*tensors: Tensor) -> bool:
-    """Detect transforms of ``torch.func``, which torch does not offer publicly."""
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 
 
 class _StackedJVP(torch.autograd.Function):

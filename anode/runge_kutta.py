@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anode.errors import InputError
 from anode.evaluations import RightHandSide
 from anode.tableaus import Components, Slopes, Tableau
 
@@ -45,9 +44,7 @@ class AcceptedStep(NamedTuple):
     """An accepted step, from which it can be replayed.
 
     Attributes:
-        t: time at the beginning.
-        y: state at the beginning.
-        h: step size.
+        t, y, h: time and state at the beginning, and step size.
         save_at: where to save the solution within the step, as fractions of its size.
         save_end: True to save the solution at its end.
     """
@@ -113,7 +110,7 @@ class RungeKutta:
             else:
                 slopes.append(self.f(time, state + y[n:]))
         y1 = combine(y, slopes, tableau.b, h)
-        if fsal and tableau.adaptive:
+        if fsal and tableau.b_error:
             slopes.append(self.f(t + h, y1))
         return slopes, y1
 
@@ -220,13 +217,6 @@ def even_grid(start: float, end: float, step_size: float) -> list[float]:
     """Divide an interval evenly into steps of at most ``step_size``; both ends included."""
     steps = max(1, math.ceil(abs(end - start) / step_size - 1e-6))
     return torch.linspace(start, end, steps + 1, dtype=torch.float64).tolist()
-
-
-def check_shapes(y: Components, slopes: Components) -> None:
-    """Raise an :class:`InputError` unless slopes are shaped like the state."""
-    got, expected = ([tuple(part.shape) for part in parts] for parts in (slopes, y))
-    if got != expected:
-        raise InputError(f"f returns components of shapes {got} for a state of shapes {expected}: make them alike")
 
 
 def combine(y: Components, slopes: Slopes, weights: Sequence[float], h: float) -> Components:

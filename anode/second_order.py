@@ -22,7 +22,7 @@ class SecondOrderField(Field):
         acceleration: a field of the velocity with the flattened position as context: ``acceleration(t, v, x)``.
 
     References:
-        Norcliffe, Bodnar, Day, Simidjievski, Lio 2020, arXiv 2006.07220, section 3.
+        Norcliffe et al. 2020, arXiv 2006.07220, section 3.
 
     Example:
         >>> from torch import nn
@@ -34,7 +34,7 @@ class SecondOrderField(Field):
 
     def __init__(self, acceleration: Field) -> None:
         super().__init__()
-        self.acceleration = acceleration
+        self.acceleration = Field.wrap(acceleration)
 
     @override
     def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:

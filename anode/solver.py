@@ -6,29 +6,29 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain, pairwise
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from pydantic import Field
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from anode.errors import InputError, config
-from anode.evaluations import Function, RightHandSide, State
+from anode.errors import InputError, SolverError, config
+from anode.evaluations import Function, RightHandSide, is_finite
 from anode.gradients import (
     check_all_leaves_declared,
     check_no_derived_params,
+    is_transformed,
     solve_with_checkpoints,
     solve_with_torchdiffeq,
 )
-from anode.runge_kutta import ComponentRoles, RungeKutta, Solution, check_shapes, solve_adaptive, solve_fixed
-from anode.tableaus import TABLEAUS, Components
+from anode.runge_kutta import ComponentRoles, RungeKutta, Solution, solve_adaptive, solve_fixed
+from anode.tableaus import TABLEAUS, Components, State
 
 AdaptiveMethod = Literal["dopri5", "tsit5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams"]
 ADAPTIVE_METHODS: tuple[str, ...] = get_args(AdaptiveMethod)
 FIXED_METHODS: tuple[str, ...] = get_args(FixedMethod)
 
-Positive = Annotated[float, Field(gt=0)]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -52,25 +52,23 @@ class Solver:
         gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
             that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
             taking each step again in the backward pass. ``"adjoint"`` solves the continuous adjoint equation backwards:
-            gradients up to the tolerance, parameters left out of the error control (seminorm). When omitted, it is
-            ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints.
+            gradients up to the tolerance, parameters left out of the error control (seminorm). If omitted, it is
+            ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms of
+            ``torch.func`` take ``"direct"`` in place of checkpoints.
         first_step: length of the first step of an adaptive method; chosen by an evaluation when omitted.
 
-    Raises:
-        InputError: for an unknown method or gradient, a number out of range, or choices that exclude each other.
-
     References:
-        Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366 (adjoint); Kidger, Chen, Lyons 2021,
-        arXiv 2009.09457 (seminorm); Zhuang et al. 2020, arXiv 2006.02493 (checkpoints).
+        Chen et al. 2018, arXiv 1806.07366 (adjoint); Kidger et al. 2021, arXiv 2009.09457 (seminorm); Zhuang et al.
+        2020, arXiv 2006.02493 (checkpoints).
     """
 
     method: Literal[AdaptiveMethod, FixedMethod] = "dopri5"
-    rtol: Positive = 1e-5
-    atol: Positive = 1e-5
-    step_size: Positive | None = None
-    max_steps: Annotated[int, Field(ge=1)] = 1000
+    rtol: PositiveFloat = 1e-5
+    atol: PositiveFloat = 1e-5
+    step_size: PositiveFloat | None = None
+    max_steps: PositiveInt = 1000
     gradient: Literal["checkpoint", "direct", "adjoint"] | None = None
-    first_step: Positive | None = None
+    first_step: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
         replayable = self.method in TABLEAUS
@@ -121,19 +119,17 @@ class Solver:
             y0: initial state, a tensor or a tuple of tensors of any shapes.
             t0: initial time.
             t1: end time, before or after ``t0``.
-            params: tensors besides the parameters of ``field`` that f depends on, such as a context; None entries
-                are skipped. Checkpoints and the adjoint give gradients to these; another tensor that f depends on gets
-                none from the adjoint, and is refused with checkpoints.
-            field: the module that f evaluates; f itself when f is a module. Its parameters join ``params``, and it
-                is what :func:`count_evals` looks for.
+            params: tensors besides the parameters of ``field`` that f depends on, such as a context; none may be
+                computed from another, and None is skipped. A tensor that is not listed is an error with checkpoints,
+                and gets no gradient from the adjoint.
+            field: the module that f evaluates; f itself if f is a module. Its parameters join ``params``, and
+                :func:`count_evals` counts its evaluations.
             roles: roles of the components of a tuple.
 
         Returns:
             y(t1), shaped like ``y0``; with ``roles.on_step`` one component (B,) more.
 
         Raises:
-            InputError: if f depends on a tensor that would get no gradient, with checkpoints; if one of ``params`` is
-                computed from another, whose gradient would be counted twice, with checkpoints and the adjoint.
             SolverError: if the end time cannot be reached.
         """
         if roles.on_step is not None and not self.supports_on_step:
@@ -157,7 +153,7 @@ class Solver:
 
         Args:
             f: see :meth:`integrate`.
-            y0: see :meth:`integrate`.
+            y0: the state at the first time.
             times: two or more strictly increasing or strictly decreasing times. A fixed-step method puts steps on
                 them; an adaptive one interpolates all but the last by its own dense output.
             params: see :meth:`integrate`.
@@ -165,10 +161,6 @@ class Solver:
 
         Returns:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
-
-        Raises:
-            InputError: if the times are not strictly monotone, or as :meth:`integrate` does.
-            SolverError: if the last time cannot be reached.
         """
         times = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
         states, _ = self._solve(f, y0, times, params, field, ComponentRoles())
@@ -192,22 +184,21 @@ class Solver:
             raise InputError(f"times={times} must be two or more strictly increasing or strictly decreasing numbers")
         if field is None and isinstance(f, nn.Module):
             field = f
-        declared = chain(
-            (tensor for tensor in params if tensor is not None), () if field is None else field.parameters()
-        )
-        params = list({id(tensor): tensor for tensor in declared}.values())  # each once, for one gradient
+        declared = (*params, *(() if field is None else field.parameters()))
+        params = list({id(tensor): tensor for tensor in declared if tensor is not None}.values())  # each once
         if self.gradient != "direct" and torch.is_grad_enabled():
             check_no_derived_params(params)
 
+        parts = (y0,) if isinstance(y0, Tensor) else tuple(y0)
         checkpoints = self.gradient == "checkpoint" and torch.is_grad_enabled()
+        checkpoints &= not is_transformed(*parts, *params)  # torch.func differentiates the steps themselves
         rhs = RightHandSide(f, y0, self, field, checkpoints)
         if self.native:
-            start = (y0,) if isinstance(y0, Tensor) else tuple(y0)
-            solution = self._solve_native(rhs, start, times, params, roles)
+            solution = self._solve_native(rhs, parts, times, params, roles)
         else:
             solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
-        if not self.adaptive:
-            rhs.check_finite(solution.states[-1], times[-1])
+        if not self.adaptive and not is_finite(solution.states[-1]):  # fixed steps are never rejected
+            raise SolverError("non-finite state", times[-1], rhs.evaluations, self)
         return solution
 
     def _solve_native(
@@ -218,22 +209,17 @@ class Solver:
         params: Sequence[Tensor],
         roles: ComponentRoles,
     ) -> Solution:
-        start = y0
-        if rhs.checkpoints:
-            start = tuple(part.detach().requires_grad_(part.requires_grad) for part in y0)
+        start = tuple(part.detach().requires_grad_(part.requires_grad) for part in y0) if rhs.checkpoints else y0
         k1 = rhs(times[0], start)
-        check_shapes(y0, k1)
         if rhs.checkpoints:
             check_all_leaves_declared(k1, start, params)
             k1 = tuple(slope.detach() for slope in k1)
 
         method = RungeKutta(TABLEAUS[self.method], rhs, roles)
-        solve: Any
-        if self.step_size is None:
-            tolerances = {"rtol": self.rtol, "atol": self.atol, "first_step": self.first_step}
-            solve = partial(solve_adaptive, method, k1=k1, times=times, **tolerances)
-        else:
-            solve = partial(solve_fixed, method, k1=k1, times=times, step_size=self.step_size)
+        settings: dict[str, Any] = {"step_size": self.step_size}
+        if self.adaptive:
+            settings = {"rtol": self.rtol, "atol": self.atol, "first_step": self.first_step}
+        solve = partial(solve_adaptive if self.adaptive else solve_fixed, method, k1=k1, times=times, **settings)
         if rhs.checkpoints and any(tensor.requires_grad for tensor in (*y0, *params)):
             return solve_with_checkpoints(solve, method, y0, params)
         return solve(y0=y0)
@@ -259,8 +245,15 @@ def with_solver(model: M, solver: Solver) -> M:
     copied: Any = copy.deepcopy(model, memo=shared)
     for part in copied.modules():
         if isinstance(getattr(part, "solver", None), Solver):
-            part.solver = solver
+            part.solver = check_solver(solver)
     return copied
+
+
+def check_solver(solver: Any) -> Solver:
+    """Return a solver, or raise an :class:`InputError` for anything else."""
+    if not isinstance(solver, Solver):
+        raise InputError(f"solver={solver!r} is not a Solver: pass a Solver, such as Solver('dopri5')")
+    return solver
 
 
 def solvers_in(module: nn.Module) -> list[Solver]:

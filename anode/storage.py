@@ -1,9 +1,8 @@
 """A model on disk: ``config.json`` (plain values) and ``model.safetensors``; loading runs no code from either.
 
 Both files carry SHA-256 digests. The header of the weights file holds its own digest and that of the configuration it
-belongs to, so that renaming one file replaces weights and digests together. Digests detect damage, not forgery:
-whoever edits a file can add the right digest. A model is therefore built without memory first, and gets memory once
-its weights are known to have the names, shapes and types of the stored ones.
+belongs to, so that renaming one file replaces weights and digests together. Digests detect damage, not forgery. A
+model is therefore built without memory first, and gets memory once its weights are known to be the stored ones.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from typing_extensions import override
 
 from anode.errors import CheckpointError, InputError
 
@@ -46,9 +43,6 @@ def save_model(
         model: the model.
         arguments: arguments of its constructor; None for a model composed by hand.
         notes: further plain values for ``config.json``.
-
-    Raises:
-        InputError: if ``arguments`` is None, or holds a number that is not finite.
     """
     write_config(folder, kind, arguments, **notes)
     write_weights(folder, model.state_dict())
@@ -69,7 +63,11 @@ def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: t
     config = read_config(folder, kind)
     weights = read_weights(folder, config)
     try:
-        model = _build_without_memory(build, config.get("model"), weights)
+        dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point() or tensor.is_complex()}
+        if len(dtypes) != 1 or not dtypes <= set(REAL_TYPES):
+            raise ValueError("the weights do not have one type of real numbers")
+        with torch.device("meta"):
+            model = build(**config["model"]).to(dtypes.pop())
         _check_same_tensors(model.state_dict(), weights)
     except Exception as error:  # a crafted value can raise any exception
         raise CheckpointError(f"{folder} does not describe a {kind} model ({error}); restore it") from error
@@ -92,11 +90,7 @@ def write_config(folder: str | Path, kind: str, arguments: Mapping[str, Any] | N
 
 
 def read_config(folder: str | Path, *kinds: str) -> dict[str, Any]:
-    """Read and check the ``config.json`` of a model of one of the kinds, or of any kind if none is named.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged, or of another schema or kind.
-    """
+    """Read and check the ``config.json`` of a model of one of the kinds, or of any kind if none is named."""
     path, kind = Path(folder) / CONFIG_FILE, " or ".join(kinds) or "stored"
     if not path.is_file():
         raise CheckpointError(f"{folder} is not the folder of a {kind} model: it does not have {CONFIG_FILE}")
@@ -126,11 +120,7 @@ def write_weights(folder: str | Path, state: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(folder: str | Path, model: nn.Module) -> None:
-    """Read the weights of ``model`` from a folder.
-
-    Raises:
-        CheckpointError: as :func:`read_weights`, and for the weights of another model.
-    """
+    """Read the weights of ``model`` from a folder; those of another model are a :class:`CheckpointError`."""
     weights = read_weights(folder)
     try:
         _check_same_tensors(model.state_dict(), weights)
@@ -140,15 +130,7 @@ def load_weights(folder: str | Path, model: nn.Module) -> None:
 
 
 def read_weights(folder: str | Path, config: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """Read and check the state dict in ``model.safetensors``.
-
-    Args:
-        folder: a folder written by :func:`save_model`, or a run.
-        config: content of its ``config.json``; read when omitted.
-
-    Raises:
-        CheckpointError: if a file is missing or damaged, or the weights belong to another ``config.json``.
-    """
+    """Read and check the state dict in ``model.safetensors``; ``config.json`` is read, too, unless it is given."""
     path, config = Path(folder) / WEIGHTS_FILE, config or read_config(folder)
     _check_size(path, MAX_WEIGHTS_BYTES)
     try:
@@ -168,11 +150,7 @@ def read_weights(folder: str | Path, config: Mapping[str, Any] | None = None) ->
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file of at most ``limit`` bytes.
-
-    Raises:
-        CheckpointError: if the file is missing, larger, truncated, or not JSON.
-    """
+    """Read a JSON file of at most ``limit`` bytes."""
     _check_size(path, limit)
     try:
         return json.loads(path.read_bytes())
@@ -181,23 +159,19 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as a JSON file, atomically.
-
-    Raises:
-        ValueError: for a number that is not finite, which JSON does not know.
-    """
+    """Write plain values as a JSON file, atomically; a number that is not finite is a ValueError."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk and rename, so that ``path`` is complete at every moment."""
+    """Write a file at once; see :func:`written_atomically`."""
     with written_atomically(path) as file:
         file.write(data)
 
 
 @contextmanager
 def written_atomically(path: Path) -> Generator[BinaryIO]:
-    """Yield a file that takes the name ``path`` at the end; after an error the old file is left unchanged."""
+    """Yield a file that is flushed to the disk and takes the name ``path`` at the end; an error leaves the old one."""
     temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
@@ -238,16 +212,6 @@ def _check_size(path: Path, limit: int) -> None:
         raise CheckpointError(f"{path} has {size:,} bytes, and at most {limit:,} are read: it is a different file")
 
 
-def _build_without_memory(build: Callable[..., M], arguments: Any, weights: Mapping[str, Tensor]) -> M:
-    """Build a model on the ``meta`` device, in the type of its stored weights."""
-    types = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point() or tensor.is_complex()}
-    if len(types) != 1 or not types <= set(REAL_TYPES):
-        raise ValueError("the weights do not have one type of real numbers")
-    with torch.device("meta"), _OperationBudget(2000 + 100 * len(weights)):
-        model = build(**arguments)
-    return model.to(types.pop())
-
-
 def _check_same_tensors(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Raise a ValueError unless names, shapes and types agree."""
     both = [{name: f"{tuple(x.shape)} of {x.dtype}" for name, x in tensors.items()} for tensors in (wanted, stored)]
@@ -255,20 +219,3 @@ def _check_same_tensors(wanted: Mapping[str, Tensor], stored: Mapping[str, Tenso
         own, other = (described.get(name, "missing") for described in both)
         if own != other:
             raise ValueError(f"{name} is {other}, in the model {own}")
-
-
-class _OperationBudget(TorchFunctionMode):
-    """Stops the construction of far more layers than there are weights for."""
-
-    def __init__(self, operations: int) -> None:
-        super().__init__()
-        self.left = operations
-
-    @override
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.left -= 1
-        if self.left < 0 and func is not torch._C._set_grad_enabled:  # by which torch.no_grad ends
-            raise ValueError("it has more layers than there are weights for")
-        return func(*args, **(kwargs or {}))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
 Components = tuple[Tensor, ...]
+State = Tensor | Components
 Slopes = Sequence[Components]
 
 
@@ -32,6 +32,7 @@ class Tableau:
         slope_nodes: nodes of a step, from 0 to 1, at which ``slopes_at`` approximates the slope of the solution; empty
             if a step does not have such slopes.
         slopes_at: computes the slopes at ``slope_nodes``, of second order or more, from all slopes of a step.
+        stages_outside_b: stages whose slopes enter later stages only: not the solution, its error or the dense output.
     """
 
     order: int
@@ -42,18 +43,13 @@ class Tableau:
     b_dense: Sequence[Sequence[float]] = ()
     slope_nodes: Sequence[float] = ()
     slopes_at: Callable[[Slopes], Slopes] = list
+    stages_outside_b: frozenset[int] = field(init=False)
 
-    @cached_property
-    def adaptive(self) -> bool:
-        """True if the method estimates its error."""
-        return len(self.b_error) > 0
-
-    @cached_property
-    def stages_outside_b(self) -> frozenset[int]:
-        """Stages whose slopes enter later stages only: not the solution, the error estimate or the dense output."""
+    def __post_init__(self) -> None:
         n = len(self.c)
-        used = [self.b, *([self.b_error[:n]] if self.adaptive else []), *zip(*self.b_dense[:n], strict=True)]
-        return frozenset(i for i in range(1, n) if not any(weights[i] for weights in used))
+        used = [weights for weights in (self.b, self.b_error, *zip(*self.b_dense, strict=True)) if weights]
+        outside = frozenset(i for i in range(1, n) if not any(weights[i] for weights in used))
+        object.__setattr__(self, "stages_outside_b", outside)  # the class is frozen
 
 
 def _slopes_of_second_order(slopes: Slopes) -> Slopes:

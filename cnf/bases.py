@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from anode.blocks import check_fit_samples
 from anode.errors import InputError
 
 MAX_FIT_POINTS = 20_000
@@ -52,11 +54,7 @@ class Base(nn.Module):
 
 
 class Normal(Base):
-    """The standard normal base N(0, I).
-
-    Args:
-        shape: shape S of one sample.
-    """
+    """The standard normal base N(0, I)."""
 
     has_rsample = True
 
@@ -84,9 +82,6 @@ class Mixture(Base):
         components: K.
         correlated: give every component a full covariance instead of a diagonal one; D (D - 1) / 2 parameters more
             each for samples of D elements.
-
-    Raises:
-        InputError: if ``components`` is less than 1.
 
     Example:
         >>> base = Mixture((2,), components=3)
@@ -162,14 +157,10 @@ class Mixture(Base):
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> Self:
-        """Fit the mixture to points ``z`` (N, *S) by expectation maximisation, on 20,000 at most.
-
-        Raises:
-            InputError: for points of another shape or not finite, or fewer than max(2, components).
-        """
+        """Fit the mixture by expectation maximisation to at most 20,000 of the points ``z`` (N, *S)."""
         from sklearn.mixture import GaussianMixture  # imported here: it is slow, and only fitting needs it
 
-        check_samples("z", z, None, self.shape, z.dtype)
+        check_fit_samples(z, self.shape)
         k = len(self.logits)
         if len(z) < max(2, k):
             raise InputError(f"{len(z)} points are too few to fit components={k} to: pass at least {max(2, k)}")
@@ -214,28 +205,6 @@ def gaussian_head(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequen
     return network
 
 
-def check_samples(
-    name: str, x: Tensor, c: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, finite: bool = True
-) -> None:
-    """Raise an :class:`~anode.InputError` unless samples x (B, *S) and contexts c (B, C) suit a density.
-
-    ``finite`` also checks the values, which waits for the device. The message calls the samples ``name``.
-    """
-    if x.shape[1:] != shape or x.ndim == 0:
-        size = ", ".join(map(str, ("B", *shape)))
-        raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
-    if c is not None and c.ndim != 2:
-        raise InputError(f"c of shape {tuple(c.shape)} does not fit the flow: pass (B, C)")
-    for label, values in ((name, x), ("c", c)):
-        if values is None:
-            continue
-        if values.dtype != dtype:
-            raise InputError(f"{label} has dtype {values.dtype}, the flow {dtype}: pass {label}.to({dtype})")
-        if finite and not torch.isfinite(values).all():
-            bad = int((~torch.isfinite(values)).reshape(len(values), -1).any(1).sum())
-            raise InputError(f"{label} is not finite in {bad} of {len(values)} samples: remove those")
-
-
 def _check_count(n: int) -> None:
-    if n < 0:
-        raise InputError(f"n={n} samples: pass 0 or more")
+    if not isinstance(n, Integral) or n < 0:
+        raise InputError(f"n={n} must be a number of samples, 0 or more")

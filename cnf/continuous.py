@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.func import jvp
 from typing_extensions import override
 
-from anode.errors import check_choice
+from anode.errors import InputError, check_choice
 from anode.fields import Field
 from anode.runge_kutta import ComponentRoles
-from anode.solver import Solver
+from anode.solver import Solver, check_solver
 from anode.tableaus import Slopes
-from cnf.divergence import Rates, check_probes, exact_divergence, hutchinson_divergence, probe_noise
+from cnf.divergence import Rates, exact_divergence, hutchinson_divergence, probe_noise
 from cnf.transforms import Compose, SolveOptions, Transform, Transport
 
 DIVERGENCES = ("exact", "hutchinson")
-BASE, DATA = 0.0, 1.0  # times, unless :class:`~cnf.SolveOptions` set others
+NOISES = ("rademacher", "gaussian")
+BASE, DATA = 0.0, 1.0  # times, unless :class:`cnf.SolveOptions` set others
 
 RatesAt = Callable[[Tensor, Tensor], Rates]
 
@@ -32,7 +33,7 @@ class Continuous(Transform):
     The log-density along a trajectory changes by d log p / dt = -tr(df/dx), hence the map from data to base has
     log |det| = -integral_0^1 tr(df/dx) dt.
 
-    :class:`~cnf.SolveOptions` can request path energies, for training to keep small. They do not influence the steps.
+    :class:`cnf.SolveOptions` can request path energies, for training to keep small. They do not influence the steps.
 
     - kinetic: integral of |f|^2 / 2
     - frobenius: integral of |df/dx|^2, exactly by D pull-backs, or estimated by the probes of a Hutchinson divergence
@@ -42,7 +43,7 @@ class Continuous(Transform):
       need a derivative along the path.
 
     Args:
-        field: the vector field.
+        field: the vector field, or any network that :meth:`anode.Field.wrap` makes a field of.
         solver: the numerics; assign another to re-solve a trained flow.
         divergence: ``"exact"``, or ``"hutchinson"`` for an unbiased estimate with one draw of noise per solve.
         probes: number of Hutchinson probes to average.
@@ -50,21 +51,16 @@ class Continuous(Transform):
         extra: number of augmented dimensions, or channels, at the end of dimension 1. The solver measures their error
             separately, so that it does not dilute the error of the data.
 
-    Raises:
-        InputError: for an unknown divergence or noise, or fewer than one probe.
-
     References:
-        Chen, Rubanova, Bettencourt, Duvenaud 2018, arXiv 1806.07366, theorem 1; Grathwohl, Chen, Bettencourt,
-        Sutskever, Duvenaud 2019, arXiv 1810.01367; Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798
-        (kinetic and Frobenius energy); Kelly, Bettencourt, Johnson, Duvenaud 2020, arXiv 2007.04504 (higher
-        derivatives).
+        Chen et al. 2018, arXiv 1806.07366, theorem 1; Grathwohl et al. 2019, arXiv 1810.01367; Finlay et al. 2020,
+        arXiv 2002.02798 (kinetic and Frobenius energy); Kelly et al. 2020, arXiv 2007.04504 (higher derivatives).
     """
 
     takes_options = True
 
     def __init__(
         self,
-        field: Field,
+        field: Field | Callable[..., Tensor],
         solver: Solver = Solver(),  # noqa: B008 - a frozen value
         divergence: str = "exact",
         probes: int = 1,
@@ -73,9 +69,11 @@ class Continuous(Transform):
     ) -> None:
         super().__init__()
         check_choice("divergence", divergence, DIVERGENCES)
-        check_probes(probes, noise)
-        self.field = field
-        self.solver = solver
+        check_choice("noise", noise, NOISES)
+        if probes < 1:
+            raise InputError(f"probes={probes} must be at least 1")
+        self.field = Field.wrap(field)
+        self.solver = check_solver(solver)
         self.divergence = divergence
         self.probes = probes
         self.noise = noise
@@ -101,7 +99,9 @@ class Continuous(Transform):
         return self._join(self.solver.integrate(self._velocity(c), self._split(z), base, data, (c,), self.field))
 
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """Return the states (T, B, *S) at T times; ``z`` is the state at the first."""
+        """Return the states (T, B, *S) at T times from 0, the time of the base points ``z``."""
+        if len(times) == 0 or float(times[0]) != BASE:
+            raise InputError(f"times={times} must begin at 0, the time of the base")
         return torch.cat(self.solver.trajectory(self._velocity(c), self._split(z), times, (c,), self.field), 2)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -117,16 +117,21 @@ class Continuous(Transform):
     def _transport(self, x: Tensor, t0: float, t1: float, c: Tensor | None, energies: Sequence[str]) -> Transport:
         by_steps = "acceleration" in energies and self.solver.supports_on_step
         integrated = [name for name in energies if not (by_steps and name == "acceleration")]
-        rates_at = self._rates(x, c, "frobenius" in energies)
-        # The closed form of a field is called from here, without the frames of `exact_divergence` in between.
-        closed_form = self.field.velocity_and_divergence
-        direct = self.divergence == "exact" and "frobenius" not in energies
+        closed_form, frobenius = None, "frobenius" in energies
+        rates_at: RatesAt
+        if self.divergence == "exact":
+            rates_at = partial(exact_divergence, self.field, c=c, frobenius=frobenius)
+            # A closed form is called from here, without the frames of `exact_divergence` in between.
+            closed_form = None if frobenius else self.field.velocity_and_divergence
+        else:
+            eps = probe_noise(x, self.probes, self.noise)  # one draw for the solve: the ODE must be smooth
+            rates_at = partial(hutchinson_divergence, self.field, eps=eps, c=c, frobenius=frobenius)
         parts = self._split(x)
         n = len(parts)
 
         def f(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             here = self._join(state[:n])
-            rates = (closed_form(t, here, c) if direct else None) or rates_at(t, here)
+            rates = (closed_form and closed_form(t, here, c)) or rates_at(t, here)
             growth = [_energy_rate(name, rates_at, t, here, Rates(*rates)) for name in integrated]
             return *self._split(rates[0]), rates[1], *growth
 
@@ -147,13 +152,6 @@ class Continuous(Transform):
         if by_steps:
             found["acceleration"] = end[-1]
         return Transport(self._join(end[:n]), end[n], found)
-
-    def _rates(self, x: Tensor, c: Tensor | None, frobenius: bool) -> RatesAt:
-        """Return the rates as a function of time and state, with the noise of one solve: the ODE must be smooth."""
-        if self.divergence == "exact":
-            return partial(exact_divergence, self.field, c=c, frobenius=frobenius)
-        eps = probe_noise(x, self.probes, self.noise)
-        return lambda t, x: hutchinson_divergence(self.field, t, x, eps, c, frobenius)
 
     @override
     def extra_repr(self) -> str:

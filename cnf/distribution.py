@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FlowDistribution(Distribution):
-    """The distribution p(x given c) of a density, for everything that speaks torch.distributions.
+    """The distribution p(x given c) of a density, for code that expects torch.distributions.
 
     Its batch shape is ``c.shape[:-1]``, its event shape the shape of one sample. ``log_prob`` is exact, an estimate or
     a bound, as ``density.kind`` states. Values must be finite and lie in the support, with ``validate_args=False`` too.
@@ -26,9 +26,6 @@ class FlowDistribution(Distribution):
         density: the density.
         c: contexts, (*batch, C), or None.
         validate_args: see :class:`torch.distributions.Distribution`.
-
-    Raises:
-        InputError: for a context without dimensions.
 
     Example:
         >>> from anode import MLPField
@@ -42,8 +39,8 @@ class FlowDistribution(Distribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, density: Density, c: Tensor | None = None, validate_args: bool | None = None) -> None:
-        if c is not None and c.ndim == 0:
-            raise InputError("c of shape () does not fit the flow: pass (*batch, C)")
+        if c is not None and (not isinstance(c, Tensor) or c.ndim == 0):
+            raise InputError(f"c={c} does not fit the flow: pass a tensor (*batch, C)")
         self.density = density
         self.c = c
         super().__init__(Size() if c is None else Size(c.shape[:-1]), density.event_shape, validate_args)
@@ -67,12 +64,16 @@ class FlowDistribution(Distribution):
         new._validate_args = self._validate_args
         return new
 
+    def __repr__(self) -> str:
+        sizes = f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+        return f"FlowDistribution({type(self.density).__name__}, {sizes})"
+
     @override
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
+        if self._validate_args and value.numel():  # torch's own checks fail without values
             self._validate_sample(value)
         batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
-        x = value.expand(*batch, *self.event_shape).reshape(-1, *self.event_shape)
+        x = value.expand(*batch, *self.event_shape).reshape(batch.numel(), *self.event_shape)
         return self.density.log_prob(x, self._contexts(batch)).reshape(batch)
 
     @override
@@ -93,4 +94,4 @@ class FlowDistribution(Distribution):
 
     def _contexts(self, batch: Size) -> Tensor | None:
         """Return one context for each sample of a flattened batch, (B, C)."""
-        return None if self.c is None else self.c.expand(*batch, -1).reshape(batch.numel(), -1)
+        return None if self.c is None else self.c.expand(*batch, -1).reshape(batch.numel(), self.c.shape[-1])

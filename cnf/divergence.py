@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vjp
 
-from anode.errors import InputError, check_choice
+from anode.errors import InputError
 from anode.fields import Field
-
-NOISES = ("rademacher", "gaussian")
 
 
 class Rates(NamedTuple):
@@ -34,9 +33,6 @@ def exact_divergence(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None
         x: state, (B, *S).
         c: context, (B, C), or None.
         frobenius: also compute the squared Frobenius norm of df/dx, which always takes D pull-backs.
-
-    Returns:
-        The :class:`Rates`.
     """
     closed_form = field.velocity_and_divergence(t, x, c)
     if closed_form is None:
@@ -46,7 +42,7 @@ def exact_divergence(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None
 
 def exact_by_pullbacks(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
     """Evaluate :func:`exact_divergence` of any field by one forward pass and D pull-backs e_i' df/dx."""
-    velocity, pull = vjp(lambda x: field(t, x, c), x)[:2]
+    velocity, pull = _vjp(field, t, x, c)
     positions = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
     divergence = norm = x.new_zeros(len(x))
     for i in range(x[0].numel()):
@@ -72,14 +68,22 @@ def hutchinson_divergence(
         frobenius: also estimate the squared Frobenius norm without bias: the mean of |eps' df/dx|^2.
 
     References:
-        Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud 2019, arXiv 1810.01367, equation 7; Finlay, Jacobsen,
-        Nurbekyan, Oberman 2020, arXiv 2002.02798, section 3.2 (the norm).
+        Grathwohl et al. 2019, arXiv 1810.01367, equation 7; Finlay et al. 2020, arXiv 2002.02798, section 3.2 (the
+        norm).
     """
-    velocity, pull = vjp(lambda x: field(t, x, c), x)[:2]
+    velocity, pull = _vjp(field, t, x, c)
     rows = [pull(probe)[0].flatten(1) for probe in eps]  # eps' df/dx
     estimates = [(row * probe.flatten(1)).sum(1) for row, probe in zip(rows, eps, strict=True)]
     norms = torch.stack([row.square().sum(1) for row in rows]).mean(0) if frobenius else None
     return Rates(velocity, torch.stack(estimates).mean(0), norms)
+
+
+def _vjp(field: Field, t: Tensor, x: Tensor, c: Tensor | None) -> tuple[Tensor, Callable[..., tuple[Tensor]]]:
+    """Return f(t, x, c) and the map from v to v' df/dx."""
+    velocity, pull, *_ = vjp(lambda x: field(t, x, c), x)
+    if velocity.shape != x.shape:
+        raise InputError(f"the field returns {tuple(velocity.shape)} for x of shape {tuple(x.shape)}: make them alike")
+    return velocity, pull
 
 
 def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor:
@@ -87,13 +91,5 @@ def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor
 
     ``noise`` is ``"rademacher"``, signs with the smaller variance, or ``"gaussian"``.
     """
-    check_probes(probes, noise)
     eps = torch.empty(probes, *x.shape, dtype=x.dtype, device=x.device)
     return eps.normal_() if noise == "gaussian" else eps.bernoulli_().mul_(2).sub_(1)
-
-
-def check_probes(probes: int, noise: str) -> None:
-    """Raise an :class:`~anode.InputError` unless :func:`probe_noise` can draw these probes."""
-    check_choice("noise", noise, NOISES)
-    if probes < 1:
-        raise InputError(f"probes={probes} must be at least 1")

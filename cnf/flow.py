@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from anode.errors import InputError
 from anode.solver import Solver, solvers_in, with_solver
-from cnf.bases import Base, check_samples
+from cnf.bases import Base
 from cnf.continuous import Continuous, split_at_ode
 from cnf.distribution import FlowDistribution
 from cnf.transforms import Compose, SolveOptions, Transform
@@ -53,13 +53,13 @@ class Density(nn.Module):
         stochastic: True if :meth:`elbo` draws auxiliary variables; it is then a bound that more draws tighten.
         couples_base: True if a base point of :meth:`matching_pair` belongs to one data point and must not be re-paired.
         has_rsample: True if samples can carry gradients, by :meth:`rsample`.
-        description: the configuration it was built from, by :func:`cnf.density_model`; None if composed by hand.
-        context: number of context features of a model built by :func:`cnf.density_model`.
+        description: the configuration from which :func:`cnf.density_model` built it; None if composed by hand.
+        context: number of context features; None if composed by hand.
         levels: number of values of each element of discrete data; None for real numbers.
     """
 
     description: DensityConfig | None = None
-    context: int = 0
+    context: int | None = None
     levels: int | None = None
     event_shape: torch.Size
     support: constraints.Constraint
@@ -117,10 +117,35 @@ class Density(nn.Module):
         """
         raise NotImplementedError
 
+    def check_samples(self, name: str, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
+        """Raise an :class:`anode.InputError` unless samples x (B, *S) and contexts c (B, C) suit the density.
+
+        ``finite`` also checks the values, which waits for the device. The message calls the samples ``name``.
+        """
+        dtype = self.like.dtype
+        given = ((name, x),) if c is None else ((name, x), ("c", c))
+        for label, values in given:
+            if not isinstance(values, Tensor):
+                raise InputError(f"{label} is of type {type(values).__name__}: pass a tensor of {dtype}")
+        if x.shape[1:] != self.event_shape or x.ndim == 0:
+            size = ", ".join(map(str, ("B", *self.event_shape)))
+            raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
+        size = None if c is None else tuple(c.shape)
+        wanted = "(B, C)" if self.context is None else (len(x), self.context) if self.context else None
+        fits = c is None or (c.ndim == 2 and len(c) == len(x)) if self.context is None else size == wanted
+        if not fits:
+            raise InputError(f"c of shape {size} does not fit {len(x)} samples: pass {wanted}")
+        for label, values in given:
+            if values.dtype != dtype:
+                raise InputError(f"{label} has dtype {values.dtype}, the flow {dtype}: pass {label}.to({dtype})")
+            if finite and not torch.isfinite(values).all():
+                bad = int((~torch.isfinite(values)).reshape(len(values), -1).any(1).sum())
+                raise InputError(f"{label} is not finite in {bad} of {len(values)} samples: remove those")
+
     def check_num_samples(self, samples: int) -> None:
-        """Raise an :class:`~anode.InputError` for a number of draws that does not tighten the bound."""
+        """Raise an :class:`anode.InputError` unless a number of draws can tighten the bound."""
         if samples != 1 and not self.stochastic:
-            raise InputError(f"samples={samples} must be 1: {type(self).__name__} has nothing that more draws tighten")
+            raise InputError(f"samples={samples} must be 1: {type(self).__name__} does not have a bound to tighten")
         if samples < 1:
             raise InputError(f"samples={samples} must be at least 1")
 
@@ -151,7 +176,7 @@ class Density(nn.Module):
         raise NotImplementedError
 
     def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """Draw n samples (n, *S) with gradients to parameters and contexts; an InputError without has_rsample."""
+        """Draw n samples (n, *S) with gradients to parameters and contexts, if ``has_rsample`` is True."""
         raise self._no_rsample()
 
     def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -184,7 +209,7 @@ class Flow(Density):
 
     Args:
         transform: the map g from data to base.
-        base: the distribution of z, such as :class:`~cnf.Normal`.
+        base: the distribution of z, such as :class:`cnf.Normal`.
 
     Example:
         >>> from anode import MLPField
@@ -194,11 +219,14 @@ class Flow(Density):
         (torch.Size([5]), torch.Size([7, 2]))
 
     References:
-        Papamakarios, Nalisnick, Rezende, Mohamed, Lakshminarayanan 2021, arXiv 1912.02762.
+        Papamakarios et al. 2021, arXiv 1912.02762.
     """
 
     def __init__(self, transform: Transform, base: Base) -> None:
         super().__init__()
+        if not (isinstance(transform, Transform) and isinstance(base, Base)):
+            kinds = f"{type(transform).__name__}, {type(base).__name__}"
+            raise InputError(f"Flow({kinds}) needs a Transform, such as Continuous(field), and a Base, such as Normal")
         self.transform = transform
         self.base = base
         self.event_shape = base.shape
@@ -218,19 +246,19 @@ class Flow(Density):
 
     @override
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        self._check("x", x, c)
+        self.check_samples("x", x, c)
         z, log_det, _ = self.transform(x, c)
         return self.base.log_prob(z) + log_det
 
     @override
     def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
-        self._check("x", x, c, finite=False)
+        self.check_samples("x", x, c, finite=False)
         z, log_det, energies = self.transform(x, c, **self.transform.keywords(options))
         return Elbo(self.base.log_prob(z) + log_det, energies)
 
     @override
     def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
-        self._check("x", x, c, finite=False)
+        self.check_samples("x", x, c, finite=False)
         static, ode = self.split_at_ode()
         return MatchingPair(ode, static.encode(x, c), self.base.sample(len(x)), c)
 
@@ -257,18 +285,18 @@ class Flow(Density):
         if not self.has_rsample:
             raise self._no_rsample()
         z, c = self.base.sample(n), expand_context(c, n)
-        self._check("z", z, c)
+        self.check_samples("z", z, c)
         x, log_det, _ = self.transform.inverse(z, c)
         return x, self.base.log_prob(z) - log_det
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Map data x (B, *S) to base points z, without the log-determinant."""
-        self._check("x", x, c)
+        self.check_samples("x", x, c)
         return self.transform.encode(x, c)
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Map base points z to data x (B, *S), without the log-determinant."""
-        self._check("z", z, c)
+        self.check_samples("z", z, c)
         return self.transform.decode(z, c)
 
     @torch.no_grad()
@@ -286,7 +314,7 @@ class Flow(Density):
         Returns:
             (T, B, *S).
         """
-        self._check("z", z, c)
+        self.check_samples("z", z, c)
         parts = split_at_ode(self.transform)
         if parts is None:
             until = [self.transform.keywords(SolveOptions(t_data=float(time))) for time in times]
@@ -301,9 +329,6 @@ class Flow(Density):
     @override
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.decode(self.encode(x, c), c)
-
-    def _check(self, name: str, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
-        check_samples(name, x, c, self.base.shape, self.like.dtype, finite)
 
 
 def expand_context(c: Tensor | None, n: int) -> Tensor | None:

@@ -3,72 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from anode import SecondOrderField
 from anode.errors import InputError, check_choice
-from cnf.couplings import COUPLINGS
 from cnf.flow import Density
 from cnf.maximum_likelihood import Batch, check_weight, split_batch
 
-
-class Interpolant(NamedTuple):
-    """The path alpha x + beta z from z to x at a time."""
-
-    alpha: Tensor  # share of the data
-    beta: Tensor  # share of the base
-    alpha_rate: Tensor  # d alpha / dt
-    beta_rate: Tensor  # d beta / dt
-
-
-def _straight(t: Tensor) -> Interpolant:
-    return Interpolant(t, 1 - t, torch.ones_like(t), -torch.ones_like(t))
-
-
-def _variance_preserving(t: Tensor) -> Interpolant:
-    angle = math.pi / 2 * t
-    alpha, beta = angle.sin(), angle.cos()
-    return Interpolant(alpha, beta, math.pi / 2 * beta, -math.pi / 2 * alpha)
-
-
-INTERPOLATIONS: dict[str, Callable[[Tensor], Interpolant]] = {
-    "straight": _straight,
-    "variance-preserving": _variance_preserving,
-}
+COUPLINGS = ("independent", "optimal-transport")
+INTERPOLATIONS = ("straight", "variance-preserving")
 
 
 class FlowMatching(nn.Module):
     r"""Conditional flow matching: the field learns the mean velocity of paths from base points to data points.
 
-        loss = mean over x, z and t of |f(t, x_t) - (alpha'_t x + beta'_t z)|^2 / D + weight KL(q(a given x), N(0, I))
+        loss = mean over x, z and t of |f(t, x_t) - (alpha'_t x + beta'_t z)|^2 / D + kl KL(q(a given x), N(0, I))
         x_t = alpha_t x + beta_t z + sigma eps,        z from the base, eps ~ N(0, I), t ~ U[0, 1]
 
-    Its minimiser carries the base at t = 0 to the data at t = 1, blurred by sigma. The field is the one of the flow, so
-    ``log_prob`` and ``sample`` work at once. The lift and the static transforms of the model apply to the data first.
-    The times of a batch are stratified, one in each of B equal intervals, in random order. The noise blurs both ends:
-    paths begin at N(0, (1 + sigma^2) I), whereas samples begin at N(0, I). For augmented data (x, a), the last term
-    keeps a learned q near the base; it is absent if q is not learned. Parameters of the base are not trained.
+    Its minimiser carries the base at t = 0 to the data at t = 1, blurred by sigma. It trains the field of the model
+    itself, whose ``log_prob`` and ``sample`` need no further step. The lift and the static transforms of the model
+    apply to the data first. The times of a batch are stratified, one in each of B equal intervals, in random order.
+    The noise blurs both ends: paths begin at N(0, (1 + sigma^2) I), whereas samples begin at N(0, I). The last term
+    keeps a learned q near its default; it is absent if q is not learned. Parameters of the base are not trained.
 
     Args:
-        model: a flow whose transform ends with its one :class:`~cnf.Continuous`, or a lifted one.
-        coupling: ``"independent"``, or ``"optimal-transport"`` within each batch; see :mod:`cnf.couplings`.
+        model: a flow whose transform ends with its one :class:`cnf.Continuous`, or a lifted one.
+        coupling: ``"independent"``, or ``"optimal-transport"`` within each batch; see :func:`optimal_transport`.
         interpolation: ``"straight"``, alpha = t and beta = 1 - t, or ``"variance-preserving"``, alpha = sin(pi t / 2)
             and beta = cos(pi t / 2).
         sigma: standard deviation of the noise, in units of the standardised data.
         kl: weight of the divergence of a learned q from its default, N(0, I) or uniform dequantisation noise.
 
-    Raises:
-        InputError: for an unknown coupling or interpolation; a coupling for a model whose base points belong to their
-            data; a negative sigma or weight; a flow of several ODEs, or a second-order field, whose velocities are
-            given.
-
     References:
-        Lipman, Chen, Ben-Hamu, Nickel, Le 2023, arXiv 2210.02747; Tong et al. 2023, arXiv 2302.00482; Albergo,
-        Vanden-Eijnden 2023, arXiv 2209.15571 (variance-preserving).
+        Lipman et al. 2023, arXiv 2210.02747; Tong et al. 2023, arXiv 2302.00482; Albergo, Vanden-Eijnden 2023, arXiv
+        2209.15571 (variance-preserving).
 
     Example:
         >>> from cnf import density_model
@@ -99,7 +70,7 @@ class FlowMatching(nn.Module):
             )
         self.model = model
         self.coupling = coupling
-        self.interpolate = INTERPOLATIONS[interpolation]
+        self.interpolation = interpolation
         self.sigma = sigma
         self.kl = kl
 
@@ -107,28 +78,36 @@ class FlowMatching(nn.Module):
         """Compute the loss, a scalar.
 
         Args:
-            batch: samples x (B, *S), or the pair (x, c) of samples and contexts (B, C).
-
-        Raises:
-            InputError: for an empty batch, shapes that do not fit the flow, or contexts with a coupling, which would
-                make base points depend on contexts, unlike in sampling.
+            batch: samples x (B, *S), or with ``coupling="independent"`` the pair (x, c) of samples and contexts (B, C).
         """
         x, c = split_batch(batch)
         if c is not None and self.coupling != "independent":
             raise InputError("a coupling makes base points depend on contexts: use coupling='independent' with them")
         ode, x, z, c, kl = self.model.matching_pair(x, c)
-        z = COUPLINGS[self.coupling](z, x)
-        t = _stratified_times(x)
-        alpha, beta, alpha_rate, beta_rate = self.interpolate(t.view(-1, *[1] * (x.ndim - 1)))
+        if self.coupling == "optimal-transport":
+            z = optimal_transport(z, x)
+        part = torch.randperm(len(x), device=x.device)
+        t = (part + torch.rand(len(x), dtype=x.dtype, device=x.device)) / len(x)
+        alpha = t.view(-1, *[1] * (x.ndim - 1))
+        beta, velocity = 1 - alpha, x - z
+        if self.interpolation == "variance-preserving":
+            alpha, beta = torch.sin(math.pi / 2 * alpha), torch.cos(math.pi / 2 * alpha)
+            velocity = math.pi / 2 * beta * x - math.pi / 2 * alpha * z
         point = alpha * x + beta * z
         if self.sigma:
             point = point + self.sigma * torch.randn_like(x)
-        velocity = alpha_rate * x + beta_rate * z
         loss = (ode.field(t, point, c) - velocity).square().mean()
         return loss if kl is None else loss + self.kl * kl.mean()
 
 
-def _stratified_times(x: Tensor) -> Tensor:
-    """Draw one time in each of B equal intervals of [0, 1], in random order."""
-    part = torch.randperm(len(x), device=x.device)
-    return (part + torch.rand(len(x), dtype=x.dtype, device=x.device)) / len(x)
+@torch.no_grad()
+def optimal_transport(z: Tensor, x: Tensor) -> Tensor:
+    """Permute base points z (B, *S) to minimise the sum of |x_i - z_i|^2 over a batch of data x (B, *S), exactly.
+
+    The assignment problem takes O(B^3) at worst: on one core 0.1 seconds for B = 512, one second for 1024.
+
+    References:
+        Tong et al. 2023, arXiv 2302.00482; Pooladian et al. 2023, arXiv 2304.14772.
+    """
+    costs = torch.cdist(x.flatten(1), z.flatten(1)).square()  # |x_i - z_j|^2, (B, B)
+    return z[torch.as_tensor(linear_sum_assignment(costs.cpu().numpy())[1], device=z.device)]

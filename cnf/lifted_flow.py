@@ -11,7 +11,6 @@ from torch.distributions import constraints
 from typing_extensions import override
 
 from anode.errors import InputError
-from cnf.bases import check_samples
 from cnf.continuous import Continuous
 from cnf.flow import Density, Elbo, MatchingPair, max_copies, repeat_samples
 from cnf.lifts import Lift
@@ -25,10 +24,7 @@ class LiftedFlow(Density):
 
     Args:
         lift: the map from x to y.
-        flow: the density of y, a :class:`~cnf.Flow` or a :class:`~cnf.MixtureFlow`.
-
-    Raises:
-        InputError: if ``lift`` is not a :class:`Lift`; in particular, zero padding does not give a density.
+        flow: the density of y, a :class:`cnf.Flow` or a :class:`cnf.MixtureFlow`.
 
     Example:
         >>> from cnf import Dequantize, Flow, Logit, Normal
@@ -87,7 +83,7 @@ class LiftedFlow(Density):
                 mean of exp(estimate) is too large, so that the result would not be a bound.
 
         References:
-            Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519, equation 8.
+            Burda et al. 2016, arXiv 1509.00519, equation 8.
         """
         self.check_num_samples(samples)
         x = self._prepare(x, c)
@@ -130,8 +126,9 @@ class LiftedFlow(Density):
 
     def _prepare(self, x: Tensor, c: Tensor | None) -> Tensor:
         """Convert integers to the type of the model, and check shape and type."""
-        x = x if x.is_floating_point() else x.to(self.like.dtype)
-        check_samples("x", x, c, self.event_shape, self.like.dtype, finite=False)
+        if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()):
+            x = x.to(self.like.dtype)
+        self.check_samples("x", x, c, finite=False)
         return x
 
     def _log_weight(self, x: Tensor, c: Tensor | None) -> Tensor:

@@ -56,18 +56,14 @@ class Lift(nn.Module):
         raise NotImplementedError
 
     def check_values(self, x: Tensor) -> None:
-        """Raise an :class:`~anode.InputError` for values that cannot be lifted; it reads x, so that a GPU waits."""
+        """Raise an :class:`anode.InputError` for values that cannot be lifted; it reads x, so that a GPU waits."""
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
         if bad:
             raise InputError(f"x is not finite in {bad} of {len(x)} samples: remove those")
 
 
 class ComposeLifts(Lift):
-    """Lifts in sequence; the first is next to the data.
-
-    Args:
-        lifts: at least one.
-    """
+    """One or more lifts in sequence; the first is next to the data."""
 
     def __init__(self, lifts: Sequence[Lift]) -> None:
         super().__init__()
@@ -98,9 +94,6 @@ class TransformLift(Lift):
     """An invertible transform as a lift: y = g(x) with log q(y given x) = -log |det dg/dx|.
 
     It lets the next lift see standardised data.
-
-    Args:
-        transform: g.
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -131,11 +124,8 @@ class VariationalAugment(Lift):
         shape: shape S of one sample, for ``"learned"``.
         hidden: width of the network.
 
-    Raises:
-        InputError: for less than one dimension, an unknown posterior, or a learned one without a shape.
-
     References:
-        Huang, Dinh, Courville 2020, arXiv 2002.07101; Chen, Lu, Chenli, Zhu, Tian 2020, arXiv 2002.09741.
+        Huang et al. 2020, arXiv 2002.07101; Chen et al. 2020, arXiv 2002.09741.
 
     Example:
         >>> y, log_q, _ = VariationalAugment(3)(torch.randn(5, 2))
@@ -189,12 +179,9 @@ class Dequantize(Lift):
         shape: shape S of one sample, for ``"learned"``.
         hidden: width of the network.
 
-    Raises:
-        InputError: for fewer than 2 levels, an unknown noise, or a learned one without a shape.
-
     References:
-        Theis, van den Oord, Bethge 2016, arXiv 1511.01844, section 3.1 (uniform); Ho, Chen, Srinivas, Duan, Abbeel
-        2019, arXiv 1902.00275, section 3.1 (variational).
+        Theis et al. 2016, arXiv 1511.01844, section 3.1 (uniform); Ho et al. 2019, arXiv 1902.00275, section 3.1
+        (variational).
     """
 
     def __init__(

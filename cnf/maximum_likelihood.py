@@ -20,7 +20,7 @@ class MaximumLikelihood(nn.Module):
 
         loss = mean over the batch of [-log p(x) + sum_e weight_e E_e(x)]
 
-    Energies are sums over the dimensions of a sample; see :class:`~cnf.Continuous`. A published weight of 0.01 on means
+    Energies are sums over the dimensions of a sample; see :class:`cnf.Continuous`. A published weight of 0.01 on means
     over dimensions, added to a loss in bits/dim, is 0.01 log 2 = 0.0069 here.
 
     If a model draws auxiliary variables y, log p(x) is bounded by K draws (IWAE), log (1/K) sum_k p(y_k) / q(y_k).
@@ -30,16 +30,12 @@ class MaximumLikelihood(nn.Module):
         kinetic: weight of the kinetic energy.
         frobenius: weight of the squared norm of the Jacobian.
         acceleration: weight of the squared acceleration of state and log-density.
-        steer: largest random shift of the base time; see :class:`~cnf.SolveOptions`.
+        steer: largest random shift of the base time; see :class:`cnf.SolveOptions`.
         samples: K, for a bound.
 
-    Raises:
-        InputError: for a weight that is negative or not finite, ``steer`` outside [0, 1), or either for a model
-            without an ODE; for K > 1 if the log-density of the model is exact or an estimate.
-
     References:
-        Finlay, Jacobsen, Nurbekyan, Oberman 2020, arXiv 2002.02798; Ghosh, Behl, Dupont, Torr, Namboodiri 2020,
-        arXiv 2006.10711; Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519 (IWAE).
+        Finlay et al. 2020, arXiv 2002.02798; Ghosh et al. 2020, arXiv 2006.10711; Burda et al. 2016, arXiv 1509.00519
+        (IWAE).
 
     Example:
         >>> import torch
@@ -79,7 +75,7 @@ class MaximumLikelihood(nn.Module):
                 rises from 0 to 1 in a warm-up, which keeps q from collapsing; below 1, the loss is not a bound.
 
         References:
-            Sonderby, Raiko, Maaloe, Sonderby, Winther 2016, arXiv 1602.02282 (warm-up).
+            Sonderby et al. 2016, arXiv 1602.02282 (warm-up).
         """
         terms = self.terms(batch, kl_weight=kl_weight)
         loss = terms["nll"]
@@ -106,17 +102,13 @@ class MaximumLikelihood(nn.Module):
 
 
 def check_weight(name: str, value: float) -> None:
-    """Raise an :class:`~anode.InputError` unless a value is a finite number from 0."""
+    """Raise an :class:`anode.InputError` unless a value is a finite number from 0."""
     if not (value >= 0 and math.isfinite(value)):
         raise InputError(f"{name}={value} must be a finite number from 0, such as 1e-3")
 
 
 def split_batch(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Split a batch into samples and contexts; the contexts are None if it has none.
-
-    Raises:
-        InputError: for an empty batch.
-    """
+    """Split a batch, which must not be empty, into samples and contexts; the contexts are None if it has none."""
     x, c = (batch, None) if isinstance(batch, Tensor) else batch
     if len(x) == 0:
         raise InputError("the batch is empty: pass at least one sample")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.errors import InputError
-from cnf.bases import Mixture, Normal, check_samples, sample_categorical
+from cnf.bases import Mixture, Normal, sample_categorical
 from cnf.continuous import Continuous
 from cnf.flow import Density, Elbo, MatchingPair, expand_context, max_copies, repeat_samples
 from cnf.transforms import Compose, SolveOptions, Transform
@@ -38,7 +38,7 @@ class MixtureFlow(Density):
         InputError: for an estimated divergence, because a sum of exponentials of estimates would be biased.
 
     References:
-        Dinh, Sohl-Dickstein, Larochelle, Pascanu 2019, arXiv 1903.07714 (mixtures of flows by a discrete index).
+        Dinh et al. 2019, arXiv 1903.07714 (mixtures of flows by a discrete index).
 
     Example:
         >>> from anode import MLPField
@@ -61,7 +61,8 @@ class MixtureFlow(Density):
         self.support = constraints.independent(static.domain, len(mixture.shape))
         self.stochastic = sample_component
         self.posterior = copy.deepcopy(mixture).requires_grad_(False) if sample_component else None
-        self._check_divergence()
+        if ode.divergence != "exact":
+            raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
 
     @property
     @override
@@ -79,7 +80,7 @@ class MixtureFlow(Density):
 
     def log_joint(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Compute log p(x, k given c) in nats for every component, (K, B); its softmax is p(k given x)."""
-        self._check(x, c)
+        self.check_samples("x", x, c)
         return self._log_joint_of_all(x, c, None)[0]
 
     @override
@@ -89,7 +90,7 @@ class MixtureFlow(Density):
             k, log_q = self._draw_component(self.posterior, self._static_point(x, c))
             log_joint, energies = self._log_joint(x, k, c, options)
             return Elbo(log_joint - log_q, energies)
-        self._check(x, c, finite=False)
+        self.check_samples("x", x, c, finite=False)
         log_joint, energies = self._log_joint_of_all(x, c, options)
         shares = log_joint.detach().softmax(0)
         return Elbo(log_joint.logsumexp(0), {name: (shares * energy).sum(0) for name, energy in energies.items()})
@@ -130,15 +131,8 @@ class MixtureFlow(Density):
         return self.static.decode(self.mixture.from_component(self.ode.decode(z, self._context(k, c)), k))
 
     def _static_point(self, x: Tensor, c: Tensor | None) -> Tensor:
-        self._check(x, c, finite=False)
+        self.check_samples("x", x, c, finite=False)
         return self.static.encode(x)
-
-    def _check(self, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
-        check_samples("x", x, c, self.base.shape, self.like.dtype, finite)
-
-    def _check_divergence(self) -> None:
-        if self.ode.divergence != "exact":
-            raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
 
     def _context(self, k: Tensor, c: Tensor | None) -> Tensor:
         """Join the indicators of components (B,) and the context of a conditional density."""
@@ -166,7 +160,6 @@ class MixtureFlow(Density):
         self, x: Tensor, c: Tensor | None, options: SolveOptions | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute log p(x, k) and the energies for every component, (K, B); see :func:`cnf.flow.max_copies`."""
-        self._check_divergence()
         log_joint, energies = [], []
         for ks in torch.arange(len(self.mixture.logits), device=x.device).split(max_copies(x)):
             points, contexts = repeat_samples(len(ks), x, c)

@@ -13,9 +13,10 @@ from pydantic import Field as Range
 from torch import Tensor
 
 from anode import ConvField, ConvStackField, Field, MLPField, SecondOrderField, Solver, UNetField, classifiers, storage
-from anode.classifiers import Classifier
+from anode.blocks import check_fit_samples
+from anode.classifiers import Classifier, check_shape
 from anode.errors import InputError, config
-from anode.layers import CONV_TIMES, ActivationName
+from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths
 from cnf.bases import Mixture, Normal
 from cnf.continuous import Continuous
 from cnf.flow import Density, Flow
@@ -59,12 +60,12 @@ class DensityConfig:
     """
 
     field: Literal["mlp", "conv", "stack", "unet"] = "mlp"
-    hidden: tuple[PositiveInt, ...] = (128, 128)
+    hidden: Widths = (128, 128)
     activation: Annotated[
         tuple[ActivationName, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)
     ] = ("tanh",)
     time: Literal["none", "concat", "bias", "squash"] = "bias"
-    blocks: PositiveInt = 1
+    blocks: Blocks = 1
     multiscale: bool = False
     whiten: bool = False
     base: Literal["normal", "mixture"] = "normal"
@@ -97,13 +98,8 @@ class DensityConfig:
             shape: shape S of one sample.
             context: number of context features.
             levels: number of values of each element of discrete data; None for real numbers.
-
-        Raises:
-            InputError: if they do not.
         """
-        shape = tuple(shape)
-        if len(shape) not in (1, 3) or any(type(side) is not int or side < 1 for side in shape):
-            raise InputError(f"shape={shape} must be (D,) for vectors or (C, H, W) for images")
+        shape = check_shape(shape)
         if type(context) is not int or context < 0:
             raise InputError(f"context={context!r} must be a number of features, 0 for an unconditional density")
         if levels is not None and (type(levels) is not int or levels < 2):
@@ -112,14 +108,8 @@ class DensityConfig:
         self._validate_augmentation(shape, context)
         if levels is not None and self.alpha == 0:
             raise InputError("alpha=0 makes the logits of the first and last level infinite: pass 1e-6 or more")
-        for name, condition in self.without_effect(levels).items():
-            if getattr(self, name) != getattr(DensityConfig(), name):
-                raise InputError(f"{name}={getattr(self, name)!r} has an effect only with {condition}: leave it out")
-
-    def without_effect(self, levels: int | None = None) -> dict[str, str]:
-        """Return the names of the fields that have no effect, each with the condition under which it has one."""
         mixes = self.base == "mixture" or self.mixes_flows
-        conditions = [
+        effects = [
             (self.field != "unet", "a field other than 'unet'", ("activation", "time")),
             (self.extra > 0, "extra of at least 1", ("posterior",)),
             (self.base == "mixture", "base='mixture'", ("components",)),
@@ -127,7 +117,9 @@ class DensityConfig:
             (self.divergence == "hutchinson", "divergence='hutchinson'", ("probes", "noise")),
             (levels is not None, "discrete data (levels)", ("dequantization", "alpha")),
         ]
-        return {name: condition for holds, condition, names in conditions if not holds for name in names}
+        for name, condition in [(name, text) for holds, text, names in effects if not holds for name in names]:
+            if getattr(self, name) != getattr(DensityConfig(), name):
+                raise InputError(f"{name}={getattr(self, name)!r} has an effect only with {condition}: leave it out")
 
     def _validate_field(self, shape: Sequence[int]) -> None:
         if self.field != "mlp" and len(shape) != 3:
@@ -186,11 +178,8 @@ def density_model(
         values: fields of :class:`DensityConfig`, in place of ``config``.
 
     Returns:
-        A :class:`~cnf.Flow`; a :class:`~cnf.MixtureFlow` with categorical augmentation; a :class:`~cnf.LiftedFlow` with
+        A :class:`cnf.Flow`; a :class:`cnf.MixtureFlow` with categorical augmentation; a :class:`cnf.LiftedFlow` with
         ``levels`` or augmented dimensions.
-
-    Raises:
-        InputError: for an unknown name, a value out of range, values that exclude each other, or data that do not fit.
 
     Example:
         >>> flow = density_model((3,), hidden=(64, 64), context=2)
@@ -202,7 +191,7 @@ def density_model(
     if config is not None and values:
         raise InputError(f"config and {', '.join(values)} exclude each other: use dataclasses.replace(config, ...)")
     config = config or DensityConfig(**values)
-    shape = tuple(shape)
+    shape = check_shape(shape)
     config.validate(shape, context, levels)
 
     state = (shape[0] + config.augmented, *shape[1:])
@@ -248,9 +237,6 @@ def save(model: Density, folder: str | Path, **notes: Any) -> None:
         model: the model.
         folder: created if missing; files with those names are replaced.
         notes: further plain values for ``config.json``.
-
-    Raises:
-        InputError: for a model composed by hand, which plain values cannot rebuild.
     """
     storage.save_model(folder, KIND, model, model.arguments, **notes)
 
@@ -261,9 +247,6 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Flow |
     Args:
         folder: a run of ``train-flows``, or a folder written by :func:`save` or :func:`anode.save`.
         device: the CPU if omitted.
-
-    Raises:
-        CheckpointError: if the folder is missing, damaged, or holds something else.
     """
     if storage.read_config(folder, KIND, classifiers.KIND)["kind"] == classifiers.KIND:
         return classifiers.load(folder, device)
@@ -287,10 +270,7 @@ def _build_field(config: DensityConfig, channels: int, pixels: int, context: int
 
 def _to_real_numbers(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
     """Check the data; dequantise them and apply the logit if they are discrete."""
-    if data.shape[1:] != torch.Size(shape):
-        raise InputError(f"data of shape {tuple(data.shape)} do not fit samples of shape {tuple(shape)}")
-    if len(data) == 0 or not torch.isfinite(data.float()).all():
-        raise InputError(f"data of shape {tuple(data.shape)} must be finite and not empty to be standardised by")
+    check_fit_samples(data, shape)
     if levels is None:
         return data
     lift = Dequantize(levels)

@@ -18,13 +18,7 @@ SMALLEST = 4  # pixels a side of the smallest scale
 
 
 class Squeeze(Transform):
-    """Reshape each square of 2x2 pixels into four channels: (C, 2H, 2W) to (4C, H, W), a permutation.
-
-    Raises:
-        InputError: by :meth:`forward`, for images with an odd number of pixels a side.
-
-    References:
-        Dinh, Sohl-Dickstein, Bengio 2017, arXiv 1605.08803, section 3.6.
+    """A permutation that turns each square of 2x2 pixels into four channels: (C, 2H, 2W) to (4C, H, W).
 
     Example:
         >>> Squeeze().encode(torch.arange(4.0).view(1, 1, 2, 2)).flatten()
@@ -50,12 +44,8 @@ class Multiscale(Transform):
     Args:
         scales: from the largest image to the smallest; all but the last :class:`Squeeze` their images once.
 
-    Raises:
-        InputError: for an empty list.
-
     References:
-        Dinh, Sohl-Dickstein, Bengio 2017, arXiv 1605.08803, section 3.6; Grathwohl, Chen, Bettencourt, Sutskever,
-        Duvenaud 2019, arXiv 1810.01367.
+        Dinh et al. 2017, arXiv 1605.08803, section 3.6; Grathwohl et al. 2019, arXiv 1810.01367.
     """
 
     takes_options = True
@@ -74,9 +64,6 @@ class Multiscale(Transform):
             shape: (C, H, W) of the images.
             block: makes a transform of images with the given number of channels.
             blocks: number of blocks before, and number after each squeeze.
-
-        Raises:
-            InputError: for images with an odd number of pixels a side.
         """
         channels, height, width = shape
         if height % 2 or width % 2:

@@ -19,12 +19,8 @@ class ReverseKL(nn.Module):
     Samples and their log-densities come from one solve, and gradients pass through both.
 
     Args:
-        flow: q, whose base has reparameterised samples, such as :class:`~cnf.Normal`.
+        flow: q, whose base has reparameterised samples, such as :class:`cnf.Normal`.
         log_target: log p~ of points (B, *S), (B,), differentiable.
-
-    Raises:
-        InputError: for a model that is not a :class:`~cnf.Flow`, a base whose samples carry no gradient to its own
-            parameters, or a target that cannot be called.
 
     References:
         Rezende, Mohamed 2015, arXiv 1505.05770.
@@ -47,15 +43,7 @@ class ReverseKL(nn.Module):
         self.log_target = log_target
 
     def forward(self, batch: int) -> Tensor:
-        """Compute the loss, a scalar.
-
-        Args:
-            batch: number of samples to draw from the flow, at least one.
-
-        Raises:
-            InputError: if ``log_target`` does not return a finite log-density for each sample, or returns one without
-                a gradient.
-        """
+        """Compute the loss, a scalar, from a number of samples of the flow, at least one."""
         if not isinstance(batch, int) or batch < 1:
             raise InputError(f"batch={batch} must be a number of samples, at least 1: they are drawn from the flow")
         x, log_q = self.flow.rsample_and_log_prob(batch)

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 from typing_extensions import override
 
-from anode.blocks import MeanScale
+from anode.blocks import MeanScale, check_fit_samples
 from anode.errors import InputError, check_choice, config
 
 ENERGIES = ("kinetic", "frobenius", "acceleration")
@@ -25,17 +25,14 @@ class SolveOptions:
     """Options of ODE solves for training and for paths.
 
     Attributes:
-        energies: path energies to integrate; see :class:`~cnf.Continuous`.
+        energies: path energies to integrate; see :class:`cnf.Continuous`.
         steer: b; the time of the base is drawn uniformly from [-b, b] instead of 0 (STEER). Use the resulting
             likelihood for training only.
         t_data: s; every ODE runs between the times 0 and s instead of 0 and 1, so that the data are x(s). At 0 only
             the static transforms are left.
 
-    Raises:
-        InputError: for an unknown energy, ``t_data`` outside [0, 1], or ``steer`` outside [0, t_data).
-
     References:
-        Ghosh, Behl, Dupont, Torr, Namboodiri 2020, arXiv 2006.10711 (STEER).
+        Ghosh et al. 2020, arXiv 2006.10711 (STEER).
     """
 
     energies: tuple[str, ...] = ()
@@ -106,11 +103,7 @@ class Transform(nn.Module):
 
 
 class Compose(Transform):
-    """A chain of transforms, the first next to the data.
-
-    Args:
-        transforms: in the order from data to base.
-    """
+    """A chain of transforms, in the order from data to base."""
 
     takes_options = True
 
@@ -150,15 +143,7 @@ class Compose(Transform):
 class Standardize(MeanScale, Transform):
     """z = (x - mean) / scale, elementwise.
 
-    Mean and scale are stored with the model, so that a flow speaks the original units of its data.
-
-    Args:
-        shape: shape S of one sample.
-
-    Example:
-        >>> standardize = Standardize((2,)).fit(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))
-        >>> standardize.encode(torch.tensor([[1.0, 20.0]]))
-        tensor([[0., 0.]])
+    Mean and scale are stored with the model, so that a flow takes and returns data in their original units.
     """
 
     @override
@@ -174,15 +159,13 @@ class Whiten(Transform):
     """z = C^(-1/2) (x - m) for mean m and covariance C: the symmetric whitening, which keeps z nearest to x.
 
     A flow after it starts as the Gaussian of full covariance, so that its ODE need not undo linear correlations.
-
-    Eigenvalues of C below 1e-8 of the largest are raised to that: beyond it, single precision cannot tell data from
-    rounding.
+    Eigenvalues of C below 1e-8 of the largest are raised to that bound, since single precision cannot resolve them.
 
     Args:
         shape: shape S of one sample, with D elements.
 
     References:
-        Kessy, Lewin, Strimmer 2018, Optimal whitening and decorrelation, arXiv 1512.00809 ("ZCA").
+        Kessy et al. 2018, Optimal whitening and decorrelation, arXiv 1512.00809 ("ZCA").
 
     Example:
         >>> x = torch.randn(1000, 3) @ torch.randn(3, 3)
@@ -199,7 +182,8 @@ class Whiten(Transform):
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        dim = math.prod(shape)
+        self.shape = torch.Size(shape)
+        dim = self.shape.numel()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("root", torch.eye(dim))  # C^(1/2)
         self.register_buffer("unroot", torch.eye(dim))  # C^(-1/2)
@@ -207,6 +191,7 @@ class Whiten(Transform):
 
     def fit(self, x: Tensor) -> Self:
         """Take mean and covariance from the samples ``x`` (N, *S)."""
+        check_fit_samples(x, self.shape)
         x = x.flatten(1).double()
         centred = x - x.mean(0)
         values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
@@ -235,11 +220,8 @@ class Logit(Transform):
     Args:
         alpha: keeps x = 0 and x = 1 away from infinity; 1e-6 is usual for MNIST, 0.05 for natural images.
 
-    Raises:
-        InputError: if alpha is not in [0, 0.5).
-
     References:
-        Dinh, Sohl-Dickstein, Bengio 2017, arXiv 1605.08803, section 4.1.
+        Dinh et al. 2017, arXiv 1605.08803, section 4.1.
     """
 
     domain = constraints.unit_interval
@@ -256,7 +238,7 @@ class Logit(Transform):
         if not torch.isfinite(z).all():
             if ((x >= 0) & (x <= 1)).all():
                 raise InputError(f"alpha={self.alpha} makes logits infinite in {x.dtype}: pass 1e-6 or more")
-            raise InputError("x must lie in [0, 1]; it does not")
+            raise InputError(f"x must lie in [0, 1]; it ranges from {x.min():g} to {x.max():g}")
         return Transport(z, -self._log_slope(z))
 
     @override

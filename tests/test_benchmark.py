@@ -26,6 +26,7 @@ zuko = pytest.importorskip("zuko")
 PEERS = {"MAF": zuko.flows.MAF, "NSF": zuko.flows.NSF}
 ROOT = Path(__file__).parent.parent
 CONTENDERS = packages.contenders(compile=False)
+ON_TORCH = {name: make for name, make in CONTENDERS.items() if "diffrax" not in name}  # JAX compiles for seconds
 ONE_SEED = ("--seeds", 1, "--threads", 1)
 
 
@@ -92,8 +93,9 @@ def results(contender, x, exact):
         return [*found, np.asarray(contender.log_prob(points)), *contender.gradients()] if exact else found
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    ("name", "exact"), [*((name, True) for name in CONTENDERS), *((name, False) for name in ON_TORCH)]
+)
 def test_contenders_compute_the_same_flow(name, exact):
     """Densities, samples and gradients at equal weights, with the exact trace."""
     field = MLPField(3, (6, 5, 4), "tanh", time="concat").double()
@@ -123,6 +125,7 @@ def test_a_probe_of_the_trace_is_unbiased():
 
 def test_rows_have_errors_and_evaluations_beside_their_seconds(run, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "missing", lambda: ["torchdyn"])
+    monkeypatch.setattr(speed, "contenders", lambda _: ON_TORCH)
     status, out, _ = run(
         "benchmark",
         "speed",
@@ -144,7 +147,7 @@ def test_rows_have_errors_and_evaluations_beside_their_seconds(run, tmp_path, mo
     for task in ("step, exact", "step, one probe", "log_prob", "sample"):
         for seed in (0, 1):
             own = [row for row in content["rows"] if (row["task"], row["seed"]) == (task, seed)]
-            assert {row["contender"] for row in own} == set(CONTENDERS)
+            assert {row["contender"] for row in own} == set(ON_TORCH)
             assert all(row["seconds"] > 0 for row in own)
             assert all((row["error"] is None) == (task == "step, one probe") for row in own)
             assert all(row["error"] is None or 0 < row["error"] < 1e-2 for row in own)
@@ -181,7 +184,7 @@ def test_a_checkout_against_itself(run, tmp_path, monkeypatch):
     rows = content["rows"]
     assert [row["task"] for row in rows] == [f"{flow}: {task}" for flow in timing.FLOWS for task in timing.TASKS]
     assert all(row["evaluations"] == row["evaluations_before"] > 0 for row in rows)
-    assert all(row["ratio"] == pytest.approx(row["runs"][0][1] / row["runs"][0][0]) for row in rows)
+    assert all(row["ratio"] == pytest.approx(np.median([now / old for old, now in row["runs"]])) for row in rows)
     assert f"{content['ratio']:.3f}" in out
 
 
@@ -191,7 +194,6 @@ def greedy():
 
 def test_work_that_lacks_memory_is_none():
     assert timing.in_child(greedy) is None
-    assert timing.in_child(max, 2, 3) == 3
 
 
 def allocation(megabytes):
@@ -341,12 +343,6 @@ def test_differences_are_paired_and_figures_finite_or_none(monkeypatch):
     assert paired["standard_error"] < found["rows"][0]["standard_error"] / 2
     assert infinite["value"] is None
     assert "NSF -" in density_contest.line({**found, "data": "moons", "seed": 0})
-
-
-def test_means_over_seeds():
-    rows = [{"value": 1.0, "standard_error": 3.0}, {"value": 2.0, "standard_error": 4.0}]
-    assert density_contest.mean_over_seeds(rows) == (1.5, 2.5)
-    assert density_contest.mean_over_seeds([*rows, {"value": None}]) == (None, None)
 
 
 def test_the_gaussian_of_discrete_data_bounds_their_entropy():

@@ -5,7 +5,7 @@ import torch
 from fields import Linear
 from torch import nn
 
-from anode import MLP, Augment, InputError, MLPField, Normalize, ODEBlock, ResNet, ScalePixels, Solver
+from anode import MLP, Augment, InputError, MLPField, Normalize, ODEBlock, ResNet, ScalePixels, Solver, with_solver
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (5, 3, 4, 4)])
@@ -101,7 +101,9 @@ class TestResNet:
         (lambda: ScalePixels(1), "levels=1"),
         (lambda: ResNet([]), "at least one block"),
         (lambda: MLP(2, ()), "hidden"),
-        (lambda: Normalize((2,)).fit(torch.randn(5, 1)), r"\(5, 1\) does not fit: pass samples of shape \(2,\)"),
+        (lambda: ODEBlock(MLPField(2), "rk4"), "solver='rk4' is not a Solver"),
+        (lambda: with_solver(ODEBlock(MLPField(2)), "rk4"), "solver='rk4' is not a Solver"),
+        (lambda: Normalize((2,)).fit(torch.randn(5, 1)), r"\(5, 1\) do not fit: pass one or more of shape \(2,\)"),
     ],
 )
 def test_bad_input_is_named(make, words):

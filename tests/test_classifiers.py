@@ -292,7 +292,7 @@ class TestRefusals:
             ({"time": "late"}, "time='late'"),
             ({"solver": {"method": "rk5"}}, "rk5"),
             ({"levels": 256, "data": torch.zeros(5, 2)}, "leave out data"),
-            ({"data": torch.zeros(5, 3)}, "(5, 3) does not fit"),
+            ({"data": torch.zeros(5, 3)}, "(5, 3) do not fit"),
             ({"field": "conv"}, "images (C, H, W), not shape=(2,)"),
             ({"stem": "conv"}, "images (C, H, W)"),
             ({**IMAGE, "readout": "pool"}, "averages over a map"),

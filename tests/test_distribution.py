@@ -36,7 +36,7 @@ def gaussian_flow():
     return Flow(Continuous(field, TIGHT), Normal((2,))), gaussian
 
 
-@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,), (2, 0)])
 def test_contexts_are_batches(float64, batch):
     flow, c = conditional_flow(), torch.randn(*batch, 3)
     p = flow(c)
@@ -116,7 +116,7 @@ def test_values_are_validated_as_torch_does():
     assert unchecked.expand((3,))._validate_args is False
     with pytest.raises(InputError, match="not finite"):
         unchecked.log_prob(torch.tensor([[math.nan, 0.0]]))
-    with pytest.raises(InputError, match=r"c of shape \(\)"):
+    with pytest.raises(InputError, match=r"pass a tensor \(\*batch, C\)"):
         p.density(torch.tensor(1.0))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -128,7 +129,10 @@ def test_shape_and_dtype_stay(shape, batch, hidden, double):
         (lambda: Field.wrap(lambda: 0), r"arguments \(\): pass f\(t, x\), f\(x\)"),
         (lambda: Field.wrap(lambda t, x, c, d: x), "arguments"),
         (lambda: Field.wrap(lambda x, *, scale: x), "arguments"),
-        (lambda: Field.wrap(max), "signature: pass lambda"),
+        (lambda: Field.wrap(max), "signature: pass a module or lambda"),
+        (lambda: Field.wrap(lambda x, t: x), r"arguments \(x, t\)"),
+        (lambda: Field.wrap(lambda x, t=0.0: x), r"arguments \(x, t=0.0\)"),
+        (lambda: Field.wrap(nn.Linear), "arguments"),
         (lambda: Field.wrap(nn.Tanh())(torch.tensor(0.0), torch.randn(4, 2), torch.randn(4, 1)), "context=0"),
     ],
 )
@@ -177,6 +181,34 @@ class TestWrap:
         assert torch.equal(Field.wrap(lambda t, x: t * x)(self.T, x), 0.5 * x)
         assert torch.equal(Field.wrap(Timed())(self.T, x), x)
         assert torch.equal(Field.wrap(lambda t, x, c: t * c)(self.T, x, c), 0.5 * c)
+
+    def test_an_optional_context_is_passed_if_there_is_one(self):
+        field = Field.wrap(lambda t, x, c=None, scale=2.0: scale * t * x if c is None else c)
+        x, c = torch.ones(4, 2), torch.full((4, 2), 3.0)
+        assert torch.equal(field(self.T, x), x)
+        assert torch.equal(field(self.T, x, c), c)
+
+    def test_methods_and_compiled_modules_give_their_parameters(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.rate = nn.Parameter(torch.tensor(2.0))
+
+            def velocity(self, t, x):
+                return self.rate * x
+
+        net, linear = Net(), nn.Linear(2, 2)
+        method, compiled = Field.wrap(net.velocity), Field.wrap(torch.compile(linear, backend="eager"))
+        assert list(method.parameters()) == [net.rate]
+        assert list(compiled.parameters()) == list(linear.parameters())
+        ODEBlock(method)(torch.ones(1, 2)).sum().backward()
+        assert net.rate.grad.item() == pytest.approx(2 * math.e**2, rel=1e-3)
+        copied = copy.deepcopy(method)
+        nn.init.zeros_(next(copied.parameters()))
+        assert not copied(self.T, torch.ones(1, 2)).any()
+        assert torch.equal(compiled(self.T, torch.ones(1, 2)), linear(torch.ones(1, 2)))
+        field = torch.compile(MLPField(2), backend="eager")
+        assert Field.wrap(field) is field
 
     def test_time_comes_in_the_type_of_the_state(self):
         joined = Field.wrap(lambda t, x: torch.cat([x[:, :1], t.expand(len(x), 1)], 1))

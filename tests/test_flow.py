@@ -321,7 +321,11 @@ def test_gradients_of_the_likelihood_equal_finite_differences(float64, gradient)
         (1, lambda flow: flow.log_prob(torch.randn(4, 2), torch.ones(4, 1).int()), "c has dtype torch.int32"),
         (1, lambda flow: flow.log_prob(torch.randn(4, 2), torch.full((4, 1), math.inf)), "c is not finite in 4 of 4"),
         (1, lambda flow: flow.log_prob(torch.randn(4, 2)), "context=1"),
-        (1, lambda flow: flow.rsample_and_log_prob(4, torch.randn(3, 1)), r"\(4, 1\)"),
+        (1, lambda flow: flow.rsample_and_log_prob(4, torch.randn(3, 1)), r"\(3, 1\) does not fit 4 samples"),
+        (0, lambda flow: flow.log_prob([[0.0, 1.0]]), "x is of type list"),
+        (0, lambda flow: flow.sample(2.5), "n=2.5"),
+        (0, lambda flow: flow.trajectory(torch.randn(4, 2), [0.5, 1.0]), "begin at 0"),
+        (0, lambda flow: Flow(flow.base, flow.transform), r"Flow\(Normal, Compose\)"),
         (1, lambda flow: flow.log_prob(torch.randn(4, 2), torch.randn(4)), r"c of shape \(4,\)"),
         (1, lambda flow: flow.sample(4, torch.tensor(1.0)), r"c of shape \(\)"),
         (1, lambda flow: flow.sample(-1, torch.randn(1)), "n=-1"),
@@ -330,6 +334,12 @@ def test_gradients_of_the_likelihood_equal_finite_differences(float64, gradient)
 def test_bad_input_is_named(context, call, names):
     with pytest.raises(InputError, match=names):
         call(wild_flow(context=context))
+
+
+def test_torch_func_differentiates_densities(float64):
+    flow, x = wild_flow(solver=TIGHT), torch.randn(3, 2, requires_grad=True)
+    (expected,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
+    torch.testing.assert_close(torch.func.grad(lambda x: flow.log_prob(x).sum())(x.detach()), expected)
 
 
 def test_nothing_in_nothing_out():

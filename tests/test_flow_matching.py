@@ -10,7 +10,7 @@ from torch import nn
 
 from anode import Field, InputError, MLPField, Solver
 from cnf import Compose, Continuous, Flow, FlowMatching, Normal, density_model
-from cnf.couplings import optimal_transport
+from cnf.flow_matching import optimal_transport
 
 ANGLE = math.pi / 2
 

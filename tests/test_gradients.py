@@ -184,7 +184,7 @@ class TestParams:
 
     def test_the_module_of_a_closure_can_be_named(self, float64):
         net, x = nn.Linear(2, 2), torch.randn(3, 2)
-        with pytest.raises(InputError, match="name the field"):
+        with pytest.raises(InputError, match="module that holds it"):
             Solver().integrate(lambda t, y: net(y), x, 0, 1)
         Solver().integrate(lambda t, y: net(y), x, 0, 1, field=net).sum().backward()
         assert net.weight.grad is not None

@@ -147,7 +147,7 @@ def test_loading_reads_classifiers_too(tmp_path):
         ({"whiten": True}, "missing"),
         ({"levels": True}, "levels=True"),
         ({"data": [1]}, "does not describe"),
-        ({"blocks": 10**6}, "more layers than there are weights for"),
+        ({"blocks": 10**6}, "blocks=1000000 must be at most 1000"),
     ],
     ids=str,
 )
@@ -207,6 +207,16 @@ def test_every_field_takes_the_context(field):
     assert (values[0] != values[1]).all()
 
 
+@pytest.mark.parametrize("more", [{}, {"extra": 2}, {"extra": 2, "augmentation": "categorical"}])
+def test_contexts_that_do_not_fit_are_named_as_they_were_passed(more):
+    x, c = torch.randn(4, 2), torch.randn(4, 3)
+    with pytest.raises(InputError, match=r"c of shape \(4, 3\) does not fit 4 samples: pass None"):
+        density_model((2,), **more).log_prob(x, c)
+    for wrong in (None, c[:, :2], c[:3]):
+        with pytest.raises(InputError, match=r"does not fit 4 samples: pass \(4, 3\)"):
+            density_model((2,), context=3, **more).elbo(x, wrong)
+
+
 @pytest.mark.parametrize("more", [{}, {"extra": 2, "augmentation": "categorical"}])
 def test_paths_end_at_samples_of_their_class(more):
     data = torch.randint(4, (200, 1, 2, 1))
@@ -231,6 +241,7 @@ def test_paths_end_at_samples_of_their_class(more):
         ({"extra": -1}, "extra=-1"),
         ({"config": DensityConfig(), "hidden": (8,)}, "config and hidden exclude each other"),
         ({"shape": (2, 2)}, r"shape=\(2, 2\) must be"),
+        ({"shape": 2}, "shape=2 must be"),
         ({"context": -1}, "context=-1"),
         ({"levels": 1}, "levels=1"),
         ({"levels": 4, "alpha": 0.0}, "alpha=0 makes the logits"),
@@ -253,7 +264,7 @@ def test_paths_end_at_samples_of_their_class(more):
         ({"dequantization": "learned"}, "dequantization='learned' has an effect only with discrete data"),
         ({"data": torch.randn(5, 3)}, r"\(5, 3\)"),
         ({"data": torch.tensor([[1.0, float("nan")]])}, "finite"),
-        ({"data": torch.zeros(0, 2)}, "not empty"),
+        ({"data": torch.zeros(0, 2)}, "one or more"),
         ({"levels": 4, "data": torch.randn(5, 2)}, "0 to 3"),
     ],
     ids=lambda part: "" if isinstance(part, str) else ", ".join(part),

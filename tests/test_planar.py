@@ -19,14 +19,6 @@ def planar(dim, layers, std=1.0):
     return transform
 
 
-def one_layer(along, b=0.0):
-    """One layer on the line, with w = 1 and w'u as given."""
-    transform = Planar(1)
-    for parameter, value in ((transform.w, 1.0), (transform.u, along), (transform.b, b)):
-        torch.nn.init.constant_(parameter, value)
-    return transform
-
-
 def field_far_from_zero(dim, units):
     field = PlanarField(dim, units)
     for parameter in field.parameters():
@@ -68,35 +60,8 @@ def test_log_det_is_that_of_the_jacobian(float64, layers, std):
         transform.u.data *= -along.sign()  # w'u < 0; below -1 a layer would fold without the constraint
         assert (along.abs() > 1).any()
     z = 2 * torch.randn(20, 3)
-    x, log_det = transform.inverse(z)[:2]
+    log_det = transform.inverse(z).log_det
     torch.testing.assert_close(log_det, log_det_by_brute_force(transform.inverse, z), rtol=0, atol=1e-8)
-    torch.testing.assert_close(transform(x).log_det, log_det_by_brute_force(transform, x), rtol=0, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("dim", "layers", "std"), [(1, 1, 1.0), (1, 1, 3.0), (2, 4, 1.0), (2, 4, 3.0), (5, 1, 10.0), (5, 16, 1.0)]
-)
-def test_both_ways_are_inverse(float64, dim, layers, std):
-    transform = planar(dim, layers, std)
-    x = 3 * torch.randn(200, dim)
-    z, log_det = transform(x)[:2]
-    back, log_det_back = transform.inverse(z)[:2]
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-10)
-    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("along", [-40.0, -20.0, -5.0, 0.0, 0.5, 5.0, 1e3, 1e6])
-def test_the_equation_is_solved_for_every_slope_and_distance(float64, along):
-    """From layers that all but fold at z = 0 to those that tear it apart, whose slope magnifies the rounding of z."""
-    transform = one_layer(along)
-    ends = torch.logspace(-12, 6, 200)
-    x = torch.cat([-ends, torch.zeros(1), ends, torch.linspace(-20, 20, 801)])[:, None]
-    z, log_det = transform(x)[:2]
-    back, log_det_back = transform.inverse(z)[:2]
-    assert torch.isfinite(log_det).all()
-    assert ((back - x).abs() <= 1e-15 * (1 + max(along, 0)) * (1 + x.abs())).all()
-    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-6)
-    assert (z[x.flatten().argsort()].diff(dim=0) >= 0).all()
 
 
 @torch.no_grad()
@@ -112,36 +77,22 @@ def test_far_from_the_hinge_a_layer_translates_by_the_constrained_u(float64):
         torch.testing.assert_close(across, torch.zeros(4), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("which", ["forward", "inverse"])
 @pytest.mark.parametrize(("layers", "std"), [(1, 1.0), (4, 0.5), (2, 1.5)])
-def test_gradients_equal_finite_differences(float64, which, layers, std):
+def test_gradients_equal_finite_differences(float64, layers, std):
     transform = planar(2, layers, std)
     inputs = (torch.randn(3, 2, requires_grad=True), *transform.parameters())
-
-    def function(x, *_):  # gradcheck changes the parameters in place
-        return tuple(getattr(transform, which)(x))[:2]
-
-    assert torch.autograd.gradcheck(function, inputs)
-    assert torch.autograd.gradgradcheck(function, inputs, atol=1e-4)
+    assert torch.autograd.gradcheck(lambda z, *_: tuple(transform.inverse(z))[:2], inputs)
 
 
-def test_a_planar_density_integrates_to_one_and_agrees_with_its_sampler(float64):
-    flow = Flow(planar(2, 4, std=0.7), Normal((2,)))
-    points, masses = on_a_grid(flow, half=12.0, n=400)
-    assert masses.sum().item() == pytest.approx(1, abs=1e-3)
-    assert sampler_agrees(flow, points, masses)
-    with torch.no_grad():
-        flow.transform.b.add_(0.1)
-    assert not sampler_agrees(flow, points, masses)
-    assert flow.kind == "exact"
-
-
-def test_it_composes(float64):
-    x = torch.randn(100, 2) * 7 + 3
-    flow = Flow(Compose([Standardize((2,)).fit(x), planar(2, 2), planar(2, 3)]), Normal((2,)))
-    torch.testing.assert_close(flow.decode(flow.encode(x)), x, rtol=0, atol=1e-10)
-    sample, log_p = flow.rsample_and_log_prob(20)
-    torch.testing.assert_close(flow.log_prob(sample), log_p, rtol=0, atol=1e-9)
+@torch.no_grad()
+def test_samples_have_their_log_densities(float64):
+    """Importance sampling by the flow integrates a Gaussian to 1; it would not with another log-density."""
+    flow = Flow(Compose([Standardize((2,)).fit(3 * torch.randn(100, 2)), planar(2, 4, std=0.7)]), Normal((2,)))
+    x, log_q = flow.rsample_and_log_prob(40_000)
+    weights = (torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1) - log_q).exp()
+    assert abs(weights.mean() - 1) < 4 * weights.std() / 200
+    with pytest.raises(NotImplementedError, match="base to data only"):
+        flow.log_prob(x)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 50])
@@ -151,9 +102,8 @@ def test_layers_start_near_the_identity_and_learn(dim):
     x, log_det = transform.inverse(z)[:2]
     assert 0 < (x - z).abs().max() < 1
     assert 0 < log_det.abs().max() < 1
-    flow = Flow(transform, Normal((dim,)))
-    flow.log_prob(z).mean().backward()
-    assert all((parameter.grad != 0).all() for parameter in flow.parameters())
+    (x.square().sum() - log_det.sum()).backward()
+    assert all((parameter.grad != 0).all() for parameter in transform.parameters())
 
 
 @pytest.mark.parametrize("t", [torch.tensor(0.3), torch.rand(5)], ids=["one time", "a time per sample"])
@@ -234,10 +184,7 @@ def test_a_continuous_planar_density_integrates_to_one_and_agrees_with_its_sampl
     [
         (lambda: Planar(0), "dim=0"),
         (lambda: Planar(2, layers=0), "layers=0"),
-        (lambda: Planar(2)(torch.randn(4, 3)), r"x of shape \(4, 3\) .* pass \(B, 2\)"),
-        (lambda: Planar(2)(torch.randn(2)), r"x of shape \(2,\)"),
-        (lambda: Planar(4).inverse(torch.randn(3, 2, 2)), r"z of shape \(3, 2, 2\) .* pass \(B, 4\)"),
-        (lambda: Planar(2)(torch.randn(4, 2), torch.randn(4, 1)), r"c of shape \(4, 1\)"),
+        (lambda: Planar(2).inverse(torch.randn(4, 3)), r"x of shape \(4, 3\) .* pass \(B, 2\)"),
         (lambda: Planar(2).inverse(torch.randn(4, 2), torch.randn(4, 1)), r"c of shape \(4, 1\)"),
         (lambda: PlanarField(0), "dim=0"),
         (lambda: PlanarField(2, units=0), "units=0"),

@@ -1,5 +1,6 @@
 """Solvers against matrix exponentials, finite differences and their own failures."""
 
+import inspect
 import math
 
 import pytest
@@ -208,6 +209,21 @@ class TestBadInput:
         with pytest.raises(InputError, match="strictly"):
             Solver().integrate(field, torch.randn(2, 3), 0.0, math.nan)
 
+    @pytest.mark.parametrize(
+        "solver", [Solver(), Solver("rk4", step_size=0.5), Solver("dopri8"), Solver(gradient="adjoint")]
+    )
+    def test_f_must_return_a_velocity(self, solver):
+        y = torch.ones(4, 2)
+        for f, got in (
+            (lambda t, y: y[:, :1], r"f returns \(4, 1\) torch.float32 for a state \(4, 2\) torch.float32"),
+            (lambda t, y: y.double(), "float64 for a state"),
+            (lambda t, y: 0, "f returns int"),
+        ):
+            with pytest.raises(InputError, match=got):
+                solver.integrate(f, y, 0.0, 1.0)
+        with pytest.raises(InputError, match=r"NoneType for a state \(4, 2\)"):
+            solver.integrate(lambda t, y: y[:1], (y, y), 0.0, 1.0)
+
     def test_on_step_needs_a_solver_that_supports_it(self, field):
         roles = ComponentRoles(on_step=lambda nodes, slopes, h: torch.zeros(2))
         for solver in (Solver(gradient="adjoint"), Solver("dopri8"), Solver("euler", step_size=0.1)):
@@ -217,6 +233,7 @@ class TestBadInput:
 
 
 def test_a_solver_is_a_value():
+    assert list(inspect.signature(Solver.__init__).parameters)[:3] == ["self", "method", "rtol"]
     assert Solver(rtol=1e-3) == Solver(rtol=1e-3) != Solver()
     assert len({Solver(), Solver()}) == 1
     assert Solver("dopri8").gradient == Solver("explicit_adams", step_size=0.1).gradient == "direct"

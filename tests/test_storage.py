@@ -115,11 +115,11 @@ class TestCrafted:
         [
             ({"hidden": [8, 9]}, "layers"),
             ({"hidden": [10**9, 10**9]}, "layers"),
-            ({"hidden": [8] * 10**6}, "more layers than there are weights for"),
+            ({"hidden": [8] * 10**6}, "at most 100 items"),
             ({"hidden": [10**30, 8]}, "does not describe"),
             ({"hidden": "88"}, "hidden='88'"),
             ({"blocks": "x"}, "blocks='x' must be a whole number"),
-            ({"model": "resnet", "blocks": 10**6}, "more layers than there are weights for"),
+            ({"model": "resnet", "blocks": 10**6}, "blocks=1000000 must be at most 1000"),
             ({"solver": {"max_steps": "x"}}, "max_steps"),
             ({"width": 8}, "width=8 is unknown"),
             ({"shape": [3]}, r"mean is \(2,\)"),

@@ -9,7 +9,7 @@ from scipy.integrate import RK45
 
 from anode.tableaus import TABLEAUS
 
-ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
+ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.b_error]
 
 
 def whole(tableau):
@@ -18,7 +18,7 @@ def whole(tableau):
     matrix, nodes, weights = np.zeros((n, n)), np.array(tableau.c), np.array(tableau.b)
     for i, row in enumerate(tableau.a):
         matrix[i, : len(row)] = row
-    if tableau.adaptive:
+    if tableau.b_error:
         matrix = np.pad(matrix, ((0, 1), (0, 1)))
         matrix[n, :n] = weights
         nodes, weights = np.append(nodes, 1.0), np.append(weights, 0.0)
@@ -73,7 +73,7 @@ def test_slopes_at_nodes_are_of_second_order(name, float64):
     tableau, errors = TABLEAUS[name], []
     for h in (0.1, 0.05):
         slopes = []
-        for row in (*tableau.a, *([tableau.b] if tableau.adaptive else [])):
+        for row in (*tableau.a, *([tableau.b] if tableau.b_error else [])):
             slopes.append((torch.ones(1) + h * sum(weight * k[0] for weight, k in zip(row, slopes, strict=True)),))
         seen = tableau.slopes_at(slopes)
         assert len(seen) == len(tableau.slope_nodes)

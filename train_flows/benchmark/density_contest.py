@@ -33,6 +33,7 @@ from train_flows.command_line import parse, read
 from train_flows.data import Dataset
 from train_flows.density import DensityObjective
 from train_flows.evaluation import CHUNK_SAMPLES, likelihood
+from train_flows.results_pages import contest_rows
 from train_flows.run import TrainingError
 from train_flows.run.folder import Run
 from train_flows.run.loop import Trainer
@@ -47,7 +48,6 @@ MAX_STEPS = 10**9  # more than fit into any time
 VALIDATING = 0.1  # of the time
 MIN_VALIDATIONS, MAX_VALIDATIONS = 10, 200
 SAMPLES = 10_000
-COSTS = ("nfe_log_prob", "nfe_sample", "steps", "parameters", "seconds_training", "seconds_sampling")
 
 
 @config
@@ -337,29 +337,6 @@ def line(result: dict[str, Any]) -> str:
 
 
 def table(contests: Sequence[dict[str, Any]]) -> str:
-    """Return the means over the seeds, a block for each data set; sampling draws 10,000."""
-    blocks = []
-    for data in dict.fromkeys(each["data"] for each in contests):
-        own = [each for each in contests if each["data"] == data]
-        columns = [
-            list(found) for part in ("rows", "differences") for found in zip(*(e[part] for e in own), strict=True)
-        ]
-        rows = []
-        for found in columns:
-            value, error = mean_over_seeds(found)
-            name = found[0].get("contender") or found[0]["of"]
-            rows.append({"": name, "mean": value, "+-": error} | {key: found[0].get(key) for key in COSTS})
-        shown = pd.DataFrame(rows).to_string(index=False, na_rep="-", float_format="{:.4f}".format)
-        head = f"{data}: {own[0]['samples']['test']:,} test samples, {len(own)} seed(s), {own[0]['unit']}"
-        blocks.append(f"{head}\n{shown}")
-    return "\n\n".join(blocks)
-
-
-def mean_over_seeds(rows: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:
-    """Return the mean of a figure and its standard error over the test samples; None if one is missing."""
-    values = [row["value"] for row in rows if row.get("value") is not None]
-    errors = [row["standard_error"] for row in rows if row.get("standard_error") is not None]
-    return (
-        math.fsum(values) / len(rows) if len(values) == len(rows) else None,
-        math.hypot(*errors) / len(rows) if len(errors) == len(rows) else None,
-    )
+    """Return the means over the seeds, a row for each data set whose figures are all finite."""
+    finite = [each for each in contests if None not in [row["value"] for row in each["rows"] + each["differences"]]]
+    return pd.DataFrame(contest_rows({"contests": finite})).to_string(index=False, float_format="{:.4f}".format)

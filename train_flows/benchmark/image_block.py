@@ -152,8 +152,8 @@ class PlainBlock(nn.Module):
 
 def block(filters: int, time: str, gradient: Any) -> ODEBlock:
     """Return a block of this package with the weights of the plain one."""
+    convs: Any = PlainField(filters).convs  # drawn first, as by the plain block
     field, weights = ConvField(CHANNELS, filters, time=time), {}
-    convs: Any = PlainField(filters).convs
     for i, conv in enumerate(convs):
         weight, of_time = conv.weight[:, :-1], conv.weight[:, -1:]
         of_time = of_time.sum((1, 2, 3)) if time == "bias" else of_time

@@ -161,7 +161,7 @@ def compare_checkouts(earlier: Path, minutes: float) -> list[dict[str, Any]]:
                 if not math.isclose(*log_p, rel_tol=1e-4):
                     raise RuntimeError(f"{earlier} and this checkout disagree about the log-density of {flow}: {log_p}")
             end, turn = time.monotonic() + 60 * minutes / PROCESS_PAIRS, 0
-            while turn == 0 or time.monotonic() < end:
+            while turn == 0 or turn % 2 or time.monotonic() < end:  # each order equally often
                 for flow, task in tasks:
                     order = (0, 1) if turn % 2 else (1, 0)
                     taken = {which: pair[which].time(flow, task, PROCESS_PAIRS * turn + part) for which in order}

@@ -187,7 +187,7 @@ def interpolate(
         start: samples (B, *S).
         end: samples (B, *S).
         shares: T numbers from 0 (start) to 1 (end).
-        c: contexts (B, K) of both, or None.
+        c: contexts (B, K) of start and end, or None.
 
     Returns:
         Samples (B, T, *S).
