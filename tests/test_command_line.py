@@ -1,7 +1,6 @@
 """The command line: what is listed, what a recipe sets, and that a mistake is one line that names it."""
 
 import json
-import os
 
 import numpy as np
 import pandas as pd
@@ -259,8 +258,3 @@ class TestRefused:
         assert run("density", "points.csv", *TINY, "--seed", 1, "--overwrite")[0] == 0
         stored = json.loads((tmp_path / "runs" / "points" / "config.json").read_text())
         assert stored["settings"]["run"]["seed"] == 1
-
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-    def test_an_unwritable_folder(self, run, tmp_path):
-        (tmp_path / "locked").mkdir(mode=0o500)
-        self.refuse(run, tmp_path, ["density", "moons", "--out", "locked/run"], ["locked"])

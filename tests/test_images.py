@@ -176,13 +176,6 @@ class TestPublished:
         assert load_labelled_data("digits", image_size=4).shape == (1, 4, 4)
         refused("--download is for mnist.*not for digits", load_labelled_data, "digits", download=True)
 
-    def test_given_their_class(self):
-        data = load_density_data("digits", conditional=True)
-        assert data.context == data.classes == tuple("0123456789")
-        x, c = data.train.batch(slice(7))
-        assert torch.equal(c.argmax(1), data.train.y[:7])
-        assert (x.dtype, c.shape, c.sum()) == (torch.uint8, (7, 10), 7)
-
 
 def picture(path, value, size=(6, 4), mode="RGB"):
     """Write a picture whose pixels all differ, to notice exchanged rows, columns or channels."""
@@ -273,17 +266,6 @@ class TestFolders:
         assert [len(part) for part in (data.train, data.validation, data.test)] == [24, 3, 3]
         refused("--conditional is for images in classes", load_density_data, tmp_path, conditional=True)
         refused("at least 2 classes are needed", load_labelled_data, tmp_path)
-
-    @pytest.mark.parametrize(
-        ("name", "note"),
-        [
-            ("tiny-imagenet-200", "20 of the 100,000 training images of Tiny-ImageNet"),
-            ("cifar10-jpeg", "CIFAR-10 re-compressed as JPEG"),
-        ],
-    )
-    def test_notes(self, tmp_path, name, note):
-        folder_of(tmp_path / name)
-        assert labelled(tmp_path / name).notes == (note,)
 
     @pytest.mark.parametrize(
         ("spoil", "message"),

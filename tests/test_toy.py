@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from anode import InputError
 from train_flows.data import load_density_data, toy
 
 
@@ -51,22 +50,7 @@ def test_checkerboard_alternates():
     assert len(np.unique(cells, axis=0)) == 8
 
 
-def test_8gaussians_sit_on_their_circle():
-    x = toy.sample("8gaussians", 50_000) * 1.414
-    angle = np.round(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
-    for k in range(8):
-        mode = x[angle == k]
-        center = 4 * np.array([np.cos(k * np.pi / 4), np.sin(k * np.pi / 4)])
-        assert np.abs(mode.mean(0) - center).max() < 0.05
-        assert np.abs(mode.std(0) - 0.5).max() < 0.03
-
-
 def test_splits_and_names():
     moons = load_density_data("moons", seed=3)
     assert (len(moons.train), len(moons.validation), len(moons.test)) == (toy.TRAIN, toy.VALIDATION, toy.TEST)
     assert (moons.shape, moons.levels, moons.columns, moons.is_table) == ((2,), None, ("x", "y"), False)
-
-
-def test_unknown_names_list_the_known():
-    with pytest.raises(InputError, match="density='7gaussians' is unknown; choose one of 8gaussians"):
-        toy.sample("7gaussians", 10)

@@ -93,20 +93,16 @@ def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
 
 
 def build(settings: DensitySettings, dataset: Dataset) -> Density:
-    """Build the untrained model with the solver of training, standardised by the training part."""
+    """Build the untrained model, standardised by the training part; training solves with loose tolerances."""
+    solver, loosen = settings.model.solver, settings.objective.loosen
+    solver = dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
     return density_model(
         dataset.shape,
         data=dataset.train.head().x,
         context=len(dataset.context),
         levels=dataset.levels,
-        config=dataclasses.replace(settings.model, solver=training_solver(settings)),
+        config=dataclasses.replace(settings.model, solver=solver),
     )
-
-
-def training_solver(settings: DensitySettings) -> Solver:
-    """Return the solver of training, whose tolerances are loose."""
-    solver, loosen = settings.model.solver, settings.objective.loosen
-    return dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
 
 
 def figures_solver(settings: DensitySettings) -> Solver:

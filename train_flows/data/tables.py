@@ -112,7 +112,8 @@ def _read_csv(path: Path, text_column: str | None) -> pd.DataFrame:
                 header=0 if has_header else None,
                 index_col=False,
                 skipinitialspace=True,
-                converters={names.index(text_column): _as_written} if text_column in names else None,
+                # bytes, which pandas never takes for a missing value, not even b"NA"
+                converters={names.index(text_column): lambda t: t.strip().encode()} if text_column in names else None,
             ).set_axis(names, axis=1)
     except (OSError, ValueError, EOFError, csv.Error, zlib.error, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error
@@ -127,11 +128,6 @@ def _read_csv(path: Path, text_column: str | None) -> pd.DataFrame:
 def _check_names(name: str, columns: pd.Index) -> None:
     if columns.has_duplicates:
         raise InputError(f"{name} has more than one column {columns[columns.duplicated()][0]}: rename them")
-
-
-def _as_written(field: str) -> bytes:
-    """Return a field as bytes, which pandas never takes for a missing value, not even b"NA"."""
-    return field.strip().encode()
 
 
 def _head(file: IO[bytes] | gzip.GzipFile) -> tuple[str, list[str], list[str]]:

@@ -97,17 +97,17 @@ def accuracy_table(measured: dict[str, Any]) -> str:
     if "train_loss" in measured:
         rows.append(("training", f"accuracy {measured['train_accuracy']:.4f}, loss {measured['train_loss']:.4g}"))
     if tolerance:
-        rows.append(("tighter", _tighter(measured["tighter"])))
+        found = measured["tighter"]
+        said = (
+            "the solve failed"
+            if found is None
+            else (
+                f"accuracy {found['accuracy']:.4f}, loss {found['loss']:.4g}, NFE {found['nfe']:.0f} "
+                f"(rtol {found['rtol']:g}, atol {found['atol']:g}); {found['changed']:.2%} of the classes change"
+            )
+        )
+        rows.append(("tighter", said))
     return lines(rows)
-
-
-def _tighter(found: dict[str, float] | None) -> str:
-    if found is None:
-        return "the solve failed"
-    return (
-        f"accuracy {found['accuracy']:.4f}, loss {found['loss']:.4g}, NFE {found['nfe']:.0f} "
-        f"(rtol {found['rtol']:g}, atol {found['atol']:g}); {found['changed']:.2%} of the classes change"
-    )
 
 
 def density_table(measured: dict[str, Any]) -> str:

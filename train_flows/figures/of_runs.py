@@ -13,7 +13,7 @@ from torch import Tensor
 from anode import Classifier, SolverError
 from anode.storage import written_atomically
 from cnf import Density, Flow, LiftedFlow
-from train_flows.data import Dataset, Split, class_contexts
+from train_flows.data import Dataset, class_contexts
 from train_flows.evaluation import chunks, likelihood, to_model
 from train_flows.figures import image_plots, plots
 from train_flows.run import distributed
@@ -148,7 +148,7 @@ def pairs_to_interpolate(dataset: Dataset) -> tuple[Tensor, Tensor, Tensor | Non
 
     None if no class has two test images.
     """
-    test: Split = dataset.test
+    test = dataset.test
     if test.c is None or test.y is None:
         start, end = test.x[: 2 * PAIRS].split(min(PAIRS, len(test.x) // 2))[:2]
         return start, end, None
@@ -187,7 +187,7 @@ def interpolate(
         start: samples (B, *S).
         end: samples (B, *S).
         shares: T numbers from 0 (start) to 1 (end).
-        c: contexts (B, K) of both, or None.
+        c: contexts (B, K) of start and end, or None.
 
     Returns:
         Samples (B, T, *S).
