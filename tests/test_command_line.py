@@ -157,7 +157,7 @@ class TestRefused:
             (["density", "moons", "--stps", "3"], ["--stps is not an option of density; did you mean --steps"]),
             (["density", "moons", "--clip", "3"], ["--clip is not an option of density"]),
             (["density", "moons", "--steps", "many"], ["--steps", "'many'", "--help"]),
-            (["density", "moons", "--field", "cnn"], ["'cnn'", "--field", "unet"]),
+            (["density", "moons", "--field", "cnn"], ["--field cnn is unknown; choose one of mlp, conv"]),
             (["density", "moons", "--rtol", "-1"], ["--rtol -1.0 must be"]),
             (["density", "moons", "--device", "cuda:99"], ["--device cuda:99"]),
             (["density", "moons", "--solver", "rk5"], ["rk5", "dopri5"]),

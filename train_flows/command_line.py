@@ -158,8 +158,8 @@ def _how_to_parse(option: Option, positional: str | None) -> dict[str, Any]:
         found["nargs"] = "*"
     elif positional and option.default is not dataclasses.MISSING:
         found["nargs"] = "?"
-    if typing.get_origin(kind) is typing.Literal:
-        return found | {"choices": typing.get_args(kind)} | ({"metavar": "METHOD"} if option.name == "solver" else {})
+    if typing.get_origin(kind) is typing.Literal:  # checked by the settings
+        return found | {"metavar": "METHOD" if option.name == "solver" else f"{{{','.join(typing.get_args(kind))}}}"}
     return found | {"type": kind, "metavar": positional or {str: "TEXT"}.get(kind, kind.__name__.upper())}
 
 
