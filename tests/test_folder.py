@@ -70,7 +70,6 @@ class TestFolder:
 class TestRecords:
     def test_those_after_the_state_do_not_count(self, run):
         run.log({"step": 0})
-        assert run.records() == []  # as after a kill before the first state
         run.save_state(0, {})
         run.log({"step": 5})
         assert run.records() == [{"step": 0}]
@@ -79,9 +78,9 @@ class TestRecords:
 
     def test_a_missing_state_is_noticed(self, run, folder):
         (folder / "metrics.jsonl").write_text('{"step": 0}\n{"step": 5}\n')
-        for load in (run.records, run.load_state):
-            with pytest.raises(CheckpointError, match=r"state.pt is missing although training has begun"):
-                load()
+        assert len(run.records()) == 2
+        with pytest.raises(CheckpointError, match=r"state.pt is missing although training has begun"):
+            run.load_state()
 
     def test_altered_ones_are_noticed(self, run, folder):
         run.log({"step": 0, "loss": 1.5})

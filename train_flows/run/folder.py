@@ -129,10 +129,10 @@ class Run:
             self._events.flush()
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records up to the saved state.
+        """Return the records up to the saved state, or all of them if it was removed.
 
         Raises:
-            CheckpointError: if they have changed since, or if the state is missing although training has begun.
+            CheckpointError: if they have changed since.
         """
         return self._records(self._saved())
 
@@ -149,7 +149,10 @@ class Run:
     def load_state(self) -> dict[str, Any] | None:
         """Return the saved state, on the CPU, and drop later records; None before the first state."""
         saved = self._saved()
-        self._records(saved)
+        records = self._records(saved)
+        if saved is None and any(record["step"] > 0 for record in records):
+            path = self.folder / STATE_FILE
+            raise CheckpointError(f"{path} is missing although training has begun: restore it or train again")
         kept = saved["metrics_bytes"] if saved else 0
         if len(metrics := self._metrics()) > kept:
             storage.write_atomically(self.folder / METRICS_FILE, metrics[:kept])
@@ -209,16 +212,13 @@ class Run:
 
     def _records(self, saved: dict[str, Any] | None) -> list[dict[str, Any]]:
         path, content = self.folder / METRICS_FILE, self._metrics()
-        if saved is None:
-            if content.count(b"\n") > 1:  # a kill before the first state leaves one
-                raise CheckpointError(
-                    f"{self.folder / STATE_FILE} is missing although training has begun: restore it or train again"
-                )
-            return []
-        content = content[: saved["metrics_bytes"]]
-        if _sha256(content) != saved["metrics_sha256"]:
-            raise CheckpointError(f"{path} was cut or edited: restore it or train again")
-        return [json.loads(line) for line in content.splitlines()]
+        content = content[: saved["metrics_bytes"] if saved else content.rfind(b"\n") + 1]
+        try:
+            if saved and _sha256(content) != saved["metrics_sha256"]:
+                raise ValueError
+            return [json.loads(line) for line in content.splitlines()]
+        except ValueError as error:
+            raise CheckpointError(f"{path} was cut or edited: restore it or train again") from error
 
     def _saved(self) -> dict[str, Any] | None:
         """Return the content of ``state.pt``; no code from it is run."""
