@@ -120,7 +120,7 @@ class Density(nn.Module):
     def check_samples(self, name: str, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
         """Raise an :class:`anode.InputError` unless samples x (B, *S) and contexts c (B, C) suit the density.
 
-        ``finite`` also checks the values, which waits for the device. The message calls the samples ``name``.
+        ``finite`` also checks the values, which waits for the device. Messages call the samples ``name``.
         """
         dtype = self.like.dtype
         given = ((name, x),) if c is None else ((name, x), ("c", c))

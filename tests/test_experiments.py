@@ -1,8 +1,8 @@
 """Every experiment: its command lines parse, its figure and findings are made from run folders; some are run."""
 
-import contextlib
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -31,7 +31,7 @@ from train_flows.settings import ClassifySettings, DensitySettings, to_sections
 SHAPES = {"identity": 1, "g1d": 1, "intervals": 1, "spheres": 2, "sines": 2}
 DATA = {"images": ("digits",), "densities": ("checkerboard",), "targets": ("u1", "funnel")}
 RECORD = ("loss", "train_mse", "train_accuracy", "train_nfe", "validation_loss", "test_loss", "test_accuracy", "kl")
-RECORD += ("nfe_forward", "nfe_backward", "nll", "nfe_log_prob", "nll_test", *METRICS)
+RECORD += ("nfe_forward", "nfe_backward", "nll", "nfe_log_prob", "nll_test", "points_log_prob", *METRICS)
 
 
 def settings_of(job):
@@ -49,7 +49,7 @@ def settings_of(job):
         shape, levels = ((1, 8, 8), 17) if job.data == "digits" else ((2,), None)
         settings.model.validate(shape, levels=levels)
         return settings, None
-    return read(planar_flows.FlowSettings, line, program), None
+    return read(planar_flows.FlowSettings, line, program, target="TARGET"), None
 
 
 IMAGES = [name for name, experiment in EXPERIMENTS.items() if experiment.kind == "images"]
@@ -61,7 +61,7 @@ IMAGES = [name for name, experiment in EXPERIMENTS.items() if experiment.kind ==
 def test_command_lines_are_valid(name, size, tmp_path):
     experiment = EXPERIMENTS[name]
     data = (experiment.data[0], experiment.data[-1]) if experiment.kind == "densities" else experiment.data
-    for job in jobs_of(experiment, dict.fromkeys(data, ()), [0], Scale(size), tmp_path):
+    for job in jobs_of(experiment, data, [0], Scale(size), tmp_path):
         settings, of_model = settings_of(job)
         if of_model:
             settings.model.validate(*of_model)
@@ -72,26 +72,24 @@ def make_run(job, failed=False):
     """A run folder as the program leaves it, with an untrained model and figures that follow from the seed."""
     settings, of_model = settings_of(job)
     noise = np.random.default_rng([job.seed, *job.folder.name.encode()])
+    model, sections = None, {"training": {}}
+    kind, arguments = "density", {}
     if isinstance(settings, planar_flows.FlowSettings):
-        with contextlib.suppress(KeyboardInterrupt):  # its folder and its model, without a step
-            planar_flows.main([*job.words()[1:], "--budget-minutes", "1e-9", "--device", "cpu"])
-        run = Run.open(job.folder)
-        for name in ("metrics.jsonl", "state.pt"):
-            (job.folder / name).unlink()
-        steps = run.settings["training"]["steps"]
+        kind = planar_flows.KIND
+        arguments = {name: getattr(settings, name) for name in ("target", "transform", "size")}
     else:
-        steps = 2
         sections = to_sections(settings)
-        sections["training"]["steps"] = steps
-        model = classifier_model(*of_model, config=settings.model) if of_model else None
-        kind, arguments = ("classifier", model.arguments) if model else ("density", {})
-        run = Run.create(job.folder, kind, sections, arguments, {})
-        if model:
-            run.keep_best(model)
-            np.savez(job.folder / "features.npz", y=np.ones((5, 1)), epoch_0=np.ones((5, 2 + settings.model.extra)))
-    for i, step in enumerate((0, steps // 2, steps)):
+    if of_model:
+        model = classifier_model(*of_model, config=settings.model)
+        kind, arguments = "classifier", model.arguments
+    sections["training"]["steps"] = 2
+    run = Run.create(job.folder, kind, sections, arguments, {})
+    if model:
+        run.keep_best(model)
+        np.savez(job.folder / "features.npz", y=np.ones((5, 1)), epoch_0=np.ones((5, 2 + settings.model.extra)))
+    for i in range(3):
         figures = {name: 3 - i + noise.random() for name in RECORD} | {"nll": 3 - i}
-        run.log({"step": step, **figures, "seconds": i, "seconds_training": 0.5 * i})
+        run.log({"step": i, **figures, "seconds": i, "seconds_training": 0.5 * i})
         if failed and i == 1:
             (job.folder / "failed.json").write_text(json.dumps({"status": "too many steps"}))
             return
@@ -110,10 +108,8 @@ def test_figures_and_findings_are_made_from_run_folders(name, failing, tmp_path,
     monkeypatch.setattr(solver_cost, "TOLERANCES", (1e-2, 1e-5))
     monkeypatch.setattr(solver_cost, "REPEATS", 1)
     monkeypatch.setattr(solver_cost, "POINTS", 20)
-    monkeypatch.setattr(planar_flows, "VALIDATED", 10)
     experiment, scale = EXPERIMENTS[name], Scale("quick")
-    data = dict.fromkeys(DATA.get(experiment.kind, experiment.data), ())
-    jobs = jobs_of(experiment, data, (0, 1), scale, tmp_path)
+    jobs = jobs_of(experiment, DATA.get(experiment.kind, experiment.data), (0, 1), scale, tmp_path)
     for job in jobs:
         make_run(job, failed=job.seed in failing)
     results = Results([job.outcome() for job in jobs])
@@ -148,17 +144,14 @@ def test_an_experiment_from_command_to_figure(run, tmp_path, monkeypatch, name, 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_missing_runs_are_counted(run, tmp_path):
+def test_experiments_are_listed_and_missing_runs_counted(run, tmp_path):
+    status, out, _ = run("paper")
+    assert status == 0
+    assert all(name in out for name in EXPERIMENTS)
     status, out, _ = run("paper", "nfe", "--quick", "--workers", 1, "--budget-minutes", 1e-9)
     assert status == 0
     assert "2 runs are missing" in out
     assert json.loads((tmp_path / "paper" / "nfe-quick.json").read_text())["complete"] is False
-
-
-def test_the_experiments_are_listed(run):
-    status, out, _ = run("paper")
-    assert status == 0
-    assert all(name in out for name in EXPERIMENTS)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +198,9 @@ def test_points_are_those_of_the_run(run, tmp_path):
 
 
 def test_the_best_learning_rate_has_the_least_mean_loss():
-    losses = {"NODE": 0.3, "NODE, lr 0.003": 0.2, "NODE, lr 0.01": 0.1}
+    losses = {"NODE, lr 0.001": 0.0, "NODE, lr 0.003, tuning": 0.2, "NODE, lr 0.01, tuning": 0.1}
     outcomes = [trained(label, data="sines", loss=[loss]) for label, loss in losses.items()]
+    outcomes += [replace(trained("NODE, lr 0.03, tuning", data="sines", loss=[0.0]), status="too many steps")]
     assert anode_on_functions.best_rate(Results(outcomes), "NODE") == "NODE, lr 0.01"
 
 
@@ -221,14 +215,18 @@ def test_pairs_have_nearly_the_same_number_of_parameters(data, size):
 
 
 def test_published_values_stand_next_to_the_measured():
-    found = anode_on_images.EXPERIMENTS["table1"].findings(
-        Results([trained(label, data="mnist", test_accuracy=[0.5, 0.75]) for label in ("NODE", "ANODE p=5")][:0])
-    )
-    assert found == {}
     results = Results([Outcome("NODE", "mnist", 0, "", None, "too many steps", [{}])])
     assert "mnist: NODE, test accuracy in % (published, full size of mnist: 96.4 +- 0.5, reproduced 95.57 +- 0.32)" in (
-        anode_on_images.EXPERIMENTS["table1"].findings(results)
+        EXPERIMENTS["table1"].findings(results)
     )
+
+
+def test_a_folder_of_images_has_ten_classes(run, tmp_path):
+    for name in "abc":
+        (tmp_path / "cifar10-few" / "train" / name).mkdir(parents=True)
+    status, _, err = run("paper", "table1", "--data", "cifar10-few", "--data-root", tmp_path)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--data cifar10-few has 3 classes" in err
 
 
 def test_solves_at_tolerances_are_what_they_say(monkeypatch):
@@ -281,7 +279,7 @@ def test_the_time_to_a_likelihood_is_when_it_is_reached_for_good():
 
 @pytest.mark.parametrize(("data", "count"), [("checkerboard", 8), ("digits", 7)])
 def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(data, count, tmp_path):
-    jobs = jobs_of(EXPERIMENTS["augmented-density"], {data: ()}, [0], Scale(), tmp_path)
+    jobs = jobs_of(EXPERIMENTS["augmented-density"], [data], [0], Scale(), tmp_path)
     assert len(jobs) == 2 * count
     dataset = density.load(settings_of(jobs[0])[0])
     settings = {job.label: settings_of(job)[0] for job in jobs}
@@ -289,19 +287,19 @@ def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(da
     built = density.build(settings["p=0, free"], dataset)
     assert allowed == sum(p.numel() for p in built.parameters() if p.requires_grad)
     for label, each in settings.items():
-        wider = augmented_density.replace(each.model, hidden=tuple(n + 1 for n in each.model.hidden))
+        wider = replace(each.model, hidden=tuple(n + 1 for n in each.model.hidden))
         assert augmented_density.parameters(each.model, dataset) <= allowed
         if not label.startswith("p=0"):
             assert augmented_density.parameters(wider, dataset) > allowed
         chosen = augmented_density.CHOSEN.get(data, augmented_density.UNCHOSEN)
-        assert each.objective.acceleration == (0 if label.endswith("free") else chosen.acceleration)
+        assert each.objective.acceleration == (0 if label.endswith("free") else chosen[1])
 
 
 def test_mixtures_of_a_table_have_full_covariances(tmp_path):
     rows = "\n".join(f"{a},{b}" for a, b in torch.randn(100, 2).tolist())
     (tmp_path / "some.csv").write_text(f"a,b\n{rows}\n")
     for name in ("augmented-density", "augmented-tuning"):
-        jobs = jobs_of(EXPERIMENTS[name], {"some.csv": ()}, [0], Scale("quick", str(tmp_path)), tmp_path)
+        jobs = jobs_of(EXPERIMENTS[name], ["some.csv"], [0], Scale("quick", str(tmp_path)), tmp_path)
         for job in jobs:
             model = settings_of(job)[0].model
             assert model.correlated == (model.base == "mixture" or model.augmentation == "categorical")
@@ -315,13 +313,13 @@ def test_settings_are_chosen_where_they_cost_least_at_no_loss():
         }
         return trained(label, 100, nll_test=[3.0, 2.5, 2.0], **{METRIC: [40.0, 40.0, nfe_end]}, **last)
 
-    plain = {0.0: (2.0, 60.0), 1e-4: (1.99, 50.0), 1e-3: (2.02, 40.0), 1e-2: (2.03, 20.0), 1e-1: (2.5, 10.0)}
+    plain = {0.0: (2.0, 60.0), 1e-4: (1.99, 50.0), 1e-3: (2.019, 40.0), 1e-2: (2.03, 20.0), 1e-1: (2.5, 10.0)}
 
     def chosen(weights, mixtures):
-        outcomes = [tried(f"p=0, acceleration {weight:g}", 40.0, *found) for weight, found in weights.items()]
+        outcomes = [tried(f"acceleration {weight:g}", 40.0, *found) for weight, found in weights.items()]
         outcomes += [tried(f"categorical K={k}", *found) for k, found in mixtures.items()]
-        findings = augmented_density.choose(Results(outcomes))
-        return findings["checkerboard: components"], findings["checkerboard: acceleration"]
+        findings = augmented_density.choose(Results(outcomes), "checkerboard")
+        return findings["components"], findings["acceleration"]
 
     mixtures = {4: (40.0,), 8: (20.0,), 16: (10.0,), 32: (30.0,)}
     assert chosen(plain, mixtures) == (16, 1e-3)

@@ -78,7 +78,7 @@ class TestRecords:
 
     def test_a_missing_state_is_noticed(self, run, folder):
         (folder / "metrics.jsonl").write_text('{"step": 0}\n{"step": 5}\n')
-        assert len(run.records()) == 2
+        assert run.records() == [{"step": 0}, {"step": 5}]
         with pytest.raises(CheckpointError, match=r"state.pt is missing although training has begun"):
             run.load_state()
 

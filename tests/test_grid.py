@@ -1,7 +1,6 @@
 """Grids of runs: only what is missing is trained, interrupted runs are continued, failures are recorded."""
 
 import json
-import math
 import signal
 import sys
 import time
@@ -11,7 +10,7 @@ import pytest
 
 from anode import InputError, SolverError
 from train_flows.experiments import grid
-from train_flows.experiments.grid import Experiment, Job, Scale, jobs_of, perform, prepare, run_missing, words
+from train_flows.experiments.grid import Experiment, Job, Scale, jobs_of, prepare, run_missing, words
 from train_flows.run import TrainingError
 from train_flows.run.folder import Run
 
@@ -53,7 +52,7 @@ def program(monkeypatch):
 def jobs(folder, seeds=2, command="some {data} --extra 5"):
     experiment = Experiment("", ("spheres",), "functions", lambda data, scale: {"ANODE p=5": command}, lambda r: None)
     folder.mkdir(parents=True, exist_ok=True)
-    return jobs_of(experiment, {"spheres": ("--data-root", "there")}, range(seeds), Scale(), folder)
+    return jobs_of(experiment, experiment.data, range(seeds), Scale("full", "there"), folder)
 
 
 def train(todo, **options):
@@ -74,7 +73,9 @@ def test_a_run_is_a_command_line_in_a_folder_of_its_own(tmp_path, program):
 
 
 def test_finished_runs_are_kept_and_missing_ones_are_trained(tmp_path, program):
+    assert len(train(jobs(tmp_path, seeds=1), deadline=time.time() - 1)) == 0
     assert len(train(jobs(tmp_path, seeds=1))) == 1
+    assert "--budget-minutes" not in program.lines[0]
     assert [outcome.seed for outcome in train(jobs(tmp_path, seeds=3))] == [0, 1, 2]
     assert [line[3] for line in program.lines] == ["--seed"] * 3
     assert len(train(jobs(tmp_path, seeds=3))) == 3
@@ -89,11 +90,6 @@ def test_an_interrupted_run_stops_all_and_is_continued(tmp_path, program):
     assert len(program.lines) == 1
     assert [outcome.status for outcome in train(todo)] == ["success"] * 2
     assert program.lines[1] == ["--resume", str(todo[0].folder), "--device", "cpu"]
-
-
-def test_time_that_is_up_leaves_the_rest(tmp_path, program):
-    assert len(train(jobs(tmp_path), deadline=time.time() - 1)) == 0
-    assert program.lines == []
 
 
 SOLVE = SolverError("too many steps", 0.5, 100, "some solver")
@@ -135,23 +131,18 @@ def test_a_run_of_another_command_line_is_not_mixed_in(tmp_path, program):
 def test_the_most_telling_runs_come_first(tmp_path):
     runs = {"moons": {"plain": "", "other": ""}, "rings": {"plain": "", "third": ""}}
     experiment = Experiment("", tuple(runs), "densities", lambda data, _: runs[data], lambda r: None, first=("plain",))
-    found = jobs_of(experiment, dict.fromkeys(runs, ()), (3, 4), Scale(), tmp_path)
+    found = jobs_of(experiment, experiment.data, (3, 4), Scale(), tmp_path)
     first = [("plain", data, seed) for seed in (3, 4) for data in runs]
     rest = [(label, data, seed) for seed in (3, 4) for label, data in (("other", "moons"), ("third", "rings"))]
     assert [(job.label, job.data, job.seed) for job in found] == first + rest
 
 
-def test_data_are_names_or_lie_in_their_folder():
+def test_command_lines_have_options_and_names_of_data_or_paths():
+    options = {"hidden": (8, 4), "multiscale": False, "whiten": True, "lr": 1e-3}
+    assert words("density {data}", options) == "density {data} --hidden 8 4 --no-multiscale --whiten --lr 0.001"
     scale = Scale("full", "/there")
     assert [scale.source(name) for name in ("moons", "spheres", "mnist")] == ["moons", "spheres", "mnist"]
     assert scale.source("protein.csv.gz") == "/there/protein.csv.gz"
-
-
-def test_options_become_words():
-    options = {"hidden": (8, 4), "multiscale": False, "whiten": True, "lr": 1e-3, "batch_size": 32}
-    assert words("density {data}", options) == (
-        "density {data} --hidden 8 4 --no-multiscale --whiten --lr 0.001 --batch-size 32"
-    )
 
 
 CLASSIFY = "classify {data} --model resnet --train-size 64 --test-size 20"
@@ -188,16 +179,13 @@ def test_a_signal_ends_the_processes_with_their_state_saved(tmp_path):
     assert todo[0].outcome() is None
 
 
-def test_the_death_of_a_process_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "perform", _die)
+class Deadly(Job):
+    """A run whose process dies."""
+
+    def words(self):
+        signal.raise_signal(signal.SIGKILL)
+
+
+def test_the_death_of_a_process_is_explained(tmp_path):
     with pytest.raises(TrainingError, match="lower --workers"):
-        train(jobs(tmp_path, seeds=1), workers=2)
-
-
-def _die(*_):
-    signal.raise_signal(signal.SIGKILL)
-
-
-def test_a_run_without_a_budget_has_no_deadline(tmp_path, program):
-    perform(jobs(tmp_path, seeds=1)[0], "cpu", math.inf)
-    assert "--budget-minutes" not in program.lines[0]
+        train([Deadly("NODE", "spheres", 0, CLASSIFY, tmp_path / "run", "spheres")], workers=2)

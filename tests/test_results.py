@@ -58,7 +58,7 @@ class TestResults:
         assert (node["model"], node["runs"], node["succeeded"]) == ("NODE", 3, 2)
         assert node["loss"] == {"mean": 3.0, "sd": pytest.approx(math.sqrt(2))}
         assert self.RESULTS.of("ANODE", "spheres").summary() == [anode]
-        assert Results(self.RESULTS.outcomes[:1]).summary()[0]["loss"]["sd"] is None
+        assert Results(self.RESULTS[:1]).summary()[0]["loss"]["sd"] is None
         shown = results.table([node, anode], {"ratio": 0.123456, "words": "never"})
         assert "2/3" in shown
         assert "3 +- 1.4" in shown
@@ -67,11 +67,6 @@ class TestResults:
     def test_the_exemplar_is_the_successful_run_of_the_lowest_seed(self):
         assert self.RESULTS.of("ANODE").exemplar.seed == 0
         assert Results([outcome("NODE", status="step underflow", loss=[1.0])]).exemplar is None
-
-    def test_findings_of_each_data_set_have_its_name(self):
-        both = Results([outcome("NODE", data=name, loss=[x]) for name, x in (("moons", 1.0), ("rings", 2.0))])
-        found = results.by_data(both, lambda r, data: {f"loss of {len(data)}": r.mean("loss")})
-        assert found == {"moons: loss of 5": 1.0, "rings: loss of 5": 2.0}
 
 
 class TestEqualNLL:
@@ -133,13 +128,14 @@ class TestRunFolders:
 
     def test_a_finished_density_has_the_figures_of_its_best_weights(self, made):
         run = made(3.0, 1.0, 2.0)
-        nll = {"value": 1.5, "standard_error": 0.1}
+        nll = {"value": 1.5, "standard_error": 0.1, "kind": "bound", "samples": 64}
         run.write_result({"nll": nll, "nfe_log_prob": 50, "nfe_sample": 60.0}, ["some"])
         found = self.read(run)
         assert (found.status, found.notes) == ("success", ["some"])
         last = found.records[-1]
         assert (last["validation_nll"], last["nfe_validation"]) == (1.0, 11.0)
         assert (last["test_nll"], last["nfe_log_prob"], last["nfe_sample"]) == (1.5, 50, 60)
+        assert last["importance_samples"] == 64
         assert (last["seconds"], last["nll"]) == (2, 2.0)
 
     def test_a_run_that_is_missing_interrupted_or_out_of_time_is_no_outcome(self, made, tmp_path):
@@ -149,21 +145,14 @@ class TestRunFolders:
         run.write_result({"accuracy": 1.0}, ["training is at step 1 of 2, its time was up"])
         assert self.read(run) is None
 
-    def test_a_failure_is_an_outcome(self, made):
-        run = made(3.0)
-        (run.folder / "failed.json").write_text(json.dumps({"status": "step underflow", "message": "some"}))
-        found = self.read(run)
-        assert (found.status, len(found.records)) == ("step underflow", 1)
-
-    def test_a_training_that_ended_early_has_failed(self, made):
-        run = made(3.0, 1.0)
-        run.write_result({"accuracy": 1.0}, ["training ended early: step 1 failed: too many steps at t = 0.1"])
-        assert self.read(run).status == "too many steps"
-
-    def test_a_last_record_that_is_not_finite_is_a_failure(self, made):
+    def test_failures_are_outcomes(self, made):
         run = made(3.0, 1.0, math.nan)
         run.write_result({"accuracy": 1.0})
         assert self.read(run).status == "non-finite loss"
+        run.write_result({"accuracy": 1.0}, ["training ended early: step 1 failed: too many steps at t = 0.1"])
+        assert self.read(run).status == "too many steps"
+        (run.folder / "failed.json").write_text(json.dumps({"status": "step underflow", "message": "some"}))
+        assert self.read(run).status == "step underflow"
 
     def test_the_file_of_results_has_every_run(self, made, tmp_path):
         run = made(3.0, 1.23456789, math.inf, nll="loss")

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from typing_extensions import override
 
@@ -38,7 +38,8 @@ SOLVER_HELP = {
 }
 
 
-class Option(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Option:
     """One option of a command line."""
 
     name: str
@@ -48,7 +49,8 @@ class Option(NamedTuple):
     help: str
 
 
-class Program(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Program:
     """A training program, as its command line sees it."""
 
     name: str  # its command
@@ -84,9 +86,11 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
         everything = "--help-all" in asked
         about = program.about if everything else f"{program.about} --help-all lists all options."
         of_data = recipe if "source" in typed else {}
-        shown = [option._replace(default=of_data.get(option.name, option.default)) for option in options]
+        shown = [dataclasses.replace(option, default=of_data.get(option.name, option.default)) for option in options]
         if not everything:
-            shown = [o._replace(help=re.split(r"[:;] ", o.help)[0]) for o in shown if o.name in program.common]
+            shown = [
+                dataclasses.replace(o, help=re.split(r"[:;] ", o.help)[0]) for o in shown if o.name in program.common
+            ]
         Parser(program.name, about, shown, {"source": "DATA"}).typed(["--help"])
     if "resume" in typed:
         return _resumed(program, default, typed), f"settings: those of {typed['resume']}"

@@ -95,7 +95,7 @@ def main(args: list[str]) -> None:
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
-    """Raise an :class:`~anode.InputError` for a file of unknown format, or one that would be lost."""
+    """Raise an :class:`anode.InputError` for a file of unknown format, or one that would be lost."""
     if out.suffix not in suffixes or out.is_dir():
         raise InputError(f"--out {out} must end in {', '.join(suffixes)}")
     if out.exists() and not overwrite:

@@ -13,7 +13,7 @@ import dataclasses
 import importlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar
@@ -127,7 +127,7 @@ def contest(dataset: Dataset, recipe: DensitySettings, seconds: float) -> dict[s
         rows.append({"contender": name, **row})
     offset, nats, unit = likelihood.log_scale(density.build(recipe, dataset)), 1.0, "nats, standardized"
     if dataset.levels is not None:
-        offset, nats, unit = 0.0, math.prod(dataset.shape) * math.log(2), "bits/dim, upper bound"
+        offset, nats, unit = 0.0, math.prod(dataset.shape) * math.log(2), "bits/dim, upper bound by one draw"
     for row in rows:
         row |= figure(-log_p[row["contender"]], offset, nats)
     gaussian = gaussian_nll(dataset)
@@ -194,12 +194,15 @@ def train_for(task: density.DensityTask, seconds: float) -> dict[str, Any]:
         ``steps``, ``validations``, ``seconds_training``, and ``status``: ``"success"``, or why training ended early.
     """
     started, status, trainers = time.monotonic(), "success", []
-    for training, objective, share in stages(task.settings):
-        task.training = training
-        task.objective = DensityObjective(objective, training, task.model)
+    objective, training = task.settings.objective, task.settings.training
+    stages = {objective.objective: training}
+    if objective.objective == BOTH:
+        stages = {MATCHING: training, LIKELIHOOD: dataclasses.replace(training, lr=training.restart_lr or training.lr)}
+    for name, task.training in stages.items():
+        task.objective = DensityObjective(dataclasses.replace(objective, objective=name), task.training, task.model)
         trainers.append(Trainer(task, Run.temporary()))
         try:
-            train_stage(trainers[-1], share * seconds)
+            train_stage(trainers[-1], seconds / len(stages))
         except TrainingError as error:
             status = str(error)
             break
@@ -211,17 +214,6 @@ def train_for(task: density.DensityTask, seconds: float) -> dict[str, Any]:
         "seconds_training": time.monotonic() - started,
         "status": status,
     }
-
-
-def stages(settings: DensitySettings) -> Iterator[tuple[Training, Objective, float]]:
-    """Yield the training, the objective and the share of the time of every stage."""
-    objective, training = settings.objective, settings.training
-    if objective.objective != BOTH:
-        yield training, objective, 1.0
-        return
-    yield training, dataclasses.replace(objective, objective=MATCHING), 0.5
-    restarted = dataclasses.replace(training, lr=training.restart_lr or training.lr)
-    yield restarted, dataclasses.replace(objective, objective=LIKELIHOOD), 0.5
 
 
 def train_stage(trainer: Trainer, seconds: float) -> None:
@@ -259,13 +251,13 @@ def figure(nll: Tensor, offset: float, nats: float) -> dict[str, float | None]:
 def gaussian_nll(dataset: Dataset) -> float | None:
     """Return the test NLL in nats of the full-covariance Gaussian; of x + u for discrete data, u ~ U[0, 1).
 
-    The mean of log p(x + u) over u is below the log of the probability of x, so that this is a bound as well.
+    The mean of log p(x + u) over u is below the log of the probability of x, so that this is a bound as well, by one
+    draw of u.
     """
     if dataset.levels is not None:
         torch.manual_seed(0)
-        parts = {name: getattr(dataset, name) for name in ("train", "test")}
-        noisy = {name: dataclasses.replace(part, x=part.x + torch.rand(part.x.shape)) for name, part in parts.items()}
-        dataset = dataclasses.replace(dataset, **noisy)
+        train, test = (dataclasses.replace(x, x=x.x + torch.rand(x.x.shape)) for x in (dataset.train, dataset.test))
+        dataset = dataclasses.replace(dataset, train=train, test=test)
     return likelihood.gaussian_nll(dataset)
 
 
@@ -329,12 +321,9 @@ def zuko() -> ModuleType:
 
 def line(result: dict[str, Any]) -> str:
     """Return one line about a contest."""
-    rows = result["rows"]
-    values = "  ".join(
-        f"{row['contender']} {'-' if row['value'] is None else format(row['value'], '.4f')}" for row in rows
-    )
-    failures = [f"{row['contender']}: {row['status']}" for row in rows if row.get("status", "success") != "success"]
-    return "; ".join([f"{result['data']} seed {result['seed']}: {values} ({result['unit']})", *failures])
+    values = [f"{x['contender']} {'-' if x['value'] is None else format(x['value'], '.4f')}" for x in result["rows"]]
+    failed = [f"{x['contender']}: {x['status']}" for x in result["rows"] if x.get("status", "success") != "success"]
+    return "; ".join([f"{result['data']} seed {result['seed']}: {'  '.join(values)} ({result['unit']})", *failed])
 
 
 def table(contests: Sequence[dict[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "softplus": 
 MAX_JAX_STEPS = 256
 
 
-class FlowSpec(NamedTuple):
+@dataclass(frozen=True)
+class FlowSpec:
     """A flow that every package can compute."""
 
     field: MLPField  # with time as an input of its first layer
@@ -69,16 +70,19 @@ def contenders(compile: bool = True) -> dict[str, Callable[[FlowSpec], Contender
     Args:
         compile: include this package with compiled fields.
     """
-    found: dict[str, Callable[[FlowSpec], Contender]] = {}
-    for gradient in ("checkpoint", "direct"):
-        found[f"ours, {gradient}"] = partial(ours, gradient=gradient)
-        if compile:
-            found[f"ours, {gradient}, compiled"] = partial(ours, gradient=gradient, compile=True)
-    found["torchdiffeq, adjoint (FFJORD)"] = partial(torchdiffeq, solve=odeint_adjoint)
-    found["torchdiffeq, direct"] = partial(torchdiffeq, solve=odeint)
-    found |= {"zuko": zuko, "torchdyn": torchdyn}
-    for adjoint in ("checkpoints", "backsolve"):
-        found[f"diffrax, {adjoint}"] = partial(diffrax, adjoint=adjoint)
+    found: dict[str, Callable[[FlowSpec], Contender]] = {
+        f"ours, {gradient}{', compiled' * compiled}": partial(ours, gradient=gradient, compile=compiled)
+        for gradient in ("checkpoint", "direct")
+        for compiled in sorted({False, compile})
+    }
+    found |= {
+        "torchdiffeq, adjoint (FFJORD)": partial(torchdiffeq, solve=odeint_adjoint),
+        "torchdiffeq, direct": partial(torchdiffeq, solve=odeint),
+        "zuko": zuko,
+        "torchdyn": torchdyn,
+        "diffrax, checkpoints": partial(diffrax, adjoint="checkpoints"),
+        "diffrax, backsolve": partial(diffrax, adjoint="backsolve"),
+    }
     return {name: make for name, make in found.items() if not name.startswith(tuple(missing()))}
 
 

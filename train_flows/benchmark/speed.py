@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +46,8 @@ class Work(NamedTuple):
     batch: int  # samples of a training step
 
 
-class Sizes(NamedTuple):
+@dataclass(frozen=True)
+class Sizes:
     """Sizes of all works."""
 
     plane: Work
@@ -86,11 +88,6 @@ class Settings:
     out: Path = Path("benchmark-speed.json")
     overwrite: bool = False
 
-    @property
-    def sizes(self) -> Sizes:
-        """The sizes of all works."""
-        return QUICK if self.quick else FULL
-
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows benchmark speed``."""
@@ -106,7 +103,7 @@ def main(args: list[str]) -> None:
     packages = {name: version(name) for name in PACKAGES if name not in absent}
     for work in settings.works:
         with pinned(settings.threads):
-            rows += MEASURES[work](settings)
+            rows += (plane if work == "cnf-2d" else in_many_dimensions)(settings)
         benchmark.write(settings.out, __doc__, packages=packages, rows=rows)
     print(table(rows), settings.out, sep="\n\n")
 
@@ -125,9 +122,10 @@ def compare(against: Path, settings: Settings) -> None:
 
 def plane(settings: Settings) -> Iterator[Row]:
     """Time a training step, exact and by one probe, and log_prob and samples of many points, for every seed."""
-    work, points = settings.sizes.plane, settings.sizes.points
+    sizes = QUICK if settings.quick else FULL
+    work = sizes.plane
     for seed in range(settings.seeds):
-        field, x = trained_field(work, settings.sizes, seed), moons(points, seed)
+        field, x = trained_field(sizes, seed), moons(sizes.points, seed)
         z = np.random.default_rng(seed).normal(size=x.shape).astype(x.dtype)
         tasks = {
             "step, exact": ("step", x[: work.batch]),
@@ -147,9 +145,10 @@ def plane(settings: Settings) -> Iterator[Row]:
 
 def in_many_dimensions(settings: Settings) -> Iterator[Row]:
     """Time a training step in many dimensions, each contender in a child process, which may run out of memory."""
+    work = (QUICK if settings.quick else FULL).table
     for name in contenders(settings.compile):
         for exact in (True, False):
-            found = in_child(_time_alone, settings.sizes.table, name, exact, min(settings.repeats, 3), settings.threads)
+            found = in_child(_time_alone, work, name, exact, min(settings.repeats, 3), settings.threads)
             task = "step, exact" if exact else "step, one probe"
             about = {"work": "cnf-tab", "task": task, "contender": name, "seed": 0, "tolerance": TOLERANCE}
             yield {**about, **(found or {"seconds": None, "evaluations": None, "error": "out of memory"})}
@@ -162,12 +161,6 @@ def _time_alone(work: Work, name: str, exact: bool, repeats: int, threads: int) 
     contender = contenders(True)[name](spec)
     seconds = medians({name: call_of(contender, "step", x)}, repeats)[name]
     return {"seconds": seconds, **_figures(contender, spec, "step", x)}
-
-
-MEASURES: dict[str, Callable[[Settings], Iterator[Row]]] = {
-    "cnf-2d": plane,
-    "cnf-tab": in_many_dimensions,
-}
 
 
 def call_of(contender: Contender, verb: str, points: np.ndarray) -> Callable[[], Any]:
@@ -202,9 +195,9 @@ def random_field(work: Work, seed: int) -> MLPField:
     return MLPField(work.dim, work.hidden, work.activation, time="concat")
 
 
-def trained_field(work: Work, sizes: Sizes, seed: int) -> MLPField:
+def trained_field(sizes: Sizes, seed: int) -> MLPField:
     """Return a field after some training steps on the two moons."""
-    contender = ours(FlowSpec(random_field(work, seed), work.activation, 1e-4), "direct")
+    contender = ours(FlowSpec(random_field(sizes.plane, seed), sizes.plane.activation, 1e-4), "direct")
     optimizer = torch.optim.Adam(contender.field.parameters(), lr=3e-3)
     batch = shuffled_batches(torch.from_numpy(moons(sizes.points, seed)), min(sizes.plane.batch, sizes.points), seed)
     for step in range(sizes.trained):

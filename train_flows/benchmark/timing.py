@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import timeit
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,15 +27,13 @@ import torch
 
 T = TypeVar("T")
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # in the messages of packages
-MEMORY_SHARE = 0.8  # of the free memory, for a child process
 FLOWS: dict[str, dict[str, Any]] = {  # that two checkouts build alike: arguments of density_model, and the gradient
     "2-D": {"shape": (2,), "hidden": (64, 64, 64), "gradient": "checkpoint"},
     "2-D, direct": {"shape": (2,), "hidden": (64, 64), "gradient": "direct"},
     "43-D, one probe": {"shape": (43,), "hidden": (64, 64), "gradient": "direct", "divergence": "hutchinson"},
 }
-TASKS = ("training step", "log_prob", "sample")
 BATCH = 256
-PROCESS_PAIRS = 6  # one after the other, because the layout of memory changes the speed of a process
+TURNS = 10  # of all tasks in a child process
 
 
 @contextmanager
@@ -53,12 +50,16 @@ def pinned(cores: int) -> Generator[None]:
         os.sched_setaffinity(0, before)
 
 
-def medians(works: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def medians(
+    works: Mapping[str, Callable[[], Any]], repeats: int, timer: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Return the median seconds of each piece of work; they take turns, and the first turn warms up.
 
     ``torch.utils.benchmark.Timer`` would warm up twice before every turn.
     """
-    turns = [{name: timeit.timeit(work, number=1) for name, work in works.items()} for _ in range(repeats + 1)]
+    turns = [
+        {name: timeit.timeit(work, timer=timer, number=1) for name, work in works.items()} for _ in range(repeats + 1)
+    ]
     return {name: median(turn[name] for turn in turns[1:]) for name in works}
 
 
@@ -79,29 +80,15 @@ def peak_megabytes(make: Callable[..., Callable[[], Any]], *args: Any, device: s
 
 def in_child(work: Callable[..., T], *args: Any) -> T | None:
     """Return the result of a function of a module in a child process; None if memory does not suffice."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(_with_limited_memory, partial(work, *args)).result()
+            return pool.submit(work, *args).result()
         except (BrokenProcessPool, MemoryError):
             return None
         except RuntimeError as error:
             if any(words in str(error).lower() for words in OUT_OF_MEMORY):
                 return None
             raise
-
-
-def _with_limited_memory(work: Callable[[], Any]) -> Any:
-    """Call a function that fails before the system would end other processes for lack of memory.
-
-    The limit is on addresses. CUDA claims many of them, so only machines without a GPU have a limit.
-    """
-    if Path("/proc/meminfo").exists() and not torch.cuda.is_available():
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        limit = 1024 * (_kilobytes("VmSize") + int(MEMORY_SHARE * free))
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    return work()
 
 
 def _peak_here(make: Callable[..., Callable[[], Any]], args: Any, device: str, threads: int) -> float | None:
@@ -112,10 +99,9 @@ def _peak_here(make: Callable[..., Callable[[], Any]], args: Any, device: str, t
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    clear = Path("/proc/self/clear_refs")
-    if not clear.exists():
+    if not Path("/proc/self/clear_refs").exists():
         return None
-    clear.write_text("5")  # forget the peak before
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak before
     before = _kilobytes("VmRSS")
     work()
     return (_kilobytes("VmHWM") - before) / 1e3
@@ -133,9 +119,8 @@ def _kilobytes(name: str) -> int:
 def compare_checkouts(earlier: Path, minutes: float) -> list[dict[str, Any]]:
     """Time training steps, log-densities and samples of equal flows by another checkout and by this one.
 
-    Each checkout works in a child process of one thread. In every round both do the same task on the same numbers, one
-    right after the other and in alternating order; the ratio of their CPU seconds is robust against load that lasts
-    longer than a task. New processes start for each part of the time.
+    Child processes of one thread measure all tasks in CPU seconds, one checkout after the other, until the time is up:
+    the layout of memory changes the speed of a process, so there are many pairs of them.
 
     Args:
         earlier: folder of the other checkout, whose packages ``anode`` and ``cnf`` are imported.
@@ -149,34 +134,22 @@ def compare_checkouts(earlier: Path, minutes: float) -> list[dict[str, Any]]:
     Raises:
         RuntimeError: if a child process fails, or the checkouts compute different log-densities.
     """
-    tasks = [(flow, task) for flow in FLOWS for task in TASKS]
-    runs: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in tasks}
-    evaluations: dict[str, list[int]] = {}
-    for part in range(PROCESS_PAIRS):
-        with ExitStack() as stack:
-            pair = [stack.enter_context(_Child(folder)) for folder in (earlier, Path(__file__).parents[2])]
-            for flow in FLOWS:
-                log_p, nfe = zip(*(child.facts[flow] for child in pair), strict=True)
-                evaluations[flow] = list(nfe)
-                if not math.isclose(*log_p, rel_tol=1e-4):
-                    raise RuntimeError(f"{earlier} and this checkout disagree about the log-density of {flow}: {log_p}")
-            end, turn = time.monotonic() + 60 * minutes / PROCESS_PAIRS, 0
-            while turn == 0 or turn % 2 or time.monotonic() < end:  # each order equally often
-                for flow, task in tasks:
-                    order = (0, 1) if turn % 2 else (1, 0)
-                    taken = {which: pair[which].time(flow, task, PROCESS_PAIRS * turn + part) for which in order}
-                    runs[flow, task].append((taken[0], taken[1]))
-                turn += 1
-    return [
-        {
-            "task": f"{flow}: {task}",
-            **median_ratio(runs[flow, task]),
-            "evaluations": evaluations[flow][1],
-            "evaluations_before": evaluations[flow][0],
-            "runs": runs[flow, task],
-        }
-        for flow, task in tasks
-    ]
+    end, pairs, folders = time.monotonic() + 60 * minutes, [], (earlier, Path(__file__).parents[2])
+    while len(pairs) % 2 or not pairs or time.monotonic() < end:  # each order equally often
+        order = (1, 0) if len(pairs) % 2 else (0, 1)
+        found = {which: _measured_by(folders[which]) for which in order}
+        pairs.append((found[0], found[1]))
+    before, now = pairs[0]
+    for flow, (log_p, _) in now["facts"].items():
+        if not math.isclose(log_p, before["facts"][flow][0], rel_tol=1e-4):
+            raise RuntimeError(f"{earlier} and this checkout compute different log-densities of {flow}: {pairs[0]}")
+    rows = []
+    for task in now["seconds"]:
+        runs = [(a["seconds"][task], b["seconds"][task]) for a, b in pairs]
+        evaluations, evaluations_before = (each["facts"][task.partition(": ")[0]][1] for each in (now, before))
+        rows.append({"task": task, **median_ratio(runs), "evaluations": evaluations, "runs": runs})
+        rows[-1]["evaluations_before"] = evaluations_before
+    return rows
 
 
 def median_ratio(runs: list[tuple[float, float]]) -> dict[str, float]:
@@ -185,52 +158,22 @@ def median_ratio(runs: list[tuple[float, float]]) -> dict[str, float]:
     reach = 0.98 * math.sqrt(len(ratios))  # ranks to both sides of the median: 1.96 standard deviations
     low, high = max(0, math.floor(len(ratios) / 2 - reach)), min(len(ratios) - 1, math.ceil(len(ratios) / 2 + reach))
     before, now = (median(each[i] for each in runs) for i in (0, 1))
-    return {
-        "ratio": median(ratios),
-        "low": ratios[low],
-        "high": ratios[high],
-        "seconds": now,
-        "seconds_before": before,
-    }
+    interval = {"ratio": median(ratios), "low": ratios[low], "high": ratios[high]}
+    return {**interval, "seconds": now, "seconds_before": before}
 
 
-class _Child:
-    """A process that works with one checkout.
-
-    Attributes:
-        facts: mean log-density and evaluations of every flow.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(folder.resolve()), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", __file__]  # -P: files beside this one do not hide packages
-        self._process: subprocess.Popen[str] = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        self.facts: dict[str, tuple[float, int]] = self._answer()
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def time(self, flow: str, task: str, seed: int) -> float:
-        """Return the CPU seconds of a task."""
-        print(json.dumps([flow, task, seed]), file=self._process.stdin)
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the child process of {self._process.args} failed; see its error above")
-        return json.loads(line)
+def _measured_by(checkout: Path) -> dict[str, Any]:
+    """Return the output of this file, run with the packages of a checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", __file__]  # -P: files next to this one do not hide packages
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the child process of {checkout} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
 
 
-def _serve() -> None:
-    """Print facts about the flows, then answer each [flow, task, seed] on standard input with CPU seconds.
+def _measure() -> None:
+    """Print the CPU seconds of every task, and the mean log-density and its evaluations of every flow, as JSON.
 
     Only names and arguments that all versions share are used.
     """
@@ -238,8 +181,7 @@ def _serve() -> None:
     from cnf import MaximumLikelihood, density_model
 
     torch.set_num_threads(1)
-    works: dict[tuple[str, str], Callable[[], Any]] = {}
-    facts = {}
+    works, facts = {}, {}
     for name, arguments in FLOWS.items():
         values = dict(arguments)
         shape, solver = values.pop("shape"), Solver(rtol=1e-5, atol=1e-5, gradient=values.pop("gradient"))
@@ -255,23 +197,14 @@ def _serve() -> None:
             flow.zero_grad()
             objective(x).backward()
 
-        works[name, TASKS[0]] = step
-        works[name, TASKS[1]] = torch.no_grad()(partial(flow.log_prob, x))
-        works[name, TASKS[2]] = partial(flow.sample, BATCH)
+        works[f"{name}: training step"] = step
+        works[f"{name}: log_prob"] = torch.no_grad()(partial(flow.log_prob, x))
+        works[f"{name}: sample"] = partial(flow.sample, BATCH)
         torch.manual_seed(0)
-        with count_evals(flow) as nfe:
-            log_p = works[name, TASKS[1]]().mean().item()
-        facts[name] = (log_p, nfe.forward)
-        for _ in range(3):
-            for task in TASKS:
-                works[name, task]()  # warm up
-    print(json.dumps(facts), flush=True)
-    for line in sys.stdin:
-        flow_name, task, seed = json.loads(line)
-        torch.manual_seed(seed)
-        seconds = timeit.timeit(works[flow_name, task], timer=time.process_time, number=1)
-        print(json.dumps(round(seconds, 7)), flush=True)
+        with torch.no_grad(), count_evals(flow) as nfe:
+            facts[name] = (flow.log_prob(x).mean().item(), nfe.forward)
+    print(json.dumps({"seconds": medians(works, TURNS, time.process_time), "facts": facts}))
 
 
 if __name__ == "__main__":
-    _serve()
+    _measure()

@@ -200,7 +200,7 @@ def affordable_samples(count: int, dims: int) -> int:
 
 
 def check_importance_samples(model: Density, samples: int | None) -> None:
-    """Raise an :class:`~anode.InputError` for a number of importance samples that would not tighten a bound."""
+    """Raise an :class:`anode.InputError` for a number of importance samples that would not tighten a bound."""
     if samples is None:
         return
     if not isinstance(model, LiftedFlow):

@@ -18,7 +18,6 @@ from anode import InputError, SolverError
 from anode.errors import check_choice, config
 from anode.storage import written_atomically
 from train_flows.command_line import read
-from train_flows.data.images import PUBLISHED
 from train_flows.experiments import anode_on_functions, anode_on_images, augmented_density, planar_flows, solver_cost
 from train_flows.experiments import training_densities as densities
 from train_flows.experiments.grid import Experiment, Scale, jobs_of, prepare, run_missing
@@ -94,28 +93,24 @@ def main(args: list[str]) -> None:
     device = find_device(settings.device or ("auto" if experiment.kind == "images" else "cpu"))
     workers = settings.workers or (1 if device.type == "cuda" else os.cpu_count() or 1)
 
-    scale = Scale("quick" if settings.quick else "small" if settings.small else "full", settings.data_root)
-    size = [] if scale.size == "full" else [scale.size]
+    size = "quick" if settings.quick else "small" if settings.small else "full"
+    suffix = [] if size == "full" else [size]
     chosen = sorted(settings.data, key=lambda name: (name not in experiment.data, name))
     usual = experiment.data[:1] if settings.quick and experiment.kind != "functions" else experiment.data
     first = experiment.first_seed if settings.first_seed is None else settings.first_seed
     seeds = range(first, first + (settings.seeds or (1 if settings.quick else 5)))
-    folder = settings.out / "-".join([settings.experiment, *size])
-    options = {
-        name: ("--data-root", settings.data_root, *(["--download"] * (settings.download and name in PUBLISHED)))
-        for name in chosen or usual
-    }
-    jobs = jobs_of(experiment, options, seeds, scale, folder)
+    folder = settings.out / "-".join([settings.experiment, *suffix])
+    jobs = jobs_of(experiment, chosen or usual, seeds, Scale(size, settings.data_root, settings.download), folder)
     folder.mkdir(parents=True, exist_ok=True)
     prepare(jobs, settings.overwrite)
     results = run_missing(jobs, workers, str(device), deadline)
 
-    path = settings.out / f"{'-'.join([settings.experiment, *chosen, *size])}.json"
-    about = {"experiment": settings.experiment, "size": scale.size, "seeds": list(seeds), "workers": workers}
-    findings = dict(experiment.findings(results)) if len(results) else {}
+    path = settings.out / f"{'-'.join([settings.experiment, *chosen, *suffix])}.json"
+    about = {"experiment": settings.experiment, "size": size, "seeds": list(seeds), "workers": workers}
+    findings = dict(experiment.findings(results)) if results else {}
     write_results(path, {**about, "complete": len(results) == len(jobs)}, results, findings)
     print(f"\n{table(results.summary(), findings)}\n\n{path}")
-    if len(results):
+    if results:
         draw(experiment, results, path.with_suffix(".png"))
     if len(results) < len(jobs):
         print(f"{len(jobs) - len(results)} runs are missing: the same command continues with them")

@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train_flows.data import SEED_STRIDE, paper_functions
 from train_flows.experiments.grid import Experiment, Scale
+from train_flows.experiments.panels import Panel, against, by_epoch, draw_panels, ends_against
 from train_flows.experiments.results import Outcome, Results
 from train_flows.figures import plots
 
 SIDES = "coolwarm"  # target -1 in blue, +1 in red
 LINES = {-1: "C0", 1: "C3"}
 DRAWN = 100  # trajectories
-TITLES = {"intervals": "g in d = 1", "spheres": "g in d = 2", "sines": "separable"}
 AUGMENTED = "ANODE p=5"
 
 
@@ -49,11 +50,6 @@ def scatter(axes: Any, x: np.ndarray, y: np.ndarray, title: str) -> None:
     axes.tick_params(labelsize="small")
 
 
-def draw_losses(axes: Any, results: Results, title: str, metric: str = "loss", ylabel: str = "training loss") -> None:
-    """Draw the losses of every label against the epoch."""
-    plots.bands(axes, {x: results.of(x).curves(metric) for x in results.labels}, title, ylabel, log=True)
-
-
 # Figure 3
 
 BARE = "--readout none --train-size 1000"  # a learned readout would flip the sign by itself
@@ -61,33 +57,26 @@ ON_THE_LINE = {"NODE": BARE, "ANODE p=1": f"{BARE} --extra 1", "ResNet": f"{BARE
 STARTS = np.array([-1.5, -1, -0.5, 0, 0.5, 1, 1.5])
 
 
-@torch.no_grad()
-def _draw_lines(results: Results) -> Figure:
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    for row, data in zip(axes, ("identity", "g1d"), strict=True):
-        for panel, label in zip(row, ON_THE_LINE, strict=True):
-            outcome = results.of(label, data).exemplar
-            if outcome is None:
-                continue
-            if label == "NODE":
-                _draw_field(panel, outcome.model.body)
-            times = np.linspace(0, 1, 6 if label == "ResNet" else 51)  # a line from block to block
-            path = outcome.model.trajectory(torch.tensor(STARTS[:, None]).float(), times.tolist())[:, :, 0].numpy()
-            for start, line in zip(STARTS, path.T, strict=True):
-                trained = abs(start) == 1
-                panel.plot(times, line, color=LINES[int(start)] if trained else "0.6", lw=2 if trained else 1)
-            targets = [-1, 1] if data == "identity" else [1, -1]
-            panel.scatter([0, 0, 1, 1], [-1, 1, *targets], color=[*LINES.values()] * 2, zorder=3)
-            what = {"NODE": "field", "ResNet": "blocks"}.get(label, "first component")
-            panel.set(title=f"{label} on {data} ({what})", ylim=(-2.2, 2.2))
-        row[0].set_ylabel("x")
-    for panel in axes[1]:
-        panel.set_xlabel("t")
-    return figure
+def _draw_lines(label: str) -> Panel:
+    @torch.no_grad()
+    def draw(axes: Axes, results: Results) -> None:
+        axes.set(title=label, xlabel="t", ylabel="first component of x", ylim=(-2.2, 2.2))
+        if (outcome := results.of(label).exemplar) is None:
+            return
+        if label == "NODE":
+            _draw_slopes(axes, outcome.model.body)
+        times = np.linspace(0, 1, 6 if label == "ResNet" else 51)  # a line from block to block
+        path = outcome.model.trajectory(torch.tensor(STARTS[:, None]).float(), times.tolist())[:, :, 0].numpy()
+        for start, line in zip(STARTS, path.T, strict=True):
+            trained = abs(start) == 1
+            axes.plot(times, line, color=LINES[int(start)] if trained else "0.6", lw=2 if trained else 1)
+        targets = [1, -1] if outcome.data == "g1d" else [-1, 1]
+        axes.scatter([0, 0, 1, 1], [-1, 1, *targets], color=[*LINES.values()] * 2, zorder=3)
+
+    return draw
 
 
-def _draw_field(axes: Any, block: Any) -> None:
+def _draw_slopes(axes: Axes, block: Any) -> None:
     t, x = np.meshgrid(np.linspace(0.02, 0.98, 15), np.linspace(-2, 2, 15), indexing="ij")
     times, states = torch.tensor(t.ravel()).float(), torch.tensor(x.reshape(-1, 1)).float()
     slope = block.field(times, states).numpy().reshape(t.shape)
@@ -99,43 +88,45 @@ def _draw_field(axes: Any, block: Any) -> None:
 NODE_AND_RESNET = {"NODE": "", "ResNet": "--model resnet"}
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # learning rates to choose from on the sines, which both can represent
 SMALL = 0.01  # of an initial loss of about 0.5
+TUNING = "tuning"
 
 
-def _with_rate(label: str, rate: float) -> str:
-    return label if rate == RATES[0] else f"{label}, lr {rate:g}"
+def _with_rate(label: str, rate: float, *words: str) -> str:
+    return ", ".join([label, f"lr {rate:g}", *words])
 
 
 def best_rate(results: Results, label: str) -> str:
-    """Return the label of a network with the learning rate of the least mean loss on the sines."""
-    labels = [_with_rate(label, rate) for rate in RATES]
-    return min(labels, key=lambda each: np.nan_to_num(results.of(each, "sines").mean("loss"), nan=np.inf))
+    """Return the label of a network with the learning rate of the least mean loss on the sines, on tuning seeds."""
+
+    def loss(rate: float) -> float:
+        group = results.of(_with_rate(label, rate, TUNING), "sines")
+        return group.mean("loss") if group and group == group.succeeded else np.inf
+
+    return _with_rate(label, min(RATES, key=loss))
 
 
 def _compare_losses(results: Results) -> dict[str, Any]:
     findings: dict[str, Any] = {}
-    for data in TITLES:
+    for data in results.data:
         found = results.of(data=data)
         findings[f"training loss of NODE over that of ResNet, {data}"] = found.ratio("NODE", "ResNet", "loss")
         until = [f"{label} {_epochs_until(found.of(label).succeeded)}" for label in NODE_AND_RESNET]
         findings[f"epochs until the mean loss is below {SMALL}, {data}"] = ", ".join(until)
     best = [best_rate(results, label) for label in NODE_AND_RESNET]
     loss = results.of(data="sines").ratio(*best, "loss")
-    findings["training loss of NODE over that of ResNet, sines, each with the best of 4 learning rates"] = loss
-    findings["best learning rates"] = "; ".join(best)
+    findings["training loss of NODE over that of ResNet, sines, tuned"] = loss
+    findings[f"tuned learning rates, of {', '.join(f'{rate:g}' for rate in RATES)}, on other seeds"] = "; ".join(best)
     return findings
 
 
 def _epochs_until(results: Results) -> int | str:
-    small = np.flatnonzero(results.curves("loss").mean(axis=0) < SMALL) if len(results) else []
+    small = np.flatnonzero(results.curves("loss").mean(axis=0) < SMALL) if results else []
     return int(small[0]) if len(small) else "never"
 
 
-def _draw_three_losses(results: Results) -> Figure:
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+def _draw_tuned(results: Results) -> Figure:
     labels = {*NODE_AND_RESNET, *(best_rate(results, label) for label in NODE_AND_RESNET)}
-    for axes, (data, title) in zip(figure.subplots(1, 3), TITLES.items(), strict=True):
-        draw_losses(axes, Results([o for o in results.of(data=data) if o.label in labels]), title)
-    return figure
+    return draw_panels(Results(o for o in results if o.label in labels), by_epoch("loss"))
 
 
 # Figures 6 and 8 left
@@ -146,14 +137,14 @@ SNAPSHOTS = f"--snapshots {' '.join(map(str, EPOCHS))}"
 
 def _draw_features(results: Results) -> Figure:
     figure = Figure(figsize=(2.8 * len(EPOCHS), 6), layout="constrained")
-    for row, outcome in enumerate(results.of(label).exemplar for label in ("NODE", "ANODE p=1")):
-        if outcome is None:
+    for row, label in enumerate(("NODE", "ANODE p=1")):
+        if (outcome := results.of(label).exemplar) is None:
             continue
-        stored = dict(np.load(outcome.folder / "features.npz"))
+        stored = np.load(outcome.folder / "features.npz")
         for column, epoch in enumerate(epoch for epoch in EPOCHS if f"epoch_{epoch}" in stored):
             place = (2, len(EPOCHS), row * len(EPOCHS) + column + 1)
             axes = figure.add_subplot(*place, projection="3d" if row else None)
-            title = f"{outcome.label}, epoch {epoch}\n{outcome.records[epoch]['train_nfe']:.0f} evaluations"
+            title = f"{label}, epoch {epoch}\n{outcome.records[epoch]['train_nfe']:.0f} evaluations"
             scatter(axes, stored[f"epoch_{epoch}"], stored["y"], title)
     return figure
 
@@ -165,9 +156,10 @@ def _draw_features(results: Results) -> Figure:
 def _draw_flows(results: Results) -> Figure:
     figure = Figure(figsize=(12, 6), layout="constrained")
     for row, (data, label) in enumerate((("intervals", "NODE"), ("spheres", "ANODE p=1"))):
-        draw_losses(figure.add_subplot(2, 4, 4 * row + 1), results.of(data=data), TITLES[data])
-        outcome = results.of(label, "spheres").exemplar
-        if outcome is None:
+        losses = figure.add_subplot(2, 4, 4 * row + 1)
+        by_epoch("loss")(losses, results.of(data=data))
+        losses.set_title(data)
+        if (outcome := results.of(label, "spheres").exemplar) is None:
             continue
         solid = "3d" if row else None
         inputs, flow, features = (figure.add_subplot(2, 4, 4 * row + i, projection=solid) for i in (2, 3, 4))
@@ -176,29 +168,14 @@ def _draw_flows(results: Results) -> Figure:
         some = slice(None, None, len(y) // DRAWN)
         for line, target in zip(path[:, some].swapaxes(0, 1), y[some], strict=True):
             flow.plot(*line.T, color=LINES[int(target)], lw=0.6, alpha=0.6)
-        flow.set_title(f"{label}, d = 2: flow", fontsize="medium")
+        scatter(inputs, path[0], y, f"{label} on the spheres: inputs")
+        scatter(features, path[-1], y, "features")
+        flow.set_title("flow", fontsize="medium")
         flow.tick_params(labelsize="small")
-        scatter(inputs, path[0], y, f"{label}, d = 2: inputs")
-        scatter(features, path[-1], y, f"{label}, d = 2: features")
     return figure
 
 
 # Figure 8 right
-
-
-def _draw_evaluations(results: Results) -> Figure:
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    nfe = {label: results.of(label).curves("nfe_forward") for label in results.labels}
-    plots.bands(left, nfe, "evaluations", "evaluations per solve")
-    draw_losses(middle, results, "loss")
-    for label, color in zip(nfe, plots.LINE_COLORS, strict=False):
-        for i, (cost, loss) in enumerate(zip(nfe[label], results.of(label).curves("loss"), strict=True)):
-            right.plot(cost, loss, color=color, alpha=0.6, label=None if i else label)
-    right.legend()
-    plots.log_y(right)
-    right.set(xlabel="evaluations per solve", ylabel="training loss", title="loss against evaluations")
-    return figure
 
 
 def _evaluations(results: Results) -> dict[str, Any]:
@@ -207,55 +184,40 @@ def _evaluations(results: Results) -> dict[str, Any]:
         "NFE of the last epoch, ANODE / NODE": results.ratio(AUGMENTED, "NODE", "nfe_forward"),
     }
     for label in ("NODE", AUGMENTED):
-        group = results.of(label)
-        name, epochs = label.split()[0], group.curves("loss").shape[1] - 1
+        group, name = results.of(label), label.split()[0]
         findings[f"NFE of {name}, last / first epoch"] = group.mean("nfe_forward") / group.mean("nfe_forward", at=1)
-        findings[f"seconds an epoch, {name}"] = group.mean("seconds") / max(epochs, 1)
+        findings[f"seconds an epoch, {name}"] = group.mean("seconds") / max(group.curves("loss").shape[1] - 1, 1)
     return findings
 
 
 # Figure 9
 
 SLICES = "--epochs 50 --removed-slices 3"
+BOX, SIDE = (-1.6, 1.6, -1.6, 1.6), 120  # of the drawn part of the plane
 
 
-@torch.no_grad()
-def _draw_values(results: Results) -> Figure:
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
-    *maps, train, validation = figure.subplots(1, 4)
-    box, side = (-1.6, 1.6, -1.6, 1.6), 120
-    for axes, label in zip(maps, ("NODE", AUGMENTED), strict=True):
-        outcome = results.of(label).exemplar
-        if outcome is not None:
-            values = outcome.model(torch.from_numpy(plots.grid(box, side)).float()).reshape(side, side)
-            axes.imshow(values.numpy(), origin="lower", extent=box, cmap=SIDES, vmin=-1, vmax=1)
+def _draw_values(label: str) -> Panel:
+    @torch.no_grad()
+    def draw(axes: Axes, results: Results) -> None:
+        axes.set(title=f"{label} at every input", xticks=[], yticks=[])
+        if (outcome := results.of(label).exemplar) is not None:
+            values = outcome.model(torch.from_numpy(plots.grid(BOX, SIDE)).float()).reshape(SIDE, SIDE)
+            axes.imshow(values.numpy(), origin="lower", extent=BOX, cmap=SIDES, vmin=-1, vmax=1)
             generator = torch.Generator().manual_seed(outcome.seed + 2 * SEED_STRIDE)  # of the run
             pairs = paper_functions.sample(outcome.data, paper_functions.TRAIN, outcome.seed + SEED_STRIDE)
             x = paper_functions.split_slices(pairs, 3, generator)[0][0]
             axes.scatter(*x[::10].T.numpy(), s=1, c="black", lw=0)
-            axes.set(title=f"{label}: value at every input", xticks=[], yticks=[])
-    draw_losses(train, results, "training points")
-    draw_losses(validation, results, "points in removed slices", "validation_loss", "validation loss")
-    return figure
+
+    return draw
+
+
+VALUES = *map(_draw_values, ("NODE", AUGMENTED)), by_epoch("loss"), by_epoch("validation_loss")
 
 
 # The number of augmented dimensions
 
 EXTRAS = (0, 1, 2, 5, 10, 20, 50, 100)
-SWEPT = {"loss": "training loss", "nfe_forward": "evaluations per solve", "seconds": "seconds of training"}
-
-
-def _draw_sweep(results: Results) -> Figure:
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (metric, label) in zip(figure.subplots(1, 3), SWEPT.items(), strict=True):
-        values = [results.of(f"p={extra}").last(metric) for extra in EXTRAS]
-        for i, each in enumerate(values):
-            axes.scatter([i] * len(each), each, color=plots.LINE_COLORS[0], s=12, alpha=0.5)
-        axes.plot([each.mean() if len(each) else np.nan for each in values], color=plots.LINE_COLORS[0])
-        axes.set(xlabel="extra dimensions p", ylabel=label, xticks=range(len(EXTRAS)), xticklabels=EXTRAS)
-        if metric == "loss":
-            plots.log_y(axes)
-    return figure
+SWEEP = by_epoch("loss"), by_epoch("nfe_forward"), ends_against("seconds", "loss"), ends_against("nfe_forward", "loss")
 
 
 def _on_functions(
@@ -263,16 +225,16 @@ def _on_functions(
     models: Mapping[str, Mapping[str, str]],
     figure: Callable[[Results], Figure],
     findings: Callable[[Results], Mapping[str, Any]] = lambda results: {},
-    first: tuple[str, ...] = (),
+    **options: Any,
 ) -> Experiment:
-    return Experiment(about, tuple(models), "functions", trainings(models), figure, findings, first)
+    return Experiment(about, tuple(models), "functions", trainings(models), figure, findings, **options)
 
 
 EXPERIMENTS = {
     "flow-1d": _on_functions(
         "ODE solutions on the line keep their order, ResNet steps cross (ANODE, fig. 3)",
         {"identity": ON_THE_LINE, "g1d": ON_THE_LINE},
-        _draw_lines,
+        lambda r: draw_panels(r, *map(_draw_lines, ON_THE_LINE)),
         lambda r: {f"MSE of {x} on g1d (best monotone: 1)": r.of(x, "g1d").mean("train_mse") for x in ON_THE_LINE},
     ),
     "resnet-vs-node": _on_functions(
@@ -280,11 +242,18 @@ EXPERIMENTS = {
         {
             "intervals": {label: f"{options} --lr 5e-4" for label, options in NODE_AND_RESNET.items()},
             "spheres": NODE_AND_RESNET,
-            "sines": {_with_rate(x, lr): f"{o} --lr {lr:g}" for lr in RATES for x, o in NODE_AND_RESNET.items()},
+            "sines": NODE_AND_RESNET
+            | {
+                _with_rate(label, rate, *words): f"{options} --lr {rate:g}"
+                for words in ((), (TUNING,))
+                for rate in RATES
+                for label, options in NODE_AND_RESNET.items()
+            },
         },
-        _draw_three_losses,
+        _draw_tuned,
         _compare_losses,
         first=tuple(NODE_AND_RESNET),
+        tuning=tuple(_with_rate(label, rate, TUNING) for rate in RATES for label in NODE_AND_RESNET),
     ),
     "feature-evolution": _on_functions(
         "features while training, with their evaluations (fig. 6, 8 left)",
@@ -307,18 +276,18 @@ EXPERIMENTS = {
     "nfe": _on_functions(
         "evaluations while training (fig. 8 right)",
         {"spheres": {"NODE": "", AUGMENTED: "--extra 5"}},
-        _draw_evaluations,
+        lambda r: draw_panels(r, by_epoch("nfe_forward"), by_epoch("loss"), against("nfe_forward", "loss")),
         _evaluations,
     ),
     "generalization": _on_functions(
         "values at unseen inputs, validation loss with slices removed (fig. 9)",
         {"spheres": {"NODE": SLICES, AUGMENTED: f"--extra 5 {SLICES}"}},
-        _draw_values,
+        lambda r: draw_panels(r, *VALUES),
         lambda r: {"validation loss, ANODE / NODE": r.ratio(AUGMENTED, "NODE", "validation_loss")},
     ),
     "augment-sweep": _on_functions(
-        "loss, evaluations and time against the number of extra dimensions",
+        "loss, evaluations and time by the number of extra dimensions",
         {"spheres": {f"p={extra}": f"--extra {extra}" for extra in EXTRAS}},
-        _draw_sweep,
+        lambda r: draw_panels(r, *SWEEP),
     ),
 }

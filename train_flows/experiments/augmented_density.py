@@ -3,21 +3,21 @@
 Every variant trains like the plain flow, by the same recipe, without and with a penalty on acceleration, and is
 measured during training in double precision (``--measure costs``). For each seed, variants are compared where their
 test NLL is equal: with the plain flow, and with flows that differ in one point. A variant that knows only a bound of
-its likelihood is at a disadvantage; the likelihood of discrete data is a bound for all, from equally many draws.
+its likelihood is at a disadvantage; the likelihood of discrete data is a bound for all, from equal numbers of draws.
+The findings report how many points were solved for the NLL of one sample: the importance samples of a bound, times the
+components of a mixture.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnf import DensityConfig, density_model
@@ -26,14 +26,15 @@ from train_flows.command_line import parse
 from train_flows.data import Dataset, is_images, load_density_data, toy
 from train_flows.evaluation.likelihood import TOLERANCES
 from train_flows.experiments.grid import Experiment, Scale, words
-from train_flows.experiments.results import SUCCESS, Results
-from train_flows.experiments.training_densities import ALLOWED, QUICK, columns
-from train_flows.figures import plots
+from train_flows.experiments.panels import against, draw_panels
+from train_flows.experiments.results import SUCCESS, Results, by_data
+from train_flows.experiments.training_densities import QUICK, chosen_weight, penalised
 from train_flows.settings import DensitySettings
 
 DATA = ("separated-8gaussians", "checkerboard", "annulus", "nested-annuli", "2spirals", "digits")
 PLAIN = "p=0"
 FIRST = (PLAIN, "categorical", "mixture base")
+QUICK_VARIANTS = (PLAIN, "categorical", "joint")
 CONTROLS = (("categorical", "mixture base"), ("joint, matched", "p=0, matched"))
 STEPS = {"parkinsons.csv.gz": 800, "protein.csv.gz": 1000, "digits": 1000}  # the first overfits soon after
 CONVOLUTIONS: dict[str, Any] = {  # of images: one ODE, whose divergence is exact, so that bounds can be tightened
@@ -53,21 +54,15 @@ MIXTURE = {"augmentation": "categorical", "posterior": "fitted"}
 REGULARISATIONS = ("free", "penalised")
 METRICS = tuple(f"nfe_{what}_{tolerance:.0e}" for what in ("log_prob", "sample") for tolerance in TOLERANCES)
 METRIC = METRICS[-1]
+CURVES = against("nll_test", METRIC, "o-")
 
 
-class Chosen(NamedTuple):
-    """Settings chosen by ``augmented-tuning``: components of mixtures, weight of the penalty of all variants."""
-
-    components: int
-    acceleration: float
-
-
-CHOSEN = {
-    "checkerboard": Chosen(8, 1e-2),
-    "parkinsons.csv.gz": Chosen(8, 1e-1),
-    "protein.csv.gz": Chosen(32, 1e-4),
+CHOSEN = {  # by augmented-tuning: components of mixtures, weight of the penalty of all variants
+    "checkerboard": (8, 1e-2),
+    "parkinsons.csv.gz": (8, 1e-1),
+    "protein.csv.gz": (32, 1e-4),
 }
-UNCHOSEN = Chosen(8, 1e-3)  # of other data
+UNCHOSEN = (8, 1e-3)  # of other data
 
 
 def variants(data: str) -> dict[str, dict[str, Any]]:
@@ -75,7 +70,7 @@ def variants(data: str) -> dict[str, dict[str, Any]]:
 
     On whitened tables all mixtures have full covariances, by their recipe.
     """
-    k = CHOSEN.get(data, UNCHOSEN).components
+    k, _ = CHOSEN.get(data, UNCHOSEN)
     matched = {"objective": "flow-matching+likelihood", "likelihood_steps": 1000}
     plane, images = data in toy.DENSITIES, is_images(data)
     return {
@@ -103,7 +98,6 @@ def equal_size(data: str, scale: Scale, options: dict[str, Any]) -> str:
     """Return the command line of a variant, with the widest field within the number of parameters of the plain flow."""
     source, shared = scale.source(data), plain_options(data)
     if scale.size == "quick":
-        options = options | ({"likelihood_steps": 2} if "likelihood_steps" in options else {})
         shared |= QUICK | ({"hidden": (4,)} if is_images(data) else {})
     plain, variant = (_config(source, words("", each)) for each in (shared, shared | options))
     allowed, dataset, layers = parameters(plain, _dataset(source)), _dataset(source), len(plain.hidden)
@@ -130,52 +124,35 @@ def _dataset(source: str) -> Dataset:
 
 
 def _runs(data: str, scale: Scale) -> dict[str, str]:
-    penalty = CHOSEN.get(data, UNCHOSEN).acceleration
+    weights = dict(zip(REGULARISATIONS, (0.0, CHOSEN.get(data, UNCHOSEN)[1]), strict=True))
     return {
         f"{name}, {regularisation}": equal_size(data, scale, {**options, "acceleration": weight, "measure": "costs"})
         for name, options in variants(data).items()
-        for regularisation, weight in zip(REGULARISATIONS, (0.0, penalty), strict=True)
+        for regularisation, weight in weights.items()
+        if scale.size != "quick" or name in QUICK_VARIANTS
     }
 
 
-def _findings(results: Results) -> dict[str, Any]:
+def by_variant(results: Results) -> Results:
+    """Return the outcomes labelled by their variant alone; their data are data and regularisation."""
+    parts = [(o, *o.label.rpartition(", ")[::2]) for o in results]
+    return Results(replace(o, label=name, data=f"{o.data}, {regularisation}") for o, name, regularisation in parts)
+
+
+def _compare(results: Results, data: str) -> dict[str, Any]:
     findings: dict[str, Any] = {}
-    for data in results.data:
-        found, names = results.of(data=data), variants(data)
-        for regularisation in REGULARISATIONS:
-            pairs = [(name, PLAIN) for name in names if name != PLAIN] + [p for p in CONTROLS if set(p) <= set(names)]
-            for name, other in pairs:
-                labels = f"{name}, {regularisation}", f"{other}, {regularisation}"
-                for metric in METRICS:
-                    if (equal := found.equal_nll(*labels, metric)) is not None:
-                        findings[f"{data}, {regularisation}: {name} / {other}, {metric}"] = equal
-            for name in names:
-                failed = sum(o.status != SUCCESS for o in found.of(f"{name}, {regularisation}"))
-                findings |= {f"{data}, {regularisation}: {name}, failed": failed} if failed else {}
-        fitted = [o.records[0]["nll_test"] for o in found.of("mixture base, free") if o.records]
-        if fitted:
-            findings[f"{data}: NLL of a Gaussian mixture"] = float(np.mean(fitted))
+    for name, other in (*((name, PLAIN) for name in results.labels if name != PLAIN), *CONTROLS):
+        for metric in METRICS:
+            if (equal := results.equal_nll(name, other, metric)) is not None:
+                findings[f"{name} / {other}, {metric}"] = equal
+    for name in results.labels:
+        group = results.of(name)
+        if failed := sum(o.status != SUCCESS for o in group):
+            findings[f"{name}, failed"] = failed
+        findings[f"{name}, points solved for an NLL"] = group.mean("points_log_prob")
+    if fitted := [o.records[0]["nll_test"] for o in results.of("mixture base") if o.records]:
+        findings["NLL of a Gaussian mixture"] = float(np.mean(fitted))
     return findings
-
-
-def _draw(results: Results) -> Figure:
-    figure = Figure(figsize=(4.4 * len(results.data), 3.6 * len(REGULARISATIONS)), layout="constrained")
-    panels = figure.subplots(len(REGULARISATIONS), len(results.data), squeeze=False)
-    for row, regularisation in zip(panels, REGULARISATIONS, strict=True):
-        for axes, data in zip(row, results.data, strict=True):
-            draw_curves(axes, results.of(data=data), {f"{name}, {regularisation}": name for name in variants(data)})
-            axes.set_title(f"{data}, {regularisation}")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
-    return figure
-
-
-def draw_curves(axes: Axes, results: Results, names: Mapping[str, str], xlabel: str = "test NLL in nats") -> None:
-    """Draw evaluations of sampling against the NLL, along the trainings of labels with other names to show."""
-    for (label, name), color in zip(names.items(), (*plots.LINE_COLORS, "0.6"), strict=False):
-        for i, outcome in enumerate(results.of(label).succeeded):
-            nll, nfe = ([record[figure] for record in outcome.records[1:]] for figure in ("nll_test", METRIC))
-            axes.plot(nll, nfe, "o-", ms=3, lw=1, color=color, alpha=0.7, label=None if i else name)
-    axes.set(xlabel=xlabel, ylabel="evaluations of sampling, 1e-7")
 
 
 # The two chosen settings
@@ -184,23 +161,19 @@ COMPONENTS = (4, 8, 16, 32)
 WEIGHTS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
-def _penalised(weight: float) -> str:
-    return f"{PLAIN}, acceleration {weight:g}"
-
-
 def _mixed(components: int) -> str:
     return f"categorical K={components}"
 
 
 def _tried(data: str, scale: Scale) -> dict[str, str]:
-    tried: dict[str, dict[str, Any]] = {_penalised(weight): {"acceleration": weight} for weight in WEIGHTS}
+    tried: dict[str, dict[str, Any]] = {penalised(weight): {"acceleration": weight} for weight in WEIGHTS}
     tried |= {_mixed(k): {**MIXTURE, "extra": k, "acceleration": 0.0} for k in COMPONENTS}
     measure = {"measure": "validation-costs"}
     return {label: equal_size(data, scale, options | measure) for label, options in tried.items()}
 
 
-def choose(results: Results) -> dict[str, Any]:
-    """Choose the two settings for each data set, on its validation part.
+def choose(results: Results, data: str) -> dict[str, Any]:
+    """Choose the two settings for a data set, on its validation part.
 
     The number of components is that of the mixture of flows with the fewest evaluations of sampling at equal NLL,
     relative to the plain flow, among the mixtures that become as good as the plain flow (or the best, if none does):
@@ -208,33 +181,28 @@ def choose(results: Results) -> dict[str, Any]:
     is that of the plain flow's fewest evaluations whose validation NLL is at most 0.02 nats above that without; the
     smallest if all cost more.
     """
-    findings: dict[str, Any] = {}
-    for data in results.data:
-        found, costs = results.of(data=data), {}
-        for k in COMPONENTS:
-            pair = _mixed(k), _penalised(0.0)
-            equal = found.equal_nll(*pair, METRIC)
-            if equal is not None:
-                behind = max(0.0, found.difference(*pair, "validation_nll"))
-                costs[k] = behind, equal["ratio"]
-                findings[f"{data}: {_mixed(k)} / {PLAIN}, {METRIC}"] = equal["ratio"]
-                findings[f"{data}: {_mixed(k)}, validation NLL behind {PLAIN}"] = behind
-        if costs:
-            findings[f"{data}: components"] = min(costs, key=lambda k: costs[k])
-        groups = dict(zip(WEIGHTS, found.shared(*map(_penalised, WEIGHTS)), strict=True))  # of the same seeds
-        nll = {weight: group.mean("validation_nll") for weight, group in groups.items()}
-        nfe = {weight: group.mean("nfe_validation") for weight, group in groups.items()}
-        for weight in WEIGHTS:
-            findings[f"{data}: {_penalised(weight)}, validation NLL"] = nll[weight]
-            findings[f"{data}: {_penalised(weight)}, NFE of log_prob"] = nfe[weight]
-        good = [weight for weight in WEIGHTS[1:] if nll[weight] <= nll[0.0] + ALLOWED]
-        findings[f"{data}: acceleration"] = min(good, key=lambda weight: nfe[weight], default=WEIGHTS[1])
+    findings, costs = {}, {}
+    for k in COMPONENTS:
+        pair = _mixed(k), penalised(0.0)
+        if (equal := results.equal_nll(*pair, METRIC)) is not None:
+            behind = max(0.0, results.difference(*pair, "validation_nll"))
+            costs[k] = behind, equal["ratio"]
+            findings[f"{_mixed(k)} / {PLAIN}, {METRIC}"] = equal["ratio"]
+            findings[f"{_mixed(k)}, validation NLL behind {PLAIN}"] = behind
+    findings["components"] = min(costs, key=lambda k: costs[k], default=None)
+    for label in map(penalised, WEIGHTS):
+        findings[f"{label}, validation NLL"] = results.of(label).mean("validation_nll")
+        findings[f"{label}, NFE of log_prob"] = results.of(label).mean("nfe_validation")
+    findings["acceleration"] = chosen_weight(results, WEIGHTS) or WEIGHTS[1]
     return findings
 
 
-def _draw_tuning(axes: Axes, results: Results) -> None:
-    names = {label: label for label in (_penalised(0.0), *map(_mixed, COMPONENTS))}
-    draw_curves(axes, results, names, "validation NLL in nats")
+def _draw_tuning(results: Results) -> Figure:
+    labels = (penalised(0.0), *map(_mixed, COMPONENTS))
+    figure = draw_panels(Results(o for o in results if o.label in labels), CURVES)
+    for axes in figure.axes:
+        axes.set_xlabel("validation NLL in nats")
+    return figure
 
 
 EXPERIMENTS = {
@@ -243,8 +211,8 @@ EXPERIMENTS = {
         DATA,
         "densities",
         _runs,
-        _draw,
-        _findings,
+        lambda r: draw_panels(by_variant(r), CURVES),
+        lambda r: by_data(by_variant(r), _compare),
         first=tuple(f"{name}, {regularisation}" for name in FIRST for regularisation in REGULARISATIONS),
     ),
     "augmented-tuning": Experiment(
@@ -252,8 +220,8 @@ EXPERIMENTS = {
         DATA,
         "densities",
         _tried,
-        columns(_draw_tuning),
-        choose,
+        _draw_tuning,
+        lambda r: by_data(r, choose),
         first_seed=100,
     ),
 }

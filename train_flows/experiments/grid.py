@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from anode import InputError, SolverError, storage
 from train_flows.data import DENSITY_NAMES, known_labelled_data
+from train_flows.data.images import PUBLISHED
 from train_flows.experiments.results import FAILED_FILE, NOT_FINITE, Outcome, Results, read_outcome
 from train_flows.run import TrainingError
 
@@ -32,16 +34,19 @@ PROGRAMS = {
     "classify": "train_flows.classify",
     "reverse-kl": "train_flows.experiments.planar_flows",
 }
+TUNING_SEEDS = (100, 101)  # never reported, so that a choice among settings favours none of them
 
 
-class Scale(NamedTuple):
-    """Size of an experiment (``"full"``, ``"small"`` for images, ``"quick"``), and the folder of tables and images."""
+@dataclass(frozen=True)
+class Scale:
+    """Size of an experiment (``"full"``, ``"small"`` for images, ``"quick"``), and where its data come from."""
 
     size: Literal["full", "small", "quick"] = "full"
     data_root: str = "data"
+    download: bool = False
 
     def source(self, data: str) -> str:
-        """Return what the programs take for the name of data: a path, unless they know the name."""
+        """Return the argument of the programs for data: a path, unless they know the name."""
         known = data in DENSITY_NAMES or known_labelled_data(data)
         return data if known else str(Path(self.data_root, data).absolute())
 
@@ -57,6 +62,7 @@ class Experiment:
     figure: Callable[[Results], Figure]
     findings: Callable[[Results], Mapping[str, Any]] = lambda results: {}  # by name
     first: tuple[str, ...] = ()  # labels to run first, with all seeds
+    tuning: tuple[str, ...] = ()  # labels to run with TUNING_SEEDS instead
     first_seed: int = 0  # of the default seeds
 
 
@@ -68,13 +74,13 @@ class Job:
     data: str
     seed: int
     command: str  # with {data} in place of the data
-    folder: Path  # what the run prints goes to a file next to it
+    folder: Path
     source: str  # the data, for the program
     options: tuple[str, ...] = ()  # further words for a new run
 
     @property
     def log(self) -> Path:
-        """The file of the output; its first line is the command."""
+        """The file of the printed output, next to the folder; its first line is the command."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
@@ -108,20 +114,21 @@ def words(command: str, options: Mapping[str, Any]) -> str:
 
 
 def jobs_of(
-    experiment: Experiment, data: Mapping[str, Sequence[str]], seeds: Sequence[int], scale: Scale, folder: Path
+    experiment: Experiment, names: Sequence[str], seeds: Sequence[int], scale: Scale, folder: Path
 ) -> list[Job]:
-    """Return the runs of an experiment on data, with further words, in order: the most telling first, then by seed."""
-    runs = {name: experiment.runs(name, scale) for name in data}
-    labels = dict.fromkeys(label for commands in runs.values() for label in commands)
-    order = [(seed, label, name) for seed in seeds for label in labels for name in data if label in runs[name]]
-
-    def job(seed: int, label: str, name: str) -> Job:
-        run_folder = folder / re.sub(r"[^\w.+=-]+", "-", f"{name}-{label}-{seed}")
-        source = name if experiment.kind == "targets" else scale.source(name)
-        options = () if experiment.kind == "targets" else tuple(data[name])
-        return Job(label, name, seed, runs[name][label], run_folder, source, options)
-
-    return [job(*each) for each in sorted(order, key=lambda each: each[1] not in experiment.first)]
+    """Return the runs of an experiment on data, in order: the most telling first, then by seed."""
+    jobs = []
+    for name in names:
+        source, options = name, ()
+        if experiment.kind != "targets":
+            source, options = scale.source(name), ("--data-root", scale.data_root)
+            options += ("--download",) if scale.download and name in PUBLISHED else ()
+        for label, command in experiment.runs(name, scale).items():
+            for seed in TUNING_SEEDS if label in experiment.tuning else seeds:
+                path = folder / re.sub(r"[^\w.+=-]+", "-", f"{name}-{label}-{seed}")
+                jobs.append(Job(label, name, seed, command, path, source, options))
+    labels = list(dict.fromkeys(job.label for job in jobs))
+    return sorted(jobs, key=lambda job: (job.label not in experiment.first, job.seed, labels.index(job.label)))
 
 
 def prepare(jobs: Sequence[Job], overwrite: bool) -> None:
@@ -131,68 +138,87 @@ def prepare(jobs: Sequence[Job], overwrite: bool) -> None:
         InputError: if a run was started with another command line.
     """
     for job in jobs:
-        if overwrite and (job.folder / storage.CONFIG_FILE).is_file():
-            shutil.rmtree(job.folder)
         if overwrite:
+            if (job.folder / storage.CONFIG_FILE).is_file():
+                shutil.rmtree(job.folder)
             job.log.unlink(missing_ok=True)
         elif job.log.is_file() and (before := job.log.read_text().partition("\n")[0]) != job.shown:
             raise InputError(f"{job.folder} was started as {before!r}: pass another --out, or --overwrite")
 
 
 def run_missing(jobs: Sequence[Job], workers: int, device: str, deadline: float = math.inf) -> Results:
-    """Train the runs that are missing, and return the outcomes of all that are finished, in their order.
+    """Train the missing runs until ``time.time()`` is the deadline, and return the outcomes of all finished ones.
 
-    Args:
-        jobs: all runs.
-        workers: number of runs side by side; one stays in this process.
-        device: of models and data.
-        deadline: ``time.time()`` at which to stop.
+    Of several workers, each is a process; one stays in this process.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM; interrupted runs have saved their state.
         TrainingError: if a process dies, or the disk is full.
     """
     waiting = [job for job in jobs if job.outcome() is None]
-    trained = _side_by_side if workers > 1 else _one_by_one
     with tqdm(total=len(jobs), initial=len(jobs) - len(waiting), unit="run", disable=None) as bar:
-        for job in trained(waiting, workers, device, deadline):
+
+        def show(job: Job) -> None:
             if (outcome := job.outcome()) is not None:
-                bar.write(_describe(outcome))
+                bar.write(f"{outcome.data} {outcome.label} seed {outcome.seed}: {outcome.status}")
                 bar.update()
-    return Results([outcome for job in jobs if (outcome := job.outcome()) is not None])
+
+        if workers == 1 or not waiting:
+            for job in waiting:
+                perform(job, device, deadline)
+                show(job)
+        else:
+            with _processes(min(workers, len(waiting))) as pool:
+                running = {pool.submit(_perform_in_pool, job, device, deadline): job for job in waiting}
+                for future in as_completed(running):
+                    future.result()
+                    show(running[future])
+    return Results(outcome for job in jobs if (outcome := job.outcome()) is not None)
 
 
-def _one_by_one(jobs: Sequence[Job], workers: int, device: str, deadline: float) -> Generator[Job]:
-    for job in jobs:
-        perform(job, device, deadline)
-        yield job
+@contextmanager
+def _processes(count: int) -> Generator[ProcessPoolExecutor]:
+    """Start processes; on an error or a signal, their trainings save their state and end before the block does."""
+    context = multiprocessing.get_context("spawn")
+    stop, before = context.Event(), _on_signals(signal.default_int_handler)
+    pool = ProcessPoolExecutor(count, context, _initialize, (stop,))
+    try:
+        yield pool
+    except BaseException as error:
+        _on_signals(signal.SIG_IGN)  # another signal must not cut the wait short
+        stop.set()
+        for process in multiprocessing.active_children():
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise TrainingError("the process of a run died, perhaps of lack of memory: lower --workers") from error
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _on_signals(*before)
 
 
-def _side_by_side(jobs: Sequence[Job], workers: int, device: str, deadline: float) -> Generator[Job]:
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    processes = max(1, min(workers, len(jobs)))
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _initialize) as pool:
-        running = {pool.submit(perform, job, device, deadline): job for job in jobs}
-        try:
-            for future in as_completed(running):
-                future.result()
-                yield running[future]
-        except BaseException as error:
-            for future in running:
-                future.cancel()
-            for process in multiprocessing.active_children():
-                process.terminate()  # a training saves its state first; the pool waits for it
-            if isinstance(error, BrokenProcessPool):
-                raise TrainingError("the process of a run died, perhaps of lack of memory: lower --workers") from error
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+def _on_signals(interrupt: Any, terminate: Any = None) -> tuple[Any, Any]:
+    """Set the handlers of Ctrl-C and SIGTERM, which are the same if one is given, and return those before."""
+    return signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, terminate or interrupt)
 
 
-def _initialize() -> None:
-    """Prepare a process for runs: one thread, and Ctrl-C is for the programs, which save the state of a training."""
+_stopping: list[Event] = []  # in a process of the pool: set when no more runs may begin
+
+
+def _initialize(stop: Event) -> None:
+    """Prepare a process of the pool: one thread, and no signals between runs."""
+    _stopping.append(stop)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _on_signals(signal.SIG_IGN)
+
+
+def _perform_in_pool(job: Job, device: str, deadline: float) -> None:
+    try:
+        _on_signals(signal.default_int_handler)
+        if not _stopping[0].is_set():
+            perform(job, device, deadline)
+    finally:
+        _on_signals(signal.SIG_IGN)
 
 
 def perform(job: Job, device: str, deadline: float) -> None:
@@ -228,10 +254,3 @@ def _cause(error: BaseException | None) -> str | None:
         status = error.cause if isinstance(error, SolverError) else status
         error = error.__cause__
     return status
-
-
-def _describe(outcome: Outcome) -> str:
-    last = outcome.records[-1] if outcome.records else {}
-    names = ("loss", "test_accuracy", "test_nll", "kl", "nfe_forward", "seconds")
-    figures = "  ".join(f"{name} {last[name]:.4g}" for name in names if name in last)
-    return f"{outcome.data} {outcome.label} seed {outcome.seed}: {outcome.status}  {figures}"

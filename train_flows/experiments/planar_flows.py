@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from sklearn.datasets import load_breast_cancer
 from torch import Tensor
@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from anode import MLPField, Solver, count_evals
 from anode.errors import check_choice, config
 from cnf import Continuous, Flow, Normal, Planar, PlanarField, ReverseKL, Transform
-from train_flows.command_line import read
+from train_flows.command_line import OF_A_SITTING, read
 from train_flows.experiments.grid import Experiment, Scale, words
-from train_flows.experiments.results import Results
+from train_flows.experiments.panels import Panel, draw_panels
+from train_flows.experiments.results import Results, by_data
 from train_flows.figures import plots
 from train_flows.run import session
 from train_flows.run.folder import Run
@@ -33,10 +34,9 @@ from train_flows.run.loop import train
 from train_flows.settings import Count, Positive, RunSettings, Seed, Training
 
 KIND = "variational"
+BATCH, RECORDS = 512, 10  # of a training
 VALIDATED, TESTED, SHOWN = 2000, 20_000, 400  # samples
 TRAINING, FIGURES = Solver(rtol=1e-4, atol=1e-4, gradient="direct"), Solver(gradient="direct")
-SIZES = (2, 8, 32)
-PERCEPTRON = "CNF 64-64"
 WALL = 4.0  # where the published pictures of u2, u3 and u4 end, along z1
 LOG_2PI = math.log(2 * math.pi)
 LogDensity = Callable[[Tensor], Tensor]
@@ -90,36 +90,21 @@ def _log_integral(log_density: LogDensity, half: float = 8.0, n: int = 320) -> f
     return log_p.logsumexp(0).item() + 2 * math.log(2 * half / n)
 
 
-def _u1(z: Tensor) -> Tensor:
-    radius = torch.linalg.vector_norm(z, dim=1)  # its slope at 0 is 0, not nan
-    return _bell(radius - 2, 0.4) + torch.logaddexp(_bell(z[:, 0] - 2, 0.6), _bell(z[:, 0] + 2, 0.6))
-
-
-def _u2(z: Tensor) -> Tensor:
-    return _bell(_above_wave(z), 0.4) + _wall(z)
-
-
-def _u3(z: Tensor) -> Tensor:
-    above, drop = _above_wave(z), 3 * _bell(z[:, 0] - 1, 0.6).exp()
-    return torch.logaddexp(_bell(above, 0.35), _bell(above + drop, 0.35)) + _wall(z)
-
-
-def _u4(z: Tensor) -> Tensor:
-    above, drop = _above_wave(z), 3 * torch.sigmoid((z[:, 0] - 1) / 0.3)
-    return torch.logaddexp(_bell(above, 0.4), _bell(above + drop, 0.35)) + _wall(z)
-
-
 def _bell(d: Tensor, width: float) -> Tensor:
     """Return the log of a Gaussian without its constant."""
     return -0.5 * (d / width).square()
 
 
-def _above_wave(z: Tensor) -> Tensor:
-    return z[:, 1] - torch.sin(2 * math.pi * z[:, 0] / 4)
+def _ring(z: Tensor) -> Tensor:
+    radius = torch.linalg.vector_norm(z, dim=1)  # its slope at 0 is 0, not nan
+    return _bell(radius - 2, 0.4) + torch.logaddexp(_bell(z[:, 0] - 2, 0.6), _bell(z[:, 0] + 2, 0.6))
 
 
-def _wall(z: Tensor) -> Tensor:
-    return _bell((z[:, 0].abs() - WALL).clamp(min=0), 0.4)
+def _wave(z: Tensor, width: float, drop: Tensor | None = None) -> Tensor:
+    """Return the log-density of a band around the wave, and of a second one a drop (B,) below, within the wall."""
+    above = z[:, 1] - torch.sin(2 * math.pi * z[:, 0] / 4)
+    band, wall = _bell(above, width), _bell((z[:, 0].abs() - WALL).clamp(min=0), 0.4)
+    return wall + (band if drop is None else torch.logaddexp(band, _bell(above + drop, 0.35)))
 
 
 def _funnel(x: Tensor) -> Tensor:
@@ -142,7 +127,12 @@ def _logistic() -> Target:
     return Target(signed.shape[1], log_density, log_normalizer=None)
 
 
-ENERGIES: dict[str, LogDensity] = {"u1": _u1, "u2": _u2, "u3": _u3, "u4": _u4}
+ENERGIES: dict[str, LogDensity] = {
+    "u1": _ring,
+    "u2": lambda z: _wave(z, 0.4),
+    "u3": lambda z: _wave(z, 0.35, 3 * _bell(z[:, 0] - 1, 0.6).exp()),
+    "u4": lambda z: _wave(z, 0.4, 3 * torch.sigmoid((z[:, 0] - 1) / 0.3)),
+}
 TARGETS = (*ENERGIES, "funnel", "logistic")
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "planar": lambda dim, layers: Planar(dim, layers),
@@ -160,11 +150,9 @@ class FlowSettings:
     transform: Literal["planar", "planar-field", "mlp-field"] = "planar"
     size: tuple[Count, ...] = (8,)
     steps: Count = 1500
-    batch_size: Count = 512
     lr: Positive = 5e-3
-    records: Count = 10
-    out: str = "runs/reverse-kl"
     seed: Seed = 0
+    out: str = "runs/reverse-kl"
     device: str = "auto"
     budget_minutes: Positive | None = None
     resume: str | None = None
@@ -181,8 +169,8 @@ class ReverseKLTask:
         self.model = Flow(transform, Normal((self.target.dim,))).to(device)
         self.measured = self.model.with_solver(FIGURES)
         self.loss = ReverseKL(self.model, self.target.log_density)
-        every = max(1, settings.steps // settings.records)
-        self.training = Training(every * settings.records, settings.batch_size, settings.lr, validate_every=every)
+        every = max(1, settings.steps // RECORDS)
+        self.training = Training(settings.steps, BATCH, settings.lr, validate_every=every)
 
     def batch(self, step: int) -> int:
         """Return the number of samples to draw."""
@@ -201,7 +189,7 @@ class ReverseKLTask:
 def divergences(flow: Flow, target: Target, n: int) -> Tensor:
     """Return log q(x) - log p(x) of n samples x of a flow, (n,), whose mean is KL(q | p).
 
-    Without a known normaliser its mean is the negative bound of the log-evidence.
+    Without a known normaliser its mean is the negative ELBO, a bound of the log-evidence by one importance sample.
     """
     x, log_q = flow.rsample_and_log_prob(n)
     return (log_q - target.log_density(x)).double() + (target.log_normalizer or 0.0)
@@ -213,13 +201,12 @@ def main(args: list[str]) -> None:
     settings = read(FlowSettings, args, "reverse-kl")
     if settings.resume is not None:
         run = Run.open(settings.resume, KIND)
-        settings = replace(settings, **run.config["model"], **run.settings["flow"])
+        settings = replace(settings, **run.config["model"])
     device = session.begin(RunSettings(seed=settings.seed, device=settings.device))
     task = ReverseKLTask(settings, device)
     if settings.resume is None:
-        model = {name: getattr(settings, name) for name in ("target", "transform", "size")}
-        flow = {name: getattr(settings, name) for name in ("steps", "batch_size", "lr", "records", "seed")}
-        run = Run.create(settings.out, KIND, {"flow": flow, "training": asdict(task.training)}, model, {})
+        flow = {name: value for name, value in asdict(settings).items() if name not in (*OF_A_SITTING, "out")}
+        run = Run.create(settings.out, KIND, {"training": asdict(task.training)}, flow, {})
     with session.resumable(run, "reverse-kl"):
         if train(task, run, deadline=started + 60 * (settings.budget_minutes or math.inf)):
             with count_evals(task.measured) as nfe:
@@ -228,71 +215,66 @@ def main(args: list[str]) -> None:
             run.write_result({"kl": kl.mean().item(), "standard_error": error, "nfe_sample": nfe.forward})
 
 
-def _load_flow(run: Run) -> Flow:
-    task = ReverseKLTask(FlowSettings(**run.config["model"]), torch.device("cpu"))
-    run.load_best(task.model)
-    return task.measured
-
-
 # The experiment
+
+SIZES = (2, 8, 32)
+KINDS = ("NF K", "CNF M")  # layers of a planar flow, units of the field of a continuous one
+PERCEPTRON = "CNF 64-64"
+SAMPLED = (*(f"{kind}={SIZES[-1]}" for kind in KINDS), PERCEPTRON)
 
 
 def _runs(data: str, scale: Scale) -> dict[str, str]:
     load_target(data)  # raises an error if there is none
-    quick = {"steps": 4, "batch_size": 64, "records": 2} if scale.size == "quick" else {}
+    quick = {"steps": 4} if scale.size == "quick" else {}
 
     def fit(transform: str, *size: int, **settings: Any) -> str:
         return words("reverse-kl {data}", {"transform": transform, "size": size, **settings, **quick})
 
     return {
-        **{f"NF K={k}": fit("planar", k, steps=6000) for k in SIZES},
-        **{f"CNF M={m}": fit("planar-field", m, steps=3000, lr=2e-2) for m in SIZES},
+        **{f"{KINDS[0]}={k}": fit("planar", k, steps=6000) for k in SIZES},
+        **{f"{KINDS[1]}={m}": fit("planar-field", m, steps=3000, lr=2e-2) for m in SIZES},
         PERCEPTRON: fit("mlp-field", 64, 64, steps=4000),
     }
 
 
-def _findings(results: Results) -> dict[str, Any]:
-    findings = {}
-    for data in results.data:
-        known = load_target(data).log_normalizer is not None
-        what = "KL" if known else "negative bound of the log-evidence"
-        for label in (*(f"{kind}={n}" for n in SIZES for kind in ("NF K", "CNF M")), PERCEPTRON):
-            findings[f"{data}: {what}, {label}"] = results.of(label, data).mean("kl")
-    return findings
+def _divergences(results: Results, data: str) -> dict[str, Any]:
+    known = load_target(data).log_normalizer is not None
+    what = "KL" if known else "negative ELBO (1 importance sample, bounds the log-evidence)"
+    return {f"{what}, {label}": results.of(label).mean("kl") for label in results.labels}
 
 
-def _draw(results: Results) -> Figure:
-    shown = (f"NF K={SIZES[-1]}", f"CNF M={SIZES[-1]}", PERCEPTRON)
-    figure = Figure(figsize=(15, 2.9 * len(results.data)), layout="constrained")
-    axes = figure.subplots(len(results.data), 2 + len(shown), squeeze=False)
-    for row, data in zip(axes, results.data, strict=True):
-        target = load_target(data)
-        half = target.half or 4.0
-        box = (-half, half, -half, half)
-        if target.half is None:
-            row[0].axis("off")
-        else:
-            density = target.log_density(torch.from_numpy(plots.grid(box, 120))).exp().reshape(120, 120).numpy()
-            row[0].imshow(density, origin="lower", extent=box, cmap=plots.DENSITY_COLORS, aspect="auto")
-            row[0].set(title=f"{data}: target", xticks=[], yticks=[])
-        for panel, label in zip(row[1:], shown, strict=False):
-            outcome = results.of(label, data).exemplar
-            if outcome is not None:
-                torch.manual_seed(0)
-                samples = _load_flow(Run.open(outcome.folder)).sample(SHOWN).numpy()
-                panel.plot(*samples[:, :2].T, ".", ms=2, color=plots.LINE_COLORS[0])
-            title = f"{data}: samples of {label}"
-            panel.set(title=title, xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[])
-        for kind, color in zip(("NF K", "CNF M"), plots.LINE_COLORS, strict=False):
-            values = [results.of(f"{kind}={n}", data).mean("kl") for n in SIZES]
-            row[-1].plot(SIZES, values, "o-", label=kind, color=color)
-        row[-1].axhline(results.of(PERCEPTRON, data).mean("kl"), color="0.5", ls="--", label=PERCEPTRON)
-        row[-1].set(title=f"{data}: KL to the target in nats", xlabel="layers or units", xscale="log")
-        plots.log_y(row[-1])
-        row[-1].set_xticks(SIZES, SIZES)
-        row[-1].xaxis.set_minor_locator(NullLocator())
-        row[-1].legend()
-    return figure
+def _draw_target(axes: Axes, results: Results) -> None:
+    target = load_target(results.data[0])
+    if target.half is None:
+        return
+    box = (-target.half, target.half, -target.half, target.half)
+    density = target.log_density(torch.from_numpy(plots.grid(box, 120))).exp().reshape(120, 120)
+    axes.imshow(density.numpy(), origin="lower", extent=box, cmap=plots.DENSITY_COLORS, aspect="auto")
+    axes.set_title("target")
+
+
+def _draw_samples(label: str) -> Panel:
+    def draw(axes: Axes, results: Results) -> None:
+        half = load_target(results.data[0]).half or 4.0
+        axes.set(title=label, xlim=(-half, half), ylim=(-half, half))
+        if (outcome := results.of(label).exemplar) is not None:
+            run = Run.open(outcome.folder)
+            task = ReverseKLTask(FlowSettings(**run.config["model"]), torch.device("cpu"))
+            run.load_best(task.model)
+            torch.manual_seed(0)
+            axes.plot(*task.measured.sample(SHOWN)[:, :2].numpy().T, ".", ms=2, color=plots.LINE_COLORS[0])
+
+    return draw
+
+
+def _draw_divergences(axes: Axes, results: Results) -> None:
+    for kind, color in zip(KINDS, plots.LINE_COLORS, strict=False):
+        axes.plot(SIZES, [results.of(f"{kind}={n}").mean("kl") for n in SIZES], "o-", label=kind, color=color)
+    axes.axhline(results.of(PERCEPTRON).mean("kl"), color="0.5", ls="--", label=PERCEPTRON)
+    axes.set(xlabel="layers or units", xscale="log", ylabel="KL to the target in nats")
+    plots.log_y(axes)
+    axes.set_xticks(SIZES, map(str, SIZES))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 EXPERIMENTS = {
@@ -301,7 +283,7 @@ EXPERIMENTS = {
         tuple(ENERGIES),
         "targets",
         _runs,
-        _draw,
-        _findings,
+        lambda r: draw_panels(r, _draw_target, *map(_draw_samples, SAMPLED), _draw_divergences),
+        lambda r: by_data(r, _divergences),
     )
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from anode import Classifier, load, storage
@@ -20,7 +21,7 @@ FAILED_FILE = "failed.json"
 SUCCESS, NOT_FINITE = "success", "non-finite loss"
 CAUSES = ("too many steps", "step underflow", "non-finite state")  # of a failed solve
 METRICS = ("loss", "train_mse", "train_accuracy", "validation_loss", "test_loss", "test_accuracy", "validation_nll")
-METRICS += ("test_nll", "kl", "nfe_log_prob", "nfe_sample", "nfe_forward", "nfe_backward", "seconds")
+METRICS += ("test_nll", "importance_samples", "kl", "nfe_log_prob", "nfe_sample", "nfe_forward", "seconds")
 LEVELS = 9  # values of the NLL at which two trainings are compared
 Record = Mapping[str, float]
 
@@ -74,38 +75,27 @@ def read_outcome(label: str, data: str, seed: int, command: str, folder: Path) -
 
 
 def _tested(records: Sequence[Record], result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of the best weights of a density, on validation and test samples."""
-    if "kl" in result:
-        return {name: result[name] for name in ("kl", "standard_error", "nfe_sample")}
-    if "nll" not in result:
-        return {}
-    best = min(records, key=lambda record: record["nll"])
-    nll = {"test_nll": result["nll"]["value"], "standard_error": result["nll"]["standard_error"]}
-    nll |= {"validation_nll": best["nll"], "nfe_validation": best["nfe_log_prob"]}
-    return nll | {name: result[name] for name in ("nfe_log_prob", "nfe_sample")}
+    """Return the figures of the best weights of a density; a bound of the test NLL has ``importance_samples``."""
+    figures = {name: result[name] for name in ("kl", "standard_error", "nfe_log_prob", "nfe_sample") if name in result}
+    if "nll" in result:
+        nll, best = result["nll"], min(records, key=lambda record: record["nll"])
+        figures |= {"test_nll": nll["value"], "standard_error": nll["standard_error"]}
+        figures |= {"validation_nll": best["nll"], "nfe_validation": best["nfe_log_prob"]}
+        figures |= {"importance_samples": nll["samples"]} if nll.get("samples") else {}
+    return figures
 
 
-@dataclass(frozen=True)
-class Results:
+class Results(tuple[Outcome, ...]):
     """Outcomes of an experiment. Means are over those that succeeded; NaN if there are none."""
-
-    outcomes: Sequence[Outcome]
-
-    def __iter__(self) -> Iterator[Outcome]:
-        """Yield the outcomes in order."""
-        return iter(self.outcomes)
-
-    def __len__(self) -> int:
-        return len(self.outcomes)
 
     def of(self, label: str | None = None, data: str | None = None) -> Results:
         """Return the outcomes with a label and on some data."""
-        return Results([o for o in self if label in (None, o.label) and data in (None, o.data)])
+        return Results(o for o in self if label in (None, o.label) and data in (None, o.data))
 
     @property
     def succeeded(self) -> Results:
         """The successful outcomes."""
-        return Results([o for o in self if o.status == SUCCESS])
+        return Results(o for o in self if o.status == SUCCESS)
 
     @property
     def labels(self) -> list[str]:
@@ -141,7 +131,7 @@ class Results:
         """Return the outcomes of each label for the seeds that succeeded with all labels, in the order of seeds."""
         groups = [{o.seed: o for o in self.of(label).succeeded} for label in labels]
         seeds = sorted(set.intersection(*(set(group) for group in groups)))
-        return [Results([group[seed] for seed in seeds]) for group in groups]
+        return [Results(group[seed] for seed in seeds) for group in groups]
 
     def ratio(self, above: str, below: str, metric: str) -> float:
         """Return the mean of a figure over that of another label, for the seeds that succeeded with both."""
@@ -152,6 +142,10 @@ class Results:
         """Return the mean of a figure minus that of another label, for the seeds that succeeded with both."""
         first, second = (group.mean(metric) for group in self.shared(label, other))
         return first - second
+
+    def ratios(self, label: str, other: str, metrics: Mapping[str, str], words: str = "") -> dict[str, float]:
+        """Return a ratio for each metric, by the name of the metric and words about the two labels."""
+        return {f"{name}, {words or f'{label} / {other}'}": self.ratio(label, other, x) for name, x in metrics.items()}
 
     def equal_nll(self, label: str, other: str, metric: str) -> dict[str, float] | None:
         """Compare the costs of two labels at equal test NLL; None if no seed succeeded with both."""
@@ -234,29 +228,21 @@ def cost_at(records: Sequence[Record], level: float, metric: str) -> float:
 def table(summary: Sequence[Mapping[str, Any]], findings: Mapping[str, Any]) -> str:
     """Return a summary and findings as lines to read: mean +- standard deviation over seeds."""
     shown = [metric for metric in METRICS if any(metric in row and row[metric]["mean"] for row in summary)]
-    cells = [["data", "model", "runs", *shown]]
-    for row in summary:
-        values = [in_words(row[metric]) if metric in row else "-" for metric in shown]
-        cells.append([row["data"], row["model"], f"{row['succeeded']}/{row['runs']}", *values])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    return "\n".join([*lines, "", *(f"{name}: {in_words(value)}" for name, value in findings.items())])
+    rows = [
+        {"data": row["data"], "model": row["model"], "runs": f"{row['succeeded']}/{row['runs']}"}
+        | {metric: in_words(row[metric]) if metric in row else "-" for metric in shown}
+        for row in summary
+    ]
+    lines = [pd.DataFrame(rows).to_string(index=False), ""] if rows else []
+    return "\n".join([*lines, *(f"{name}: {in_words(value)}" for name, value in findings.items())])
 
 
 def write_results(path: Path, about: Mapping[str, Any], results: Results, findings: Mapping[str, Any]) -> None:
     """Write the JSON file of an experiment: provenance, findings, the summary over seeds, and every run."""
     content = {**provenance(), **about, "findings": findings, "summary": results.summary()}
     content["runs"] = [outcome.plain() for outcome in results]
-    storage.write_atomically(path, (json.dumps(_plain(content), allow_nan=False) + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with None in place of the numbers that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    strict = json.loads(json.dumps(content), parse_constant=lambda _: None)  # JSON knows no NaN
+    storage.write_atomically(path, (json.dumps(strict) + "\n").encode())
 
 
 def _rounded(value: Any) -> Any:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import median
+from timeit import repeat
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from anode import Classifier, Solver, SolverError, count_evals, storage, with_solver
 from train_flows.experiments.anode_on_functions import points, trainings
 from train_flows.experiments.grid import Experiment
+from train_flows.experiments.panels import Panel, by_epoch, draw_panels
 from train_flows.experiments.results import Results
 from train_flows.figures import plots
 
@@ -36,13 +37,6 @@ NODES = ("NODE", "NODE tanh")  # with kinks, at which steps fail, and without
 POINTS = 256  # to solve for
 REPEATS = 5  # of a timing, whose median is taken
 SHOWN = (1e-3, 1e-5, 1e-7)
-PANELS = (
-    ("error", ("direct",), "error against evaluations", "root mean square error"),
-    ("seconds_forward", ("direct",), "time of a forward solve", "seconds"),
-    ("nfe_backward", ("adjoint",), "evaluations of the adjoint", "backward evaluations"),
-    ("bytes_kept", GRADIENTS, "memory kept for the backward pass", "bytes"),
-    ("seconds", GRADIENTS, "time of a forward and backward solve", "seconds"),
-)
 Rows = list[dict[str, Any]]
 
 
@@ -79,58 +73,45 @@ def measure(model: Classifier, x: Tensor) -> Rows:
             solver = Solver(rtol=tolerance, atol=tolerance, gradient=gradient, max_steps=100_000)
             row: dict[str, Any] = {"tolerance": tolerance, "gradient": gradient}
             try:
-                row |= {"status": "success", **_solved(with_solver(model, solver), x, reference)}
+                row |= {"status": "success", **_figures(with_solver(model, solver), x, reference)}
             except SolverError as error:
                 row["status"] = error.cause
             rows.append(row)
     return rows
 
 
-def _solved(model: Classifier, x: Tensor, reference: Tensor) -> dict[str, float]:
+def _figures(model: Classifier, x: Tensor, reference: Tensor) -> Mapping[str, float]:
     with count_evals(model) as nfe, kept_bytes() as kept:
         features = model.features(x)
     size = kept()
     features.square().mean().backward()
-    forward, both = [], []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        again = model.features(x)
-        forward.append(time.perf_counter() - started)
-        again.square().mean().backward()
-        both.append(time.perf_counter() - started)
-        model.zero_grad()
+    forward = repeat(lambda: model.features(x), number=1, repeat=REPEATS)
+    both = repeat(lambda: model.features(x).square().mean().backward(), number=1, repeat=REPEATS)
     return {
         "error": float((features.detach() - reference).square().mean().sqrt()),
         "nfe_forward": nfe.forward,
         "nfe_backward": nfe.backward,
-        "seconds_forward": statistics.median(forward),
-        "seconds": statistics.median(both),
+        "seconds_forward": median(forward),
+        "seconds": median(both),
         "bytes_kept": size,
     }
-
-
-class _Kept:
-    """A tensor that autograd holds on to; it dies with the graph."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
 
 
 @contextmanager
 def kept_bytes() -> Generator[Callable[[], int]]:
     """Measure the memory that autograd keeps for the backward pass: bytes of the storages that are still held."""
-    alive: weakref.WeakSet[_Kept] = weakref.WeakSet()
+    references: list[weakref.ref[Tensor]] = []
 
-    def keep(tensor: Tensor) -> _Kept:
-        kept = _Kept(tensor.detach())  # with its graph, an output that is kept would keep itself
-        alive.add(kept)
+    def keep(tensor: Tensor) -> Tensor:
+        kept = tensor.detach()  # with its graph, an output that is kept would keep itself
+        references.append(weakref.ref(kept))
         return kept
 
     def total() -> int:
-        storages = (kept.tensor.untyped_storage() for kept in alive)
+        storages = (kept.untyped_storage() for reference in references if (kept := reference()) is not None)
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
-    with saved_tensors_hooks(keep, lambda kept: kept.tensor):
+    with saved_tensors_hooks(keep, lambda kept: kept):
         yield total
 
 
@@ -150,11 +131,10 @@ def _findings(results: Results) -> dict[str, Any]:
 
     findings: dict[str, Any] = {}
     for network in NODES:
-        errors = ", ".join(f"{at('error', tolerance, network):.2g}" for tolerance in SHOWN)
-        costs = ", ".join(f"{at('nfe_forward', tolerance, network):.0f}" for tolerance in SHOWN)
+        for name, metric, digits in (("error", "error", ".2g"), ("NFE", "nfe_forward", ".0f")):
+            values = ", ".join(f"{at(metric, tolerance, network):{digits}}" for tolerance in SHOWN)
+            findings[f"{network}: {name} at 1e-3, 1e-5, 1e-7"] = values
         backward, forward = (at(f"nfe_{way}", 1e-5, network, "adjoint") for way in ("backward", "forward"))
-        findings[f"{network}: error at 1e-3, 1e-5, 1e-7"] = errors
-        findings[f"{network}: NFE at 1e-3, 1e-5, 1e-7"] = costs
         findings[f"{network}: NFE of the adjoint, backward / forward at 1e-5"] = backward / forward
         for metric, what in (("bytes_kept", "memory kept"), ("seconds", "time of a solve and its gradient")):
             direct, adjoint = (at(metric, 1e-5, network, gradient) for gradient in GRADIENTS)
@@ -164,34 +144,41 @@ def _findings(results: Results) -> dict[str, Any]:
     return findings
 
 
-def _draw(results: Results) -> Figure:
-    solves, depth = solves_of(results), equal_depth(results)
-    figure = Figure(figsize=(15, 6.4), layout="constrained")
-    *panels, last = figure.subplots(2, 3).ravel()
-    for axes, (metric, gradients, title, unit) in zip(panels, PANELS, strict=True):
+def _draw_solves(metric: str, gradients: Sequence[str], label: str) -> Panel:
+    def draw(axes: Axes, results: Results) -> None:
+        solves = solves_of(results)
         for network, color in zip(NODES, plots.LINE_COLORS, strict=False):
             for gradient in gradients:
                 rows = [row for row in solves if (row["network"], row["gradient"]) == (network, gradient)]
                 x, y = ([row[name] for row in rows] for name in ("nfe_forward", metric))
                 marker = "o" if gradient == "direct" else "x"
                 axes.loglog(x, y, marker, ms=4, color=color, label=f"{network}, {gradient}")
-        axes.set(title=title, xlabel="forward evaluations", ylabel=unit)
+        if metric == "nfe_backward":
+            equal = sorted(row["nfe_forward"] for row in solves)
+            axes.plot(equal, equal, color="0.7", lw=1, label="equal to forward")
+        axes.set(xlabel="forward evaluations", ylabel=label)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
-    equal = sorted(row["nfe_forward"] for row in solves)
-    panels[2].plot(equal, equal, color="0.7", lw=1, label="equal to forward")
-    for axes in panels:
-        axes.legend(fontsize="small")
-    nfe = {"NODE, evaluations": results.of("NODE").curves("nfe_forward")}
-    plots.bands(last, nfe, "depth while training", "evaluations or blocks")
-    if depth is not None:
-        last.axhline(depth, color=plots.LINE_COLORS[1], ls="--", label="ResNet of equal accuracy, blocks")
-        last.set_ylim(bottom=0)
-        last.legend()
-    return figure
+
+    return draw
 
 
+def _draw_depth(axes: Axes, results: Results) -> None:
+    by_epoch("nfe_forward")(axes, results.of("NODE"))
+    if (depth := equal_depth(results)) is not None:
+        axes.axhline(depth, color=plots.LINE_COLORS[1], ls="--", label="blocks of a ResNet of equal accuracy")
+        axes.set_ylim(bottom=0)
+
+
+PANELS = (
+    _draw_solves("error", ("direct",), "root mean square error"),
+    _draw_solves("seconds_forward", ("direct",), "seconds of a forward solve"),
+    _draw_solves("nfe_backward", ("adjoint",), "backward evaluations"),
+    _draw_solves("bytes_kept", GRADIENTS, "bytes kept for the backward pass"),
+    _draw_solves("seconds", GRADIENTS, "seconds of a solve and its gradient"),
+    _draw_depth,
+)
 NETWORKS = {
     "NODE": "",
     "NODE tanh": "--activation tanh",
@@ -203,7 +190,7 @@ EXPERIMENTS = {
         ("spheres",),
         "functions",
         trainings({"spheres": NETWORKS}),
-        _draw,
+        lambda r: draw_panels(r, *PANELS),
         _findings,
     )
 }

@@ -129,10 +129,10 @@ class Run:
             self._events.flush()
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records up to the saved state, or all of them if it was removed.
+        """Return the records up to the saved state; without a state, all of them.
 
         Raises:
-            CheckpointError: if they have changed since.
+            CheckpointError: if they have changed since, or are damaged.
         """
         return self._records(self._saved())
 
@@ -147,12 +147,16 @@ class Run:
         storage.write_atomically(self.folder / STATE_FILE, content + _sha256(content).encode())
 
     def load_state(self) -> dict[str, Any] | None:
-        """Return the saved state, on the CPU, and drop later records; None before the first state."""
+        """Return the saved state, on the CPU, and drop later records; None before the first state.
+
+        Raises:
+            CheckpointError: if state or records are damaged, or the state is missing although training has begun.
+        """
         saved = self._saved()
-        records = self._records(saved)
-        if saved is None and any(record["step"] > 0 for record in records):
-            path = self.folder / STATE_FILE
-            raise CheckpointError(f"{path} is missing although training has begun: restore it or train again")
+        if len(self._records(saved)) > 1 and saved is None:  # a kill before the first state leaves one record
+            raise CheckpointError(
+                f"{self.folder / STATE_FILE} is missing although training has begun: restore it or train again"
+            )
         kept = saved["metrics_bytes"] if saved else 0
         if len(metrics := self._metrics()) > kept:
             storage.write_atomically(self.folder / METRICS_FILE, metrics[:kept])
@@ -212,13 +216,15 @@ class Run:
 
     def _records(self, saved: dict[str, Any] | None) -> list[dict[str, Any]]:
         path, content = self.folder / METRICS_FILE, self._metrics()
-        content = content[: saved["metrics_bytes"] if saved else content.rfind(b"\n") + 1]
+        if saved is not None:
+            content = content[: saved["metrics_bytes"]]
+            if _sha256(content) != saved["metrics_sha256"]:
+                raise CheckpointError(f"{path} was cut or edited: restore it or train again")
+        whole = content[: content.rfind(b"\n") + 1]  # a kill can cut the last line
         try:
-            if saved and _sha256(content) != saved["metrics_sha256"]:
-                raise ValueError
-            return [json.loads(line) for line in content.splitlines()]
+            return [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
-            raise CheckpointError(f"{path} was cut or edited: restore it or train again") from error
+            raise CheckpointError(f"{path} is damaged ({error}): restore it or train again") from error
 
     def _saved(self) -> dict[str, Any] | None:
         """Return the content of ``state.pt``; no code from it is run."""
