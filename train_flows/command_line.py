@@ -105,15 +105,17 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
     return settings, _origin(name, {k: v for k, v in recipe.items() if k not in typed}, typed)
 
 
-def read(kind: type[T], args: Sequence[str], command: str, **positional: str) -> T:
-    """Parse a command line by a dataclass of settings, of which some, with a word for each, are typed without names.
+def read(kind: type[T], args: Sequence[str], command: str) -> T:
+    """Parse a command line by a dataclass of settings.
+
+    Its class variable ``positional`` names those that are typed without their names, with a word for each.
 
     Raises:
         InputError: for an unknown option or a wrong value.
         SystemExit: after printing the help.
     """
     about = (kind.__doc__ or "").partition("\n\n")[0]
-    return kind(**Parser(command, about, options_of(kind), positional).typed(args))
+    return kind(**Parser(command, about, options_of(kind), getattr(kind, "positional", {})).typed(args))
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,7 +152,8 @@ def _how_to_parse(option: Option, positional: str | None) -> dict[str, Any]:
     if not any(option.default is nothing for nothing in (None, False, (), dataclasses.MISSING)):
         found["help"] += f" (default: {_in_words(option.default)})"
     if kind is bool:
-        return found | {"action": argparse.BooleanOptionalAction if option.name in ON_AND_OFF else "store_true"}
+        both = option.default or option.name in ON_AND_OFF
+        return found | {"action": argparse.BooleanOptionalAction if both else "store_true"}
     if types.NoneType in typing.get_args(kind):
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is tuple:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -48,6 +48,7 @@ class Settings:
         json: print one JSON object
     """
 
+    positional: ClassVar = {"run": "RUN", "data": "DATA"}
     run: str
     data: str | None = None
     rtol: Positive | None = None
@@ -63,7 +64,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows evaluate``."""
-    settings = read(Settings, args, "evaluate", run="RUN", data="DATA")
+    settings = read(Settings, args, "evaluate")
     stored = storage.read_config(settings.run, DENSITY, CLASSIFIER)
     device = session.find_device(settings.device)
     distributed.connect(device)

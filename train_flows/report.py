@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -40,6 +40,7 @@ class Settings:
         results: folder of measured results, such as assets/results, whose pages to write instead of comparing runs
     """
 
+    positional: ClassVar = {"runs": "RUN"}
     runs: tuple[str, ...] = ()
     out: Path = Path("report.png")
     json: bool = False
@@ -93,7 +94,7 @@ class ComparedRun:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows report``."""
-    settings = command_line.read(Settings, args, "report", runs="RUN")
+    settings = command_line.read(Settings, args, "report")
     if settings.results is not None:
         pages = results_pages.pages(settings.results)
         for path, text in pages.items():

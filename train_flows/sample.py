@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,7 @@ class Settings:
         overwrite: replace an existing file
     """
 
+    positional: ClassVar = {"run": "RUN"}
     run: Path
     n: Count = 1000
     out: Path = Path("samples.csv")
@@ -62,7 +63,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows sample``."""
-    settings = read(Settings, args, "sample", run="RUN")
+    settings = read(Settings, args, "sample")
     _check(settings)
     stored = storage.read_config(settings.run, KIND)
     model = cnf.load(settings.run, session.find_device(settings.device))

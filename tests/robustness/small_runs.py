@@ -25,7 +25,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "pydantic", "safetensors", "torchdiffeq"])  # starts at once
 FILES = ("config.json", "model.safetensors", "metrics.jsonl", "state.pt", "result.json")
 TRAINING = Training(
-    steps=40, batch_size=64, validate_every=2, likelihood_from=20, lr_warm_up=3, ema=0.9, weight_decay=1e-3
+    steps=40, batch_size=64, validate_every=4, likelihood_from=20, lr_warm_up=3, ema=0.9, weight_decay=1e-3
 )
 
 

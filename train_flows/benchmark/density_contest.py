@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -64,6 +64,7 @@ class Settings:
         overwrite: replace existing results
     """
 
+    positional: ClassVar = {"sources": "DATA"}
     sources: tuple[str, ...] = ()
     minutes: Annotated[float, Field(gt=0)] = 5.0
     seeds: Count = 3
@@ -75,7 +76,7 @@ class Settings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows benchmark tabular``."""
-    settings = read(Settings, args, "benchmark tabular", sources="DATA")
+    settings = read(Settings, args, "benchmark tabular")
     benchmark.prepare(settings.out, settings.overwrite)
     if not settings.sources:
         raise InputError("no data set given: pass paths of tables, or names such as digits")

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -48,6 +49,7 @@ class PaperSettings:
         overwrite: replace the runs of earlier commands
     """
 
+    positional: ClassVar = {"experiment": "EXPERIMENT"}
     experiment: str | None = None
     seeds: Count | None = None
     first_seed: Seed | None = None
@@ -79,7 +81,7 @@ class PaperSettings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows paper``."""
-    settings = read(PaperSettings, args, "paper", experiment="EXPERIMENT")
+    settings = read(PaperSettings, args, "paper")
     if settings.experiment is None:
         print("\n".join(f"{name:<18} {experiment.about}" for name, experiment in EXPERIMENTS.items()))
         return

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from matplotlib.axes import Axes
@@ -145,6 +145,7 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
 class FlowSettings:
     """Fit a flow of a number of layers or units, or of hidden layers, to an unnormalised density."""
 
+    positional: ClassVar = {"target": "TARGET"}
     target: str = "u1"
     transform: Literal["planar", "planar-field", "mlp-field"] = "planar"
     size: tuple[Count, ...] = (8,)
@@ -197,7 +198,7 @@ def divergences(flow: Flow, target: Target, n: int) -> Tensor:
 def main(args: list[str]) -> None:
     """Run the command line ``reverse-kl``."""
     started = time.monotonic()
-    settings = read(FlowSettings, args, "reverse-kl", target="TARGET")
+    settings = read(FlowSettings, args, "reverse-kl")
     if settings.resume is not None:
         run = Run.open(settings.resume, KIND)
         settings = replace(settings, **run.config["model"])
