@@ -49,7 +49,7 @@ def settings_of(job):
         shape, levels = ((1, 8, 8), 17) if job.data == "digits" else ((2,), None)
         settings.model.validate(shape, levels=levels)
         return settings, None
-    return read(planar_flows.FlowSettings, line, program, target="TARGET"), None
+    return read(planar_flows.FlowSettings, line, program), None
 
 
 IMAGES = [name for name, experiment in EXPERIMENTS.items() if experiment.kind == "images"]
