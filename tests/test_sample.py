@@ -47,6 +47,20 @@ class TestFiles:
                 assert file.read() == wanted.getvalue()
 
     @pytest.mark.usefixtures("model")
+    @pytest.mark.parametrize("name", ["s.csv", "s.npy"])
+    def test_rows_are_written_before_the_next_ones_are_drawn(self, name, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(evaluation, "CHUNK_SAMPLES", 2000)  # 24 kB, more than a file buffers
+        drawn, sizes = cnf.Flow.sample, []
+
+        def draw(*args):
+            sizes.append(sum(path.stat().st_size for path in tmp_path.glob(f".{name}*")))
+            return drawn(*args)
+
+        monkeypatch.setattr(cnf.Flow, "sample", draw)
+        assert run("sample", "model", "-n", "6000", "--out", name)[0] == 0
+        assert sizes[0] < sizes[1] < sizes[2]
+
+    @pytest.mark.usefixtures("model")
     def test_an_error_leaves_the_file_of_before(self, run, tmp_path, monkeypatch):
         (tmp_path / "s.csv").write_text("precious")
         drawn, calls = cnf.Flow.sample, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, BinaryIO, ClassVar
 
@@ -84,13 +84,15 @@ def main(args: list[str]) -> None:
         raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = np.concatenate(list(_parts(model, settings, labels, len(classes))))
+    parts = _parts(model, settings, labels, len(classes))
     with storage.written_atomically(settings.out) as file:
         if settings.out.suffix == ".png":
             dpi = 150 if len(model.event_shape) == 1 else "figure"
-            _picture(rows, model, columns, classes).savefig(file, dpi=dpi)
+            _picture(np.concatenate(list(parts)), model, columns, classes).savefig(file, dpi=dpi)
+        elif settings.out.suffix == ".npy":
+            _write_npy(file, parts, settings.n)
         else:
-            _write(file, rows, columns, classes, settings.out.suffix)
+            _write_csv(file, parts, columns, classes)
     print(f"{settings.n} samples of {abbreviate(columns)} in {settings.out}")
 
 
@@ -144,14 +146,21 @@ def _parts(model: Density, settings: Settings, labels: Tensor | None, classes: i
         yield np.concatenate([rows, *label, log_p.view(n, -1).cpu().numpy()], axis=1)
 
 
-def _write(file: BinaryIO, rows: np.ndarray, columns: Sequence[str], classes: Sequence[str], suffix: str) -> None:
-    if suffix == ".npy":
-        np.save(file, rows)
-        return
-    frame = pd.DataFrame(rows, columns=list(columns))
-    if classes:
-        frame[LABEL] = [classes[int(label)] for label in frame[LABEL]]
-    frame.to_csv(file, index=False)
+def _write_npy(file: BinaryIO, parts: Iterable[np.ndarray], n: int) -> None:
+    """Write n rows chunk by chunk, so that memory does not grow with n."""
+    for i, rows in enumerate(parts):
+        if i == 0:
+            about = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**about, "shape": (n, rows.shape[1])})
+        file.write(rows.tobytes())
+
+
+def _write_csv(file: BinaryIO, parts: Iterable[np.ndarray], columns: Sequence[str], classes: Sequence[str]) -> None:
+    for i, rows in enumerate(parts):
+        frame = pd.DataFrame(rows, columns=list(columns))
+        if classes:
+            frame[LABEL] = [classes[int(label)] for label in frame[LABEL]]
+        frame.to_csv(file, index=False, header=i == 0)
 
 
 def _picture(rows: np.ndarray, model: Density, columns: Sequence[str], classes: Sequence[str]) -> Figure:
