@@ -37,7 +37,7 @@ def figures(model: nn.Module, data: Split) -> tuple[dict[str, float], Tensor]:
         of each sample, the largest of several outputs or the sign of one.
     """
     with count_evals(model) as nfe:
-        found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()))
+        found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()), "measuring")
     outputs, y = to_model(model, tuple(torch.cat(parts) for parts in zip(*found, strict=True)))
     values, evaluations = y.is_floating_point(), sum(distributed.gathered(nfe.forward))
     classes = outputs.argmax(1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
@@ -111,7 +111,7 @@ def measure_density(model: Density, data: Split, samples: int = likelihood.IMPOR
     def right(x: Tensor, c: Tensor) -> Tensor:
         return (log_given_each(model, x, k, samples).argmax(1) == c.argmax(1)).cpu()
 
-    accuracy = torch.cat(in_chunks(model, data, right)).double().mean().item()
+    accuracy = torch.cat(in_chunks(model, data, right, "classifying")).double().mean().item()
     return {
         "accuracy": accuracy,
         "standard_error": standard_error(accuracy, len(data)),
