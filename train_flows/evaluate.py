@@ -161,4 +161,7 @@ def load_test_part(folder: str, source: str | None = None) -> Dataset:
     if dataset.levels is None and len(dataset.columns) == math.prod(shape) and not dataset.test.mapped:
         test = dataclasses.replace(dataset.test, x=dataset.test.x.view(-1, *shape))  # such as pixels in columns
         dataset = dataclasses.replace(dataset, test=test, levels=trained["levels"])
-    return dataset.match(trained, folder)
+    dataset = dataset.match(trained, folder)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return dataset
