@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import sys
 from typing import Any, ClassVar, Literal
@@ -157,10 +156,6 @@ def load_test_part(folder: str, source: str | None = None) -> Dataset:
     if getattr(settings.data, "jitter", False):
         print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
-    shape = tuple(trained["shape"])
-    if dataset.levels is None and len(dataset.columns) == math.prod(shape) and not dataset.test.mapped:
-        test = dataclasses.replace(dataset.test, x=dataset.test.x.view(-1, *shape))  # such as pixels in columns
-        dataset = dataclasses.replace(dataset, test=test, levels=trained["levels"])
     dataset = dataset.match(trained, folder)
     for note in dataset.notes:
         print(f"note: {note}", file=sys.stderr)

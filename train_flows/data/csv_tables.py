@@ -84,14 +84,12 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
 
 
 def _read(path: Path, start: bytes, encoding: str, text_column: str | None) -> tuple[pd.DataFrame, bool, list[str]]:
-    head, notes = _head(path, start.decode(encoding, errors="replace")), []
+    head, notes = _head(path, start.decode(encoding, errors="replace"), text_column), []
     if head.names is None:
         frame = _parse(path, encoding, head, text_column)
         if _holds_names(head.first, frame):
             head = dataclasses.replace(head, names=head.first, in_first_line=True)
-            notes.append(
-                f"the first line holds the names {abbreviate(head.first)}: its numbers are far from all others"
-            )
+            notes.append(f"the first line holds names, {abbreviate(head.first)}: its numbers are far from all others")
         elif _may_hold_names(head.first, frame):
             notes.append(
                 f"the first line, {abbreviate(head.first)}, is taken as data; if it holds names, begin them by a letter"
@@ -136,7 +134,7 @@ def _parse(path: Path, encoding: str, head: _Head, text_column: str | None, as_t
         raise InputError(f"{path} cannot be read as CSV ({why}): {remedy}") from error
 
 
-def _head(path: Path, text: str) -> _Head:
+def _head(path: Path, text: str, text_column: str | None) -> _Head:
     """Find the delimiter, which cuts the first two lines into equally many fields with most numbers, and the names."""
     lines, delimiters, comments, skipped = re.split(r"\r\n|\r|\n", text), DELIMITERS, [], 0
     for line in map(str.strip, lines):
@@ -154,7 +152,7 @@ def _head(path: Path, text: str) -> _Head:
     )
     if not first:
         raise InputError(f"{path} is empty: it has no line of data")
-    names = first if _is_header(first, second) else None
+    names = first if text_column in first or _is_header(first, second) else None
     for comment in reversed(comments if names is None else []):
         ways = " " if len(first) == 1 else (delimiter, *DELIMITERS)
         cuts = (_fields([comment], way)[0] for way in ways)
@@ -236,8 +234,8 @@ def _with_points(path: Path, frame: pd.DataFrame, text_column: str | None) -> pd
         )
     if not commas.str.contains(r"^[+-]?0*,|,(?!\d{3}$)").any():
         raise InputError(
-            f"{path} holds numbers such as {commas.iloc[0]}, whose comma may mark decimals or thousands: write decimals "
-            "with points, and thousands without a mark"
+            f"{path} holds numbers such as {commas.iloc[0]}, whose comma may mark decimals or thousands: write "
+            "decimals with points, and thousands without a mark"
         )
     return frame.replace(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$", r"\1.\2", regex=True)
 

@@ -133,20 +133,24 @@ class Dataset:
             model: name of the model in messages, such as its folder.
         """
         shape, levels, columns = tuple(trained["shape"]), trained["levels"], tuple(trained["columns"])
-        x, y, c, notes = self.test.x, self.test.y, self.test.c, self.notes
+        x, y, c, own_levels, notes = self.test.x, self.test.y, self.test.c, self.levels, self.notes
         if self.levels is None and self.columns != columns and self.named and trained.get("named", True) and columns:
-            if missing := [name for name in columns if name not in self.columns]:
+            missing = [name for name in columns if name not in self.columns]
+            if missing and len(shape) == 1:
                 raise InputError(
                     f"{self.name} lacks the columns {abbreviate(missing)} of {model}; "
                     f"it has {abbreviate(self.columns)}: rename them"
                 )
-            x = x[:, [self.columns.index(name) for name in columns]]
-            if spare := [name for name in self.columns if name not in columns]:
-                notes += (f"{model} was trained without the columns {abbreviate(spare)}: they are left out",)
-        if (x.shape[1:], self.levels) != (shape, levels):
+            if not missing:
+                x = x[:, [self.columns.index(name) for name in columns]]
+                spare = [name for name in self.columns if name not in columns]
+                notes += (f"{abbreviate(spare)}: left out, for {model} was trained without",) if spare else ()
+        if self.levels is None and math.prod(x.shape[1:]) == math.prod(shape) and not self.test.mapped:
+            x, own_levels = x.view(-1, *shape), levels  # such as pixels in columns
+        if (x.shape[1:], own_levels) != (shape, levels):
             found, expected = ("x".join(map(str, sizes)) for sizes in (x.shape[1:], shape))
             raise InputError(
-                f"{self.name} has samples of shape {found}, levels={self.levels}; {model} was trained on {expected}, "
+                f"{self.name} has samples of shape {found}, levels={own_levels}; {model} was trained on {expected}, "
                 f"levels={levels} ({abbreviate(columns)}): pass the same columns or pixels"
             )
         classes = tuple(trained["classes"])
@@ -161,7 +165,7 @@ class Dataset:
             y = torch.tensor([classes.index(name) for name in self.classes])[y]
             c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
         test = dataclasses.replace(self.test, x=x, y=y, c=c)
-        return dataclasses.replace(self, test=test, columns=columns, classes=classes, notes=notes)
+        return dataclasses.replace(self, test=test, columns=columns, levels=levels, classes=classes, notes=notes)
 
     def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
         """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate."""
