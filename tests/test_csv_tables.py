@@ -10,8 +10,8 @@ from train_flows.data import csv_tables, load_density_data, load_labelled_data, 
 
 X = np.round(np.random.default_rng(0).normal(size=(40, 3)), 3)
 COMMAS = "numbers are read with decimal commas"
-INDEX = "the first column has no name and tells the rows apart: it is left out"
-KEPT = "the first column has no name; if it numbers the rows, write the table without its index"
+INDEX = "the first column lacks a name and tells the rows apart: it is left out"
+KEPT = "the first column lacks a name; if it numbers the rows, write the table without its index"
 LATIN = "text that is not UTF-8 is read as Windows-1252 (Latin-1)"
 
 
@@ -76,6 +76,7 @@ def test_delimiters(tmp_path, delimiter, header, suffix):
         "savetxt with commas in the rows": ("# a b c\n" + rows(), "abc"),
         "comments": ("# by me\n\n% 2020, twice\na,b,c\n" + rows(), "abc"),
         "comments and names in one": ("# in two sittings of an hour\n# a b c\n" + rows(" "), "abc"),
+        "an inch": ('a,width 5 "c,d\n' + rows(), ["a", 'width 5 "c', "d"]),
         "comment of Matlab": ("% by me\na,b,c\n" + rows(), "abc"),
         "sep=": ("sep=;\na;b;c\n" + rows(";"), "abc"),
         "sep= of a tab": ('"SEP=\t"\na\tb\tc\n' + rows("\t"), "abc"),
@@ -142,6 +143,11 @@ class TestNamesThatAreNumbers:
         note = f"the first line holds names, {', '.join(names)}: its numbers are far from all others"
         check(tmp_path / "t.csv", first + "\n" + rows(x=x), names, x, [note])
 
+    def test_with_decimal_commas(self, tmp_path):
+        note = "the first line holds names, 350,0, 350,5, 351,0: its numbers are far from all others"
+        content = "350,0;350,5;351,0\n" + rows(";", ",")
+        check(tmp_path / "t.csv", content, ["350,0", "350,5", "351,0"], notes=[COMMAS, note])
+
     def test_whole_numbers_over_counts(self, tmp_path):
         note = "the first line holds names, 350, 351: its numbers are far from all others"
         check(tmp_path / "t.csv", "350,351\n" + "3,17\n0,9\n" * 20, ["350", "351"], [[3, 17], [0, 9]] * 20, [note])
@@ -187,7 +193,7 @@ class TestNamesThatAreNumbers:
         "a quote": ('"' + "1" * 200_000 + "\n1,2\n" * 30, "cannot be read as CSV"),
         "names alone": ("a,b\n", "is empty"),
         "comments alone": ("# a\n% b\n", "is empty"),
-        "commas of both kinds": (
+        "decimal commas among commas": (
             "a,b,c\n" + rows(decimal=","),
             "if commas mark the decimals, write points, or put semi",
         ),
@@ -206,7 +212,10 @@ class TestNamesThatAreNumbers:
         ),
         "thousands in quotes": ('a,b\n"1,234,567",2\n' * 30, "column a holds text"),
         "UTF-16 without its mark": (("a,b,c\n" + rows()).encode("utf-16-le"), "zero bytes.*save it as UTF-8"),
-        "damaged UTF-16": (("a,b,c\n" + rows()).encode("utf-16") + b"\0", "not the utf-16 .*save it as UTF-8"),
+        "damaged UTF-16": (
+            ("a,b,c\n" + rows()).encode("utf-16") + b"\0",
+            "begins as utf-16 but is damaged .*save it as UTF-8",
+        ),
         "unknown encoding": (b"\x81,b\n1,2\n", "neither UTF-8 nor Windows-1252 .*save it as UTF-8"),
     }
 )

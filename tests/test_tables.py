@@ -161,7 +161,7 @@ class TestRefused:
     def test_empty_and_garbage(self, tmp_path, suffix, content):
         path = tmp_path / f"t{suffix}"
         path.write_bytes(content)
-        refused(path, "cannot be read|damaged|no file that NumPy saved|not text|is empty" if content else "is empty")
+        refused(path, "cannot be read|damaged|not saved by NumPy|not text|is empty" if content else "is empty")
 
     @pytest.mark.parametrize("suffix", [".pkl", ".xlsx"])
     def test_other_files(self, tmp_path, suffix):
@@ -200,7 +200,7 @@ class TestRefused:
         path.write_bytes(path.read_bytes()[:1000])
         refused(path, r"t.npy is damaged \(.*\): write it again by numpy.save")
         path.write_text("1.5, 2.5")
-        refused(path, "is no file that NumPy saved: write it again by numpy.save")
+        refused(path, "was not saved by NumPy: write it again by numpy.save")
 
     def test_several_arrays(self, tmp_path, x):
         np.savez(tmp_path / "t.npz", one=x, two=x)

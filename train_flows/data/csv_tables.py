@@ -10,6 +10,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -70,7 +71,7 @@ def read(path: Path, text_column: str | None = None) -> tuple[pd.DataFrame, bool
             return _read(path, start, marked or "utf-8-sig", text_column)
         except UnicodeDecodeError as error:
             if marked is not None:
-                raise InputError(f"{path} is not the {marked} that it begins as ({error}): save it as UTF-8") from error
+                raise InputError(f"{path} begins as {marked} but is damaged ({error}): save it as UTF-8") from error
             frame, named, notes = _read(path, start, "cp1252", text_column)
             return frame, named, ["text that is not UTF-8 is read as Windows-1252 (Latin-1)", *notes]
     except UnicodeDecodeError as error:
@@ -84,23 +85,27 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
 
 
 def _read(path: Path, start: bytes, encoding: str, text_column: str | None) -> tuple[pd.DataFrame, bool, list[str]]:
-    head, notes = _head(path, start.decode(encoding, errors="replace"), text_column), []
-    if head.names is None:
-        frame = _parse(path, encoding, head, text_column)
-        if _holds_names(head.first, frame):
-            head = dataclasses.replace(head, names=head.first, in_first_line=True)
-            notes.append(f"the first line holds names, {abbreviate(head.first)}: its numbers are far from all others")
-        elif _may_hold_names(head.first, frame):
-            notes.append(
-                f"the first line, {abbreviate(head.first)}, is taken as data; if it holds names, begin them by a letter"
-            )
-    if head.names is not None:
-        frame = _parse(path, encoding, head, text_column)
-    if any(column.str.fullmatch(DECIMAL_COMMA, na=False).any() for column in _texts(frame, text_column)):
-        frame = _with_points(path, _parse(path, encoding, head, text_column, as_text=True), text_column)
-        notes.append("numbers are read with decimal commas")
-    frame, found = _without_index(frame)
-    return frame, head.names is not None, notes + found
+    head, what_is_first = _head(path, start.decode(encoding, errors="replace"), text_column), []
+    frame, notes = _parse_numbers(path, encoding, head, text_column)
+    if head.names is None and _holds_names(head.first, frame):
+        head = dataclasses.replace(head, names=head.first, in_first_line=True)
+        frame, notes = _parse_numbers(path, encoding, head, text_column)
+        what_is_first = [f"the first line holds names, {abbreviate(head.first)}: its numbers are far from all others"]
+    elif head.names is None and _may_hold_names(head.first, frame):
+        what_is_first = [
+            f"the first line, {abbreviate(head.first)}, is taken as data; if it holds names, begin them by a letter"
+        ]
+    frame, what_is_left_out = _without_index(frame)
+    return frame, head.names is not None, [*notes, *what_is_first, *what_is_left_out]
+
+
+def _parse_numbers(path: Path, encoding: str, head: _Head, text_column: str | None) -> tuple[pd.DataFrame, list[str]]:
+    """Read the rows, with decimal points or commas."""
+    frame = _parse(path, encoding, head, text_column)
+    if not any(column.str.fullmatch(DECIMAL_COMMA, na=False).any() for column in _texts(frame, text_column)):
+        return frame, []
+    frame = _parse(path, encoding, head, text_column, as_text=True)
+    return _with_points(path, frame, text_column), ["numbers are read with decimal commas"]
 
 
 def _parse(path: Path, encoding: str, head: _Head, text_column: str | None, as_text: bool = False) -> pd.DataFrame:
@@ -145,18 +150,25 @@ def _head(path: Path, text: str, text_column: str | None) -> _Head:
         elif line:
             break
         skipped += 1
-    rows = [(delimiter, *_fields(lines[skipped:], delimiter)) for delimiter in delimiters]
+    rows = []
+    for delimiter in delimiters:
+        with suppress(csv.Error):  # a quote that does not end, between other delimiters
+            rows.append((delimiter, *_fields(lines[skipped:], delimiter)))
+    if not rows:
+        raise InputError(f"{path} cannot be read as CSV (a quote does not end): check the file")
     delimiter, first, second = max(
         rows,
         key=lambda row: (len(row[1]) == len(row[2]) > 1, np.mean([_is_value(f) for f in row[2] or [" "]]), len(row[1])),
     )
     if not first:
-        raise InputError(f"{path} is empty: it has no line of data")
+        raise InputError(f"{path} is empty: pass a table with lines of data")
     names = first if text_column in first or _is_header(first, second) else None
     for comment in reversed(comments if names is None else []):
         ways = " " if len(first) == 1 else (delimiter, *DELIMITERS)
         cuts = (_fields([comment], way)[0] for way in ways)
-        if names := next((cut for cut in cuts if len(cut) == len(first) and not any(map(_is_number, cut))), None):
+        if names := next(
+            (cut for cut in cuts if len(cut) == len(first) and all(_number(n) is None for n in cut)), None
+        ):
             break
     return _Head(delimiter, skipped, first, second, names, in_first_line=names is first)
 
@@ -168,17 +180,18 @@ def _fields(lines: Sequence[str], delimiter: str) -> tuple[list[str], list[str]]
     return next(rows, []), next(rows, [])
 
 
-def _is_number(field: str) -> bool:
-    return finite_number(field) is not None or re.fullmatch(DECIMAL_COMMA, field) is not None
+def _number(field: str) -> float | None:
+    """Return the finite number that a field spells, with a decimal point or comma, or None."""
+    return finite_number(field.replace(",", ".") if re.fullmatch(DECIMAL_COMMA, field) else field)
 
 
 def _is_value(field: str) -> bool:
-    return _is_number(field) or field.lower() in MISSING
+    return _number(field) is not None or field.lower() in MISSING
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:
     """Return True for names: without numbers, with a gap over an index, or whole numbers over a line without any."""
-    if not any(map(_is_number, first)) or not first[0]:
+    if all(_number(field) is None for field in first) or not first[0]:
         return True
     whole = all(field.isdecimal() for field in first) and len(set(first)) == len(first)
     return whole and not any(field.lstrip("+-").isdecimal() for field in second)
@@ -189,7 +202,7 @@ def _holds_names(first: list[str], frame: pd.DataFrame) -> bool:
 
     Words may stand between the numbers, over columns of numbers.
     """
-    numbers = {i: value for i, field in enumerate(first) if (value := finite_number(field)) is not None}
+    numbers = {i: value for i, field in enumerate(first) if (value := _number(field)) is not None}
     words = [i for i in range(len(first)) if i not in numbers]
     if len(numbers) < 2 or not _increase([*numbers.values()]):
         return False
@@ -206,7 +219,7 @@ def _holds_names(first: list[str], frame: pd.DataFrame) -> bool:
 
 def _may_hold_names(first: list[str], frame: pd.DataFrame) -> bool:
     """Return True for a first line of many increasing numbers over rows that mostly do not increase."""
-    numbers = [value for field in first if (value := finite_number(field)) is not None]
+    numbers = [value for field in first if (value := _number(field)) is not None]
     if not MIN_DOUBTFUL <= len(numbers) == len(first) or not _increase(numbers):
         return False
     rest = frame.iloc[1:HEAD_ROWS].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
@@ -246,9 +259,11 @@ def _without_index(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     frame = frame.loc[:, [not (no_name and frame.iloc[:, i].isna().all()) for i, no_name in enumerate(unnamed)]]
     while frame.shape[1] > 1 and frame.columns[0].startswith(UNNAMED):
         first = frame.iloc[:, 0]
-        whole = pd.api.types.is_numeric_dtype(first) and bool((first % 1 == 0).all())
-        if not first.is_unique or not (whole or pd.api.types.is_string_dtype(first)):
-            notes.append("the first column has no name; if it numbers the rows, write the table without its index")
+        tells_rows = pd.api.types.is_string_dtype(first) or (
+            pd.api.types.is_numeric_dtype(first) and np.array_equal(first, first.astype(np.float64).round())
+        )
+        if not first.is_unique or not tells_rows:
+            notes.append("the first column lacks a name; if it numbers the rows, write the table without its index")
             break
-        frame, notes = frame.iloc[:, 1:], ["the first column has no name and tells the rows apart: it is left out"]
+        frame, notes = frame.iloc[:, 1:], ["the first column lacks a name and tells the rows apart: it is left out"]
     return frame, notes

@@ -80,7 +80,7 @@ class Dataset:
         classes: names of the classes; empty if there are none, or if the targets are values.
         context: names of the K contexts: classes, or columns of a table; empty if nothing is given.
         is_table: True for a table, whose columns may have any units.
-        named: True if the columns have names of their own, by which other data are matched; False for x0, x1, ...
+        named: True if the data name their columns, so that other data match by name; False for x0, x1, ... in order
         notes: sentences to print once and to keep with the results.
     """
 

@@ -135,7 +135,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             raise InputError(
                 f"{path} holds pickled Python objects, which can run code: save an array of numbers in it"
             ) from error
-        why = f"is damaged ({error})" if start.startswith(MAGIC) else "is no file that NumPy saved"
+        why = f"is damaged ({error})" if start.startswith(MAGIC) else "was not saved by NumPy"
         raise InputError(f"{path} {why}: write it again by numpy.save or numpy.savez") from error
 
 
