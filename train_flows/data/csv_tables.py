@@ -9,7 +9,7 @@ import gzip
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,12 +51,12 @@ class _Head:
     in_first_line: bool  # where the names are
 
 
-def read(path: Path, text_column: str | None = None) -> tuple[pd.DataFrame, bool, list[str]]:
+def read(path: Path, text_columns: Collection[str] = ()) -> tuple[pd.DataFrame, bool, list[str]]:
     """Read a CSV file.
 
     Args:
         path: a file ending in ``.csv`` or ``.csv.gz``.
-        text_column: a column to keep as text, in bytes.
+        text_columns: columns to keep as text, in bytes.
 
     Returns:
         The table, True if the file names its columns, and notes about how it was read.
@@ -68,11 +68,11 @@ def read(path: Path, text_column: str | None = None) -> tuple[pd.DataFrame, bool
         if marked is None and b"\0" in start:
             raise InputError(f"{path} holds zero bytes, so it is not text in UTF-8: save it as UTF-8")
         try:
-            return _read(path, start, marked or "utf-8-sig", text_column)
+            return _read(path, start, marked or "utf-8-sig", text_columns)
         except UnicodeDecodeError as error:
             if marked is not None:
                 raise InputError(f"{path} begins as {marked} but is damaged ({error}): save it as UTF-8") from error
-            frame, named, notes = _read(path, start, "cp1252", text_column)
+            frame, named, notes = _read(path, start, "cp1252", text_columns)
             return frame, named, ["text that is not UTF-8 is read as Windows-1252 (Latin-1)", *notes]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is neither UTF-8 nor Windows-1252 ({error}): save it as UTF-8") from error
@@ -84,12 +84,14 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _read(path: Path, start: bytes, encoding: str, text_column: str | None) -> tuple[pd.DataFrame, bool, list[str]]:
-    head, what_is_first = _head(path, start.decode(encoding, errors="replace"), text_column), []
-    frame, notes = _parse_numbers(path, encoding, head, text_column)
+def _read(
+    path: Path, start: bytes, encoding: str, text_columns: Collection[str]
+) -> tuple[pd.DataFrame, bool, list[str]]:
+    head, what_is_first = _head(path, start.decode(encoding, errors="replace"), text_columns), []
+    frame, notes = _parse_numbers(path, encoding, head, text_columns)
     if head.names is None and _holds_names(head.first, frame):
         head = dataclasses.replace(head, names=head.first, in_first_line=True)
-        frame, notes = _parse_numbers(path, encoding, head, text_column)
+        frame, notes = _parse_numbers(path, encoding, head, text_columns)
         what_is_first = [f"the first line holds names, {abbreviate(head.first)}: its numbers are far from all others"]
     elif head.names is None and _may_hold_names(head.first, frame):
         what_is_first = [
@@ -99,19 +101,23 @@ def _read(path: Path, start: bytes, encoding: str, text_column: str | None) -> t
     return frame, head.names is not None, [*notes, *what_is_first, *what_is_left_out]
 
 
-def _parse_numbers(path: Path, encoding: str, head: _Head, text_column: str | None) -> tuple[pd.DataFrame, list[str]]:
+def _parse_numbers(
+    path: Path, encoding: str, head: _Head, text_columns: Collection[str]
+) -> tuple[pd.DataFrame, list[str]]:
     """Read the rows, with decimal points or commas."""
-    frame = _parse(path, encoding, head, text_column)
-    if not any(column.str.fullmatch(DECIMAL_COMMA, na=False).any() for column in _texts(frame, text_column)):
+    frame = _parse(path, encoding, head, text_columns)
+    if not any(column.str.fullmatch(DECIMAL_COMMA, na=False).any() for column in _texts(frame, text_columns)):
         return frame, []
-    frame = _parse(path, encoding, head, text_column, as_text=True)
-    return _with_points(path, frame, text_column), ["numbers are read with decimal commas"]
+    frame = _parse(path, encoding, head, text_columns, as_text=True)
+    return _with_points(path, frame, text_columns), ["numbers are read with decimal commas"]
 
 
-def _parse(path: Path, encoding: str, head: _Head, text_column: str | None, as_text: bool = False) -> pd.DataFrame:
+def _parse(
+    path: Path, encoding: str, head: _Head, text_columns: Collection[str], as_text: bool = False
+) -> pd.DataFrame:
     names = head.names or [f"x{i}" for i in range(len(head.first))]
     names = [name.strip() or f"{UNNAMED}{i}" for i, name in enumerate(names)]
-    kept = names.index(text_column) if text_column in names else None
+    kept = [i for i, name in enumerate(names) if name in text_columns]
     try:
         with warnings.catch_warnings(), _open(path) as file:
             warnings.simplefilter("error", pd.errors.ParserWarning)  # for rows longer than the first
@@ -120,9 +126,9 @@ def _parse(path: Path, encoding: str, head: _Head, text_column: str | None, as_t
                 sep=r"\s+" if head.delimiter == " " else head.delimiter,
                 header=0 if head.in_first_line else None,
                 names=range(len(names)),
-                dtype={i: str for i in range(len(names)) if i != kept} if as_text else None,
+                dtype={i: str for i in range(len(names)) if i not in kept} if as_text else None,
                 # bytes, which pandas never takes for a missing value, not even b"NA"
-                converters=None if kept is None else {kept: lambda text: text.strip().encode()},
+                converters=dict.fromkeys(kept, lambda text: text.strip().encode()),
                 skiprows=head.skipped,
                 encoding=encoding,
                 index_col=False,
@@ -139,7 +145,7 @@ def _parse(path: Path, encoding: str, head: _Head, text_column: str | None, as_t
         raise InputError(f"{path} cannot be read as CSV ({why}): {remedy}") from error
 
 
-def _head(path: Path, text: str, text_column: str | None) -> _Head:
+def _head(path: Path, text: str, text_columns: Collection[str]) -> _Head:
     """Find the delimiter, which cuts the first two lines into equally many fields with most numbers, and the names."""
     lines, delimiters, comments, skipped = re.split(r"\r\n|\r|\n", text), DELIMITERS, [], 0
     for line in map(str.strip, lines):
@@ -162,7 +168,7 @@ def _head(path: Path, text: str, text_column: str | None) -> _Head:
     )
     if not first:
         raise InputError(f"{path} is empty: pass a table with lines of data")
-    names = first if text_column in first or _is_header(first, second) else None
+    names = first if not set(text_columns).isdisjoint(first) or _is_header(first, second) else None
     for comment in reversed(comments if names is None else []):
         ways = " " if len(first) == 1 else (delimiter, *DELIMITERS)
         cuts = (_fields([comment], way)[0] for way in ways)
@@ -230,15 +236,15 @@ def _increase(values: Sequence[float]) -> bool:
     return all(a < b for a, b in pairwise(values))
 
 
-def _texts(frame: pd.DataFrame, text_column: str | None) -> list[pd.Series]:
-    """Return the columns that hold text, except for the one that may."""
-    columns = (frame.iloc[:, i] for i, name in enumerate(frame) if name != text_column)
+def _texts(frame: pd.DataFrame, text_columns: Collection[str]) -> list[pd.Series]:
+    """Return the columns that hold text, except for those that may."""
+    columns = (frame.iloc[:, i] for i, name in enumerate(frame) if name not in text_columns)
     return [column for column in columns if pd.api.types.is_string_dtype(column)]
 
 
-def _with_points(path: Path, frame: pd.DataFrame, text_column: str | None) -> pd.DataFrame:
+def _with_points(path: Path, frame: pd.DataFrame, text_columns: Collection[str]) -> pd.DataFrame:
     """Write decimal points into a table of text; a file that also has points or thousands is refused."""
-    fields = pd.concat(_texts(frame, text_column))
+    fields = pd.concat(_texts(frame, text_columns))
     commas, points = (fields[fields.str.fullmatch(mark, na=False)] for mark in (DECIMAL_COMMA, DECIMAL_POINT))
     if len(points):
         raise InputError(

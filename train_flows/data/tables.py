@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,18 +38,18 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def read(path: str | Path, text_column: str | None = None) -> Table:
+def read(path: str | Path, text_columns: Collection[str] = ()) -> Table:
     """Read a table, or the tables ``train``, ``validation`` and ``test`` of an NPZ file with these three arrays.
 
     Args:
         path: a file ending in ``.csv`` or ``.csv.gz`` (comma, semicolon, tab, bar or blanks between the fields, with
             a header line or without), ``.npy``, ``.npz`` or ``.parquet``, or a folder of Parquet files.
-        text_column: a column of a CSV file to keep as text.
+        text_columns: columns of a CSV file to keep as text, in bytes.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist: check the path")
-    table = _read_folder(path) if is_folder(path) else _read_file(path, text_column)
+    table = _read_folder(path) if is_folder(path) else _read_file(path, text_columns)
     for frame in table.parts.values():
         if frame.columns.has_duplicates:
             repeated = frame.columns[frame.columns.duplicated()][0]
@@ -71,13 +72,13 @@ def _read_folder(path: Path) -> Table:
     return _read_parquet(path)
 
 
-def _read_file(path: Path, text_column: str | None) -> Table:
+def _read_file(path: Path, text_columns: Collection[str]) -> Table:
     if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
         raise InputError(f"{path} is not a table: pass a file ending in {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: pass a table of at least {MIN_ROWS} rows")
     if path.name.lower().endswith(csv_tables.SUFFIXES):
-        frame, named, notes = csv_tables.read(path, text_column)
+        frame, named, notes = csv_tables.read(path, text_columns)
         return Table({"all": frame}, named, tuple(notes))
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)

@@ -76,7 +76,7 @@ def load_classes(path: str | Path, target: str | None, seed: int = 0, split: boo
     Raises:
         InputError: if the column is missing or does not hold classes, or other columns are not numbers.
     """
-    table = tables.read(path, text_column=target)
+    table = tables.read(path, () if target is None else (target,))
     frames = table.parts
     if target is None:
         raise InputError(f"--target is missing: choose one of {abbreviate([*next(iter(frames.values()))])}")
