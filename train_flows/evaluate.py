@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import sys
 from typing import Any, ClassVar, Literal
@@ -169,8 +168,7 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     if getattr(settings.data, "jitter", False):
         print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
-    shape = tuple(trained["shape"])
-    if dataset.levels is None and len(dataset.columns) == math.prod(shape) and not dataset.test.mapped:
-        test = dataclasses.replace(dataset.test, x=dataset.test.x.view(-1, *shape))  # such as pixels in columns
-        dataset = dataclasses.replace(dataset, test=test, levels=trained["levels"])
-    return dataset.match(trained, folder), f"test part of {dataset.name}" if len(dataset.train) else dataset.name
+    dataset = dataset.match(trained, folder)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return dataset, f"test part of {dataset.name}" if len(dataset.train) else dataset.name
