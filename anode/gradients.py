@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from anode.errors import InputError
-from anode.evaluations import RightHandSide
-from anode.runge_kutta import AcceptedStep, RungeKutta, Solution, add_optional, even_grid
+from anode.evaluations import Function, RightHandSide, check_slopes
+from anode.runge_kutta import AcceptedStep, ComponentRoles, RungeKutta, Solution, add_optional, even_grid
 from anode.tableaus import Components, State
 
 ADAMS_MAX_ORDER = 5  # torchdiffeq's default of 12 amplifies rounding errors until they dominate
@@ -162,9 +162,77 @@ def gradients(
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
-def is_transformed(*tensors: Tensor) -> bool:
-    """Detect transforms of ``torch.func``, which torch does not offer publicly."""
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+def is_transformed() -> bool:
+    """Detect an active transform of ``torch.func``, as ``autograd.Function`` does; torch does not offer it publicly."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def check_unbatched(*tensors: Tensor) -> None:
+    """Raise an :class:`InputError` if ``torch.func.vmap`` runs over one of the tensors."""
+    for part in tensors:
+        while torch._C._functorch.is_functorch_wrapped_tensor(part):
+            if torch._C._functorch.is_batchedtensor(part):
+                raise InputError(
+                    "torch.func.vmap cannot run over a solve, whose steps depend on all rows: a solve takes a batch, "
+                    "so call it on all rows"
+                )
+            part = torch._C._functorch.get_unwrapped(part)
+
+
+def is_differentiable(t: object) -> bool:
+    """Return True for a time that needs a gradient."""
+    if not isinstance(t, Tensor) or not torch.is_grad_enabled():
+        return False
+    return t.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
+def as_number(t: float | Tensor) -> float:
+    """Return a time as a number."""
+    if not isinstance(t, Tensor):
+        return float(t)
+    if t.numel() != 1:
+        raise InputError(f"a time of shape {tuple(t.shape)} is not one number: all samples of a solve share their time")
+    check_unbatched(t)
+    return float(t.item())
+
+
+def make_times_states(
+    f: Function, y0: State, t0: float | Tensor, t1: float | Tensor, roles: ComponentRoles
+) -> tuple[Function, Components, ComponentRoles]:
+    """Prepend shifts of both times to the state, through which gradients reach the times.
+
+    The shifts e0 = e1 = 0 are constant. In the time s, which runs from t0 to t1 as if these were numbers,
+
+        dy/ds = (1 + (e1 - e0) / (t1 - t0)) f(s + e0 + (e1 - e0) (s - t0) / (t1 - t0), y),
+
+    so that values and steps stay as they are and every gradient mode differentiates the times, any number of times.
+
+    Returns:
+        The right-hand side, the initial state (e0, e1, *y0), and the roles of its components.
+    """
+    parts = (y0,) if isinstance(y0, Tensor) else y0
+    start, end = as_number(t0), as_number(t1)
+    if start == end or roles.on_step is not None:
+        raise InputError(f"t0={start:g} and t1={end:g} have no gradients here: pass distinct times, without on_step")
+    shifts = [
+        (t - as_number(t)).reshape(()).to(parts[0]) if isinstance(t, Tensor) else parts[0].new_zeros(())
+        for t in (t0, t1)
+    ]
+
+    def shifted(f: Function, is_tensor: bool) -> Function:
+        def g(s: Tensor, state: Components) -> Components:
+            e0, e1, *y = state
+            here = y[0] if is_tensor else tuple(y)
+            slopes = f(s + e0 + (e1 - e0) * ((s - start) / (end - start)), here)
+            check_slopes(slopes, here)
+            rate = 1 + (e1 - e0) / (end - start)
+            still = torch.zeros_like(e0)
+            return still, still, *[rate * slope for slope in ((slopes,) if is_tensor else slopes)]
+
+        return g
+
+    f_state = None if roles.f_state is None else shifted(roles.f_state, False)
+    return shifted(f, isinstance(y0, Tensor)), (*shifts, *parts), roles._replace(f_state=f_state)
 
 
 def check_all_leaves_declared(slopes: Components, y0: Components, params: Sequence[Tensor]) -> None:

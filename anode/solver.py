@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from anode.errors import InputError, SolverError, config
 from anode.evaluations import Function, RightHandSide, is_finite
 from anode.gradients import (
+    as_number,
     check_all_leaves_declared,
     check_no_derived_params,
+    check_unbatched,
+    is_differentiable,
     is_transformed,
+    make_times_states,
     solve_with_checkpoints,
     solve_with_torchdiffeq,
 )
@@ -28,6 +32,9 @@ AdaptiveMethod = Literal["dopri5", "tsit5", "dopri8", "bosh3", "fehlberg2", "ada
 FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams"]
 ADAPTIVE_METHODS: tuple[str, ...] = get_args(AdaptiveMethod)
 FIXED_METHODS: tuple[str, ...] = get_args(FixedMethod)
+
+PRECISIONS = (torch.float32, torch.float64)  # of states
+STEP_SIZE = 0.1  # of a method with fixed steps that is given by its name alone
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -106,8 +113,8 @@ class Solver:
         self,
         f: Function,
         y0: State,
-        t0: float,
-        t1: float,
+        t0: float | Tensor,
+        t1: float | Tensor,
         params: Sequence[Tensor | None] = (),
         field: nn.Module | None = None,
         roles: ComponentRoles = ComponentRoles(),  # noqa: B008 - an immutable value
@@ -118,7 +125,7 @@ class Solver:
             f: the right-hand side; ``t`` is a scalar tensor, ``y`` and its result are shaped like ``y0``.
             y0: initial state, a tensor or a tuple of tensors of any shapes.
             t0: initial time.
-            t1: end time, before or after ``t0``.
+            t1: end time, before or after ``t0``. Times that require gradients get them: dy(t1)/dt1 = f(t1, y(t1)).
             params: tensors besides the parameters of ``field`` that f depends on, such as a context; none may be
                 computed from another, and None is skipped. A tensor that is not listed is an error with checkpoints,
                 and gets no gradient from the adjoint.
@@ -131,14 +138,22 @@ class Solver:
 
         Raises:
             SolverError: if the end time cannot be reached.
+            InputError: if f does not return slopes of the state, or changes the state in place.
         """
+        y0 = _check_state(y0)
+        if is_differentiable(t0) or is_differentiable(t1):
+            g, start, roles = make_times_states(f, y0, t0, t1, roles)
+            field = f if field is None and isinstance(f, nn.Module) else field
+            _, _, *end = self.integrate(g, start, as_number(t0), as_number(t1), params, field, roles)
+            return end[0] if isinstance(y0, Tensor) else tuple(end)
+        t0, t1 = as_number(t0), as_number(t1)
         if roles.on_step is not None and not self.supports_on_step:
             raise InputError(
                 f"on_step is not for {self.method!r} with gradient={self.gradient!r}: see supports_on_step"
             )
         if t0 == t1:
             return y0 if roles.on_step is None else (*y0, y0[0].new_zeros(len(y0[0])))
-        (end,), step_total = self._solve(f, y0, [float(t0), float(t1)], params, field, roles)
+        (end,), step_total = self._solve(f, y0, [t0, t1], params, field, roles)
         return end[0] if isinstance(y0, Tensor) else (*end, *(() if step_total is None else (step_total,)))
 
     def trajectory(
@@ -155,15 +170,24 @@ class Solver:
             f: see :meth:`integrate`.
             y0: the state at the first time.
             times: two or more strictly increasing or strictly decreasing times. A fixed-step method puts steps on
-                them; an adaptive one interpolates all but the last by its own dense output.
+                them; an adaptive one interpolates all but the last by its own dense output. Times that require
+                gradients get them; each interval is then a solve of its own.
             params: see :meth:`integrate`.
             field: see :meth:`integrate`.
 
         Returns:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
         """
-        times = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
-        states, _ = self._solve(f, y0, times, params, field, ComponentRoles())
+        y0 = _check_state(y0)
+        numbers = [as_number(t) for t in times]
+        _check_monotone(numbers)
+        if any(map(is_differentiable, times)):
+            path = [y0]
+            for start, end in pairwise(times):
+                path.append(self.integrate(f, path[-1], start, end, params, field))
+            states = [(state,) if isinstance(state, Tensor) else state for state in path[1:]]
+        else:
+            states, _ = self._solve(f, y0, numbers, params, field, ComponentRoles())
         if isinstance(y0, Tensor):
             return torch.stack([y0, *(state[0] for state in states)])
         return tuple(torch.stack(component) for component in zip(y0, *states, strict=True))
@@ -179,9 +203,7 @@ class Solver:
         roles: ComponentRoles,
     ) -> Solution:
         """Return the states at every time but the first."""
-        gaps = [(after - before) * (times[-1] - times[0]) for before, after in pairwise(times)]
-        if not gaps or not all(gap > 0 for gap in gaps):
-            raise InputError(f"times={times} must be two or more strictly increasing or strictly decreasing numbers")
+        _check_monotone(times)
         if field is None and isinstance(f, nn.Module):
             field = f
         declared = (*params, *(() if field is None else field.parameters()))
@@ -191,7 +213,11 @@ class Solver:
 
         parts = (y0,) if isinstance(y0, Tensor) else tuple(y0)
         checkpoints = self.gradient == "checkpoint" and torch.is_grad_enabled()
-        checkpoints &= not is_transformed(*parts, *params)  # torch.func differentiates the steps themselves
+        if is_transformed():
+            check_unbatched(*parts, *params)
+            if self.gradient == "adjoint":
+                raise InputError('gradient="adjoint" is not for torch.func: pass gradient="direct"')
+            checkpoints = False  # torch.func differentiates the steps themselves
         rhs = RightHandSide(f, y0, self, field, checkpoints)
         if self.native:
             solution = self._solve_native(rhs, parts, times, params, roles)
@@ -243,17 +269,50 @@ def with_solver(model: M, solver: Solver) -> M:
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     copied: Any = copy.deepcopy(model, memo=shared)
+    solver = check_solver(solver)
     for part in copied.modules():
         if isinstance(getattr(part, "solver", None), Solver):
-            part.solver = check_solver(solver)
+            part.solver = solver
     return copied
 
 
 def check_solver(solver: Any) -> Solver:
-    """Return a solver, or raise an :class:`InputError` for anything else."""
+    """Return a solver, by its method's name too, or raise an :class:`InputError` for anything else."""
+    if isinstance(solver, str):
+        return Solver(**_settings_of(solver))
     if not isinstance(solver, Solver):
         raise InputError(f"solver={solver!r} is not a Solver: pass a Solver, such as Solver('dopri5')")
     return solver
+
+
+def _settings_of(method: str) -> dict[str, Any]:
+    return {"method": method, **({"step_size": STEP_SIZE} if method in FIXED_METHODS else {})}
+
+
+def _check_monotone(times: Sequence[float]) -> None:
+    gaps = [(after - before) * (times[-1] - times[0]) for before, after in pairwise(times)]
+    if not gaps or not all(gap > 0 for gap in gaps):
+        raise InputError(f"times={list(times)} must be two or more strictly increasing or strictly decreasing numbers")
+
+
+def _check_state(y0: Any) -> Any:
+    """Return a state in single or double precision; half precision is raised to single under ``torch.autocast``."""
+    if not isinstance(y0, Tensor):
+        if not isinstance(y0, tuple | list) or not y0 or not all(isinstance(part, Tensor) for part in y0):
+            raise InputError(f"y0 is of type {type(y0).__name__}: pass a tensor, or a tuple of tensors")
+        if all(part.dtype in PRECISIONS for part in y0):
+            return y0
+        return tuple(_check_state(part) for part in y0)
+    if y0.dtype in PRECISIONS:
+        return y0
+    if y0.dtype not in (torch.float16, torch.bfloat16):
+        raise InputError(f"the state has dtype {y0.dtype}: pass floating-point numbers, such as x.float()")
+    if not torch.is_autocast_enabled(y0.device.type):
+        raise InputError(
+            f"the state has dtype {y0.dtype}, too coarse for the sums of a solve: pass float32, and evaluate the "
+            "field alone in half precision by torch.autocast"
+        )
+    return y0.float()
 
 
 def solvers_in(module: nn.Module) -> list[Solver]:
