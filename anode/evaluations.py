@@ -122,7 +122,8 @@ class RightHandSide:
         self.evaluations = 0
         self.derivative: Any = None  # the last one, to tell a blow-up from stiffness
         self.random_states: list[Tensor] = []  # before the first evaluation, if it draws random numbers
-        self.buffers: list[Tensor] = []  # of the field, if the first evaluation updates them
+        self.replays = solver.gradient != "direct" and torch.is_grad_enabled()  # evaluates f in the backward pass, too
+        self.buffers: list[Tensor] = []  # of the field, if it replays and the first evaluation updates them
 
     def __call__(self, t: Tensor | float, y: Any, f_state: Function | None = None) -> Any:
         """Evaluate f, or ``f_state`` in its place.
@@ -156,8 +157,7 @@ class RightHandSide:
         y = _with_versions(y)
         versions = _versions(y)
         random_states = _get_random_states(self.time.device)
-        replays = self.field is not None and self.solver.gradient != "direct" and torch.is_grad_enabled()
-        buffers = list(self.field.buffers()) if self.field is not None and replays else []
+        buffers = list(self.field.buffers()) if self.field is not None and self.replays else []
         buffer_versions = _versions(buffers)
         try:
             slopes = self._evaluate(t, y)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -95,11 +96,31 @@ def _backward_with_graph(
     ctx: Any, y0: Components, params: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """Return the same gradients with a graph, which keeps all steps."""
-    y, solution = y0, Solution([], None)
+    shut = [True]
+    start = _Gate.apply(shut, *y0)
+    y, solution = start, Solution([], None)
     for step in ctx.steps:
         part, y = ctx.method.replay(step._replace(y=y))
         solution = solution.extended(part)
-    return gradients(_flatten(solution), (*y0, *params), grads, create_graph=True)
+    found = gradients(_flatten(solution), (*start, *params), grads, create_graph=True)
+    shut.clear()
+    return found
+
+
+class _Gate(torch.autograd.Function):
+    """The identity, through which no gradient passes while it is shut.
+
+    Params that y0 was computed from would otherwise get the gradient through y0 as well, which autograd adds itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shut: list[bool], *tensors: Tensor) -> Any:
+        ctx.shut = shut
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *([None] * len(grads) if ctx.shut else grads)
 
 
 def _flatten(solution: Solution) -> tuple[Tensor, ...]:
@@ -167,16 +188,18 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def check_unbatched(*tensors: Tensor) -> None:
-    """Raise an :class:`InputError` if ``torch.func.vmap`` runs over one of the tensors."""
-    for part in tensors:
-        while torch._C._functorch.is_functorch_wrapped_tensor(part):
-            if torch._C._functorch.is_batchedtensor(part):
-                raise InputError(
-                    "torch.func.vmap cannot run over a solve, whose steps depend on all rows: a solve takes a batch, "
-                    "so call it on all rows"
-                )
-            part = torch._C._functorch.get_unwrapped(part)
+@contextmanager
+def explain_vmap() -> Generator[None]:
+    """Turn torch's error on ``torch.func.vmap`` of numbers that a solve depends on into an :class:`InputError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error).startswith("vmap: It looks like"):
+            raise InputError(
+                "torch.func.vmap cannot run over a solve, whose steps depend on all rows: a solve takes a batch, so "
+                "call it on all rows"
+            ) from error
+        raise
 
 
 def is_differentiable(t: object) -> bool:
@@ -192,8 +215,8 @@ def as_number(t: float | Tensor) -> float:
         return float(t)
     if t.numel() != 1:
         raise InputError(f"a time of shape {tuple(t.shape)} is not one number: all samples of a solve share their time")
-    check_unbatched(t)
-    return float(t.item())
+    with explain_vmap():
+        return float(t.item())
 
 
 def make_times_states(

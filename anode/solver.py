@@ -18,7 +18,7 @@ from anode.gradients import (
     as_number,
     check_all_leaves_declared,
     check_no_derived_params,
-    check_unbatched,
+    explain_vmap,
     is_differentiable,
     is_transformed,
     make_times_states,
@@ -214,17 +214,20 @@ class Solver:
         parts = (y0,) if isinstance(y0, Tensor) else tuple(y0)
         checkpoints = self.gradient == "checkpoint" and torch.is_grad_enabled()
         if is_transformed():
-            check_unbatched(*parts, *params)
-            if self.gradient == "adjoint":
-                raise InputError('gradient="adjoint" is not for torch.func: pass gradient="direct"')
+            if not self.native and (self.adaptive or self.gradient == "adjoint"):
+                raise InputError(
+                    f'torch.func cannot transform method={self.method!r} with gradient={self.gradient!r}: pass '
+                    'gradient="direct", with method="dopri5" or "tsit5" if the steps are adaptive'
+                )
             checkpoints = False  # torch.func differentiates the steps themselves
         rhs = RightHandSide(f, y0, self, field, checkpoints)
-        if self.native:
-            solution = self._solve_native(rhs, parts, times, params, roles)
-        else:
-            solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
-        if not self.adaptive and not is_finite(solution.states[-1]):  # fixed steps are never rejected
-            raise SolverError("non-finite state", times[-1], rhs.evaluations, self)
+        with explain_vmap():
+            if self.native:
+                solution = self._solve_native(rhs, parts, times, params, roles)
+            else:
+                solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
+            if not self.adaptive and not is_finite(solution.states[-1]):  # fixed steps are never rejected
+                raise SolverError("non-finite state", times[-1], rhs.evaluations, self)
         return solution
 
     def _solve_native(
