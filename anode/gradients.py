@@ -210,9 +210,12 @@ def is_differentiable(t: object) -> bool:
 
 
 def as_number(t: float | Tensor) -> float:
-    """Return a time as a number."""
+    """Return a time as a number; raise an :class:`InputError` for anything else."""
     if not isinstance(t, Tensor):
-        return float(t)
+        try:
+            return float(t)
+        except (TypeError, ValueError):
+            raise InputError(f"the time {t!r} is not a number: pass one, such as 0.5") from None
     if t.numel() != 1:
         raise InputError(f"a time of shape {tuple(t.shape)} is not one number: all samples of a solve share their time")
     with explain_vmap():

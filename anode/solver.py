@@ -9,7 +9,7 @@ from itertools import chain, pairwise
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from anode.errors import InputError, SolverError, config
@@ -44,8 +44,9 @@ class Solver:
     """How an ODE is solved: a value to compare, print and store.
 
     The error of an adaptive step is measured for each component of a tuple state by its own root mean square, and
-    the largest controls the step, so that easy components never dilute the error of the others. The last step lands
-    on the end time instead of interpolating past it.
+    the largest controls the step, so that easy components never dilute the error of the others. The mean is over the
+    batch and the dimensions: a row among easier ones can be wrong by more than the tolerance, and differ by as much
+    from the same row solved alone. The last step lands on the end time instead of interpolating past it.
 
     Attributes:
         method: adaptive (``dopri5``, ``tsit5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``) or with fixed
@@ -59,9 +60,10 @@ class Solver:
         gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
             that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
             taking each step again in the backward pass. ``"adjoint"`` solves the continuous adjoint equation backwards:
-            gradients up to the tolerance, parameters left out of the error control (seminorm). If omitted, it is
+            gradients up to the tolerance, parameters left out of the error control (seminorm); a backward pass with
+            ``create_graph=True`` is an :class:`InputError`, since it has no second derivatives. If omitted, it is
             ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms of
-            ``torch.func`` take ``"direct"`` in place of checkpoints.
+            ``torch.func`` take ``"direct"`` in place of checkpoints, and ``vmap`` is refused.
         first_step: length of the first step of an adaptive method; chosen by an evaluation when omitted.
 
     References:
@@ -76,6 +78,12 @@ class Solver:
     max_steps: PositiveInt = 1000
     gradient: Literal["checkpoint", "direct", "adjoint"] | None = None
     first_step: PositiveFloat | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Take the name of a method for a solver in other configurations."""
+        return _settings_of(value) if isinstance(value, str) else value
 
     def __post_init__(self) -> None:
         replayable = self.method in TABLEAUS
@@ -123,7 +131,8 @@ class Solver:
 
         Args:
             f: the right-hand side; ``t`` is a scalar tensor, ``y`` and its result are shaped like ``y0``.
-            y0: initial state, a tensor or a tuple of tensors of any shapes.
+            y0: initial state, a tensor or a tuple of tensors of any shapes, in single or double precision. It keeps its
+                precision under ``torch.autocast``, where f alone runs in half precision and half states become single.
             t0: initial time.
             t1: end time, before or after ``t0``. Times that require gradients get them: dy(t1)/dt1 = f(t1, y(t1)).
             params: tensors besides the parameters of ``field`` that f depends on, such as a context; none may be
@@ -179,6 +188,8 @@ class Solver:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
         """
         y0 = _check_state(y0)
+        if not hasattr(times, "__len__") or (isinstance(times, Tensor) and times.ndim == 0):
+            raise InputError(f"times={times!r} must be two or more numbers, such as [0.0, 1.0]")
         numbers = [as_number(t) for t in times]
         _check_monotone(numbers)
         if any(map(is_differentiable, times)):
@@ -204,8 +215,11 @@ class Solver:
     ) -> Solution:
         """Return the states at every time but the first."""
         _check_monotone(times)
+        if not callable(f):
+            raise InputError(f"f={f!r} is not a function: pass f(t, y), which returns dy/dt")
         if field is None and isinstance(f, nn.Module):
             field = f
+        params = (params,) if isinstance(params, Tensor) else params
         declared = (*params, *(() if field is None else field.parameters()))
         params = list({id(tensor): tensor for tensor in declared if tensor is not None}.values())  # each once
         if self.gradient != "direct" and torch.is_grad_enabled():
@@ -216,7 +230,7 @@ class Solver:
         if is_transformed():
             if not self.native and (self.adaptive or self.gradient == "adjoint"):
                 raise InputError(
-                    f'torch.func cannot transform method={self.method!r} with gradient={self.gradient!r}: pass '
+                    f"torch.func cannot transform method={self.method!r} with gradient={self.gradient!r}: pass "
                     'gradient="direct", with method="dopri5" or "tsit5" if the steps are adaptive'
                 )
             checkpoints = False  # torch.func differentiates the steps themselves

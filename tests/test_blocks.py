@@ -101,8 +101,8 @@ class TestResNet:
         (lambda: ScalePixels(1), "levels=1"),
         (lambda: ResNet([]), "at least one block"),
         (lambda: MLP(2, ()), "hidden"),
-        (lambda: ODEBlock(MLPField(2), "rk4"), "solver='rk4' is not a Solver"),
-        (lambda: with_solver(ODEBlock(MLPField(2)), "rk4"), "solver='rk4' is not a Solver"),
+        (lambda: ODEBlock(MLPField(2), 4), "solver=4 is not a Solver"),
+        (lambda: with_solver(ODEBlock(MLPField(2)), "rk5"), "method='rk5' is unknown"),
         (lambda: Normalize((2,)).fit(torch.randn(5, 1)), r"\(5, 1\) do not fit: pass one or more of shape \(2,\)"),
     ],
 )
