@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 Function = Callable[[Tensor, Any], Any]
 
-IN_PLACE = (
-    "the field changes its state in place, which overwrites the state of the solve: pass inplace=False, or write "
-    "x = x + 1 instead of x += 1"
-)
+IN_PLACE = "the field changes its state in place: pass inplace=False, or write x = x + 1 instead of x += 1"
 
 
 @dataclass
@@ -169,7 +166,7 @@ class RightHandSide:
         check_slopes(slopes, y)
         if _versions(y) != versions:
             raise InputError(IN_PLACE)
-        if not all(map(torch.equal, random_states, _get_random_states(self.time.device))):
+        if not all(map(_are_equal, random_states, _get_random_states(self.time.device))):
             self.random_states = random_states
         if _versions(buffers) != buffer_versions:
             self.buffers = buffers
@@ -276,6 +273,10 @@ def _get_random_states(device: torch.device) -> list[Tensor]:
     elif device.type == "mps":
         states.append(torch.mps.get_rng_state())
     return states
+
+
+def _are_equal(state: Tensor, other: Tensor) -> bool:
+    return torch.equal(state.view(torch.int32), other.view(torch.int32))  # five times as fast as bytes
 
 
 def _set_random_states(device: torch.device, states: list[Tensor]) -> None:

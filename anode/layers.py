@@ -241,7 +241,8 @@ def activation_named(name: str) -> Activation:
 
 def activations_of(names: str | Sequence[str], n_layers: int) -> list[Activation]:
     """Return one activation for each of ``n_layers`` layers; the last name serves all layers that follow."""
-    found = [activation_named(name) for name in (names if isinstance(names, list | tuple) else [names])]
+    each: Any = names if isinstance(names, list | tuple) else [names]
+    found = [activation_named(name) for name in each]
     if not found:
         raise InputError("activation=() is empty: pass a name, or one for every hidden layer")
     return (found + found[-1:] * n_layers)[:n_layers]
