@@ -221,7 +221,7 @@ class RightHandSide:
     def _begin_backward(self, _: Tensor) -> None:
         if self.solver.gradient == "adjoint" and torch.is_grad_enabled():
             raise InputError(
-                'gradient="adjoint" has no second derivatives, which create_graph=True asks for: pass '
+                'gradient="adjoint" does not have second derivatives, which create_graph=True asks for: pass '
                 'gradient="checkpoint" or "direct"'
             )
         if self._parameters() != self.parameters:  # the steps would be replayed with other parameters

@@ -225,7 +225,7 @@ def as_number(t: float | Tensor) -> float:
 def make_times_states(
     f: Function, y0: State, t0: float | Tensor, t1: float | Tensor, roles: ComponentRoles
 ) -> tuple[Function, Components, ComponentRoles]:
-    """Prepend shifts of both times to the state, through which gradients reach the times.
+    """Prepend a shift of t0 and a shift of t1 to the state, through which gradients reach the times.
 
     The shifts e0 = e1 = 0 are constant. In the time s, which runs from t0 to t1 as if these were numbers,
 

@@ -61,8 +61,8 @@ class Solver:
             that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
             taking each step again in the backward pass. ``"adjoint"`` solves the continuous adjoint equation backwards:
             gradients up to the tolerance, parameters left out of the error control (seminorm); a backward pass with
-            ``create_graph=True`` is an :class:`InputError`, since it has no second derivatives. If omitted, it is
-            ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms of
+            ``create_graph=True`` is an :class:`InputError`, since it does not have second derivatives. If omitted, it
+            is ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms of
             ``torch.func`` take ``"direct"`` in place of checkpoints, and ``vmap`` is refused.
         first_step: length of the first step of an adaptive method; chosen by an evaluation when omitted.
 
@@ -130,7 +130,8 @@ class Solver:
         """Solve dy/dt = f(t, y), y(t0) = y0, for y(t1).
 
         Args:
-            f: the right-hand side; ``t`` is a scalar tensor, ``y`` and its result are shaped like ``y0``.
+            f: the right-hand side; ``t`` is a scalar tensor, ``y`` and its result are shaped like ``y0``. It must not
+                change ``y``. If it draws random numbers, as dropout does, all evaluations of a solve have one draw.
             y0: initial state, a tensor or a tuple of tensors of any shapes, in single or double precision. It keeps its
                 precision under ``torch.autocast``, where f alone runs in half precision and half states become single.
             t0: initial time.
@@ -180,7 +181,7 @@ class Solver:
             y0: the state at the first time.
             times: two or more strictly increasing or strictly decreasing times. A fixed-step method puts steps on
                 them; an adaptive one interpolates all but the last by its own dense output. Times that require
-                gradients get them; each interval is then a solve of its own.
+                gradients get them; each interval is then one solve.
             params: see :meth:`integrate`.
             field: see :meth:`integrate`.
 

@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from anode import Augment, ConvField, Field, InputError, MLPField, ODEBlock, Solver, count_evals
+from anode import (
+    Augment,
+    ClassifierConfig,
+    ConvField,
+    ConvStackField,
+    Field,
+    InputError,
+    MLPField,
+    ODEBlock,
+    Solver,
+    classifier_model,
+    count_evals,
+)
 
 TIMES = ("none", "concat", "bias", "squash")
 
@@ -152,6 +164,9 @@ def test_one_width_is_one_layer():
         fields.append(MLPField(2, hidden))
     x = torch.randn(4, 2)
     assert torch.equal(*(field(torch.tensor(0.5), x) for field in fields))
+    assert classifier_model((2,), 1, hidden=16).config.hidden == (16,)
+    assert len(ConvStackField(3, 8).layers) == 2
+    assert ClassifierConfig(hidden=[8, 8]).hidden == (8, 8)
 
 
 class TestCompile:
