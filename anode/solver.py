@@ -62,8 +62,8 @@ class Solver:
             taking each step again in the backward pass. ``"adjoint"`` solves the continuous adjoint equation backwards:
             gradients up to the tolerance, parameters left out of the error control (seminorm); a backward pass with
             ``create_graph=True`` is an :class:`InputError`, since it does not have second derivatives. If omitted, it
-            is ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms of
-            ``torch.func`` take ``"direct"`` in place of checkpoints, and ``vmap`` is refused.
+            is ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms
+            of ``torch.func`` take ``"direct"`` in place of checkpoints, and ``vmap`` is refused.
         first_step: length of the first step of an adaptive method; chosen by an evaluation when omitted.
 
     References:
