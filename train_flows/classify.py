@@ -18,7 +18,6 @@ from train_flows import recipes
 from train_flows.command_line import Program, parse
 from train_flows.data import Dataset, known_labelled_data, load_labelled_data
 from train_flows.evaluation import accuracy, to_model, wording
-from train_flows.figures import of_runs
 from train_flows.run import TrainingError, distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
@@ -166,4 +165,6 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
     run.write_result(figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", wording.accuracy_table(figures), sep="\n")
     print(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    from train_flows.figures import of_runs  # matplotlib takes a second, which --help need not wait for
+
     of_runs.draw_classifier(run, dataset, task.model)

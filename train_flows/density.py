@@ -19,7 +19,6 @@ from train_flows import recipes
 from train_flows.command_line import Program, parse
 from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
 from train_flows.evaluation import likelihood, to_model, wording
-from train_flows.figures import of_runs
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
@@ -176,6 +175,8 @@ class DensityTask:
             test = self.dataset.validation if self.training.measure == "validation-costs" else self.dataset.test
             figures |= likelihood.costs(self.validated, dataclasses.replace(self.dataset, test=test))
         if self.dataset.levels is not None and self.run is not None:
+            from train_flows.figures import of_runs
+
             of_runs.draw_snapshot(self.run, self.training, self.dataset, self.validated)
         return figures
 
@@ -210,6 +211,8 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return
+    from train_flows.figures import of_runs  # matplotlib takes a second, which --help need not wait for
+
     of_runs.draw_density(run, dataset, task.validated)
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
