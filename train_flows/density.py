@@ -32,12 +32,13 @@ PROGRAM = Program(
     "depend on the data: train-flows density DATA --help shows them.",
     kind=KIND,
     recipe=recipes.density,
+    length="steps",
     known=lambda source: source in DENSITY_NAMES,
     common=(
         *("source", "conditional", "image_size", "data_root", "download"),
         *("field", "hidden", "base", "extra", "augmentation", "divergence"),
         *("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
-        *("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+        *("out", "seed", "device", "overwrite", "budget_minutes", "init", "resume"),
     ),
     api_only=(
         *(
@@ -60,11 +61,13 @@ def main(args: list[str]) -> None:
     """Run the command line ``train-flows density``; nothing is written before everything typed is known to be good."""
     started = time.monotonic()
     settings, origin = parse(PROGRAM, DensitySettings(), args)
+    print(origin, flush=True)  # before anything slow
     device = session.begin(settings.run)
     dataset = load(settings)
-    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
+    print(*(f"note: {note}\n" for note in dataset.notes), sep="", end="")
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    session.take_initial_weights(settings.run, model)
     task = DensityTask(settings, dataset, model)
     task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
     print(
@@ -81,7 +84,8 @@ def main(args: list[str]) -> None:
 def load(settings: DensitySettings) -> Dataset:
     """Load the data of a run."""
     wanted = dataclasses.asdict(settings.data)
-    return distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # it may download
+    dataset = distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # it may download
+    return session.match_initial_run(settings.run, dataset)
 
 
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
@@ -97,7 +101,7 @@ def build(settings: DensitySettings, dataset: Dataset) -> Density:
     solver = dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
     return density_model(
         dataset.shape,
-        data=dataset.train.head().x,
+        data=None if settings.run.init else dataset.train.head().x,  # an initial run has its own standardisation
         context=len(dataset.context),
         levels=dataset.levels,
         config=dataclasses.replace(settings.model, solver=solver),

@@ -173,7 +173,8 @@ class RunSettings:
         tensorboard: write records for TensorBoard to the run folder as well
         overwrite: replace an existing run
         budget_minutes: stop after this time, saved for --resume
-        resume: folder of a run to continue with its settings
+        init: folder of a run on other data, whose model and weights to start from
+        resume: folder of a run to continue with its settings; more --steps or --epochs train it longer
     """
 
     out: str | None = None
@@ -185,6 +186,7 @@ class RunSettings:
     tensorboard: bool = False
     overwrite: bool = False
     budget_minutes: Positive | None = None
+    init: str | None = None
     resume: str | None = None
 
     def deadline(self, started: float) -> float:

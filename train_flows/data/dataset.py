@@ -125,7 +125,7 @@ class Dataset:
         return {"name": self.name, "sha256": self.digest(), "levels": self.levels, **names}
 
     def match(self, trained: Mapping[str, Any], model: str) -> Dataset:
-        """Return the test part with its columns and class numbers in the order that a stored model expects.
+        """Return the data with columns and class numbers in the order that a stored model expects.
 
         Args:
             trained: what :meth:`describe` returned for the data of the model.
@@ -138,27 +138,35 @@ class Dataset:
                 f"{self.name} has samples of shape {found}, levels={self.levels}; {model} was trained on {expected}, "
                 f"levels={levels} ({abbreviate(trained['columns'])}): pass the same columns or pixels"
             )
-        x, y, c, columns = self.test.x, self.test.y, self.test.c, tuple(trained["columns"])
+        columns, numbers = tuple(trained["columns"]), None
+        order: Tensor | slice = slice(None)
         if self.levels is None and self.columns != columns and _have_names(self.columns) and _have_names(columns):
             if missing := [name for name in columns if name not in self.columns]:
                 raise InputError(
                     f"{self.name} lacks the columns {abbreviate(missing)} of {model}; "
                     f"it has {abbreviate(self.columns)}: rename them"
                 )
-            x = x[:, [self.columns.index(name) for name in columns]]
+            order = torch.tensor([self.columns.index(name) for name in columns])
         classes = tuple(trained["classes"])
         if classes:
-            if y is None or not self.classes:
+            if self.test.y is None or not self.classes:
                 raise InputError(f"{self.name} lacks classes, which {model} needs: pass data in classes")
             if unknown := sorted(set(self.classes) - set(classes)):
                 raise InputError(
                     f"{self.name} holds the class {unknown[0]}, {model} knows {abbreviate(classes)}: "
                     "rename or remove it"
                 )
-            y = torch.tensor([classes.index(name) for name in self.classes])[y]
-            c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
-        test = dataclasses.replace(self.test, x=x, y=y, c=c)
-        return dataclasses.replace(self, test=test, columns=columns, classes=classes)
+            numbers = torch.tensor([classes.index(name) for name in self.classes])
+
+        def matched(part: Split) -> Split:
+            y, c = part.y, part.c
+            if numbers is not None and y is not None:
+                y = numbers[y]
+                c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
+            return dataclasses.replace(part, x=part.x[:, order], y=y, c=c)
+
+        parts = {name: matched(getattr(self, name)) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **parts, columns=columns, classes=classes)
 
     def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
         """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate."""

@@ -303,6 +303,8 @@ def _explain_failures(run: Run) -> Generator[None]:
     except TrainingError as error:
         kept = "the last state and the best weights are" if run.records() else "nothing was learnt yet"
         raise TrainingError(f"{error}; {kept} in {run.folder}", error.solving) from error
+    except BrokenPipeError:  # of the output, which nobody reads any more
+        raise
     except OSError as error:
         raise TrainingError(
             f"{error.filename or run.folder} could not be written ({error.strerror or error}); the last state is"
