@@ -35,7 +35,7 @@ class TestHelp:
         assert status == 0
         assert len(out.splitlines()) <= 60
 
-    @pytest.mark.parametrize(("command", "most"), [("density", 50), ("classify", 50)])
+    @pytest.mark.parametrize(("command", "most"), [("density", 52), ("classify", 50)])
     def test_all_options_are_few(self, run, command, most):
         program, default = PROGRAMS[command]
         hidden = set(program.api_only)
@@ -243,7 +243,7 @@ class TestRefused:
         (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
         (tmp_path / "old" / "config.json").write_text('{"schema": 1, "kind": "density", "sha256": "0", "model": {}}')
         for args, names in (
-            (["density", "points.csv"], ["runs/points exists", "--overwrite", "--resume"]),
+            (["density", "points.csv", "--out", "runs/points"], ["runs/points exists", "--overwrite", "--resume"]),
             (["density", "points.csv", "--out", "mine", "--overwrite"], ["mine is not a run"]),
             (["density", "points.csv", "--out", "foreign", "--overwrite"], ["foreign is not a run"]),
             (["density", "--resume", "foreign"], ["foreign"]),

@@ -74,14 +74,18 @@ def test_a_batch_is_no_larger_than_the_data(monkeypatch, capsys):
         fitting_batch(65, 600)
 
 
-def test_a_run_is_opened_or_resumed(tmp_path, monkeypatch):
+def test_a_run_is_opened_or_resumed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = RunSettings(tensorboard=True)
     run = open_run(settings, {"x": 1}, "test", {"shape": [2]}, MOONS)
     assert str(run.folder) == "runs/moons"
     assert run.tensorboard
     with pytest.raises(InputError, match="exists"):
-        open_run(settings, {}, "test", {}, MOONS)
+        open_run(RunSettings(out="runs/moons"), {}, "test", {}, MOONS)
+    for i in (2, 3):
+        assert str(open_run(RunSettings(), {}, "test", {}, MOONS).folder) == f"runs/moons-{i}"
+        assert f"run: runs/moons-{i}, since runs/moons exists" in capsys.readouterr().out
+    assert str(open_run(RunSettings(overwrite=True), {"x": 1}, "test", {}, MOONS).folder) == "runs/moons"
     again = open_run(RunSettings(resume="runs/moons"), {}, "test", {}, MOONS)
     assert again.settings == {"x": 1}
     assert not again.tensorboard
