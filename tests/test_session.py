@@ -8,6 +8,7 @@ import pytest
 import torch
 from tasks import Quadratic
 
+import cnf
 from anode import InputError, MLPField
 from cnf import FlowMatching, MaximumLikelihood, density_model
 from train_flows.data import toy
@@ -58,10 +59,15 @@ def test_deterministic_algorithms_are_a_choice():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta"])
-def test_a_device_that_cannot_be_used(name):
-    with pytest.raises(InputError, match=f"--device {name} cannot be used here"):
-        find_device(name)
+MISSING = [*(() if torch.cuda.is_available() else ("cuda",)), *(() if torch.backends.mps.is_available() else ("mps",))]
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", *MISSING])
+def test_a_device_that_cannot_be_used(name, tmp_path):
+    cnf.save(density_model((2,), hidden=(4,)), tmp_path)
+    for use in (find_device, lambda device: cnf.load(tmp_path, device)):
+        with pytest.raises(InputError, match=f"device='{name}' cannot be used here"):
+            use(name)
 
 
 def test_a_batch_is_no_larger_than_the_data(monkeypatch, capsys):

@@ -60,7 +60,7 @@ def _main(args: list[str]) -> None:
 
 def _run(command: str, args: list[str]) -> None:
     from anode import InputError, SolverError  # torch takes seconds, which --help need not wait for
-    from train_flows.command_line import name_options, options_of
+    from train_flows.command_line import name_advice, name_options, options_of
     from train_flows.run import TrainingError, distributed
 
     program = importlib.import_module(f"train_flows.{MODULES.get(command, command)}")
@@ -79,7 +79,7 @@ def _run(command: str, args: list[str]) -> None:
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or ''}", status=2)
     except (SolverError, TrainingError) as error:
-        _fail(name_options(str(error), options), status=1)
+        _fail(name_advice(str(error), options), status=1)
 
 
 def _fail(message: str, status: int) -> None:

@@ -29,7 +29,6 @@ OF_WEIGHTS = ("dtype", "context", "conditional")  # settings besides the model's
 GROUPS = {"objective": "training", "epochs": "training", "solver": "training", "run": "output"}  # by section
 ON_AND_OFF = ("whiten", "multiscale")  # flags that a recipe may turn on and a typed --no-... off
 ATTRIBUTE = re.compile(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", re.MULTILINE)  # of a Google docstring
-ADVICE = r"\b(?:leave out|loosen|raise|lower) (?:\w+(?:, | and | or ))*\w+"  # with names of arguments without values
 SOLVER_HELP = {
     "solver": "method of the ODE solver",
     "rtol": "relative tolerance of the ODE solver",
@@ -135,14 +134,15 @@ class Parser(argparse.ArgumentParser):
     """A parser of options, of which some, with a word for each, are typed without names; mistakes are input errors."""
 
     def __init__(self, command: str, about: str, options: Sequence[Option], positional: Mapping[str, str]) -> None:
-        usage = " ".join(["train-flows", command, *positional.values(), "[OPTION ...]"])
+        optional = {option.name for option in options if option.default is not dataclasses.MISSING}
+        words = [f"[{word}]" if name in optional else word for name, word in positional.items()]
+        usage = " ".join(["train-flows", command, *words, "[OPTION ...]"])
         super().__init__(usage=usage, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         self.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=30)
         self.command, self.names = command, [option.name for option in options]
         groups = {group: self.add_argument_group(group) for group in dict.fromkeys(o.group for o in options) if group}
         for option in options:
-            short = [f"-{option.name}"] if len(option.name) == 1 else []
-            names = [option.name] if option.name in positional else [*short, _as_typed(option.name)]
+            names = [option.name] if option.name in positional else [_as_typed(option.name)]
             groups.get(option.group, self).add_argument(*names, **_how_to_parse(option, positional.get(option.name)))
 
     def typed(self, args: Sequence[str]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def _in_words(value: Any) -> str:
 
 
 def _as_typed(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
 
 
 def name_options(message: str, options: Sequence[Option] = ()) -> str:
@@ -194,8 +194,7 @@ def name_options(message: str, options: Sequence[Option] = ()) -> str:
         message: from a library; it names arguments of functions.
         options: options of the program; those of the training programs if omitted.
     """
-    options = options or [option for kind in (DensitySettings, ClassifySettings) for option in options_of(kind())]
-    names = {option.name for option in options}
+    names = _names(options)
 
     def renamed(match: re.Match[str]) -> str:
         name, value = match.group(1).replace("method", "solver"), match.group(2)
@@ -206,11 +205,21 @@ def name_options(message: str, options: Sequence[Option] = ()) -> str:
         plain = re.sub("[(),'\"]", "", value)
         return f"{_as_typed(name)} {plain}".rstrip()
 
-    def listed(match: re.Match[str]) -> str:
-        return re.sub(r"\w+", lambda word: _as_typed(word[0]) if word[0] in names else word[0], match[0])
+    values = r"'[^']*'|\"[^\"]*\"|\([^)]*\)|[^\s,:;)]+"
+    return name_advice(re.sub(rf"(?<!-)\b([a-z]+(?:_[a-z]+)*)=({values})", renamed, message), options)
 
-    message = re.sub(r"(?<!-)\b([a-z]+(?:_[a-z]+)*)=('[^']*'|\"[^\"]*\"|\([^)]*\)|[^\s,:;)]+)", renamed, message)
-    return re.sub(ADVICE, listed, message)
+
+def name_advice(message: str, options: Sequence[Option] = ()) -> str:
+    """Return advice without values as advice about options: ``raise max_steps`` becomes ``raise --max-steps``."""
+    name = rf"(?:{'|'.join(sorted(_names(options), key=len, reverse=True))})\b"
+    advice = rf"\b(leave out|loosen|raise|lower) ({name}(?:(?:, | and | or ){name})*)"
+    return re.sub(advice, lambda m: f"{m[1]} {re.sub(name, lambda n: _as_typed(n[0]), m[2])}", message)
+
+
+def _names(options: Sequence[Option]) -> set[str]:
+    if not options:
+        options = [option for kind in (DensitySettings, ClassifySettings) for option in options_of(kind())]
+    return {option.name for option in options}
 
 
 def options_of(settings: Any, group: str = "") -> list[Option]:
@@ -227,7 +236,8 @@ def options_of(settings: Any, group: str = "") -> list[Option]:
             found += options_of(value, GROUPS.get(field.name, field.name))
         else:
             name = _option_name(kind, field.name)
-            found.append(Option(name, group, hints[field.name], value, SOLVER_HELP.get(name) or helps.get(name, "")))
+            text = SOLVER_HELP.get(name) if kind is Solver else None
+            found.append(Option(name, group, hints[field.name], value, text or helps.get(name, "")))
     return sorted(found, key=lambda option: option.name in SOLVER_HELP)
 
 
@@ -273,7 +283,7 @@ def _longer(run: Run, training: Training, length: str, value: int) -> dict[str, 
     """Return the options that train a run to another length; a stage that has begun keeps its first step."""
     taken = run.step // training.validate_every if length == "epochs" else run.step
     if value <= taken:
-        raise InputError(f"{_as_typed(length)} {value} must be more than the {taken} {length} that {run.folder} has had")
+        raise InputError(f"{_as_typed(length)} {value} must be more than the {taken} {length} of {run.folder} so far")
     stage = training.likelihood_from
     return {} if stage is None or run.step < stage else {"likelihood_steps": value - stage}
 

@@ -22,10 +22,18 @@ from train_flows.evaluation import likelihood, to_model, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
-from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training, to_sections
+from train_flows.settings import (
+    BOTH,
+    LIKELIHOOD,
+    LIKELIHOOD_SHARE,
+    MATCHING,
+    DensitySettings,
+    Objective,
+    Training,
+    to_sections,
+)
 
 VALIDATION_SAMPLES = 5000  # at most
-LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
 PROGRAM = Program(
     name="density",
     about="Train a continuous normalizing flow on samples, measure it on held-out samples and draw it. The defaults "

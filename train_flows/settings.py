@@ -21,6 +21,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Precision = Literal["float32", "bfloat16"]
 
 TRAINING_SHARE = 0.9  # of --budget-minutes
+LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
 ENERGIES = ("kinetic", "frobenius", "acceleration")  # of paths
 LIKELIHOOD, MATCHING, BOTH = "likelihood", "flow-matching", "flow-matching+likelihood"
 

@@ -85,7 +85,7 @@ def main(args: list[str]) -> None:
     if settings.experiment is None:
         print("\n".join(f"{name:<18} {experiment.about}" for name, experiment in EXPERIMENTS.items()))
         return
-    check_choice("experiment", settings.experiment, EXPERIMENTS)
+    check_choice("EXPERIMENT", settings.experiment, EXPERIMENTS)
     experiment = EXPERIMENTS[settings.experiment]
     settings.check(experiment)
     deadline = time.time() + 60 * (settings.budget_minutes or math.inf)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from anode import Field, InputError
+from anode.storage import check_device
 from train_flows.run import distributed
 from train_flows.run.folder import Run, free_folder, summary_writer
 
@@ -44,12 +45,7 @@ def find_device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes one GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1).to(device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise InputError(f"--device {name} cannot be used here ({reason}): pass --device cpu or auto") from error
+    device = check_device(name)
     if device != torch.device("cuda"):
         return device
     if distributed.started()[1] == 1:
@@ -96,7 +92,7 @@ def open_run(
         if run.config["data"].get("sha256") != data["sha256"]:
             raise InputError(f"{dataset.name} has changed since {run.folder} began: restore it, or train again")
         lengths = {section: {name: settings[section][name]} for section, name in LENGTHS.items() if section in settings}
-        if any(run.settings[section][LENGTHS[section]] != value[LENGTHS[section]] for section, value in lengths.items()):
+        if any(run.settings[section] != {**run.settings[section], **values} for section, values in lengths.items()):
             run.lengthen(lengths)
     else:
         folder = run_settings.out or _default_folder(dataset, run_settings.overwrite)
