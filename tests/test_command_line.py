@@ -255,7 +255,7 @@ class TestRefused:
             (["density", "--resume", "nothing", "--steps", "9", "--init", "x"], ["--resume nothing", "omit --init"]),
             (["paper", "nfee"], ["nfee", "did you mean nfe?"]),
             (["benchmark", "sped"], ["sped", "did you mean speed?"]),
-            (["density", "moons", "--solver", "dopri"], ["did you mean dopri5?"]),
+            (["density", "moons", "--solver", "dopr5"], ["did you mean dopri5?"]),
             (["sample", "nothing", "-n", "0"], ["-n 0 must be at least 1"]),
             (["sample", "nothing", "--temperature", "0"], ["--temperature 0.0 must be greater than 0"]),
             (["evaluate"], ["RUN"]),

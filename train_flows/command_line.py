@@ -306,7 +306,7 @@ def _initial(program: Program, default: S, typed: Mapping[str, Any]) -> dict[str
                 f"{_as_typed(name)} {_in_words(typed[name])} contradicts --init {folder}, whose weights are of "
                 f"{_as_typed(name)} {_in_words(values[name])}: omit it"
             )
-    free = ("image_size", "target", *(() if "solver" in typed else numerics))
+    free = ("target" if Path(typed["source"]).is_file() else "image_size", *(() if "solver" in typed else numerics))
     return {name: values[name] for name in (*tied, *free) if name in values and name not in typed}
 
 

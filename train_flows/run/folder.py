@@ -36,10 +36,8 @@ LONGER_FILE = "longer.json"  # settings that --resume has changed
 SAMPLES_FOLDER = "samples"  # pictures of samples during training
 TENSORBOARD_FOLDER = "tensorboard"
 PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png", "interpolations.png")
-FILES = (
-    *(*PICTURES, "features.npz", RESULT_FILE, LONGER_FILE, METRICS_FILE, STATE_FILE),
-    *(storage.WEIGHTS_FILE, storage.CONFIG_FILE),
-)
+JSON_FILES = (RESULT_FILE, LONGER_FILE, METRICS_FILE)
+FILES = (*PICTURES, "features.npz", *JSON_FILES, STATE_FILE, storage.WEIGHTS_FILE, storage.CONFIG_FILE)
 DIGEST_BYTES = 64  # at the end of state.pt: the SHA-256 of all bytes before, in hexadecimal
 
 
@@ -119,13 +117,11 @@ class Run:
     def lengthen(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
         """Change settings, by section, of a run that is trained further; it loses its result.
 
-        They are kept in ``longer.json``, since the weights belong to ``config.json`` as it is.
+        They replace ``longer.json``, since the weights belong to ``config.json`` as it is.
         """
 
         def write() -> None:
-            earlier = _read_signed(self.folder / LONGER_FILE, "restore it or train again") or {}
-            merged = {name: {**earlier.get(name, {}), **values} for name, values in {**earlier, **changes}.items()}
-            _write_signed(self.folder / LONGER_FILE, merged)
+            _write_signed(self.folder / LONGER_FILE, {section: dict(values) for section, values in changes.items()})
             (self.folder / RESULT_FILE).unlink(missing_ok=True)
 
         distributed.from_first(write)

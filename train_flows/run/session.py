@@ -114,7 +114,7 @@ def match_initial_run(settings: RunSettings, dataset: Dataset) -> Dataset:
     """Return the data with columns and classes in the order of the run that ``--init`` names, if any."""
     if settings.init is None:
         return dataset
-    folder = settings.resume or settings.init
+    folder = settings.resume or os.path.relpath(settings.init)
     return dataset.match(Run.open(folder).config["data"], folder)
 
 
@@ -122,11 +122,11 @@ def take_initial_weights(settings: RunSettings, model: nn.Module) -> None:
     """Give the model the weights of the run that ``--init`` names, if any; a training that has begun has its own."""
     if settings.init is None or (settings.resume is not None and Run.open(settings.resume).step > 0):
         return
-    run = Run.open(settings.init)
+    run = Run.open(os.path.relpath(settings.init))
     if (outputs := run.config["model"].get("outputs")) != getattr(model, "outputs", None):
-        raise InputError(f"--init {settings.init} has {outputs} outputs, these data need {model.outputs}: train anew")
+        raise InputError(f"--init {run.folder} has {outputs} outputs, these data need {model.outputs}: omit it")
     if not run.load_best(model):
-        raise InputError(f"--init {settings.init} has no weights yet: continue that run first")
+        raise InputError(f"--init {run.folder} does not have weights yet: continue that run first")
 
 
 def compile_fields(task: Task, *models: nn.Module) -> float:
