@@ -276,7 +276,9 @@ def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> tuple[S,
         line += f", but {_as_typed(length)} {typed[length]}, from step {run.step} on"
         if settings.training.schedule == "cosine":
             line += "; the cosine of the learning rate is stretched to the new end"
-    return with_options(settings, values), line
+    settings = with_options(settings, values)
+    settings.validate()
+    return settings, line
 
 
 def _longer(run: Run, training: Training, length: str, value: int) -> dict[str, Any]:
