@@ -11,10 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from train_flows import classify, command_line, density, evaluate, recipes, report, sample
+from train_flows import classify, command_line, density, evaluate, experiments, recipes, report, sample
 from train_flows.benchmark import density_contest, image_block, scaling, speed
 from train_flows.command_line import name_advice, name_options, options_of, parse
-from train_flows.experiments import PaperSettings
 from train_flows.settings import ClassifySettings, DensitySettings
 
 TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
@@ -55,7 +54,7 @@ class TestHelp:
 
     @pytest.mark.parametrize(
         "settings",
-        [evaluate.Settings, sample.Settings, report.Settings, PaperSettings]
+        [evaluate.Settings, sample.Settings, report.Settings, experiments.Settings]
         + [module.Settings for module in (speed, scaling, image_block, density_contest)],
     )
     def test_every_option_is_explained(self, settings):
@@ -254,6 +253,7 @@ class TestRefused:
             (["density", "moons", "--init", "nothing"], ["nothing", "config.json"]),
             (["density", "--resume", "nothing", "--steps", "9", "--init", "x"], ["--resume nothing", "omit --init"]),
             (["paper", "nfee"], ["nfee", "did you mean nfe?"]),
+            (["paper", "ffjord", "--data", "mons"], ["--data mons", "did you mean moons?"]),
             (["benchmark", "sped"], ["sped", "did you mean speed?"]),
             (["density", "moons", "--solver", "dopr5"], ["did you mean dopri5?"]),
             (["sample", "nothing", "-n", "0"], ["-n 0 must be at least 1"]),
