@@ -282,7 +282,7 @@ class TestFromAnotherRun:
 
     @pytest.fixture
     def other(self, tmp_path, people):
-        """A table of these columns in another order; its name holds a blank and Unicode."""
+        """Columns in another order, in a file whose name holds a blank and Unicode."""
         frame = pd.read_csv(people)[["age", "height", "weight"]].iloc[:200] * 2
         frame.to_csv(tmp_path / "другие данные.csv", index=False)
         return "другие данные.csv"
