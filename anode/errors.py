@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ class SolverError(RuntimeError):
         time: the time reached.
         evaluations: evaluations of the right-hand side until then.
         solver: the numerics.
+        remedy: what to change, the last part of the message.
     """
 
     def __init__(self, cause: str, time: float, evaluations: int, solver: object) -> None:
@@ -51,7 +52,8 @@ class SolverError(RuntimeError):
         self.time = time
         self.evaluations = evaluations
         self.solver = solver
-        super().__init__(f"{cause} at t = {time:.6g} after {evaluations} evaluations with {solver}: {_REMEDIES[cause]}")
+        self.remedy = _REMEDIES[cause]
+        super().__init__(f"{cause} at t = {time:.6g} after {evaluations} evaluations with {solver}: {self.remedy}")
 
     def __reduce__(self) -> tuple[type[SolverError], tuple[Any, ...]]:
         """Rebuild the error in another process."""
@@ -62,7 +64,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise an :class:`InputError` unless ``value`` is one of the choices."""
     choices = tuple(choices)
     if value not in choices:
-        raise InputError(f"{name}={value!r} {_unknown(choices)}")
+        raise InputError(f"{name}={value!r} {_unknown(choices, value)}")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -126,15 +128,16 @@ def _explain(error: ValidationError, cls: Any, args: tuple[Any, ...], values: Ma
         return f"{name} is missing: pass it"
     if kind == "unexpected_keyword_argument":
         nearest = get_close_matches(path[-1], names)
-        remedy = f"is unknown; did you mean {' or '.join(nearest)}?" if nearest else _unknown(names)
+        remedy = f"is unknown; did you mean {' or '.join(nearest)}?" if nearest else _unknown(names, path[-1])
         return f"{name}={value!r} {remedy}"
     shown = f"{name}={value!r}: {details['input']!r}" if in_sequence else f"{name}={value!r}"
+    if kind == "literal_error":
+        choices = reasons["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        return f"{shown} {_unknown(choices, details['input'])}"
     return f"{shown} {_fault(kind, details['msg'], reasons)}"
 
 
 def _fault(kind: str, message: str, reasons: Mapping[str, Any]) -> str:
-    if kind == "literal_error":
-        return _unknown(reasons["expected"].replace(" or ", ", ").replace("'", "").split(", "))
     if kind == "greater_than_equal":
         return f"must be at least {reasons['ge']}"
     if kind == "less_than_equal":
@@ -143,8 +146,9 @@ def _fault(kind: str, message: str, reasons: Mapping[str, Any]) -> str:
     return message.partition(", unable to parse")[0]
 
 
-def _unknown(choices: Iterable[str]) -> str:
-    return f"is unknown; choose one of {', '.join(choices)}"
+def _unknown(choices: Sequence[str], value: object) -> str:
+    nearest = get_close_matches(str(value), choices, n=1)
+    return f"is unknown; choose one of {', '.join(choices)}" + (f" (did you mean {nearest[0]}?)" if nearest else "")
 
 
 def _one_line(message: str) -> str:

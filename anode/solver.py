@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from functools import partial
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from itertools import chain, pairwise
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -37,6 +38,27 @@ PRECISIONS = (torch.float32, torch.float64)  # of states
 STEP_SIZE = 0.1  # of a method with fixed steps that is given by its name alone
 
 M = TypeVar("M", bound=nn.Module)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def never_compiled(f: Callable[P, R]) -> Callable[P, R]:
+    """Exclude a function and all that it calls from ``torch.compile``, as ``torch.compiler.disable`` does.
+
+    The compiler takes seconds to import. Until something else imports it there is nothing to exclude.
+    """
+    excluded = None
+
+    @wraps(f)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal excluded
+        if "torch._dynamo" not in sys.modules:
+            return f(*args, **kwargs)
+        if excluded is None:
+            excluded = torch.compiler.disable(f)
+        return excluded(*args, **kwargs)
+
+    return call
 
 
 @config
@@ -204,7 +226,7 @@ class Solver:
             return torch.stack([y0, *(state[0] for state in states)])
         return tuple(torch.stack(component) for component in zip(y0, *states, strict=True))
 
-    @torch.compiler.disable  # the steps depend on the data: compile the field, not the loop around it
+    @never_compiled  # the steps depend on the data: compile the field, not the loop around it
     def _solve(
         self,
         f: Function,

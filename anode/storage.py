@@ -71,8 +71,19 @@ def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: t
         _check_same_tensors(model.state_dict(), weights)
     except Exception as error:  # a crafted value can raise any exception
         raise CheckpointError(f"{folder} does not describe a {kind} model ({error}); restore it") from error
-    model.to_empty(device=device or "cpu").load_state_dict(weights)
+    model.to_empty(device=check_device(device or "cpu")).load_state_dict(weights)
     return model.eval()
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """Return a device, or raise an :class:`InputError` if it cannot be used here."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1).to(found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(f"device={str(device)!r} cannot be used here ({reason}): pass another one, or cpu") from error
+    return found
 
 
 def write_config(folder: str | Path, kind: str, arguments: Mapping[str, Any] | None, **notes: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from anode import SecondOrderField
@@ -109,5 +108,7 @@ def optimal_transport(z: Tensor, x: Tensor) -> Tensor:
     References:
         Tong et al. 2023, arXiv 2302.00482; Pooladian et al. 2023, arXiv 2304.14772.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second, which other couplings need not wait for
+
     costs = torch.cdist(x.flatten(1), z.flatten(1)).square()  # |x_i - z_j|^2, (B, B)
     return z[torch.as_tensor(linear_sum_assignment(costs.cpu().numpy())[1], device=z.device)]

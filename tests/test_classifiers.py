@@ -18,6 +18,7 @@ from anode import (
     Augment,
     Classifier,
     ClassifierConfig,
+    Field,
     InputError,
     ODEBlock,
     Solver,
@@ -150,6 +151,17 @@ def test_compiled_models_are_the_same_function():
         with count_evals(block) as nfe:
             torch.testing.assert_close(block(model.state(x)), model.features(x))
         assert nfe.forward > 0
+
+
+def test_steps_are_not_compiled():
+    """They depend on the data; ``Field.compile`` compiles what they evaluate."""
+    compiling = []
+    field = Field.wrap(lambda x: (compiling.append(torch.compiler.is_compiling()), -x)[1])
+    compiled = torch.compile(nn.Sequential(nn.Linear(2, 2), ODEBlock(field)), backend="eager")
+    for n in (3, 3, 5):
+        compiled(torch.randn(n, 2)).sum().backward()
+    assert len(compiling) > 0
+    assert not any(compiling)
 
 
 def test_node_is_the_flow_of_its_field(float64):

@@ -33,7 +33,7 @@ def flowers(tmp_path):
 
 @pytest.fixture
 def bars(tmp_path):
-    """Images of a white bar, down or across, with a test part of their own."""
+    """Images of a white bar, down or across, in a folder with a test part."""
     for part, n in (("train", 60), ("test", 20)):
         rng = np.random.default_rng(n)
         for kind in ("down", "across"):
@@ -124,6 +124,46 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run, undrawn, monkeypatch):
     assert run("classify", "--resume", "parts")[0] == 0
     assert same_weights("whole", "parts")
     assert [record["step"] for record in records("parts")] == [record["step"] for record in records("whole")]
+
+
+def test_a_finished_run_is_trained_for_more_epochs(run, undrawn):
+    for out in ("one", "other"):
+        assert run("classify", "spheres", *TINY, "--out", out)[0] == 0
+        status, said, _ = run("classify", "--resume", out, "--epochs", 3)
+        assert status == 0
+        assert said.startswith(f"settings: those of {out}, but --epochs 3, from step ")
+    assert same_weights("one", "other")
+    steps = [record["step"] for record in records("one")]
+    assert steps == [i * steps[1] for i in range(4)]
+    assert Run.open("one").settings["epochs"]["epochs"] == 3
+    status, _, err = run("classify", "--resume", "one", "--epochs", 3)
+    assert status == 2
+    assert "--epochs 3 must be more than the 3 epochs of one so far" in err
+    assert "omit --lr" in run("classify", "--resume", "one", "--epochs", 4, "--lr", "1")[2]
+
+
+def test_a_run_starts_from_the_weights_of_another(run, flowers, undrawn, tmp_path):
+    assert run("classify", flowers, "--target", "kind", *TINY, "--out", "first")[0] == 0
+    frame = pd.read_csv(flowers)
+    some = frame[frame["kind"] != "oak"][["height", "width", "kind"]]  # of which one class is missing
+    some.rename(columns={"kind": "species"}).to_csv(tmp_path / "some.csv", index=False)
+    assert run("classify", "some.csv", "--target", "species", "--init", "first", "--epochs", 1)[0] == 0
+    first, tuned = anode.load("first"), anode.load("runs/some")
+    assert (tuned.config, tuned.outputs) == (first.config, 3)
+    assert torch.equal(tuned.lift[0].mean, first.lift[0].mean)
+    data = load_labelled_data("some.csv", target="species").match(Run.open("first").config["data"], "first")
+    loss = accuracy.figures(first, data.validation)[0]["loss"]
+    assert records("runs/some")[0]["validation_loss"] == pytest.approx(loss, rel=1e-4)
+    assert run("evaluate", "runs/some")[0] == 0
+    frame.replace("oak", "fern").to_csv(tmp_path / "more.csv", index=False)
+    for args, words in (
+        (("more.csv", "--target", "kind"), "more.csv holds the class fern, first knows"),
+        (("spheres",), "spheres lacks classes, which first needs"),
+        (("some.csv", "--extra", "1"), "--extra 1 contradicts --init first, whose weights are of --extra 5"),
+    ):
+        status, _, err = run("classify", *args, "--init", "first", "--out", "new")
+        assert status == 2
+        assert words in err
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])

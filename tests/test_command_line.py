@@ -1,14 +1,19 @@
 """The command line: what is listed, what a recipe sets, and that a mistake is one line that names it."""
 
 import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from train_flows import classify, command_line, density, recipes
-from train_flows.command_line import name_options, options_of, parse
+from train_flows import classify, command_line, density, evaluate, experiments, recipes, report, sample
+from train_flows.benchmark import density_contest, image_block, scaling, speed
+from train_flows.command_line import name_advice, name_options, options_of, parse
 from train_flows.settings import ClassifySettings, DensitySettings
 
 TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
@@ -28,6 +33,40 @@ class TestHelp:
         assert status == 0
         assert {"density", "classify", "evaluate", "sample", "report", "paper", "benchmark"} <= set(out.split())
 
+    def test_does_not_wait_for_slow_packages(self):
+        for args, absent in (
+            (["--help"], {"torch", "numpy"}),
+            (["density", "--help"], {"torch._dynamo", "scipy", "sklearn", "pandas", "matplotlib", "accelerate"}),
+        ):
+            code = f"import sys; from train_flows.__main__ import main; main({args}); print(*sys.modules)"
+            out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+            assert not absent & set(out.splitlines()[-1].split())
+
+    def test_ends_quietly_without_a_reader(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        call = [sys.executable, "-m", "train_flows", "--help"]
+        done = subprocess.run(call, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (141, "")
+
+    def test_the_version(self, run):
+        assert run("--version") == (0, f"train-flows {version('augmented-flows')}\n", "")
+
+    @pytest.mark.parametrize(
+        "settings",
+        [evaluate.Settings, sample.Settings, report.Settings, experiments.Settings]
+        + [module.Settings for module in (speed, scaling, image_block, density_contest)],
+    )
+    def test_every_option_is_explained(self, settings):
+        for option in options_of(settings):
+            assert option.help, option.name
+            assert option.help[-1] != ".", option.name
+
+    def test_what_can_be_left_out_is_in_brackets(self, run):
+        assert "evaluate RUN [DATA] [OPTION ...]" in run("evaluate", "--help")[1]
+        assert "paper [EXPERIMENT] [OPTION ...]" in run("paper", "--help")[1]
+        assert "relative tolerance; that of the run if omitted" in run("evaluate", "--help")[1]
+
     @pytest.mark.parametrize("command", ["density", "classify", "evaluate", "sample", "report"])
     def test_fits_two_screens(self, run, monkeypatch, command):
         monkeypatch.setenv("COLUMNS", "80")
@@ -35,7 +74,7 @@ class TestHelp:
         assert status == 0
         assert len(out.splitlines()) <= 60
 
-    @pytest.mark.parametrize(("command", "most"), [("density", 50), ("classify", 50)])
+    @pytest.mark.parametrize(("command", "most"), [("density", 52), ("classify", 50)])
     def test_all_options_are_few(self, run, command, most):
         program, default = PROGRAMS[command]
         hidden = set(program.api_only)
@@ -126,10 +165,19 @@ class TestRecipes:
         ("method='rk5' is unknown", "--solver rk5 is unknown"),
         ("use one scale (multiscale=False)", "use one scale (--no-multiscale)"),
         ("shape=(2,) and levels=17", "shape=(2,) and levels=17"),  # not options
+        ('gradient="direct" is not for', "--gradient direct is not for"),
+        ("leave out multiscale and blocks", "leave out --multiscale and --blocks"),
+        ("leave out data, or levels", "leave out data, or levels"),
     ],
 )
 def test_messages_of_the_api_name_options(message, renamed):
     assert name_options(message) == renamed
+
+
+def test_advice_names_options_of_the_program():
+    advice = "with dopri5 (rtol=0.1): loosen rtol and atol, raise max_steps, or regularise"
+    assert name_advice(advice) == "with dopri5 (rtol=0.1): loosen --rtol and --atol, raise --max-steps, or regularise"
+    assert name_advice(advice, options_of(evaluate.Settings)).endswith("--atol, raise max_steps, or regularise")
 
 
 class TestRefused:
@@ -202,6 +250,14 @@ class TestRefused:
             (["classify", "digits", "--model", "second-order"], ["--extra 0 must be 1"]),
             (["classify", "digits", "--stem", "conv", "--image-size", "4"], ["too small for a stem"]),
             (["classify", "mnist"], ["mnist", "--download"]),
+            (["density", "moons", "--init", "nothing"], ["nothing", "config.json"]),
+            (["density", "--resume", "nothing", "--steps", "9", "--init", "x"], ["--resume nothing", "omit --init"]),
+            (["paper", "nfee"], ["nfee", "did you mean nfe?"]),
+            (["paper", "ffjord", "--data", "mons"], ["--data mons", "did you mean moons?"]),
+            (["benchmark", "sped"], ["sped", "did you mean speed?"]),
+            (["density", "moons", "--solver", "dopr5"], ["did you mean dopri5?"]),
+            (["sample", "nothing", "-n", "0"], ["-n 0 must be at least 1"]),
+            (["sample", "nothing", "--temperature", "0"], ["--temperature 0.0 must be greater than 0"]),
             (["evaluate"], ["RUN"]),
             (["evaluate", "nothing"], ["nothing", "config.json"]),
             (["evaluate", "nothing", "--sed", "1"], ["--sed is not an option of evaluate; did you mean --seed"]),
@@ -243,7 +299,7 @@ class TestRefused:
         (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
         (tmp_path / "old" / "config.json").write_text('{"schema": 1, "kind": "density", "sha256": "0", "model": {}}')
         for args, names in (
-            (["density", "points.csv"], ["runs/points exists", "--overwrite", "--resume"]),
+            (["density", "points.csv", "--out", "runs/points"], ["runs/points exists", "--overwrite", "--resume"]),
             (["density", "points.csv", "--out", "mine", "--overwrite"], ["mine is not a run"]),
             (["density", "points.csv", "--out", "foreign", "--overwrite"], ["foreign is not a run"]),
             (["density", "--resume", "foreign"], ["foreign"]),

@@ -207,6 +207,31 @@ class TestResuming:
         assert status == 2
         assert "people.csv has changed" in err
 
+    @pytest.mark.parametrize("options", [(), ("--objective", "likelihood")], ids=["two stages", "one stage"])
+    def test_a_finished_run_is_trained_longer(self, run, people, undrawn, options):
+        """Twice the same, and again from its own length; the stage that has begun keeps its first step."""
+        for out in ("one", "other"):
+            assert run("density", people, *TINY, *options, "--out", out)[0] == 0
+            status, said, _ = run("density", "--resume", out, "--steps", "9")
+            assert status == 0
+            assert said.startswith(
+                f"settings: those of {out}, but --steps 9, from step 6 on; the cosine of the learning"
+            )
+        assert same_weights("one", "other")
+        records = untimed("one")
+        assert records == untimed("other")
+        assert [record["step"] for record in records] == [0, 2, 4, 6, 8, 9]
+        assert [record["nfe_forward"] > 0 for record in records[1:]] == [bool(options)] * 2 + [True] * 3
+        start, lr = (0, 1e-2) if options else (5, 5e-3)
+        assert records[4]["lr"] == pytest.approx(lr * (1 + np.cos(np.pi * (8 - start) / (9 - start))) / 2)
+        opened = Run.open("one", "density")
+        assert (opened.settings["training"]["steps"], opened.step) == (9, 9)
+        assert result("one")["settings"]["training"]["steps"] == 9
+        assert run("density", "--resume", "one")[0] == 0
+        status, _, err = run("density", "--resume", "one", "--steps", "9")
+        assert status == 2
+        assert "--steps 9 must be more than the 9 steps of one so far" in err
+
     def test_a_signal_while_the_test_part_is_measured(self, run, people, undrawn, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(density, "report", lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -250,3 +275,50 @@ class TestImages:
         assert frame["label"].tolist() == ["bright", "dark"] * 30 + ["bright"]
         means = frame.groupby("label")[list(frame.columns[:4])].mean().mean(axis=1)
         assert means["bright"] > means["dark"] + 60
+
+
+class TestFromAnotherRun:
+    """Fine-tuning on other data: model, columns and standardisation are those of the first run."""
+
+    @pytest.fixture
+    def other(self, tmp_path, people):
+        """Columns in another order, in a file whose name holds a blank and Unicode."""
+        frame = pd.read_csv(people)[["age", "height", "weight"]].iloc[:200] * 2
+        frame.to_csv(tmp_path / "другие данные.csv", index=False)
+        return "другие данные.csv"
+
+    def test_starts_from_its_weights(self, run, people, other, undrawn):
+        assert run("density", people, *TINY, "--out", "first")[0] == 0
+        status, out, _ = run("density", other, "--init", "first", "--steps", "2", "--validate-every", "1")
+        assert status == 0
+        assert "model and weights: those of first; command line: steps 2, validate every 1" in out
+        first, tuned = cnf.load("first"), cnf.load("runs/другие данные")
+        assert tuned.config == first.config
+        dataset = load_density_data(other).match(Run.open("first").config["data"], "first")
+        assert dataset.columns == ("height", "weight", "age")
+        before = likelihood.validation_nll(first, dataset.validation)["nll"]
+        assert untimed("runs/другие данные")[0]["nll"] == pytest.approx(before, rel=1e-5)
+        for name, weight in first.transform.transforms[0].state_dict().items():
+            assert torch.equal(weight, tuned.transform.transforms[0].state_dict()[name])
+        assert untimed("runs/другие данные")[1]["nfe_forward"] > 0  # likelihood alone
+        figures = json.loads(run("evaluate", "runs/другие данные", "--json")[1])
+        assert figures["nll"] == result("runs/другие данные")["nll"]
+        assert run("density", "--resume", "runs/другие данные", "--steps", "3")[0] == 0
+
+    def test_refuses_what_contradicts_it(self, run, people, other, greys, undrawn):
+        assert run("density", people, *TINY, "--out", "first")[0] == 0
+        assert run("density", other, "--init", "first", "--hidden", "8", "8", "--steps", "1", "--out", "same")[0] == 0
+        for command, names in (
+            (
+                ("density", other, "--hidden", "8"),
+                "--hidden 8 contradicts --init first, whose weights are of --hidden 8 8",
+            ),
+            (("density", other, "--dtype", "float64"), "--dtype float64 contradicts"),
+            (("density", other, "--context", "age"), "--context age contradicts"),
+            (("density", greys, "--objective", "likelihood"), "has samples of shape 1x4x4"),
+            (("classify", other, "--target", "age"), "holds a density model, not a classifier"),
+        ):
+            status, _, err = run(*command, "--init", "first", "--out", "new")
+            assert status == 2
+            assert names in err
+            assert not Path("new").exists()

@@ -51,7 +51,7 @@ class Model:
         ({"hidden": (0,)}, "hidden=(0,): 0 must be at least 1"),
         ({"hidden": [3, "wide"]}, "hidden=[3, 'wide']: 'wide' must be a whole number"),
         ({"hidden": 3}, "hidden=3 must be a valid tuple"),
-        ({"activation": "than"}, "activation='than' is unknown; choose one of tanh, silu"),
+        ({"activation": "than"}, "activation='than' is unknown; choose one of tanh, silu (did you mean tanh?)"),
         ({"activation": ("tanh", "x")}, "activation=('tanh', 'x'): 'x' is unknown; choose one of tanh, silu"),
         ({"levels": 1}, "levels=1 must be at least 2"),
         ({"levels": 300}, "levels=300 must be at most 256"),

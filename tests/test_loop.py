@@ -126,6 +126,30 @@ def test_failures_name_the_step_and_keep_the_state(run, failure, message):
     assert torch.isfinite(run.load_state()["model"]["weight"]).all()
 
 
+@pytest.mark.parametrize(
+    ("losses", "fails_at", "too_fast"),
+    [([3.0], 1, True), ([3.0], 0, False), ([3.0, 2.0, 1.0], 5, False), ([3.0, 2.0, 2.5], 5, True)],
+    ids=["before a record", "before a step", "while it falls", "after it grew"],
+)
+def test_advice_fits_the_cause(run, losses, fails_at, too_fast):
+    """A solve that fails is too hard, unless steps were too long."""
+    values = iter(losses)
+    training = Training(steps=9, lr=0.3, validate_every=2)
+    task = Quadratic(training, {fails_at}, UNDERFLOW, validate=lambda: {"nll": next(values)})
+    first = "lower --lr, which is 0.3; if that does not help, " if too_fast else r"max_steps=1000\): "
+    with pytest.raises(TrainingError, match=f"{first}the dynamics are too stiff there; loosen rtol"):
+        train(task, run, quiet=True)
+
+
+def test_output_that_nobody_reads_is_not_a_full_disk(run, monkeypatch):
+    def write(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("train_flows.run.loop.tqdm.write", write)
+    with pytest.raises(BrokenPipeError):
+        train(Quadratic(Training(steps=2)), run)
+
+
 @pytest.mark.parametrize("failure", [UNDERFLOW, SolverError("non-finite state", 0.25, 99, Solver()), None])
 def test_failing_steps_can_be_skipped(run, failure):
     """They change nothing, are counted, and are left out of the means."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tasks import Quadratic
 
+import cnf
 from anode import InputError, MLPField
 from cnf import FlowMatching, MaximumLikelihood, density_model
 from train_flows.data import toy
@@ -61,10 +62,15 @@ def test_deterministic_algorithms_are_a_choice():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta"])
-def test_a_device_that_cannot_be_used(name):
-    with pytest.raises(InputError, match=f"--device {name} cannot be used here"):
-        find_device(name)
+MISSING = [*(() if torch.cuda.is_available() else ("cuda",)), *(() if torch.backends.mps.is_available() else ("mps",))]
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", *MISSING])
+def test_a_device_that_cannot_be_used(name, tmp_path):
+    cnf.save(density_model((2,), hidden=(4,)), tmp_path)
+    for use in (find_device, lambda device: cnf.load(tmp_path, device)):
+        with pytest.raises(InputError, match=f"device='{name}' cannot be used here"):
+            use(name)
 
 
 def test_a_batch_is_no_larger_than_the_data(monkeypatch, capsys):
@@ -77,14 +83,18 @@ def test_a_batch_is_no_larger_than_the_data(monkeypatch, capsys):
         fitting_batch(65, 600)
 
 
-def test_a_run_is_opened_or_resumed(tmp_path, monkeypatch):
+def test_a_run_is_opened_or_resumed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = RunSettings(tensorboard=True)
     run = open_run(settings, {"x": 1}, "test", {"shape": [2]}, MOONS)
     assert str(run.folder) == "runs/moons"
     assert run.tensorboard
     with pytest.raises(InputError, match="exists"):
-        open_run(settings, {}, "test", {}, MOONS)
+        open_run(RunSettings(out="runs/moons"), {}, "test", {}, MOONS)
+    for i in (2, 3):
+        assert str(open_run(RunSettings(), {}, "test", {}, MOONS).folder) == f"runs/moons-{i}"
+        assert f"run: runs/moons-{i}, since runs/moons exists" in capsys.readouterr().out
+    assert str(open_run(RunSettings(overwrite=True), {"x": 1}, "test", {}, MOONS).folder) == "runs/moons"
     again = open_run(RunSettings(resume="runs/moons"), {}, "test", {}, MOONS)
     assert again.settings == {"x": 1}
     assert not again.tensorboard

@@ -18,7 +18,6 @@ from train_flows import recipes
 from train_flows.command_line import Program, parse
 from train_flows.data import Dataset, known_labelled_data, load_labelled_data
 from train_flows.evaluation import accuracy, to_model, wording
-from train_flows.figures import of_runs
 from train_flows.run import TrainingError, distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
@@ -33,12 +32,13 @@ PROGRAM = Program(
     "(--model). The defaults depend on the data: train-flows classify DATA --help shows them.",
     kind=KIND,
     recipe=recipes.classify,
+    length="epochs",
     known=known_labelled_data,
     common=(
         *("source", "target", "image_size", "train_size", "data_root", "download"),
         *("model", "extra", "field", "hidden", "activation"),
         *("epochs", "batch_size", "lr", "schedule", "solver", "rtol", "atol"),
-        *("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+        *("out", "seed", "device", "overwrite", "budget_minutes", "init", "resume"),
     ),
     api_only=(
         *("steps", "validate_every", "lr_warm_up", "kl_warm_up", "likelihood_from", "restart_lr", "measure"),
@@ -51,11 +51,13 @@ def main(args: list[str]) -> None:
     """Run the command line ``train-flows classify``; nothing is written before everything typed is known to be good."""
     started = time.monotonic()
     settings, origin = parse(PROGRAM, ClassifySettings(), args)
+    print(origin, flush=True)  # before anything slow
     device = session.begin(settings.run)
     dataset = load(settings)
-    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
+    print(*(f"note: {note}\n" for note in dataset.notes), sep="", end="")
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    session.take_initial_weights(settings.run, model)
     run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, dataset)
     task = ClassifyTask(settings, dataset, model, run)
     print(
@@ -72,7 +74,8 @@ def load(settings: ClassifySettings) -> Dataset:
     """Load the data of a run."""
     wanted = dataclasses.asdict(settings.data)
     with distributed.progress_bar("reading"):
-        return distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # it may download
+        dataset = distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # may download
+    return session.match_initial_run(settings.run, dataset)
 
 
 def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySettings:
@@ -84,7 +87,7 @@ def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySetting
 
 def build(settings: ClassifySettings, dataset: Dataset) -> Classifier:
     """Build the untrained model; functions of the paper keep their scale, pixels are scaled to [0, 1]."""
-    normalised = dataset.classes and not dataset.levels
+    normalised = dataset.classes and not dataset.levels and not settings.run.init  # whose weights normalise, too
     data = dataset.train.x if normalised else None
     return classifier_model(dataset.shape, dataset.outputs, data=data, levels=dataset.levels, config=settings.model)
 
@@ -171,5 +174,7 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
     run.write_result(figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", wording.accuracy_table(figures), sep="\n")
     print(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    from train_flows.figures import of_runs  # matplotlib takes a second, which --help need not wait for
+
     with distributed.progress_bar("drawing"):
         of_runs.draw_classifier(run, dataset, task.model)

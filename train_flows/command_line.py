@@ -18,13 +18,14 @@ from typing_extensions import override
 from anode import InputError, Solver
 from anode.solver import FIXED_METHODS
 from train_flows.run.folder import Run
-from train_flows.settings import ClassifySettings, DensitySettings, RunSettings, from_config
+from train_flows.settings import ClassifySettings, DensitySettings, RunSettings, Training, from_config
 
 T = TypeVar("T")
 S = TypeVar("S", DensitySettings, ClassifySettings)
 
 FIXED_STEP = 0.25  # of a fixed-step solver, if --step-size is omitted
-OF_A_SITTING = ("resume", "device", "budget_minutes")  # a resumed run takes all other settings from its folder
+OF_A_SITTING = ("resume", "device", "budget_minutes")  # a resumed run takes other settings from its folder
+OF_WEIGHTS = ("dtype", "context", "conditional")  # settings besides the model's that weights are tied to
 GROUPS = {"objective": "training", "epochs": "training", "solver": "training", "run": "output"}  # by section
 ON_AND_OFF = ("whiten", "multiscale")  # flags that a recipe may turn on and a typed --no-... off
 ATTRIBUTE = re.compile(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", re.MULTILINE)  # of a Google docstring
@@ -57,6 +58,7 @@ class Program:
     about: str  # description at the top of its help
     kind: str  # of its models
     recipe: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]  # from typed options to name and options
+    length: str  # the option that says how long to train
     known: Callable[[str], bool]  # True for the name of a data set, False for a path
     common: Sequence[str]  # options that --help lists; --help-all lists all
     api_only: Sequence[str]  # settings that are not options
@@ -93,13 +95,18 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
             ]
         Parser(program.name, about, shown, {"source": "DATA"}).typed(["--help"])
     if "resume" in typed:
-        return _resumed(program, default, typed), f"settings: those of {typed['resume']}"
+        return _resumed(program, default, typed)
     if "source" not in typed:
         raise InputError("no data set given: pass the name of one (see --help), or the path of a table")
     source, data_root = typed["source"], typed.get("data_root", default.data.data_root)
     found = {"data_root": os.path.realpath(data_root)}  # found again from any working directory
     if not program.known(source) and Path(source).exists():
         found["source"] = os.path.realpath(source)
+    if "init" in typed:
+        found["init"] = os.path.realpath(typed["init"])
+        initial = _initial(program, default, typed)
+        recipe = {option: value for option, value in recipe.items() if option not in initial}
+        found |= initial
     settings = with_options(default, {**recipe, **typed, **found})
     settings.validate(typed)
     return settings, _origin(name, {k: v for k, v in recipe.items() if k not in typed}, typed)
@@ -115,21 +122,27 @@ def read(kind: type[T], args: Sequence[str], command: str) -> T:
         SystemExit: after printing the help.
     """
     about = (kind.__doc__ or "").partition("\n\n")[0]
-    return kind(**Parser(command, about, options_of(kind), getattr(kind, "positional", {})).typed(args))
+    options = options_of(kind)
+    typed = Parser(command, about, options, getattr(kind, "positional", {})).typed(args)
+    try:
+        return kind(**typed)
+    except InputError as error:
+        raise InputError(name_options(str(error), options)) from error
 
 
 class Parser(argparse.ArgumentParser):
     """A parser of options, of which some, with a word for each, are typed without names; mistakes are input errors."""
 
     def __init__(self, command: str, about: str, options: Sequence[Option], positional: Mapping[str, str]) -> None:
-        usage = " ".join(["train-flows", command, *positional.values(), "[OPTION ...]"])
+        optional = {option.name for option in options if option.default is not dataclasses.MISSING}
+        words = [f"[{word}]" if name in optional else word for name, word in positional.items()]
+        usage = " ".join(["train-flows", command, *words, "[OPTION ...]"])
         super().__init__(usage=usage, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         self.formatter_class = lambda prog: argparse.HelpFormatter(prog, max_help_position=30)
         self.command, self.names = command, [option.name for option in options]
         groups = {group: self.add_argument_group(group) for group in dict.fromkeys(o.group for o in options) if group}
         for option in options:
-            short = [f"-{option.name}"] if len(option.name) == 1 else []
-            names = [option.name] if option.name in positional else [*short, _as_typed(option.name)]
+            names = [option.name] if option.name in positional else [_as_typed(option.name)]
             groups.get(option.group, self).add_argument(*names, **_how_to_parse(option, positional.get(option.name)))
 
     def typed(self, args: Sequence[str]) -> dict[str, Any]:
@@ -171,12 +184,17 @@ def _in_words(value: Any) -> str:
 
 
 def _as_typed(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
 
 
-def name_options(message: str) -> str:
-    """Return a message about settings as one about options: ``hidden=(8, 0)`` becomes ``--hidden 8 0``."""
-    names = {option.name for kind in (DensitySettings, ClassifySettings) for option in options_of(kind)}
+def name_options(message: str, options: Sequence[Option] = ()) -> str:
+    """Return a message about settings as one about options: ``hidden=(8, 0)`` becomes ``--hidden 8 0``.
+
+    Args:
+        message: from a library; it names arguments of functions.
+        options: options of the program; those of the training programs if omitted.
+    """
+    names = _names(options)
 
     def renamed(match: re.Match[str]) -> str:
         name, value = match.group(1).replace("method", "solver"), match.group(2)
@@ -184,10 +202,24 @@ def name_options(message: str) -> str:
             return match.group(0)
         if value in ("True", "False"):
             return _as_typed(name if value == "True" else f"no_{name}")
-        plain = re.sub("[(),']", "", value)
+        plain = re.sub("[(),'\"]", "", value)
         return f"{_as_typed(name)} {plain}".rstrip()
 
-    return re.sub(r"\b([a-z]+(?:_[a-z]+)*)=('[^']*'|\([^)]*\)|[^\s,:;)]+)", renamed, message)
+    values = r"'[^']*'|\"[^\"]*\"|\([^)]*\)|[^\s,:;)]+"
+    return name_advice(re.sub(rf"(?<!-)\b([a-z]+(?:_[a-z]+)*)=({values})", renamed, message), options)
+
+
+def name_advice(message: str, options: Sequence[Option] = ()) -> str:
+    """Return advice without values as advice about options: ``raise max_steps`` becomes ``raise --max-steps``."""
+    name = rf"(?:{'|'.join(sorted(_names(options), key=len, reverse=True))})\b"
+    advice = rf"\b(leave out|loosen|raise|lower) ({name}(?:(?:, | and | or ){name})*)"
+    return re.sub(advice, lambda m: f"{m[1]} {re.sub(name, lambda n: _as_typed(n[0]), m[2])}", message)
+
+
+def _names(options: Sequence[Option]) -> set[str]:
+    if not options:
+        options = [option for kind in (DensitySettings, ClassifySettings) for option in options_of(kind())]
+    return {option.name for option in options}
 
 
 def options_of(settings: Any, group: str = "") -> list[Option]:
@@ -204,7 +236,8 @@ def options_of(settings: Any, group: str = "") -> list[Option]:
             found += options_of(value, GROUPS.get(field.name, field.name))
         else:
             name = _option_name(kind, field.name)
-            found.append(Option(name, group, hints[field.name], value, SOLVER_HELP.get(name) or helps.get(name, "")))
+            text = SOLVER_HELP.get(name) if kind is Solver else None
+            found.append(Option(name, group, hints[field.name], value, text or helps.get(name, "")))
     return sorted(found, key=lambda option: option.name in SOLVER_HELP)
 
 
@@ -226,17 +259,57 @@ def _option_name(kind: type, field: str) -> str:
     return "solver" if kind is Solver and field == "method" else field
 
 
-def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> S:
-    """Return the settings a run was started with, except for those of this sitting."""
-    folder = typed["resume"]
-    others = [name for name in typed if name not in OF_A_SITTING]
+def _resumed(program: Program, default: S, typed: Mapping[str, Any]) -> tuple[S, str]:
+    """Return the settings a run was started with, except for its length and those of this sitting, and a line."""
+    folder, length = typed["resume"], program.length
+    others = [name for name in typed if name not in (*OF_A_SITTING, length)]
     if others:
         raise InputError(
-            f"--resume {folder} takes every setting but --device and --budget-minutes from the run: omit "
-            f"{', '.join(typed[name] if name == 'source' else _as_typed(name) for name in others)}"
+            f"--resume {folder} takes every setting but {_as_typed(length)}, --device and --budget-minutes from the "
+            f"run: omit {', '.join(typed[name] if name == 'source' else _as_typed(name) for name in others)}"
         )
-    settings = from_config(type(default), folder, Run.open(folder, program.kind).config)
-    return with_options(settings, {"budget_minutes": None, "out": folder, **typed})
+    run = Run.open(folder, program.kind)
+    settings = from_config(type(default), folder, run.config)
+    values, line = {"budget_minutes": None, "out": folder, **typed}, f"settings: those of {folder}"
+    if length in typed:
+        values |= _longer(run, settings.training, length, typed[length])
+        line += f", but {_as_typed(length)} {typed[length]}, from step {run.step} on"
+        if settings.training.schedule == "cosine":
+            line += "; the cosine of the learning rate is stretched to the new end"
+    settings = with_options(settings, values)
+    settings.validate()
+    return settings, line
+
+
+def _longer(run: Run, training: Training, length: str, value: int) -> dict[str, Any]:
+    """Return the options that train a run to another length; a stage that has begun keeps its first step."""
+    taken = run.step // training.validate_every if length == "epochs" else run.step
+    if value <= taken:
+        raise InputError(f"{_as_typed(length)} {value} must be more than the {taken} {length} of {run.folder} so far")
+    stage = training.likelihood_from
+    return {} if stage is None or run.step < stage else {"likelihood_steps": value - stage}
+
+
+def _initial(program: Program, default: S, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a run on other data takes from the run whose weights it starts from.
+
+    Raises:
+        InputError: if a typed option contradicts these weights.
+    """
+    folder = typed["init"]
+    initial = from_config(type(default), folder, Run.open(folder, program.kind).config)
+    values = {option.name: option.default for option in options_of(initial)}
+    numerics = [option.name for option in options_of(initial.model.solver)]
+    tied = [option.name for option in options_of(initial.model) if option.name not in numerics]
+    tied += [name for name in OF_WEIGHTS if name in values]
+    for name in tied:
+        if typed.get(name, values[name]) != values[name]:
+            raise InputError(
+                f"{_as_typed(name)} {_in_words(typed[name])} contradicts --init {folder}, whose weights are of "
+                f"{_as_typed(name)} {_in_words(values[name])}: omit it"
+            )
+    free = ("target" if Path(typed["source"]).is_file() else "image_size", *(() if "solver" in typed else numerics))
+    return {name: values[name] for name in (*tied, *free) if name in values and name not in typed}
 
 
 def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> str:
@@ -247,4 +320,5 @@ def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> s
         return ", ".join(f"{k.replace('_', ' ')} {_in_words(v)}" for k, v in values.items() if k not in skipped)
 
     line = f"recipe for {name} ({Path(typed['source']).name}): {in_words(recipe) or 'defaults'}"
+    line += f"; model and weights: those of {typed['init']}" if "init" in typed else ""
     return f"{line}; command line: {in_words(typed)}" if in_words(typed) else line

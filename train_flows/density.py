@@ -19,26 +19,34 @@ from train_flows import recipes
 from train_flows.command_line import Program, parse
 from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
 from train_flows.evaluation import likelihood, to_model, wording
-from train_flows.figures import of_runs
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit, shuffled_batches
-from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training, to_sections
+from train_flows.settings import (
+    BOTH,
+    LIKELIHOOD,
+    LIKELIHOOD_SHARE,
+    MATCHING,
+    DensitySettings,
+    Objective,
+    Training,
+    to_sections,
+)
 
 VALIDATION_SAMPLES = 5000  # at most
-LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
 PROGRAM = Program(
     name="density",
     about="Train a continuous normalizing flow on samples, measure it on held-out samples and draw it. The defaults "
     "depend on the data: train-flows density DATA --help shows them.",
     kind=KIND,
     recipe=recipes.density,
+    length="steps",
     known=lambda source: source in DENSITY_NAMES,
     common=(
         *("source", "conditional", "image_size", "data_root", "download"),
         *("field", "hidden", "base", "extra", "augmentation", "divergence"),
         *("objective", "steps", "batch_size", "lr", "validate_every", "solver", "rtol", "atol"),
-        *("out", "seed", "device", "overwrite", "budget_minutes", "resume"),
+        *("out", "seed", "device", "overwrite", "budget_minutes", "init", "resume"),
     ),
     api_only=(
         *(
@@ -61,11 +69,13 @@ def main(args: list[str]) -> None:
     """Run the command line ``train-flows density``; nothing is written before everything typed is known to be good."""
     started = time.monotonic()
     settings, origin = parse(PROGRAM, DensitySettings(), args)
+    print(origin, flush=True)  # before anything slow
     device = session.begin(settings.run)
     dataset = load(settings)
-    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
+    print(*(f"note: {note}\n" for note in dataset.notes), sep="", end="")
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    session.take_initial_weights(settings.run, model)
     task = DensityTask(settings, dataset, model)
     task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
     print(
@@ -83,7 +93,8 @@ def load(settings: DensitySettings) -> Dataset:
     """Load the data of a run."""
     wanted = dataclasses.asdict(settings.data)
     with distributed.progress_bar("reading"):
-        return distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # it may download
+        dataset = distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # may download
+    return session.match_initial_run(settings.run, dataset)
 
 
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
@@ -99,7 +110,7 @@ def build(settings: DensitySettings, dataset: Dataset) -> Density:
     solver = dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
     return density_model(
         dataset.shape,
-        data=dataset.train.head().x,
+        data=None if settings.run.init else dataset.train.head().x,  # an initial run has its own standardisation
         context=len(dataset.context),
         levels=dataset.levels,
         config=dataclasses.replace(settings.model, solver=solver),
@@ -184,6 +195,8 @@ class DensityTask:
             test = self.dataset.validation if self.training.measure == "validation-costs" else self.dataset.test
             figures |= likelihood.costs(self.validated, dataclasses.replace(self.dataset, test=test))
         if self.dataset.levels is not None and self.run is not None:
+            from train_flows.figures import of_runs
+
             of_runs.draw_snapshot(self.run, self.training, self.dataset, self.validated)
         return figures
 
@@ -221,6 +234,8 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return
+    from train_flows.figures import of_runs  # matplotlib takes a second, which --help need not wait for
+
     with distributed.progress_bar("drawing"):
         of_runs.draw_density(run, dataset, model)
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)

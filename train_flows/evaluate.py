@@ -147,6 +147,8 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     settings = from_config(SETTINGS[kind], folder, config) if "settings" in config else SETTINGS[kind]()
     if source is None or (settings.data.source and settings.data.source in (source, os.path.realpath(source))):
         dataset = LOAD[kind](**dataclasses.asdict(settings.data), seed=settings.run.seed)
+        if settings.run.init:  # which may have other columns
+            dataset = dataset.match(config["data"], folder)
         if dataset.digest() != config["data"]["sha256"]:
             raise InputError(
                 f"{dataset.name} has changed since {folder} was trained on it, so its test part is unknown: name the "

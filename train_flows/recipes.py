@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from train_flows.data import is_images, paper_functions, toy
-from train_flows.settings import ENERGIES
+from train_flows.settings import BOTH, ENERGIES, LIKELIHOOD_SHARE
 
 Recipe = dict[str, Any]
 
@@ -135,6 +136,10 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
         recipe["correlated"] = True  # components of whitened data have full covariances, too
     if objective == "flow-matching":
         recipe = {option: value for option, value in recipe.items() if option not in ENERGIES}  # it solves no paths
+    if "init" in typed and recipe.get("objective") == BOTH and "objective" not in typed:
+        steps, lr = math.ceil(LIKELIHOOD_SHARE * recipe["steps"]), recipe["restart_lr"]
+        recipe = {o: v for o, v in recipe.items() if o not in ("objective", "restart_lr")}
+        recipe |= {"steps": steps, "lr": lr}  # the second stage alone: the weights have had the first one
     return name, recipe
 
 

@@ -9,19 +9,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from anode import InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.errors import config
 from cnf.models import KIND as DENSITY
 from train_flows import command_line, results_pages
-from train_flows.figures import plots
 from train_flows.run.folder import Run
 from train_flows.sample import check_out
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss"}  # the validated figure that chooses the best weights
 PLACES = ("source", "data_root", "download")  # settings of the data that say where they lie
@@ -181,6 +182,8 @@ def as_text(runs: Sequence[ComparedRun]) -> str:
 
 def draw(runs: Sequence[ComparedRun]) -> Figure:
     """Draw loss and evaluations of runs during training, and the loss against the evaluations."""
+    from train_flows.figures import plots  # matplotlib takes a second, which --help need not wait for
+
     density, criterion = runs[0].kind == DENSITY, CRITERIA[runs[0].kind]
     evaluations = {"nfe_log_prob": "log_prob"} if density else {}
     evaluations |= {"nfe_forward": "forward", "nfe_backward": "backward"}

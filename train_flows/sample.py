@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Annotated, BinaryIO, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
@@ -22,9 +20,11 @@ from train_flows.command_line import read
 from train_flows.data import class_contexts
 from train_flows.data.dataset import abbreviate
 from train_flows.evaluation import chunk_size, likelihood, to_model
-from train_flows.figures import image_plots, plots
 from train_flows.run import session
 from train_flows.settings import Count, Seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_POINTS, MAX_IMAGES = 100_000, 10_000  # samples in a picture
 LABEL = "label"  # the column of the class
@@ -159,6 +159,8 @@ def _write_npy(file: BinaryIO, parts: Iterable[np.ndarray], n: int) -> None:
 
 
 def _write_csv(file: BinaryIO, parts: Iterable[np.ndarray], columns: Sequence[str], classes: Sequence[str]) -> None:
+    import pandas as pd  # half a second, which --help need not wait for
+
     for i, rows in enumerate(parts):
         frame = pd.DataFrame(rows, columns=list(columns))
         if classes:
@@ -168,6 +170,8 @@ def _write_csv(file: BinaryIO, parts: Iterable[np.ndarray], columns: Sequence[st
 
 def _picture(rows: np.ndarray, model: Density, columns: Sequence[str], classes: Sequence[str]) -> Figure:
     """Draw the rows of the file; images of several classes have a row for each class."""
+    from train_flows.figures import image_plots, plots
+
     size = model.event_shape.numel()
     x = rows[:, :size].reshape(-1, *model.event_shape)
     if x.ndim == 2:

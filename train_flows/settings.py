@@ -21,6 +21,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Precision = Literal["float32", "bfloat16"]
 
 TRAINING_SHARE = 0.9  # of --budget-minutes
+LIKELIHOOD_SHARE = 1 / 6  # of the steps after flow matching, unless --likelihood-steps is given: they are slower
 ENERGIES = ("kinetic", "frobenius", "acceleration")  # of paths
 LIKELIHOOD, MATCHING, BOTH = "likelihood", "flow-matching", "flow-matching+likelihood"
 
@@ -173,7 +174,8 @@ class RunSettings:
         tensorboard: write records for TensorBoard to the run folder as well
         overwrite: replace an existing run
         budget_minutes: stop after this time, saved for --resume
-        resume: folder of a run to continue with its settings
+        init: folder of a run on other data, whose model and weights to start from
+        resume: folder of a run to continue with its settings; more --steps or --epochs train it longer
     """
 
     out: str | None = None
@@ -185,6 +187,7 @@ class RunSettings:
     tensorboard: bool = False
     overwrite: bool = False
     budget_minutes: Positive | None = None
+    init: str | None = None
     resume: str | None = None
 
     def deadline(self, started: float) -> float:

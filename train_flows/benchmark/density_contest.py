@@ -55,7 +55,7 @@ class Settings:
     """Train CNF, MAF and NSF for the same time on every data set, and compare their test likelihoods.
 
     Attributes:
-        sources: paths of tables, or digits, moons, ..., power, ...
+        sources: paths of tables, or names such as digits, moons or power
         minutes: training time of each contender
         seeds: number of seeds, from 0, of split, weights and batches
         threads: number of threads

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from anode import InputError
-from train_flows.data import benchmark_tables, images, paper_functions, tables, tabular, toy
+from train_flows.data import benchmark_tables, images, paper_functions, toy
 from train_flows.data.dataset import SEED_STRIDE, Dataset, Split, class_contexts  # noqa: F401 - for other packages
 
+SKLEARN = ("wine", "breast-cancer")
 DENSITY_NAMES = (*toy.DENSITIES, *images.IMAGE_SETS, *benchmark_tables.BENCHMARKS)
-LABELLED_NAMES = (*paper_functions.FUNCTIONS, "spheres-3", *images.IMAGE_SETS, *tabular.SKLEARN)
+LABELLED_NAMES = (*paper_functions.FUNCTIONS, "spheres-3", *images.IMAGE_SETS, *SKLEARN)
 
 
 def load_density_data(
@@ -47,6 +48,8 @@ def load_density_data(
         conditional: images are given their class.
         split: if False, a file or folder without a test part is the test part as a whole.
     """
+    from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
+
     if source in DENSITY_NAMES or is_images(source):
         _refuse(source, "tables from files", jitter=jitter, context=context)
     if is_images(source):
@@ -82,6 +85,8 @@ def load_labelled_data(
     images; ``target`` is the column of the classes of a table, and ``removed_slices`` the number of slices of the plane
     that validate instead of training. Other arguments are those of :func:`load_density_data`.
     """
+    from train_flows.data import tabular
+
     named = known_labelled_data(source)
     of_images = source in images.IMAGE_SETS or (not named and _is_image_folder(source))
     if named or of_images:
@@ -92,7 +97,7 @@ def load_labelled_data(
         dataset = images.load(source, seed, data_root, download, image_size, split=split)
     elif paper_functions.is_function(source):
         dataset = paper_functions.load(source, seed)
-    elif source in tabular.SKLEARN:
+    elif source in SKLEARN:
         dataset = tabular.load_sklearn(source, seed)
     else:
         _check_path(source, LABELLED_NAMES)
@@ -112,7 +117,11 @@ def is_images(source: str) -> bool:
 
 
 def _is_image_folder(source: str) -> bool:
-    return Path(source).is_dir() and not tables.is_folder(Path(source))
+    if not Path(source).is_dir():
+        return False
+    from train_flows.data import tables
+
+    return not tables.is_folder(Path(source))
 
 
 def _check_path(source: str, names: Sequence[str]) -> None:

@@ -22,11 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from anode import InputError
 from anode.errors import check_choice
-from train_flows.data.tables import PARTS, read_arrays
 
 Splits = dict[str, np.ndarray]
 
@@ -63,6 +61,8 @@ def _power(root: Path) -> Splits:
 
 
 def _gas(root: Path) -> Splits:
+    import pandas as pd  # half a second, which other data need not wait for
+
     data = pd.read_csv(root / "gas" / "ethylene_CO.csv").drop(columns=["Meth", "Eth", "Time"])
     while (correlated := (data.corr() > 0.98).to_numpy().sum(axis=1)).max() > 1:
         data = data.drop(columns=data.columns[int(np.argmax(correlated > 1))])
@@ -70,6 +70,8 @@ def _gas(root: Path) -> Splits:
 
 
 def _hepmass(root: Path) -> Splits:
+    import pandas as pd
+
     train, test = (pd.read_csv(root / "hepmass" / f"1000_{part}.csv", index_col=False) for part in ("train", "test"))
     signal = [frame[frame.iloc[:, 0] == 1].iloc[:, 1:].to_numpy(np.float64) for frame in (train, test)]
     train, test = signal[0], signal[1][:, : signal[0].shape[1]]  # the published test file has an extra column
@@ -86,12 +88,16 @@ def _miniboone(root: Path) -> Splits:
 
 
 def _bsds300(root: Path) -> Splits:
-    arrays = read_arrays(root / "bsds300" / "BSDS300.npz")
-    return {part: arrays[part] for part in PARTS}
+    from train_flows.data import tables  # which imports pandas
+
+    arrays = tables.read_arrays(root / "bsds300" / "BSDS300.npz")
+    return {part: arrays[part] for part in tables.PARTS}
 
 
 def _array(path: Path) -> np.ndarray:
-    (array,) = read_arrays(path).values()
+    from train_flows.data import tables
+
+    (array,) = tables.read_arrays(path).values()
     return array
 
 

@@ -126,14 +126,15 @@ class Dataset:
         return {"name": self.name, "sha256": self.digest(), "levels": self.levels, "named": self.named, **names}
 
     def match(self, trained: Mapping[str, Any], model: str) -> Dataset:
-        """Return the test part with its columns and class numbers in the order that a stored model expects.
+        """Return the data with columns and class numbers in the order that a stored model expects.
 
         Args:
             trained: what :meth:`describe` returned for the data of the model.
             model: name of the model in messages, such as its folder.
         """
         shape, levels, columns = tuple(trained["shape"]), trained["levels"], tuple(trained["columns"])
-        x, y, c, own_levels, notes = self.test.x, self.test.y, self.test.c, self.levels, self.notes
+        order: Tensor | slice = slice(None)
+        own_levels, numbers, notes = self.levels, None, self.notes
         if self.levels is None and self.columns != columns and self.named and trained.get("named", True) and columns:
             missing = [name for name in columns if name not in self.columns]
             if missing and len(shape) == 1:
@@ -142,30 +143,39 @@ class Dataset:
                     f"it has {abbreviate(self.columns)}: rename them"
                 )
             if not missing:
-                x = x[:, [self.columns.index(name) for name in columns]]
+                order = torch.tensor([self.columns.index(name) for name in columns])
                 spare = [name for name in self.columns if name not in columns]
                 notes += (f"{abbreviate(spare)}: left out, for {model} was trained without",) if spare else ()
-        if self.levels is None and math.prod(x.shape[1:]) == math.prod(shape) and not self.test.mapped:
-            x, own_levels = x.view(-1, *shape), levels  # such as pixels in columns
-        if (x.shape[1:], own_levels) != (shape, levels):
-            found, expected = ("x".join(map(str, sizes)) for sizes in (x.shape[1:], shape))
+        own_shape = tuple(self.test.x[:0, order].shape[1:])
+        if self.levels is None and math.prod(own_shape) == math.prod(shape) and not self.test.mapped:
+            own_shape, own_levels = shape, levels  # such as pixels in columns
+        if (own_shape, own_levels) != (shape, levels):
+            found, expected = ("x".join(map(str, sizes)) for sizes in (own_shape, shape))
             raise InputError(
                 f"{self.name} has samples of shape {found}, levels={own_levels}; {model} was trained on {expected}, "
                 f"levels={levels} ({abbreviate(columns)}): pass the same columns or pixels"
             )
         classes = tuple(trained["classes"])
         if classes:
-            if y is None or not self.classes:
+            if self.test.y is None or not self.classes:
                 raise InputError(f"{self.name} lacks classes, which {model} needs: pass data in classes")
             if unknown := sorted(set(self.classes) - set(classes)):
                 raise InputError(
                     f"{self.name} holds the class {unknown[0]}, {model} knows {abbreviate(classes)}: "
                     "rename or remove it"
                 )
-            y = torch.tensor([classes.index(name) for name in self.classes])[y]
-            c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
-        test = dataclasses.replace(self.test, x=x, y=y, c=c)
-        return dataclasses.replace(self, test=test, columns=columns, levels=levels, classes=classes, notes=notes)
+            numbers = torch.tensor([classes.index(name) for name in self.classes])
+
+        def matched(part: Split) -> Split:
+            y, c = part.y, part.c
+            if numbers is not None and y is not None:
+                y = numbers[y]
+                c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
+            x = part.x if part.mapped else part.x[:, order].view(-1, *shape)
+            return dataclasses.replace(part, x=x, y=y, c=c)
+
+        parts = {name: matched(getattr(self, name)) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **parts, columns=columns, levels=levels, classes=classes, notes=notes)
 
     def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
         """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate."""

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from anode import InputError
@@ -89,6 +88,8 @@ def load(
     if source in PUBLISHED:
         parts = _averaged(name, _published(name, Path(data_root), download), image_size)
     elif source == "digits":
+        from sklearn.datasets import load_digits  # seconds, which other data need not wait for
+
         bunch, levels = load_digits(), DIGITS_LEVELS
         x = torch.from_numpy(bunch.images).to(torch.uint8).unsqueeze(1)
         parts = _averaged(name, (Split(x, torch.from_numpy(bunch.target).long()), None, DIGITS), image_size)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn import datasets
 
 from anode import InputError
 from train_flows.data import benchmark_tables, tables
@@ -24,7 +23,6 @@ from train_flows.data.dataset import (
     three_splits,
 )
 
-SKLEARN = {"wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}
 MIN_ROWS = {"all": tables.MIN_ROWS, "train": tables.MIN_ROWS, "validation": 2, "test": 2}
 UNEXPLAINED = 1e-5  # share of the variance of a column, below which other columns determine it
 NEAR_DISCRETE = 0.05  # fewer distinct values than this share of the rows, or one value more often
@@ -105,7 +103,9 @@ def load_classes(path: str | Path, target: str | None, seed: int = 0, split: boo
 
 def load_sklearn(name: str, seed: int = 0) -> Dataset:
     """Load ``wine`` or ``breast-cancer`` of scikit-learn, in classes."""
-    bunch = SKLEARN[name]()
+    from sklearn import datasets  # seconds, which tables from files need not wait for
+
+    bunch = {"wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}[name]()
     samples = Split(torch.from_numpy(bunch.data).float(), torch.from_numpy(bunch.target).long())
     columns, classes = (tuple(map(str, names)) for names in (bunch.feature_names, bunch.target_names))
     return Dataset(name, *three_splits(samples, seed), columns, classes=classes, is_table=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.datasets import make_circles, make_moons, make_swiss_roll
 
 from anode.errors import check_choice
 from train_flows.data.dataset import Dataset, Split
@@ -46,10 +45,14 @@ def _checkerboard(rng: np.random.Generator, n: int) -> Array:
 
 
 def _circles(rng: np.random.Generator, n: int) -> Array:
+    from sklearn.datasets import make_circles  # seconds, which other data need not wait for
+
     return 3 * make_circles(n, factor=0.5, noise=0.08, random_state=_seed(rng))[0]
 
 
 def _moons(rng: np.random.Generator, n: int) -> Array:
+    from sklearn.datasets import make_moons
+
     return 2 * make_moons(n, noise=0.1, random_state=_seed(rng))[0] + np.array([-1, -0.2])
 
 
@@ -77,6 +80,8 @@ def _spirals(rng: np.random.Generator, n: int) -> Array:
 
 
 def _swissroll(rng: np.random.Generator, n: int) -> Array:
+    from sklearn.datasets import make_swiss_roll
+
     return make_swiss_roll(n, noise=1.0, random_state=_seed(rng))[0][:, [0, 2]] / 5
 
 

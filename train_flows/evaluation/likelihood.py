@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import multivariate_normal
 from torch import Tensor, nn
 
 from anode import InputError, Solver, SolverError, count_evals
@@ -240,6 +239,8 @@ def gaussian_nll(dataset: Dataset) -> float | None:
 
     A flow should be better than that. None if the covariance is singular.
     """
+    from scipy.stats import multivariate_normal  # seconds, which images need not wait for
+
     x, test = (part.head().x.double().flatten(1).numpy() for part in (dataset.train, dataset.test))
     scale = x.std(axis=0)  # factored out, for columns of very different units
     covariance = np.cov((x / scale).T, bias=True)

@@ -30,7 +30,7 @@ EXPERIMENTS: dict[str, Experiment] = {name: each for module in MODULES for name,
 
 
 @config
-class PaperSettings:
+class Settings:
     """Reproduce a figure of a paper; without an experiment, list them.
 
     Attributes:
@@ -81,11 +81,11 @@ class PaperSettings:
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows paper``."""
-    settings = read(PaperSettings, args, "paper")
+    settings = read(Settings, args, "paper")
     if settings.experiment is None:
         print("\n".join(f"{name:<18} {experiment.about}" for name, experiment in EXPERIMENTS.items()))
         return
-    check_choice("experiment", settings.experiment, EXPERIMENTS)
+    check_choice("EXPERIMENT", settings.experiment, EXPERIMENTS)
     experiment = EXPERIMENTS[settings.experiment]
     settings.check(experiment)
     deadline = time.time() + 60 * (settings.budget_minutes or math.inf)

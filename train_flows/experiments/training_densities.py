@@ -25,7 +25,7 @@ LOG_PROB, SAMPLING = {"NFE of log_prob": "nfe_log_prob"}, {"NFE of sampling": "n
 
 def training(data: str, scale: Scale, **options: Any) -> str:
     """Return the command line that trains a density, from options other than those of its recipe."""
-    check_choice("--data", data, toy.DENSITIES)
+    check_choice("data", data, toy.DENSITIES)
     return words("density {data}", options | (QUICK if scale.size == "quick" else {}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
 RESULT_FILE = "result.json"
+LONGER_FILE = "longer.json"  # settings that --resume has changed
 SAMPLES_FOLDER = "samples"  # pictures of samples during training
 TENSORBOARD_FOLDER = "tensorboard"
 PICTURES = ("samples.png", "flow.gif", "curves.png", "features.png", "mistakes.png", "interpolations.png")
-FILES = (*PICTURES, "features.npz", RESULT_FILE, METRICS_FILE, STATE_FILE, storage.WEIGHTS_FILE, storage.CONFIG_FILE)
+JSON_FILES = (RESULT_FILE, LONGER_FILE, METRICS_FILE)
+FILES = (*PICTURES, "features.npz", *JSON_FILES, STATE_FILE, storage.WEIGHTS_FILE, storage.CONFIG_FILE)
 DIGEST_BYTES = 64  # at the end of state.pt: the SHA-256 of all bytes before, in hexadecimal
 
 
@@ -93,7 +96,9 @@ class Run:
         config = storage.read_config(folder, *kinds)
         if not {"settings", "data"} <= set(config):
             raise CheckpointError(f"{folder} holds a model but not a run: its settings and data are unknown")
-        return cls(Path(folder), config)
+        run = cls(Path(folder), config)
+        run._change(_read_signed(run.folder / LONGER_FILE, "restore it or train again") or {})
+        return run
 
     @classmethod
     def temporary(cls) -> Run:
@@ -106,8 +111,25 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that the run was started with, by section."""
+        """The settings that the run was started with, or lengthened to, by section."""
         return self.config["settings"]
+
+    def lengthen(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Change settings, by section, of a run that is trained further; it loses its result.
+
+        They replace ``longer.json``, since the weights belong to ``config.json`` as it is.
+        """
+
+        def write() -> None:
+            _write_signed(self.folder / LONGER_FILE, {section: dict(values) for section, values in changes.items()})
+            (self.folder / RESULT_FILE).unlink(missing_ok=True)
+
+        distributed.from_first(write)
+        self._change(changes)
+
+    def _change(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        for section, values in changes.items():
+            self.config["settings"][section] = {**self.config["settings"].get(section, {}), **values}
 
     @property
     def step(self) -> int:
@@ -193,22 +215,11 @@ class Run:
             "seed": self.settings.get("run", {}).get("seed"),
         }
         result = provenance() | about | dict(figures) | ({"notes": list(notes)} if notes else {})
-        result["sha256"] = _sha256(json.dumps(result).encode())
-        storage.write_atomically(self.folder / RESULT_FILE, (json.dumps(result, indent=2) + "\n").encode())
+        _write_signed(self.folder / RESULT_FILE, result)
 
     def result(self) -> dict[str, Any] | None:
         """Return the content of ``result.json``; None if the run has not ended. Raise a CheckpointError if damaged."""
-        path = self.folder / RESULT_FILE
-        if not path.is_file():
-            return None
-        try:
-            result = json.loads(path.read_bytes())
-            intact = result.pop("sha256") == _sha256(json.dumps(result).encode())
-        except (ValueError, LookupError, TypeError, AttributeError):
-            intact = False
-        if not intact:
-            raise CheckpointError(f"{path} was cut or edited: restore it, or measure again with train-flows evaluate")
-        return result
+        return _read_signed(self.folder / RESULT_FILE, "restore it, or measure again with train-flows evaluate")
 
     def _metrics(self) -> bytes:
         path = self.folder / METRICS_FILE
@@ -284,8 +295,8 @@ def _clear(folder: Path, overwrite: bool) -> None:
     ``config.json`` is removed last, so that a kill in between leaves a folder that is still known as a run.
     """
     config = folder / storage.CONFIG_FILE
-    ours = [storage.temporary_path(folder / name) for name in FILES]
-    if folder.exists() and not (folder.is_dir() and set(folder.iterdir()) <= set(ours)):
+    ours = _temporary_paths(folder)
+    if not _is_free(folder):
         if not overwrite:
             raise InputError(
                 f"{folder} exists: pass another --out, continue with --resume {folder}, or replace it with --overwrite"
@@ -298,6 +309,41 @@ def _clear(folder: Path, overwrite: bool) -> None:
     for path in ours:
         path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def free_folder(folder: Path) -> Path:
+    """Return the folder if it is missing or empty, otherwise the first free one of FOLDER-2, FOLDER-3, ..."""
+    numbered = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if _is_free(path))
+
+
+def _is_free(folder: Path) -> bool:
+    """Return True if a folder is missing or holds nothing but temporary files of a kill."""
+    return not folder.exists() or (folder.is_dir() and set(folder.iterdir()) <= set(_temporary_paths(folder)))
+
+
+def _temporary_paths(folder: Path) -> list[Path]:
+    return [storage.temporary_path(folder / name) for name in FILES]
+
+
+def _write_signed(path: Path, content: dict[str, Any]) -> None:
+    """Write plain values as a JSON file with its digest, atomically."""
+    signed = {**content, "sha256": _sha256(json.dumps(content).encode())}
+    storage.write_atomically(path, (json.dumps(signed, indent=2) + "\n").encode())
+
+
+def _read_signed(path: Path, remedy: str) -> dict[str, Any] | None:
+    """Return the content of a JSON file with its digest; None if it is missing. Raise a CheckpointError if damaged."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        intact = content.pop("sha256") == _sha256(json.dumps(content).encode())
+    except (ValueError, LookupError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        raise CheckpointError(f"{path} was cut or edited: {remedy}")
+    return content
 
 
 def _sha256(content: bytes) -> str:

@@ -215,9 +215,8 @@ class Trainer:
             stop = failure.stiff and self.training.on_stiff == "stop"
             if stop or progress.failed_in_a_row > self.training.max_skipped:
                 row = "" if stop else f"{progress.failed_in_a_row} steps in a row failed; "
-                remedy = "" if failure.stiff else ": lower --lr"
-                message = f"{row}step {progress.step} failed: {failure}{remedy}"
-                raise TrainingError(message, failure.stiff) from failure.cause
+                reason = f"{row}step {progress.step} failed: {failure}"
+                raise TrainingError(self._with_remedy(reason, failure.cause), failure.stiff) from failure.cause
         else:
             progress.failed_in_a_row = 0
             progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in figures.items()}
@@ -301,12 +300,24 @@ class Trainer:
             ) from error
         return progress
 
+    def _with_remedy(self, reason: str, error: SolverError | None) -> str:
+        """Add to the reason of a failure what to change; first the learning rate if the last record is not the best."""
+        records, criterion = self.run.records(), self.task.criterion
+        learnt = len(records) > 1 and (criterion is None or records[-1][criterion] == self.progress.best)
+        lower = f"lower --lr, which is {self.training.lr:g}"
+        if error is None:
+            return f"{reason}: {lower}"
+        if learnt or self.progress.step == 0:
+            return reason
+        return f"{reason.removesuffix(error.remedy)}{lower}; if that does not help, {error.remedy}"
+
     def _validate(self) -> dict[str, float]:
         started = time.monotonic()
         try:
             return self.task.validate()
         except SolverError as error:
-            raise TrainingError(f"the validation at step {self.progress.step} failed: {error}", solving=True) from error
+            reason = f"the validation at step {self.progress.step} failed: {error}"
+            raise TrainingError(self._with_remedy(reason, error), solving=True) from error
         finally:
             self.progress.seconds_validating += time.monotonic() - started
 
@@ -319,6 +330,8 @@ def _explain_failures(run: Run) -> Generator[None]:
     except TrainingError as error:
         kept = "the last state and the best weights are" if run.records() else "nothing was learnt yet"
         raise TrainingError(f"{error}; {kept} in {run.folder}", error.solving) from error
+    except BrokenPipeError:  # of the output, which nobody reads any more
+        raise
     except OSError as error:
         raise TrainingError(
             f"{error.filename or run.folder} could not be written ({error.strerror or error}); the last state is"

@@ -9,14 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from anode import Field, InputError
+from anode.storage import check_device
 from train_flows.run import distributed
-from train_flows.run.folder import Run, summary_writer
+from train_flows.run.folder import Run, free_folder, summary_writer
+
+LENGTHS = {"training": "steps", "epochs": "epochs", "objective": "likelihood_steps"}  # settings that --resume changes
 
 if TYPE_CHECKING:
     from train_flows.data import Dataset
@@ -41,12 +45,7 @@ def find_device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes one GPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1).to(device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise InputError(f"--device {name} cannot be used here ({reason}): pass --device cpu or auto") from error
+    device = check_device(name)
     if device != torch.device("cuda"):
         return device
     if distributed.started()[1] == 1:
@@ -92,11 +91,42 @@ def open_run(
         run = Run.open(run_settings.resume, kind)
         if run.config["data"].get("sha256") != data["sha256"]:
             raise InputError(f"{dataset.name} has changed since {run.folder} began: restore it, or train again")
+        lengths = {section: {name: settings[section][name]} for section, name in LENGTHS.items() if section in settings}
+        if any(run.settings[section] != {**run.settings[section], **values} for section, values in lengths.items()):
+            run.lengthen(lengths)
     else:
-        folder = run_settings.out or f"runs/{dataset.name.strip('.').split('.')[0]}"
+        folder = run_settings.out or _default_folder(dataset, run_settings.overwrite)
         run = Run.create(folder, kind, settings, arguments, data, run_settings.overwrite)
     run.tensorboard = run_settings.tensorboard
     return run
+
+
+def _default_folder(dataset: Dataset, overwrite: bool) -> Path:
+    """Return the run folder of a data set, with a number if another run has it and is not to be replaced."""
+    usual = Path("runs") / dataset.name.strip(".").split(".")[0]
+    folder = usual if overwrite else distributed.from_first(lambda: free_folder(usual))
+    if folder != usual:
+        print(f"run: {folder}, since {usual} exists (replace that with --overwrite, continue it with --resume {usual})")
+    return folder
+
+
+def match_initial_run(settings: RunSettings, dataset: Dataset) -> Dataset:
+    """Return the data with columns and classes in the order of the run that ``--init`` names, if any."""
+    if settings.init is None:
+        return dataset
+    folder = settings.resume or os.path.relpath(settings.init)
+    return dataset.match(Run.open(folder).config["data"], folder)
+
+
+def take_initial_weights(settings: RunSettings, model: nn.Module) -> None:
+    """Give the model the weights of the run that ``--init`` names, if any; a training that has begun has its own."""
+    if settings.init is None or (settings.resume is not None and Run.open(settings.resume).step > 0):
+        return
+    run = Run.open(os.path.relpath(settings.init))
+    if (outputs := run.config["model"].get("outputs")) != getattr(model, "outputs", None):
+        raise InputError(f"--init {run.folder} has {outputs} outputs, these data need {model.outputs}: omit it")
+    if not run.load_best(model):
+        raise InputError(f"--init {run.folder} does not have weights yet: continue that run first")
 
 
 def compile_fields(task: Task, *models: nn.Module) -> float:
