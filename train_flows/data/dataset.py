@@ -131,14 +131,16 @@ class Dataset:
             trained: what :meth:`describe` returned for the data of the model.
             model: name of the model in messages, such as its folder.
         """
-        shape, levels = tuple(trained["shape"]), trained["levels"]
-        if (tuple(self.shape), self.levels) != (shape, levels):
+        shape, levels, x = tuple(trained["shape"]), trained["levels"], self.test.x
+        if levels and self.levels and (self.shape[0], shape[0]) == (1, 3):  # grey images for a model of colours
+            x = x.repeat(1, 3, 1, 1)
+        if (tuple(x.shape[1:]), self.levels) != (shape, levels):
             found, expected = ("x".join(map(str, sizes)) for sizes in (self.shape, shape))
             raise InputError(
                 f"{self.name} has samples of shape {found}, levels={self.levels}; {model} was trained on {expected}, "
                 f"levels={levels} ({abbreviate(trained['columns'])}): pass the same columns or pixels"
             )
-        x, y, c, columns = self.test.x, self.test.y, self.test.c, tuple(trained["columns"])
+        y, c, columns = self.test.y, self.test.c, tuple(trained["columns"])
         if self.levels is None and self.columns != columns and _have_names(self.columns) and _have_names(columns):
             if missing := [name for name in columns if name not in self.columns]:
                 raise InputError(
