@@ -166,4 +166,5 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
     run.write_result(figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", wording.accuracy_table(figures), sep="\n")
     print(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
-    of_runs.draw_classifier(run, dataset, task.model)
+    pictures = of_runs.draw_classifier(run, dataset, task.model)
+    print(wording.lines([("pictures", ", ".join(map(str, pictures)))]))

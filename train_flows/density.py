@@ -210,8 +210,9 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return
-    of_runs.draw_density(run, dataset, task.validated)
+    pictures = of_runs.draw_density(run, dataset, task.validated)
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
     rows.append(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
+    rows.append(wording.lines([("pictures", ", ".join(map(str, pictures)))]))
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")

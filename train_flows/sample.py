@@ -22,7 +22,7 @@ from train_flows.command_line import read
 from train_flows.data import class_contexts
 from train_flows.data.dataset import abbreviate
 from train_flows.evaluation import chunk_size, likelihood, to_model
-from train_flows.figures import image_plots, plots
+from train_flows.figures import image_plots, table_plots
 from train_flows.run import session
 from train_flows.settings import Count, Seed
 
@@ -168,7 +168,7 @@ def _picture(rows: np.ndarray, model: Density, columns: Sequence[str], classes: 
     size = model.event_shape.numel()
     x = rows[:, :size].reshape(-1, *model.event_shape)
     if x.ndim == 2:
-        return plots.samples(x, columns)
+        return table_plots.samples(x, columns)
     max_value = x.max() if model.levels is None else model.levels - 1
     labels = rows[:, size].astype(int) if classes else np.zeros(len(x), dtype=int)
     if len(np.unique(labels)) > 1:
