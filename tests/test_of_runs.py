@@ -182,7 +182,7 @@ class TestCurves:
             ("likelihood", None, {}, {5: 1.5, 10: 1.25, 15: 1.75, 20: 1.0}),
             ("flow-matching", None, {5: 1.5, 10: 1.25, 15: 1.75, 20: 1.0}, {}),
             ("flow-matching+likelihood", 10, {5: 1.5, 10: 1.25}, {15: 1.75, 20: 1.0}),
-            ("flow-matching+likelihood", 12, {5: 1.5, 10: 1.25}, {20: 1.0}),  # a mean of both is neither
+            ("flow-matching+likelihood", 12, {5: 1.5, 10: 1.25}, {20: 1.0}),  # the mean over two objectives is neither
             ("flow-matching+likelihood", None, {}, {5: 1.5, 10: 1.25, 15: 1.75, 20: 1.0}),
         ],
     )

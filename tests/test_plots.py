@@ -166,7 +166,7 @@ class TestImages:
         scores = np.eye(3)[[0, 1, 1, 2]]
         figure = image_plots.mistakes(np.zeros((4, 1, 2, 2)), np.array([0, 1, 2, 2]), scores, ("a", "b", "c"), 255)
         assert figure.axes[0].get_title() == "75.0% of 4 are right"
-        assert figure.axes[1].get_title() == "c > b"
+        assert figure.axes[1].get_title() == "c >\nb"
 
 
 class TestCurves:

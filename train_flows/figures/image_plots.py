@@ -54,7 +54,7 @@ def images_by_class(
             found = x[y == k][:columns]
             row[: len(found)] = found
         panels[title] = tiles(rows.reshape(-1, *x.shape[1:]), columns, max_value)
-    return _panels(panels, [names[k] for k in classes])
+    return _panels(panels, [plots.plain(names[k]) for k in classes])
 
 
 def image_animation(frames: Array, times: Sequence[float], max_value: float) -> Iterator[Image]:
@@ -80,7 +80,7 @@ def mistakes(images: Array, classes: Array, scores: Array, names: Sequence[str],
         names: of the K classes.
         max_value: largest value of a pixel.
     """
-    predicted = scores.argmax(1)
+    predicted, names = scores.argmax(1), [plots.plain(name) for name in names]
     counts = np.zeros((len(names), len(names)))
     np.add.at(counts, (classes, predicted), 1)
     figure = Figure(figsize=(12, 5.2), layout="constrained")
@@ -103,7 +103,7 @@ def mistakes(images: Array, classes: Array, scores: Array, names: Sequence[str],
         panel.axis("off")
         if i is not None:
             panel.imshow(images[i].transpose(1, 2, 0) / max_value, cmap="gray", vmin=0, vmax=1)
-            panel.set_title(f"{names[classes[i]]} > {names[predicted[i]]}", fontsize="x-small")
+            panel.set_title(f"{names[classes[i]]} >\n{names[predicted[i]]}", fontsize="x-small")
     return figure
 
 

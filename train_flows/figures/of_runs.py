@@ -42,14 +42,18 @@ Picture = Figure | Iterator[Image]
 
 
 def draw_density(run: Run, dataset: Dataset, model: Density) -> list[Path]:
-    """Draw the curves of training, samples and the flow; return the files. A failed solve leaves a note."""
+    """Draw the curves of training, samples and the flow; return the files, and the folder of snapshots if there is one.
+
+    A failed solve leaves a note.
+    """
     if dataset.levels is not None:
         pictures = _image_pictures(dataset, model)
     elif dataset.shape == (2,) and not dataset.context:
         pictures = _plane_pictures(dataset, model)
     else:
         pictures = _table_pictures(dataset, model)
-    return _save(run, density_curves(run, dataset), pictures)
+    snapshots = run.folder / SAMPLES_FOLDER
+    return [*_save(run, density_curves(run, dataset), pictures), *([snapshots] if snapshots.is_dir() else [])]
 
 
 def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> list[Path]:
@@ -86,8 +90,8 @@ def drawn_records(
 ) -> list[dict[str, Any]]:
     """Return records whose loss has one unit, without solves that did not take place.
 
-    The loss of flow matching is no likelihood: its name becomes ``matching_loss``. A mean over steps of both objectives
-    is left out.
+    The loss of flow matching is not a likelihood: its name becomes ``matching_loss``. A mean over the steps of two
+    objectives is left out.
 
     Args:
         records: of a training.
@@ -171,7 +175,10 @@ def _classifier_pictures(dataset: Dataset, model: Classifier) -> Generator[tuple
         scores = model.readout(states).softmax(1).cpu().numpy()
         shown = image_plots.mistakes(test.x.numpy(), targets, scores, dataset.classes, dataset.levels - 1)
         yield "mistakes.png", shown
-    sets = {"inputs": test.x.flatten(1).numpy(), "features": states.cpu().flatten(1).numpy()}
+    x, title = test.x.flatten(1), "inputs"
+    if dataset.classes and not dataset.levels:  # columns of any unit, as the classifier sees them
+        x, title = (x - x.mean(0)) / x.std(0).clamp(min=torch.finfo(x.dtype).tiny), "standardized inputs"
+    sets = {title: x.numpy(), "features": states.cpu().flatten(1).numpy()}
     yield "features.png", plots.features(sets, targets, dataset.classes or SIGNS)
 
 

@@ -43,11 +43,16 @@ def line_colors(count: int) -> list[Any]:
     return [matplotlib.colormaps["viridis"](x) for x in np.linspace(0, 0.9, count)]
 
 
+def plain(name: str) -> str:
+    """Return a name from data for a figure, where two dollars would begin and end a formula."""
+    return name.replace("$", r"\$")
+
+
 def axis_label(name: str, width: int = 18) -> str:
-    """Return a name for an axis, in up to three lines, which may break after an underscore; dollars are no formula."""
+    """Return a name for an axis, in up to three lines, which may break after an underscore."""
     words = name.replace("_", "_ ")
     lines = textwrap.wrap(words, width, max_lines=3, placeholder="...")
-    return "\n".join(lines).replace("_ ", "_").replace("$", r"\$")
+    return plain("\n".join(lines).replace("_ ", "_"))
 
 
 def marker_size(count: int) -> float:
@@ -222,10 +227,10 @@ def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str]) ->
         axes.set(xlabel=labels[0], ylabel=labels[1])
     if many:
         scale = ScalarMappable(Normalize(0, len(names) - 1), ListedColormap(colors))
-        figure.colorbar(scale, ax=panels, label="number of the class, in alphabetical order")
+        figure.colorbar(scale, ax=panels, label="number of the class")
     else:
         handles = [
-            Line2D([], [], ls="", marker=marker, color=color, label=name.replace("$", r"\$"))
+            Line2D([], [], ls="", marker=marker, color=color, label=plain(name))
             for marker, color, name in zip(MARKERS, colors, names, strict=False)
         ]
         figure.legend(handles=handles, loc="outside right center", title="class")
@@ -283,7 +288,7 @@ def compare_runs(runs: Mapping[str, Records], panels: Panels, against: tuple[str
     last.set_title("large marker: last record", fontsize="medium")
     for axes in (*over_steps[:1], last) if log else ():
         log_y(axes)
-    handles = [Line2D([], [], label=run.replace("$", r"\$"), **look) for run, look in looks.items()]
+    handles = [Line2D([], [], label=plain(run), **look) for run, look in looks.items()]
     columns = max(1, min(len(runs), 120 // (6 + max(map(len, runs)))))  # those that fit in a line
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
@@ -296,13 +301,13 @@ def _known(panels: Panels, records: Records) -> Panels:
 
 
 def _points(records: Records, x: str, y: str) -> Array:
-    """Return one figure against another, (N, 2), of the records that have finite numbers of both."""
+    """Return one figure against another, (N, 2), of the records with finite values."""
     pairs = np.array([(record.get(x), record.get(y)) for record in records], dtype=float).reshape(-1, 2)
     return pairs[np.isfinite(pairs).all(axis=1)]
 
 
 def _spaced(points: Array) -> int:
-    """Return which points have a marker: every one, or every so many of a long line."""
+    """Return the distance between points with a marker: 1, or more on a long line."""
     return max(1, len(points) // MARKED_POINTS)
 
 

@@ -14,7 +14,7 @@ from scipy.stats import norm, rankdata
 from train_flows.figures import plots
 
 Array = np.ndarray
-MANY, PAIRS = 7, 3  # columns that are shown; of more, so many pairs
+MANY, PAIRS = 7, 3  # columns that are all shown; pairs of more columns
 POINTS = 1000  # of a set in a panel, at most
 MARKERS = ("o", "x")  # of the sets, which differ also in a print in gray
 TURNS = 4
@@ -54,12 +54,12 @@ def corner(sets: Mapping[str, Array], columns: Sequence[str]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.ticklabel_format(scilimits=(-3, 5), axis="x" if i == j else "both")
         axes.tick_params(labelsize="small", labelbottom=i == len(shown) - 1, labelleft=j == 0 < i)
-        axes.xaxis.offsetText.set(size="small", visible=i == len(shown) - 1)
+        axes.xaxis.offsetText.set_visible(False)  # it is part of the label
         axes.yaxis.offsetText.set(size="small", visible=j == 0 < i)
         if j == 0:
             axes.set_ylabel(plots.axis_label(columns[shown[i]]))
         if i == len(shown) - 1:
-            axes.set_xlabel(plots.axis_label(columns[shown[j]]))
+            axes.set_xlabel(f"{plots.axis_label(columns[shown[j]])}\n{_unit(axes)}".rstrip())
     figure.align_labels()
     notes = []
     if len(shown) < first.shape[1]:
@@ -108,9 +108,16 @@ def dependent_pairs(x: Array, count: int = PAIRS) -> Array:
 
 
 def _scatter(axes: Axes, sets: Sequence[Array]) -> None:
-    """Scatter sets (N, 2) in colours and markers of their own, in turns so that none hides the other."""
+    """Scatter sets (N, 2), each with its colour and marker, in turns so that none hides the other."""
     for turn in range(TURNS):
         for x, color, marker in zip(sets, plots.LINE_COLORS, MARKERS, strict=False):
             size, part = plots.marker_size(min(len(x), POINTS)), x[turn:POINTS:TURNS]
-            width = 0 if marker == "o" else 0.5
+            width = 0 if marker == "o" else 0.25 * size**0.5
             axes.scatter(*part.T, s=size, marker=marker, color=color, alpha=0.7, lw=width, rasterized=True)
+
+
+def _unit(axes: Axes) -> str:
+    """Return the factor and the offset that the numbers below a panel lack, such as 1e5+1.7e9."""
+    formatter = axes.xaxis.get_major_formatter()
+    formatter.set_locs(axes.xaxis.get_majorticklocs().tolist())
+    return f"({offset})" if (offset := formatter.get_offset()) else ""
