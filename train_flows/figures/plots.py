@@ -110,7 +110,7 @@ def density_1d(data: Array, samples: Array, points: Array, log_density: Array, c
 def marginals(axes: Axes, sets: Sequence[Array], low: float, high: float, labels: Sequence[str] = ("", "")) -> None:
     """Draw a filled histogram of the first set (N,), and the outline of one of the second."""
     bins = int(np.clip(2 * len(sets[0]) ** (1 / 3), 8, 60))
-    kinds: tuple[dict[str, Any], ...] = ({"histtype": "stepfilled", "alpha": 0.45}, {"histtype": "step", "lw": 1.5})
+    kinds: tuple[dict[str, Any], ...] = ({"histtype": "stepfilled", "alpha": 0.3}, {"histtype": "step", "lw": 1.8})
     for x, label, color, kind in zip(sets, labels, LINE_COLORS, kinds, strict=False):
         axes.hist(x.astype(float), bins, range=(low, high), density=True, color=color, label=label, **kind)
 
@@ -132,7 +132,8 @@ def density_2d(data: Array, log_density: Array, samples: Array, columns: Sequenc
     peak = finite.max() if len(finite) else 0.0
     size = round(np.sqrt(len(log_density)))
     shown = np.exp(log_density - peak).reshape(size, size)  # without overflow, whatever the unit
-    image = middle.imshow(shown, origin="lower", extent=box, cmap=DENSITY_COLORS, aspect="auto", vmin=0, vmax=1)
+    image = middle.imshow(shown, DENSITY_COLORS, aspect="auto", vmin=0, vmax=1, origin="lower", extent=box)
+    image.set_interpolation("bilinear")
     cloud(left, data, box, peak)
     cloud(right, samples, box, peak)
     unit = f"{np.exp(peak):.3g}" if abs(peak) < 700 else f"exp({peak:.0f})"
