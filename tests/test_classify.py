@@ -67,7 +67,15 @@ def test_from_points_to_figures(run, tmp_path):
     assert len(records("runs/spheres")) == 3  # before training, and after each epoch
     figures = {f"{part}_{name}" for part in ("train", "validation", "test") for name in ("loss", "accuracy")}
     assert figures | {"train_mse", "nfe_forward", "nfe_backward", "loss"} <= set(records("runs/spheres")[-1])
-    for words in ("accuracy", "(smooth-l1)", "(1000 samples", "NFE", "tighter", "seconds", "runs/spheres"):
+    for words in (
+        "accuracy",
+        "(smooth-l1)",
+        "(1000 samples",
+        "NFE",
+        "tighter",
+        "seconds",
+        "pictures           runs/spheres/curves.png, runs/spheres/features.png",
+    ):
         assert words in out
 
     test, model = load_labelled_data("spheres").test, anode.load("runs/spheres")
