@@ -33,7 +33,7 @@ def flowers(tmp_path):
 
 @pytest.fixture
 def bars(tmp_path):
-    """Images of a white bar, down or across, with a test part of their own."""
+    """Images of a white bar, down or across, with a test part."""
     for part, n in (("train", 60), ("test", 20)):
         rng = np.random.default_rng(n)
         for kind in ("down", "across"):
