@@ -37,7 +37,7 @@ def real_data() -> Path:
 def undrawn(monkeypatch):
     """Leave the pictures at the end out, where they are not the point."""
     for name in ("draw_density", "draw_classifier", "draw_snapshot"):
-        monkeypatch.setattr(f"train_flows.figures.of_runs.{name}", lambda *_: None)
+        monkeypatch.setattr(f"train_flows.figures.of_runs.{name}", lambda *_: [])
 
 
 @pytest.fixture

@@ -131,6 +131,8 @@ def test_rows_have_errors_and_evaluations_beside_their_seconds(run, tmp_path, mo
     status, out, _ = run("benchmark", "speed", *options.split())
     assert status == 0
     assert "note: torchdyn are not installed" in out
+    assert out.endswith("benchmark-speed.json, benchmark-speed.png\n")
+    assert (tmp_path / "benchmark-speed.png").exists()
     content = json.loads((tmp_path / "benchmark-speed.json").read_text())
     assert {"command", "machine", "versions", "packages", "work"} <= set(content)
     for task in ("step, exact", "step, one probe", "log_prob", "sample"):
@@ -142,6 +144,20 @@ def test_rows_have_errors_and_evaluations_beside_their_seconds(run, tmp_path, mo
             assert all(row["error"] is None or 0 < row["error"] < 1e-2 for row in own)
     steps = {row["contender"]: row["evaluations"] for row in content["rows"] if row["task"] == "step, exact"}
     assert steps["torchdiffeq, adjoint (FFJORD)"] > steps["torchdiffeq, direct"] > 0
+
+
+def test_the_figure_has_one_scale_of_ratios():
+    rows = [
+        {"work": "cnf-2d", "task": task, "contender": name, "seed": 0, "seconds": seconds, "tolerance": 1e-5}
+        for task in ("sample", "step, exact")
+        for name, seconds in (("ours, checkpoint", 0.5), ("ours, direct", 0.25), ("zuko", 2.0))
+    ]
+    first, second = speed.draw({"rows": rows}).axes
+    assert [axes.get_title().splitlines()[0] for axes in (first, second)] == ["training step,", "10,000 samples,"]
+    assert first.get_xlim() == second.get_xlim()
+    np.testing.assert_allclose([bar.get_width() for bar in first.patches], [0, -1, 2])  # of the binary logarithm
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names == ["Augmented Flows, checkpoint", "Augmented Flows, direct", "zuko"]
 
 
 def test_ratios_are_geometric_means_over_seeds():

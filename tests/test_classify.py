@@ -33,7 +33,7 @@ def flowers(tmp_path):
 
 @pytest.fixture
 def bars(tmp_path):
-    """Images of a white bar, down or across, in a folder with a test part."""
+    """Images of a white bar, down or across, with a test part."""
     for part, n in (("train", 60), ("test", 20)):
         rng = np.random.default_rng(n)
         for kind in ("down", "across"):
@@ -67,7 +67,15 @@ def test_from_points_to_figures(run, tmp_path):
     assert len(records("runs/spheres")) == 3  # before training, and after each epoch
     figures = {f"{part}_{name}" for part in ("train", "validation", "test") for name in ("loss", "accuracy")}
     assert figures | {"train_mse", "nfe_forward", "nfe_backward", "loss"} <= set(records("runs/spheres")[-1])
-    for words in ("accuracy", "(smooth-l1)", "(1000 samples", "NFE", "tighter", "seconds", "runs/spheres"):
+    for words in (
+        "accuracy",
+        "(smooth-l1)",
+        "(1000 samples",
+        "NFE",
+        "tighter",
+        "seconds",
+        "pictures           runs/spheres/curves.png, runs/spheres/features.png",
+    ):
         assert words in out
 
     test, model = load_labelled_data("spheres").test, anode.load("runs/spheres")

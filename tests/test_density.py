@@ -72,6 +72,8 @@ class TestRuns:
         )
         for words in ("NLL ", "NLL, tighter", "inverse error", "NFE of log_prob", "NFE of sampling", "seconds"):
             assert words in out
+        pictures = ", ".join(f"runs/moons/{name}" for name in ("curves.png", "samples.png", "flow.gif"))
+        assert out.endswith(f"pictures           {pictures}\n")
         records = Run.open(folder, "density").records()
         assert [record["step"] for record in records] == [0, 2, 4, 6]
         assert {"loss", "nll", "nfe_forward", "nfe_backward", "nfe_log_prob", "grad_norm", "lr"} <= set(records[1])

@@ -1,4 +1,4 @@
-"""Published images on small files of their true formats, and folders of images; each true to the pixel."""
+"""Published images on small files of their true formats, true to the pixel."""
 
 import gzip
 import hashlib
@@ -10,7 +10,6 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import CIFAR10, SVHN
 
@@ -175,135 +174,3 @@ class TestPublished:
         assert (density.classes, density.context, density.test.y, len(density.columns)) == ((), (), None, 64)
         assert load_labelled_data("digits", image_size=4).shape == (1, 4, 4)
         refused("--download is for mnist.*not for digits", load_labelled_data, "digits", download=True)
-
-
-def picture(path, value, size=(6, 4), mode="RGB"):
-    """Write a picture whose pixels all differ, to notice exchanged rows, columns or channels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.arange(size[0] * size[1] * len(mode)).reshape(size[1], size[0], len(mode)) + value
-    pixels = pixels.astype(np.uint8).squeeze()
-    Image.fromarray(pixels).save(path, quality=95)
-    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def folder_of(root, classes=("cat", "dog"), n=10, **kwargs):
-    return {
-        (picture(root / name / f"{i}.png", 11 * k + i, **kwargs).tobytes(), k)
-        for k, name in enumerate(classes)
-        for i in range(n)
-    }
-
-
-def labelled(folder, **kwargs):
-    return load_labelled_data(str(folder), **kwargs)
-
-
-class TestFolders:
-    @pytest.mark.parametrize("mode", ["L", "RGB"])
-    def test_pixel_by_pixel(self, tmp_path, monkeypatch, mode):
-        pixels = folder_of(tmp_path / "pets", mode=mode)
-        monkeypatch.chdir(tmp_path / "pets")
-        data = labelled(".")
-        assert (data.name, data.levels, data.classes, data.notes) == ("pets", 256, ("cat", "dog"), ())
-        assert data.shape == (len(mode), 4, 6)
-        assert [len(part) for part in (data.train, data.validation, data.test)] == [16, 2, 2]
-        assert by_pixels(data, "train", "validation", "test") == pixels
-        whole = labelled(".", split=False)
-        assert (len(whole.train), by_pixels(whole, "test")) == (0, pixels)
-
-    @pytest.mark.parametrize("name", ["test", "val", "validation", "Valid"])
-    def test_with_a_test_part(self, tmp_path, name):
-        pixels = folder_of(tmp_path / "train", ("cat", "dog", "eel"))
-        folder_of(tmp_path / name, ("cat", "eel"), n=2)
-        data = labelled(tmp_path)
-        assert (len(data.validation), data.classes, data.notes) == (3, ("cat", "dog", "eel"), ())
-        assert by_pixels(data, "train", "validation") == pixels
-        assert data.test.y.tolist() == [0, 0, 2, 2]
-        assert labelled(tmp_path, split=False).test.y.tolist() == [0, 0, 2, 2]
-
-    def test_test_before_val(self, tmp_path):
-        for part, n in (("train", 10), ("val", 2), ("test", 1)):
-            folder_of(tmp_path / part, n=n)
-        data = labelled(tmp_path)
-        assert (len(data.train) + len(data.validation), len(data.test)) == (20, 2)
-        assert re.search("val is not used", data.notes[0])
-        assert len(labelled(tmp_path / "train").test) == 2
-
-    def test_grey_among_coloured(self, tmp_path):
-        coloured = folder_of(tmp_path, ("cat",))
-        grey = picture(tmp_path / "dog" / "0.png", 0, mode="L")
-        data = labelled(tmp_path, split=False)
-        assert by_pixels(data, "test") == coloured | {(np.stack([grey] * 3).tobytes(), 1)}
-        refused("dog/0.png is grey, .*cat/0.png in colour", load_density_data, tmp_path)
-
-    def test_resized(self, tmp_path):
-        flat = {"a": ((40, 10), 10), "b": ((8, 32), 200)}
-        for name, ((width, height), value) in flat.items():
-            (tmp_path / name).mkdir()
-            array = np.full((height, width), 255, np.uint8)
-            y, x = (5 * (length > 10) for length in array.shape)
-            array[y : height - y, x : width - x] = value  # squeezing would mix in the ends, cutting leaves them out
-            Image.fromarray(array).save(tmp_path / name / "0.png")
-        x = labelled(tmp_path, image_size=4, split=False).test.x
-        np.testing.assert_array_equal(x, np.stack([np.full((1, 4, 4), value) for _, value in flat.values()]))
-
-    def test_classes_deeper_hidden_and_in_order(self, tmp_path):
-        folder_of(tmp_path, ("b", "10", "9", "a", "-1"))
-        picture(tmp_path / "a" / "images" / "0.JPEG", 7)
-        picture(tmp_path / ".cache" / "0.png", 0)
-        picture(tmp_path / "b" / ".thumbnails" / "0.png", 0)
-        (tmp_path / "b" / ".hidden.png").write_text("hidden")
-        (tmp_path / "README.txt").write_text("next to the classes")
-        data = labelled(tmp_path, split=False)
-        assert data.classes == ("-1", "9", "10", "a", "b")
-        assert torch.bincount(data.test.y).tolist() == [10, 10, 10, 11, 10]
-
-    @pytest.mark.parametrize("layout", ["", "train", "train/all"])
-    def test_without_classes(self, tmp_path, layout):
-        for i in range(30):
-            picture(tmp_path / layout / f"{i}.png", i)
-        data = load_density_data(str(tmp_path))
-        assert [len(part) for part in (data.train, data.validation, data.test)] == [24, 3, 3]
-        refused("--conditional is for images in classes", load_density_data, tmp_path, conditional=True)
-        refused("at least 2 classes are needed", load_labelled_data, tmp_path)
-
-    @pytest.mark.parametrize(
-        ("spoil", "message"),
-        [
-            (
-                lambda f: picture(f / "dog" / "1.png", 0, (4, 6)),
-                "cat/0.png is 6x4 but .*dog/1.png is 4x6.*--image-size",
-            ),
-            (lambda f: (f / "dog" / "1.png").write_bytes(b""), "1.png cannot be used as an image .* restore it"),
-            (lambda f: (f / "dog" / "1.png").write_bytes((f / "dog" / "2.png").read_bytes()[:-30]), "1.png cannot be"),
-            (lambda f: (f / "dog" / "x.png").symlink_to(f / "y.png"), "x.png cannot be used as an image"),
-            (lambda f: Image.fromarray(np.zeros((4, 6), np.uint16)).save(f / "dog" / "1.png"), "more than 8 bits"),
-        ],
-    )
-    def test_bad_files(self, tmp_path, spoil, message):
-        folder_of(tmp_path)
-        spoil(tmp_path)
-        refused(message, labelled, tmp_path)
-
-    @pytest.mark.parametrize(
-        ("layout", "message"),
-        [
-            ((), "holds 0 folders of images: at least 2 classes are needed; put the images into FOLDER/CLASS/"),
-            (("cat",), "holds 1 folders of images"),
-            (("test/a", "test/b", "val/a", "val/b"), "holds test but no folder train"),
-            (("train/a", "train/b", "more/a", "more/b"), "holds train and more, which is not a part to test on"),
-            (("train/a", "train/b", "test/a", "test/c"), "test holds the class c, which .*train lacks"),
-        ],
-    )
-    def test_bad_layouts(self, tmp_path, layout, message):
-        for name in layout:
-            picture(tmp_path / name / "0.png", 0)
-        refused(message, labelled, tmp_path)
-
-    def test_empty_and_few(self, tmp_path):
-        for name in ("bus", "train"):  # a class of railways
-            (tmp_path / name).mkdir()
-        refused("holds no images", labelled, tmp_path)
-        folder_of(tmp_path, ("bus", "train"), n=9)
-        refused("has 18 images to train on: at least 20", labelled, tmp_path)
-        assert labelled(tmp_path, split=False).classes == ("bus", "train")

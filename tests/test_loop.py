@@ -145,7 +145,7 @@ def test_output_that_nobody_reads_is_not_a_full_disk(run, monkeypatch):
     def write(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("train_flows.run.loop.tqdm.write", write)
+    monkeypatch.setattr("tqdm.tqdm.write", write)
     with pytest.raises(BrokenPipeError):
         train(Quadratic(Training(steps=2)), run)
 

@@ -9,7 +9,7 @@ from stored_runs import spread, store_classifier, store_density
 from anode import Solver, SolverError
 from cnf import density_model
 from train_flows.data import Dataset, Split, class_contexts
-from train_flows.figures import of_runs
+from train_flows.figures import of_runs, table_plots
 from train_flows.run import distributed
 from train_flows.run.folder import Run
 from train_flows.settings import Training
@@ -106,11 +106,18 @@ class TestFiles:
     @pytest.fixture(autouse=True)
     def _few(self, monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
-        for name, value in {"FRAMES": 3, "FEWER_FRAMES": 2, "HELD": 1, "POINTS": 500, "CORNER_SAMPLES": 250}.items():
+        for name, value in {"FRAMES": 3, "FEWER_FRAMES": 2, "POINTS": 500, "CORNER_SAMPLES": 250}.items():
             monkeypatch.setattr(of_runs, name, value)
 
-    def pictures(self, folder="run"):
-        return {path.name for path in Run.open(folder).folder.iterdir() if path.suffix in (".png", ".gif")}
+    def drawn(self, draw, dataset, model, **record):
+        """Draw a run with a record, and return the names of the files, which are those returned."""
+        run = Run.open("run")
+        run.log({"step": 0, **record})
+        found = draw(run, dataset, model)
+        written = {path for path in run.folder.iterdir() if path.suffix in (".png", ".gif")}
+        assert len(found) == len(written)
+        assert written == set(found)
+        return {path.name for path in written}
 
     @pytest.mark.parametrize(
         ("source", "model", "expected"),
@@ -122,36 +129,78 @@ class TestFiles:
     )
     def test_of_a_density(self, source, model, expected):
         density, dataset = store_density("run", source, model=model)
-        run = Run.open("run")
-        run.log({"step": 0, "nll": 1.0})
-        of_runs.draw_density(run, dataset, density)
-        assert self.pictures() == {*expected, "curves.png"}
+        assert self.drawn(of_runs.draw_density, dataset, density, nll=1.0) == {*expected, "curves.png"}
 
     def test_of_a_density_given_the_class(self):
         density, dataset = store_density("run", "digits", conditional=True, image_size=4)
-        of_runs.draw_density(Run.open("run"), dataset, density)
-        assert self.pictures() == {"samples.png", "flow.gif", "interpolations.png", "curves.png"}
+        pictures = {"samples.png", "flow.gif", "interpolations.png", "curves.png"}
+        assert self.drawn(of_runs.draw_density, dataset, density) == pictures
 
-    def test_of_a_table(self):
-        x = Split(torch.randn(60, 3))
+    @pytest.mark.parametrize("given", [0, 2])
+    @pytest.mark.parametrize("d", [1, 3])
+    def test_of_a_table(self, d, given, monkeypatch):
+        x = Split(torch.randn(60, d), c=torch.randn(60, given) if given else None)
         store_density("run", "moons")
-        table = Dataset("t", x, x, x, ("a", "b", "c"), is_table=True)
-        of_runs.draw_density(Run.open("run"), table, spread(density_model((3,), hidden=(8,))))
-        assert self.pictures() == {"samples.png", "curves.png"}
+        names = ("a", "b", "c", "d", "e")
+        table = Dataset("t", x, x, x, names[:d], context=names[3 : 3 + given], is_table=True)
+        columns = []
+        corner = table_plots.corner
+        monkeypatch.setattr(table_plots, "corner", lambda sets, names: columns.extend(names) or corner(sets, names))
+        density = spread(density_model((d,), context=given, hidden=(8,)))
+        assert self.drawn(of_runs.draw_density, table, density, nll=1.0) == {"samples.png", "curves.png"}
+        assert columns == ([*names[:d], *["d (given)", "e (given)"][:given]] if d + given > 1 else [])
 
     @pytest.mark.parametrize(("source", "more"), [("spheres", set()), ("digits", {"mistakes.png"})])
     def test_of_a_classifier(self, source, more):
         network, dataset = store_classifier("run", source, model={"extra": 1})
-        of_runs.draw_classifier(Run.open("run"), dataset, network)
-        assert self.pictures() == {"features.png", "curves.png", *more}
+        pictures = self.drawn(of_runs.draw_classifier, dataset, network, validation_loss=1.0)
+        assert pictures == {"features.png", "curves.png", *more}
 
-    def test_a_failing_solve_costs_one_picture(self, monkeypatch, capsys):
+    def test_a_failing_solve_costs_the_pictures_after_it(self, monkeypatch, capsys):
         density, dataset = store_density("run", "moons")
 
         def fail(*_, **__):
             raise SolverError("step underflow", 0.5, 100, Solver())
 
-        monkeypatch.setattr(type(density), "sample", fail)
-        of_runs.draw_density(Run.open("run"), dataset, density)
+        monkeypatch.setattr(type(density), "sample_paths", fail)
+        assert self.drawn(of_runs.draw_density, dataset, density, nll=1.0) == {"curves.png"}
         assert "note: a picture is missing: step underflow" in capsys.readouterr().out
-        assert self.pictures() == {"curves.png"}
+
+
+class TestCurves:
+    RECORDS = (
+        {"step": 0, "nll": 3.0, "nfe_log_prob": 20},
+        {"step": 5, "loss": 1.5, "nll": 2.5, "nfe_forward": 0.0, "nfe_backward": 0.0},
+        {"step": 10, "loss": 1.25, "nll": 2.0},
+        {"step": 15, "loss": 1.75, "nll": 1.5, "nfe_forward": 9.0, "nfe_backward": 0.0},
+        {"step": 20, "loss": 1.0, "nll": 1.0},
+    )
+
+    @pytest.mark.parametrize(
+        ("objective", "likelihood_from", "matching", "likelihood"),
+        [
+            ("likelihood", None, {}, {5: 1.5, 10: 1.25, 15: 1.75, 20: 1.0}),
+            ("flow-matching", None, {5: 1.5, 10: 1.25, 15: 1.75, 20: 1.0}, {}),
+            ("flow-matching+likelihood", 10, {5: 1.5, 10: 1.25}, {15: 1.75, 20: 1.0}),
+            ("flow-matching+likelihood", 12, {5: 1.5, 10: 1.25}, {20: 1.0}),  # the mean over two objectives is neither
+            ("flow-matching+likelihood", None, {}, {5: 1.5, 10: 1.25, 15: 1.75, 20: 1.0}),
+        ],
+    )
+    def test_a_loss_has_one_unit(self, objective, likelihood_from, matching, likelihood):
+        found = of_runs.drawn_records(self.RECORDS, objective, likelihood_from)
+        for name, values in (("matching_loss", matching), ("loss", likelihood)):
+            assert {record["step"]: record[name] for record in found if name in record} == values
+        assert [record["nll"] for record in found] == [3.0, 2.5, 2.0, 1.5, 1.0]
+        solves = [name for record in found for name in record if name.startswith("nfe_")]
+        assert solves == ["nfe_log_prob", "nfe_forward"]
+
+    def test_likelihoods_of_images_are_in_bits(self, tmp_path):
+        run = Run(tmp_path, {"settings": {}})
+        for record in self.RECORDS:
+            run.log(record)
+        figure = of_runs.density_curves(run, DATASET)
+        panels = [axes.get_ylabel() for axes in figure.axes]
+        assert panels == ["negative log-likelihood in bits/dim", "evaluations of the field"]
+        validation, training = figure.axes[0].lines
+        assert validation.get_ydata()[-1] == pytest.approx(1.0 / (4 * math.log(2)))
+        assert training.get_ydata()[0] == pytest.approx(1.5 / (4 * math.log(2)))

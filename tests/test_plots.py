@@ -1,8 +1,12 @@
 """Figures: what they show of the arrays they are given."""
 
+import io
+import math
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from train_flows.figures import image_plots, plots
 
@@ -17,6 +21,23 @@ class TestSamples:
         np.testing.assert_allclose(points[:4, 1], bottom + (top - bottom) / 8)  # row by row from the bottom
         np.testing.assert_allclose(points[::4, 0], left + (right - left) / 8)
 
+    def test_a_box_is_never_flat(self):
+        rare = np.zeros((5000, 1))
+        rare[7] = 1
+        for x, wanted in (
+            (rare, [-0.075, 1.075]),
+            (np.full((9, 1), -20.0), [-21, -19]),
+            (np.ones((1, 1)), [0.95, 1.05]),
+        ):
+            np.testing.assert_allclose(np.ravel(plots.limits(x.astype(np.float32))), wanted, rtol=1e-6)
+        low, high = plots.limits(np.zeros((9, 1)))
+        assert low < 0 < high
+
+    def test_an_outlier_does_not_set_the_box(self):
+        x = np.random.default_rng(0).normal(size=(1000, 1))
+        x[0] = 1e6
+        assert plots.limits(x)[1] < 5
+
     def test_data_density_and_samples_have_titles_and_labels(self):
         x = np.random.default_rng(0).normal(size=(100, 2))
         figure = plots.density_2d(x, np.zeros(16), x[:50], ("height", "weight"))
@@ -25,24 +46,91 @@ class TestSamples:
         assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["height"] * 3
         assert figure.axes[0].get_ylabel() == "weight"
 
-    def test_a_corner_has_the_first_set_below_and_the_last_above(self):
-        low = np.random.default_rng(0).uniform(size=(9, 7))
-        high = low + 0.5
-        figure = plots.corner({"data": low, "samples": high}, [f"x{i}" for i in range(7)], most=3)
-        assert len(figure.axes) == 9
-        below, above = figure.axes[3], figure.axes[1]
-        assert np.asarray(below.collections[0].get_offsets()).max() <= 1
-        assert np.asarray(above.collections[0].get_offsets()).min() >= 0.5
-        assert "first 3 of 7 columns" in figure.get_suptitle()
+    @pytest.mark.parametrize("unit", [1e-22, 1.0, 1e25])
+    @pytest.mark.filterwarnings("error")
+    def test_densities_in_any_unit_have_one_scale_of_colours(self, unit):
+        rng = np.random.default_rng(0)
+        x, samples = (unit * rng.normal(size=(2, 40_000, 2))).astype(np.float32)
+        points = plots.grid(plots.extent(x)) / unit
+        log_density = (-0.5 * (points**2).sum(1) - np.log(2 * np.pi) - 2 * np.log(unit)).astype(np.float32)
+        figure = plots.density_2d(x, log_density, samples)
+        data, density, drawn = (axes.images[0] for axes in figure.axes[:3])
+        assert {image.get_clim() for image in (data, density, drawn)} == {(0, 1)}
+        expected = np.exp(-0.5 * (points**2).sum(1)).reshape(128, 128)
+        np.testing.assert_allclose(np.asarray(density.get_array()), expected, atol=2e-3)
+        for image in (data, drawn):
+            counted = np.asarray(image.get_array())
+            assert counted[40:60, 40:60].mean() == pytest.approx(expected[51:77, 51:77].mean(), rel=0.05)
+        peak = float(figure.axes[3].get_ylabel().split()[-1])
+        assert peak == pytest.approx(1 / (2 * np.pi * unit**2), rel=0.01)
+        figure.savefig(io.BytesIO())
 
+    @pytest.mark.filterwarnings("error")
+    def test_a_density_that_vanishes_on_the_grid(self):
+        x = np.random.default_rng(0).normal(size=(100, 2))
+        figure = plots.density_2d(x, np.full(16, -np.inf), x)
+        assert np.asarray(figure.axes[1].images[0].get_array()).max() == 0
+        figure.savefig(io.BytesIO())
+
+    def test_few_points_are_points_and_many_a_histogram(self):
+        x = np.random.default_rng(0).normal(size=(20_000, 2))
+        few, many = Figure().subplots(1, 2)
+        plots.cloud(few, x[:274], plots.extent(x))
+        plots.cloud(many, x, plots.extent(x))
+        assert len(few.collections[0].get_offsets()) == 274
+        assert many.images[0].get_array().sum() == pytest.approx(20_000, rel=0.01)
+        assert plots.marker_size(50) > plots.marker_size(1000) > plots.marker_size(5000)
+
+    def test_one_column_has_histograms_and_the_density(self):
+        x, points = np.random.default_rng(0).normal(size=(2, 1000)), np.linspace(-4, 4, 9)
+        figure = plots.density_1d(*x, points, -0.5 * points**2 - 0.5 * np.log(2 * np.pi), "speed")
+        (axes,) = figure.axes
+        np.testing.assert_allclose(axes.lines[0].get_ydata()[4], 0.39894, rtol=1e-4)
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert labels == ["data (1,000)", "samples (1,000)", "density of the model"]
+        assert axes.get_xlabel() == "speed"
+
+    def test_long_names_are_wrapped(self):
+        name = "speed_of_sound_in_water (m/s) at 1 $ and 2 $"
+        assert plots.axis_label(name).splitlines() == ["speed_of_sound_", "in_water (m/s) at", r"1 \$ and 2 \$"]
+        assert plots.axis_label("a " * 60).endswith("...")
+        assert plots.axis_label("body_mass_g") == "body_mass_g"
+
+    def test_the_last_frame_of_a_gif_is_held(self, tmp_path):
+        frames = np.random.default_rng(0).normal(size=(3, 50, 2))
+        plots.save_gif(plots.flow_animation(frames, [0, 0.5, 1], (-3, 3, -3, 3)), tmp_path / "flow.gif")
+        with Image.open(tmp_path / "flow.gif") as gif:
+            durations = [(gif.seek(i), gif.info["duration"])[1] for i in range(gif.n_frames)]
+        assert durations == [60, 60, 1000]  # milliseconds, of which a GIF keeps hundredths of a second
+
+
+class TestFeatures:
     def test_features_of_many_dimensions_are_principal_components(self):
         rng = np.random.default_rng(0)
         x = rng.normal(size=(50, 5)) * [10, 5, 0.1, 0.1, 0.1]
-        figure = plots.features({"inputs": x[:, :2], "features": x}, rng.integers(2, size=50))
+        figure = plots.features({"inputs": x[:, :2], "features": x}, np.zeros(50, dtype=int), ("all",))
         assert [axes.get_xlabel() for axes in figure.axes] == ["first coordinate", "first principal component"]
         assert "of the variance shown" in figure.axes[1].get_title()
         shown = np.asarray(figure.axes[1].collections[0].get_offsets())
         assert shown.std(0)[0] > shown.std(0)[1] > 1
+
+    @pytest.mark.parametrize("count", [2, 7, 10])
+    def test_classes_have_names_and_differ_without_colour(self, count):
+        names = [f"_{i} $" for i in range(count)]
+        x = np.random.default_rng(0).normal(size=(50, 2))
+        figure = plots.features({"inputs": x}, np.arange(50) % count, names)
+        shown = figure.legends[0]
+        assert [text.get_text() for text in shown.get_texts()] == [name.replace("$", r"\$") for name in names]
+        shapes = {path.vertices.tobytes() for dots in figure.axes[0].collections for path in dots.get_paths()}
+        assert len(shapes) == count
+        figure.savefig(io.BytesIO())
+
+    def test_many_classes_have_a_bar_of_colours(self):
+        x = np.random.default_rng(0).normal(size=(50, 1))
+        figure = plots.features({"inputs": x}, np.arange(50) % 12, [str(i) for i in range(12)])
+        assert not figure.legends
+        assert "number of the class" in figure.axes[1].get_ylabel()
+        assert figure.axes[0].get_ylabel() == "class"
 
 
 class TestImages:
@@ -78,7 +166,7 @@ class TestImages:
         scores = np.eye(3)[[0, 1, 1, 2]]
         figure = image_plots.mistakes(np.zeros((4, 1, 2, 2)), np.array([0, 1, 2, 2]), scores, ("a", "b", "c"), 255)
         assert figure.axes[0].get_title() == "75.0% of 4 are right"
-        assert figure.axes[1].get_title() == "c > b"
+        assert figure.axes[1].get_title() == "c >\nb"
 
 
 class TestCurves:
@@ -89,18 +177,18 @@ class TestCurves:
         np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 2], [1, 2], [3, 4]])
         assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("epoch", "loss", "log")
 
-    def test_lines_of_a_panel_differ_without_colour(self):
-        records = [{"step": 10 * i, "loss": 1.0 / (i + 1), "nll": 2.0} for i in range(3)]
-        figure = plots.run_curves(records, {"nats": ("loss", "nll", "missing")})
-        (axes,) = figure.axes
-        assert len(axes.lines) == 2
+    def test_lines_of_a_panel_have_words_and_differ_without_colour(self):
+        records = [{"step": 10 * i, "loss": 1.0 / (i + 1), "nll": math.nan if i == 1 else 2.0} for i in range(3)]
+        panels = {"nats": {"loss": "training", "nll": "validation", "missing": "test"}, "none": {"nfe": "forward"}}
+        (axes,) = plots.run_curves(records, panels).axes
+        assert [line.get_label() for line in axes.lines] == ["training", "validation"]
+        assert len(axes.lines[1].get_xydata()) == 2
         assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("training step", "nats")
 
     @pytest.mark.parametrize("count", [1, 7, 8, 40])
     def test_every_run_has_a_colour_of_its_own(self, count):
-        steps = np.arange(3.0)
-        runs = {f"run {i}": {"step": steps, "loss": steps + i, "nfe": steps} for i in range(count)}
+        runs = {f"run {i}": [{"step": k, "loss": k + i, "nfe": k} for k in range(3)] for i in range(count)}
         figure = plots.compare_runs(runs, {"loss": {"loss": "loss"}, "nfe": {"nfe": "forward"}}, ("nfe", "loss"))
         colors = {line.get_color() for line in figure.axes[0].lines if len(line.get_xydata()) > 1}
         assert len(colors) == count

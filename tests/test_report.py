@@ -127,10 +127,11 @@ class TestPictures:
         assert colors[0] != colors[1]
         np.testing.assert_array_equal(self.lines(loss)[0], [[0, 3], [10, 2], [20, 2.5]])
         np.testing.assert_array_equal(self.lines(loss)[2], [[10, 2.5], [20, 3]])
-        assert [text.get_text() for text in loss.get_legend().get_texts()] == ["validation NLL", "training loss"]
+        assert [text.get_text() for text in loss.get_legend().get_texts()] == ["validation", "training, with penalties"]
         np.testing.assert_array_equal(self.lines(cost)[0], [[10, 21], [20, 22]])
         np.testing.assert_array_equal(self.lines(cost)[2], [[10, 13], [20, 14]])
-        assert [text.get_text() for text in cost.get_legend().get_texts()] == ["forward", "backward"]
+        words = ["training step, forward", "training step, backward"]
+        assert [text.get_text() for text in cost.get_legend().get_texts()] == words
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
         assert self.lines(against) == []  # these records lack evaluations of log_prob
 
@@ -146,7 +147,16 @@ class TestPictures:
             Run.open("a").log({"step": i, "validation_loss": 1.0, "nfe_forward": 20.0, "nfe_backward": 0.0})
         Run.open("a").save_state(2, {})
         _, cost, _ = report.draw(report.read(["a"])).axes
-        assert [text.get_text() for text in cost.get_legend().get_texts()] == ["forward"]
+        assert [text.get_text() for text in cost.get_legend().get_texts()] == ["training step, forward"]
+
+    def test_the_loss_of_flow_matching_has_a_panel_of_its_own(self, make):
+        objective = {"objective": "flow-matching+likelihood"}
+        make("a", 3.0, 2.0, 2.5, objective=objective, training={"likelihood_from": 10})
+        figure = report.draw(report.read(["a"]))
+        loss, matching, *_ = figure.axes
+        assert matching.get_ylabel() == "loss of flow matching"
+        np.testing.assert_array_equal(matching.lines[0].get_xydata(), [[10, 2.5]])
+        np.testing.assert_array_equal(loss.lines[2].get_xydata(), [[20, 3]])
 
 
 class TestRefusals:

@@ -177,4 +177,5 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
     from train_flows.figures import of_runs  # matplotlib takes a second, which --help need not wait for
 
     with distributed.progress_bar("drawing"):
-        of_runs.draw_classifier(run, dataset, task.model)
+        pictures = of_runs.draw_classifier(run, dataset, task.model)
+    print(wording.lines([("pictures", ", ".join(map(str, pictures)))]))

@@ -71,14 +71,17 @@ class ComparedRun:
     records: list[dict[str, Any]]
     result: dict[str, Any] | None
 
-    def curve(self, name: str) -> np.ndarray:
-        """Return a figure of all records, NaN where it is missing."""
-        return np.array([record.get(name) for record in self.records], dtype=float)
+    @property
+    def drawn(self) -> list[dict[str, Any]]:
+        """See :func:`train_flows.figures.of_runs.drawn_records`."""
+        from train_flows.figures import of_runs
+
+        return of_runs.drawn_records(self.records)
 
     def figures(self) -> dict[str, Any]:
         """Return the last record's figures, the best validation and the test; None for a missing figure."""
         last, best, test = self.records[-1] if self.records else {}, None, None
-        values = self.curve(CRITERIA[self.kind])
+        values = np.array([record.get(CRITERIA[self.kind]) for record in self.records], dtype=float)
         if np.isfinite(values).any():
             i = int(np.argmin(np.where(np.isfinite(values), values, math.inf)))
             best = {"value": float(values[i]), "step": self.records[i]["step"]}
@@ -169,7 +172,7 @@ def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
 def as_text(runs: Sequence[ComparedRun]) -> str:
     """Return the same as tables; the settings have a row for each run, or a column if there are many settings."""
     test = "test NLL, nats" if runs[0].kind == DENSITY else "test accuracy"
-    best = ("best " + CRITERIA[runs[0].kind].replace("_", " "), "at step")
+    best = ("best validation NLL" if runs[0].kind == DENSITY else "best validation loss", "at step")
     head = ["run", "data", "step", *best, "training loss", "NFE forward", "NFE backward", "seconds", test]
     blocks = [_in_columns([head, *map(_row, runs)])]
     names = differing(runs)
@@ -181,20 +184,14 @@ def as_text(runs: Sequence[ComparedRun]) -> str:
 
 
 def draw(runs: Sequence[ComparedRun]) -> Figure:
-    """Draw loss and evaluations of runs during training, and the loss against the evaluations."""
-    from train_flows.figures import plots  # matplotlib takes a second, which --help need not wait for
+    """Draw losses and evaluations of runs during training, and the loss against the evaluations."""
+    from train_flows.figures import of_runs, plots  # matplotlib takes a second, which --help need not wait for
 
     density, criterion = runs[0].kind == DENSITY, CRITERIA[runs[0].kind]
-    evaluations = {"nfe_log_prob": "log_prob"} if density else {}
-    evaluations |= {"nfe_forward": "forward", "nfe_backward": "backward"}
-    loss = {criterion: "validation NLL" if density else "validation loss", "loss": "training loss"}
-    panels = {"NLL in nats" if density else "loss": loss, "evaluations per step or solve": evaluations}
-    figures = {}
-    for run in runs:
-        figures[run.name] = {name: run.curve(name) for name in ("step", criterion, "loss", *evaluations)}
-        for name in evaluations:  # zeros, as backwards with direct gradients, show nothing
-            figures[run.name][name][figures[run.name][name] == 0] = np.nan
-    return plots.compare_runs(figures, panels, (next(iter(evaluations)), criterion), log=not density)
+    loss: plots.Panels = {"loss": {criterion: "validation", "loss": "training"}, of_runs.COST: of_runs.SOLVES}
+    cost = "nfe_log_prob" if density else "nfe_forward"
+    panels = of_runs.likelihood_panels() if density else loss
+    return plots.compare_runs({run.name: run.drawn for run in runs}, panels, (cost, criterion), log=not density)
 
 
 def _settings(run: Run) -> dict[str, Any]:

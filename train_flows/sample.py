@@ -170,12 +170,12 @@ def _write_csv(file: BinaryIO, parts: Iterable[np.ndarray], columns: Sequence[st
 
 def _picture(rows: np.ndarray, model: Density, columns: Sequence[str], classes: Sequence[str]) -> Figure:
     """Draw the rows of the file; images of several classes have a row for each class."""
-    from train_flows.figures import image_plots, plots
+    from train_flows.figures import image_plots, table_plots
 
     size = model.event_shape.numel()
     x = rows[:, :size].reshape(-1, *model.event_shape)
     if x.ndim == 2:
-        return plots.samples(x, columns)
+        return table_plots.samples(x, columns)
     max_value = x.max() if model.levels is None else model.levels - 1
     labels = rows[:, size].astype(int) if classes else np.zeros(len(x), dtype=int)
     if len(np.unique(labels)) > 1:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from pydantic import Field
 
 from anode import InputError, MLPField
@@ -29,12 +30,22 @@ from train_flows import benchmark, data
 from train_flows.benchmark.packages import PACKAGES, Contender, FlowSpec, contenders, missing, ours
 from train_flows.benchmark.timing import compare_checkouts, in_child, medians, pinned
 from train_flows.command_line import read
+from train_flows.figures.plots import LINE_COLORS
+from train_flows.results_pages import OURS, speed_rows
 from train_flows.run.loop import shuffled_batches
 
 Count = Annotated[int, Field(ge=1)]
 Row = dict[str, Any]
 TOLERANCE, REFERENCE = 1e-5, 1e-9
-OURS = "ours, checkpoint"
+NAME = "Augmented Flows"  # of this package in the figure
+TASKS = {  # titles of panels
+    "cnf-2d, step, exact": "training step,\n2 dimensions",
+    "cnf-2d, step, one probe": "training step, trace by\none probe, 2 dimensions",
+    "cnf-2d, log_prob": "log-density of 10,000\npoints, 2 dimensions",
+    "cnf-2d, sample": "10,000 samples,\n2 dimensions",
+    "cnf-tab, step, exact": "training step,\n43 dimensions",
+    "cnf-tab, step, one probe": "training step, trace by\none probe, 43 dimensions",
+}
 
 
 class Work(NamedTuple):
@@ -105,7 +116,36 @@ def main(args: list[str]) -> None:
         with pinned(settings.threads):
             rows += (plane if work == "cnf-2d" else in_many_dimensions)(settings)
         benchmark.write(settings.out, __doc__, packages=packages, rows=rows)
-    print(table(rows), settings.out, sep="\n\n")
+    picture = settings.out.with_suffix(".png")
+    draw({"rows": rows}).savefig(picture, dpi=110)
+    print(table(rows), f"{settings.out}, {picture}", sep="\n\n")
+
+
+def draw(content: Mapping[str, Any]) -> Figure:
+    """Draw the seconds of every package over those of this one, a panel for each task, all with one scale.
+
+    Args:
+        content: of a JSON file that this benchmark wrote.
+    """
+    rows = list(speed_rows(content))
+    tasks = [task for task in TASKS if any(task in row for row in rows)]
+    figure = Figure(figsize=(2.6 * len(tasks) + 2.4, 0.32 * len(rows) + 1.4), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        for i, row in enumerate(rows):
+            if task in row:
+                log_ratio, seconds = np.log2(row[task]["ratio"]), row[task]["seconds"]
+                axes.barh(i, log_ratio, color=LINE_COLORS[1 if row["package"].startswith("ours") else 0])
+                axes.text(max(0, log_ratio) + 0.2, i, f"{seconds:.2g} s", va="center", size="small")
+        axes.axvline(0, color="k", lw=0.8)
+        axes.set_title(TASKS[task], fontsize="medium")
+    ticks = [-2, 0, 2, 4]
+    panels[0].set_xticks(ticks, [f"{2.0**tick:g}" for tick in ticks])
+    panels[0].margins(x=0.35)
+    panels[0].set_yticks(range(len(rows)), [row["package"].replace("ours", NAME) for row in rows])
+    panels[0].invert_yaxis()
+    figure.supxlabel(f"seconds over those of {NAME}, checkpoint: bars to the left are faster")
+    return figure
 
 
 def compare(against: Path, settings: Settings) -> None:

@@ -146,7 +146,8 @@ class Dataset:
                 order = torch.tensor([self.columns.index(name) for name in columns])
                 spare = [name for name in self.columns if name not in columns]
                 notes += (f"{abbreviate(spare)}: left out, for {model} was trained without",) if spare else ()
-        own_shape = tuple(self.test.x[:0, order].shape[1:])
+        colours = 3 if levels and self.levels and (self.shape[0], shape[0]) == (1, 3) else 1  # of grey images
+        own_shape = (colours * len(self.test.x[0, order]), *self.shape[1:])
         if self.levels is None and math.prod(own_shape) == math.prod(shape) and not self.test.mapped:
             own_shape, own_levels = shape, levels  # such as pixels in columns
         if (own_shape, own_levels) != (shape, levels):
@@ -171,7 +172,7 @@ class Dataset:
             if numbers is not None and y is not None:
                 y = numbers[y]
                 c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
-            x = part.x if part.mapped else part.x[:, order].view(-1, *shape)
+            x = part.x if part.mapped else part.x[:, order].repeat_interleave(colours, 1).view(-1, *shape)
             return dataclasses.replace(part, x=x, y=y, c=c)
 
         parts = {name: matched(getattr(self, name)) for name in ("train", "validation", "test")}

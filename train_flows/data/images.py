@@ -7,9 +7,6 @@ The files of the published sets lie under ``--data-root``, where torchvision put
     cifar-10-batches-py/   data_batch_1 to data_batch_5, test_batch, batches.meta
     train_32x32.mat, test_32x32.mat    of SVHN
 
-A folder of images has a subfolder for each class, or parts ``train`` and ``test`` (or ``val``) with such folders. For a
-density the classes may be missing. Names that begin with a dot are ignored.
-
 References:
     LeCun, Bottou, Bengio, Haffner 1998, Proc. IEEE 86(11); Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747;
     Krizhevsky 2009, "Learning multiple layers of features from tiny images"; Netzer et al. 2011, NIPS workshop.
@@ -22,30 +19,26 @@ import gzip
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 from anode import InputError
-from train_flows.data.dataset import Dataset, Split, class_contexts, class_order, shuffled, three_splits
+from train_flows.data import image_folders
+from train_flows.data.dataset import Dataset, Split, class_contexts, shuffled, three_splits
+from train_flows.data.image_folders import LAYOUT, Parts
 
 DIGITS = tuple("0123456789")
 CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 DIGITS_LEVELS, LEVELS = 17, 256  # values of a pixel
 MIN_IMAGES = 20  # for a split into three parts
 CHUNK_IMAGES = 4096  # averaged together
-TINY_IMAGENET = 100_000  # its training images
-LAYOUT = "put the images into FOLDER/CLASS/, or FOLDER/train/CLASS/ and FOLDER/test/CLASS/, a folder for each class"
 
 
 class Published(NamedTuple):
@@ -57,7 +50,6 @@ class Published(NamedTuple):
     classes: tuple[str, ...]
 
 
-Parts = tuple[Split, Split | None, tuple[str, ...]]  # training part or all images, test part if any, class names
 PUBLISHED = {
     "mnist": Published("MNIST", "MNIST/raw", IDX, DIGITS),
     "fashion": Published("FashionMNIST", "FashionMNIST/raw", IDX, CLOTHES),
@@ -95,7 +87,7 @@ def load(
         parts = _averaged(name, (Split(x, torch.from_numpy(bunch.target).long()), None, DIGITS), image_size)
     else:
         folder = Path(source).resolve()
-        name, (parts, notes) = folder.name, _folder(folder, image_size, needs_classes)
+        name, (parts, notes) = folder.name, image_folders.read(folder, image_size, needs_classes)
     train, test, classes = parts
     split = split or source in IMAGE_SETS
     if split and len(train) < MIN_IMAGES:
@@ -200,96 +192,3 @@ def _samples(part: Any) -> Split:
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images with {len(y)} labels")
     return Split((x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x).contiguous(), y)
-
-
-def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts, tuple[str, ...]]:
-    """Return the images of a folder, and notes."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder of images: check the path")
-    training, testing, notes = _layout(folder)
-    classes = tuple(sorted(_subfolders(training), key=class_order))
-    if len(classes) < 2 and not needs_classes:
-        classes = ()
-    elif len(classes) < 2:
-        raise InputError(f"{training} holds {len(classes)} folders of images: at least 2 classes are needed; {LAYOUT}")
-    elif testing and (unknown := sorted(set(_subfolders(testing)) - set(classes))):
-        raise InputError(f"{testing} holds the class {unknown[0]}, which {training} lacks: add or remove it")
-    files = _image_files(training, classes)
-    n_train = len(files)
-    files += _image_files(testing, classes) if testing else []
-    x = _read_images([path for path, _ in files], size, one_mode=not needs_classes)
-    images = Split(x, torch.tensor([label for _, label in files]) if classes else None)
-    train, test = images.take(slice(n_train)), images.take(slice(n_train, None))
-    if folder.name.lower().startswith("tiny-imagenet") and n_train < TINY_IMAGENET:
-        notes += (f"{n_train:,} of the {TINY_IMAGENET:,} training images of Tiny-ImageNet",)
-    if folder.name.lower().startswith("cifar10") and "jpeg" in folder.name.lower():
-        notes += ("CIFAR-10 re-compressed as JPEG",)
-    return (train, test if testing else None, classes), notes
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-
-
-def _layout(folder: Path) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """Return the folder of the training part or of all images, that of the test part if there is one, and notes."""
-    names = {name.lower(): name for name in _subfolders(folder)}
-    trains, tests = ([folder / names[part] for part in parts if part in names] for parts in (TRAIN_NAMES, TEST_NAMES))
-    if trains and (tests or len(names) == 1):
-        unused = (f"{path.name} is not used: validation images are drawn from the training part" for path in tests[1:])
-        return trains[0], tests[0] if tests else None, tuple(unused)
-    if trains and _subfolders(trains[0]):  # otherwise it is a class, of railways
-        other = min(set(names.values()) - {trains[0].name})
-        raise InputError(f"{folder} holds {trains[0].name} and {other}, which is not a part to test on: {LAYOUT}")
-    if tests and len(tests) == len(names):
-        raise InputError(f"{folder} holds {tests[0].name} but no folder {TRAIN_NAMES[0]}: {LAYOUT}")
-    return folder, None, ()
-
-
-def _image_files(part: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """Return the images of a part, in order of their classes and paths, with their class."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    def is_image(path: str) -> bool:
-        hidden = any(name.startswith(".") for name in Path(path).relative_to(part).parts)
-        return path.lower().endswith(IMG_EXTENSIONS) and not hidden
-
-    numbers = {name: i for i, name in enumerate(classes or ["."])}
-    found = make_dataset(part, numbers, is_valid_file=is_image, allow_empty=True)
-    if not found:
-        raise InputError(f"{part} holds no images ({', '.join(IMG_EXTENSIONS)}): {LAYOUT}")
-    return found
-
-
-def _read_images(paths: list[str], size: int | None, one_mode: bool) -> torch.Tensor:
-    """Read images (N, C, H, W): with one channel if all are grey, otherwise with three.
-
-    Grey images among coloured ones have three equal channels and so no density: ``one_mode`` refuses them.
-    """
-    with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda path: _read_image(path, size), paths))
-    grey, first = [image.ndim == 2 for image in images], images[0].shape
-    if one_mode and any(grey) and not all(grey):
-        raise InputError(
-            f"{paths[grey.index(True)]} is grey, {paths[grey.index(False)]} in colour: convert them to one mode"
-        )
-    for path, image in zip(paths, images, strict=True):
-        if image.shape[:2] != first[:2]:
-            shapes = " but ".join(f"{p} is {s[1]}x{s[0]}" for p, s in ((paths[0], first), (path, image.shape)))
-            raise InputError(f"images differ in size, {shapes} pixels: pass --image-size")
-    if all(grey):
-        return torch.from_numpy(np.stack(images)).unsqueeze(1)
-    coloured = [np.stack([image] * 3, axis=-1) if image.ndim == 2 else image for image in images]
-    return torch.from_numpy(np.stack(coloured)).permute(0, 3, 1, 2).contiguous()
-
-
-def _read_image(path: str, size: int | None) -> np.ndarray:
-    """Read a grey image (H, W) or a coloured one (H, W, 3), cropped and resized to a square if a size is given."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {image.mode} has more than 8 bits a pixel")
-            image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-            return np.asarray(image if size is None else ImageOps.fit(image, (size, size)))
-    except Exception as error:  # Pillow raises many kinds
-        raise InputError(f"{path} cannot be used as an image ({error}): convert, remove or restore it") from error

@@ -19,7 +19,7 @@ import torch
 from anode import InputError, classifier_model
 from train_flows import recipes
 from train_flows.data import LABELLED_NAMES
-from train_flows.data.images import TRAIN_NAMES
+from train_flows.data.image_folders import TRAIN_NAMES
 from train_flows.experiments.grid import Experiment, Scale, words
 from train_flows.experiments.panels import against, by_epoch, draw_panels
 from train_flows.experiments.results import SUCCESS, Results, by_data, in_words, spread

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from matplotlib.animation import FuncAnimation
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from PIL.Image import Image
 from torchvision.utils import make_grid
+
+from train_flows.figures import plots
 
 Array = np.ndarray
 GAP = 0.4  # gray level between images
@@ -53,21 +54,20 @@ def images_by_class(
             found = x[y == k][:columns]
             row[: len(found)] = found
         panels[title] = tiles(rows.reshape(-1, *x.shape[1:]), columns, max_value)
-    return _panels(panels, [names[k] for k in classes])
+    return _panels(panels, [plots.plain(names[k]) for k in classes])
 
 
-def image_animation(frames: Array, times: Sequence[float], max_value: float) -> FuncAnimation:
+def image_animation(frames: Array, times: Sequence[float], max_value: float) -> Iterator[Image]:
     """Animate images (T, N, C, H, W) on their way from noise, at T times."""
     side = math.ceil(math.sqrt(frames.shape[1]))
     figure = _panels({"t = 0.00": tiles(frames[0], side, max_value)}, inches=5)
     (axes,) = figure.axes
 
-    def draw(i: int) -> list[Any]:
+    def draw(i: int) -> None:
         axes.images[0].set_data(tiles(frames[i], side, max_value))
         axes.set_title(f"t = {times[i]:.2f}", fontsize="medium")
-        return []
 
-    return FuncAnimation(figure, draw, frames=len(frames))
+    return plots.drawn_frames(figure, draw, len(frames))
 
 
 def mistakes(images: Array, classes: Array, scores: Array, names: Sequence[str], max_value: float) -> Figure:
@@ -80,7 +80,7 @@ def mistakes(images: Array, classes: Array, scores: Array, names: Sequence[str],
         names: of the K classes.
         max_value: largest value of a pixel.
     """
-    predicted = scores.argmax(1)
+    predicted, names = scores.argmax(1), [plots.plain(name) for name in names]
     counts = np.zeros((len(names), len(names)))
     np.add.at(counts, (classes, predicted), 1)
     figure = Figure(figsize=(12, 5.2), layout="constrained")
@@ -103,7 +103,7 @@ def mistakes(images: Array, classes: Array, scores: Array, names: Sequence[str],
         panel.axis("off")
         if i is not None:
             panel.imshow(images[i].transpose(1, 2, 0) / max_value, cmap="gray", vmin=0, vmax=1)
-            panel.set_title(f"{names[classes[i]]} > {names[predicted[i]]}", fontsize="x-small")
+            panel.set_title(f"{names[classes[i]]} >\n{names[predicted[i]]}", fontsize="x-small")
     return figure
 
 

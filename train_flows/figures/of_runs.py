@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import itertools
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from PIL.Image import Image
 from torch import Tensor
 
 from anode import Classifier, SolverError
@@ -15,80 +20,146 @@ from anode.storage import written_atomically
 from cnf import Density, Flow, LiftedFlow
 from train_flows.data import Dataset, class_contexts
 from train_flows.evaluation import chunks, likelihood, to_model
-from train_flows.figures import image_plots, plots
+from train_flows.figures import image_plots, plots, table_plots
 from train_flows.run import distributed
 from train_flows.run.folder import SAMPLES_FOLDER, Run
 from train_flows.settings import Training
 
 POINTS = 20_000  # data points and samples in two dimensions
 CORNER_SAMPLES = 5000
+CURVE_POINTS = 400  # of a density in one dimension
+DPI = 130
 TEST_SAMPLES, TEST_IMAGES = 2000, 1000  # of a classifier
 DRAWS = 16  # importance samples of a density on a grid
 SEED = 0  # of the noise of all pictures of images
 IMAGES, CLASSES = 64, 10  # images in a square; classes in rows, and images of each
 PAIRS, STEPS_BETWEEN = 8, 10  # pairs of test images, and images on the way from one to the other, both included
-MOVING, FRAMES, FEWER_FRAMES, HELD = 25, 45, 12, 15  # images; times of one ODE, of several; repeats of the last frame
-CURVES = {"nats": ("loss", "nll"), "evaluations of the field": ("nfe_forward", "nfe_backward", "nfe_log_prob")}
+MOVING, FRAMES, FEWER_FRAMES = 25, 45, 12  # images; times of one ODE, of several
+COST = "evaluations of the field"
+SIGNS = ("target up to 0", "target above 0")
+SOLVES = {"nfe_forward": "training step, forward", "nfe_backward": "training step, backward"}
+Picture = Figure | Iterator[Image]
+
+
+def draw_density(run: Run, dataset: Dataset, model: Density) -> list[Path]:
+    """Draw the curves of training, samples and the flow; return the files, and the folder of snapshots if there is one.
+
+    A failed solve leaves a note.
+    """
+    if dataset.levels is not None:
+        pictures = _image_pictures(dataset, model)
+    elif dataset.shape == (2,) and not dataset.context:
+        pictures = _plane_pictures(dataset, model)
+    else:
+        pictures = _table_pictures(dataset, model)
+    snapshots = run.folder / SAMPLES_FOLDER
+    return [*_save(run, density_curves(run, dataset), pictures), *([snapshots] if snapshots.is_dir() else [])]
+
+
+def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> list[Path]:
+    """Draw the curves of training, test samples with their features, and images taken for another class."""
+    panels = {
+        name: {f"train_{name}": "training samples", f"validation_{name}": "validation"} for name in ("loss", "accuracy")
+    }
+    curves = plots.run_curves(drawn_records(run.records()), {**panels, COST: SOLVES})
+    return _save(run, curves, _classifier_pictures(dataset, model))
 
 
 @torch.no_grad()
-def draw_density(run: Run, dataset: Dataset, model: Density) -> None:
-    """Draw samples, the flow and the curves of training; a picture whose solve fails is replaced by a note."""
-    curves = {"bits/dim": ("bits_per_dim",)} | CURVES if dataset.levels else CURVES
-    plots.run_curves(run.records(), curves).savefig(run.folder / "curves.png", dpi=120)
+def _save(run: Run, curves: Figure, pictures: Iterable[tuple[str, Picture]]) -> list[Path]:
+    """Write curves, and pictures as they are computed until a solve fails, which leaves a note; return the files."""
+    written = []
     try:
-        if dataset.levels is not None:
-            _draw_images(run, dataset, model)
-        elif dataset.shape == (2,) and not dataset.context:
-            _draw_plane(run, dataset, model)
-        else:
-            data = dataset.train.head(CORNER_SAMPLES)
-            samples = model.sample(len(data), to_model(model, data.c)).cpu()
-            sets = {"data": data.x.flatten(1).numpy(), "samples": samples.flatten(1).numpy()}
-            plots.corner(sets, dataset.columns).savefig(run.folder / "samples.png", dpi=150)
-    except SolverError as error:
-        print(f"note: a picture is missing: {error}")
-
-
-@torch.no_grad()
-def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> None:
-    """Draw inputs and features of test samples, images taken for another class, and the curves of training."""
-    panels = {name: [f"{part}_{name}" for part in ("train", "validation", "test")] for name in ("loss", "accuracy")}
-    panels["evaluations of the field"] = ["nfe_forward", "nfe_backward"]
-    plots.run_curves(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
-    test = dataset.test.head(TEST_IMAGES if dataset.levels else TEST_SAMPLES)
-    assert test.y is not None, "classifiers have targets"
-    try:
-        states = torch.cat([model.features(to_model(model, test.x[rows])) for rows in chunks(test)])
-        targets = (test.y if dataset.classes else test.y[:, 0] > 0).numpy().astype(int)
-        if dataset.levels and dataset.classes:
-            scores = model.readout(states).softmax(1).cpu().numpy()
-            shown = image_plots.mistakes(test.x.numpy(), targets, scores, dataset.classes, dataset.levels - 1)
-            shown.savefig(run.folder / "mistakes.png", dpi=120)
-        sets = {"inputs": test.x.flatten(1).numpy(), "features": states.cpu().flatten(1).numpy()}
-        plots.features(sets, targets).savefig(run.folder / "features.png", dpi=120)
+        for name, picture in itertools.chain([("curves.png", curves)], pictures):
+            path = run.folder / name
+            if isinstance(picture, Figure):
+                picture.savefig(path, dpi=DPI)
+            else:
+                plots.save_gif(picture, path)
+            written.append(path)
     except (SolverError, np.linalg.LinAlgError) as error:
         print(f"note: a picture is missing: {error}")
+    return written
 
 
-def _draw_plane(run: Run, dataset: Dataset, model: Density) -> None:
-    """Draw data, density and samples, and the GIF of base samples that flow to the data."""
+# Curves
+
+
+def drawn_records(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return records without solves that did not take place."""
+    return [{name: value for name, value in r.items() if value or not name.startswith("nfe_")} for r in records]
+
+
+def likelihood_panels(unit: str = "nats") -> plots.Panels:
+    """Return the panels of the training of a density: likelihood, flow matching and cost, each in one unit."""
+    likelihood = {"nll": "validation", "loss": "training, with penalties"}
+    cost = {"nfe_log_prob": "validation, log_prob", **SOLVES}
+    panels = {f"negative log-likelihood in {unit}": likelihood, "loss of flow matching": {"matching_loss": "training"}}
+    return {**panels, COST: cost}
+
+
+def density_curves(run: Run, dataset: Dataset) -> Figure:
+    """Draw losses, likelihoods and evaluations; the likelihood of images is in bits/dim."""
+    records = drawn_records(run.records())
+    unit, size = ("bits/dim", math.log(2) * dataset.shape.numel()) if dataset.levels else ("nats", 1)
+    records = [record | {name: record[name] / size for name in ("nll", "loss") if name in record} for record in records]
+    return plots.run_curves(records, likelihood_panels(unit))
+
+
+# Points and tables
+
+
+def _plane_pictures(dataset: Dataset, model: Density) -> Generator[tuple[str, Picture]]:
+    """Yield data, density and samples in the plane, and the flow of base samples to the data."""
     data = dataset.train.head(POINTS).x.numpy()
     box = plots.extent(data)
-    points = to_model(model, torch.from_numpy(plots.grid(box)))
-    log_density = torch.cat([likelihood.log_prob(model, part, DRAWS) for part in points.split(CORNER_SAMPLES)])
-    samples = torch.cat([model.sample(CORNER_SAMPLES) for _ in range(POINTS // CORNER_SAMPLES)])
-    figure = plots.density_2d(data, log_density.cpu().numpy(), samples.cpu().numpy(), dataset.columns)
-    figure.savefig(run.folder / "samples.png", dpi=150)
     times = np.linspace(0, 1, FRAMES)
     frames = model.sample_paths(POINTS, times.tolist()).cpu().numpy()
-    plots.save_gif(plots.flow_animation(*_with_last_held(frames, times), box), run.folder / "flow.gif")
+    log_density = _log_density(model, plots.grid(box))
+    yield "samples.png", plots.density_2d(data, log_density, frames[-1, : len(data)], dataset.columns)
+    yield "flow.gif", plots.flow_animation(frames, times.tolist(), box)
 
 
-def _with_last_held(frames: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Repeat the last frame, so that a GIF stays on it for a while."""
-    held = [*range(len(times)), *[len(times) - 1] * HELD]
-    return frames[held], times[held].tolist()
+def _table_pictures(dataset: Dataset, model: Density) -> Generator[tuple[str, Picture]]:
+    """Yield the marginals of data and samples, of columns and contexts in pairs; of one column, with the density."""
+    data = dataset.train.head(CORNER_SAMPLES)
+    samples = model.sample(len(data), to_model(model, data.c)).cpu()
+    if dataset.shape.numel() == 1 and not dataset.context:
+        points = np.linspace(*plots.limits(data.x.numpy().ravel()), CURVE_POINTS)
+        log_density = _log_density(model, points.reshape(-1, *dataset.shape))
+        sets = data.x.flatten().numpy(), samples.flatten().numpy()
+        yield "samples.png", plots.density_1d(*sets, points, log_density, *dataset.columns)
+        return
+    given = [] if data.c is None else [data.c]
+    sets = {name: torch.cat([x.flatten(1), *given], 1) for name, x in (("data", data.x), ("samples", samples))}
+    columns = [*dataset.columns, *(f"{name} (given)" for name in dataset.context)]
+    yield "samples.png", table_plots.corner({name: x.numpy() for name, x in sets.items()}, columns)
+
+
+def _log_density(model: Density, points: np.ndarray) -> np.ndarray:
+    """Return the log-densities (N,) of points (N, *S)."""
+    parts = to_model(model, torch.from_numpy(points)).split(CORNER_SAMPLES)
+    return torch.cat([likelihood.log_prob(model, part, DRAWS) for part in parts]).cpu().numpy()
+
+
+# Classifiers
+
+
+def _classifier_pictures(dataset: Dataset, model: Classifier) -> Generator[tuple[str, Picture]]:
+    """Yield images taken for another class, and test samples with their features."""
+    test = dataset.test.head(TEST_IMAGES if dataset.levels else TEST_SAMPLES)
+    assert test.y is not None, "classifiers have targets"
+    states = torch.cat([model.features(to_model(model, test.x[rows])) for rows in chunks(test)])
+    targets = (test.y if dataset.classes else test.y[:, 0] > 0).numpy().astype(int)
+    if dataset.levels and dataset.classes:
+        scores = model.readout(states).softmax(1).cpu().numpy()
+        shown = image_plots.mistakes(test.x.numpy(), targets, scores, dataset.classes, dataset.levels - 1)
+        yield "mistakes.png", shown
+    x, title = test.x.flatten(1), "inputs"
+    if dataset.classes and not dataset.levels:  # columns of any unit, as the classifier sees them
+        x, title = (x - x.mean(0)) / x.std(0).clamp(min=torch.finfo(x.dtype).tiny), "standardized inputs"
+    sets = {title: x.numpy(), "features": states.cpu().flatten(1).numpy()}
+    yield "features.png", plots.features(sets, targets, dataset.classes or SIGNS)
 
 
 # Images
@@ -111,23 +182,22 @@ def draw_snapshot(run: Run, training: Training, dataset: Dataset, model: Density
         image_plots.image_panels({f"samples at step {step}": images.numpy()}, _max_value(dataset)).savefig(file)
 
 
-def _draw_images(run: Run, dataset: Dataset, model: Density) -> None:
-    """Draw samples next to data, images between test images, and the GIF of noise that flows to images."""
-    folder, max_value = run.folder, _max_value(dataset)
-    _samples_and_data(dataset, model).savefig(folder / "samples.png", dpi=120)
+def _image_pictures(dataset: Dataset, model: Density) -> Generator[tuple[str, Picture]]:
+    """Yield samples next to data, images between test images, and the flow of noise to images."""
+    max_value = _max_value(dataset)
+    yield "samples.png", _samples_and_data(dataset, model)
     pairs, flow = pairs_to_interpolate(dataset), model.flow if isinstance(model, LiftedFlow) else model
     if isinstance(flow, Flow) and pairs is not None:  # nothing connects the components of a mixture of flows
         start, end, c = to_model(model, pairs)
         with _fixed_noise(model):
             between = interpolate(model, start, end, np.linspace(0, 1, STEPS_BETWEEN), c).cpu().numpy()
         rows = {"from one test image to another, by way of the base": between.reshape(-1, *between.shape[2:])}
-        image_plots.image_panels(rows, max_value, STEPS_BETWEEN).savefig(folder / "interpolations.png", dpi=120)
+        yield "interpolations.png", image_plots.image_panels(rows, max_value, STEPS_BETWEEN)
     times = np.linspace(0, 1, FRAMES if len(likelihood.odes(model)) == 1 else FEWER_FRAMES)
     c = to_model(model, all_classes(dataset, MOVING))
     with _fixed_noise(model):
         frames = model.sample_paths(MOVING, times.tolist(), c).cpu().numpy()
-    moving = image_plots.image_animation(*_with_last_held(frames, times), max_value)
-    plots.save_gif(moving, folder / "flow.gif")
+    yield "flow.gif", image_plots.image_animation(frames, times.tolist(), max_value)
 
 
 def _samples_and_data(dataset: Dataset, model: Density) -> Figure:
