@@ -64,6 +64,19 @@ class Normalize(MeanScale):
         return (x - self.mean) / self.scale
 
 
+class Denormalize(MeanScale):
+    """A layer that gives standardised outputs the units of a target, mean + scale y elementwise.
+
+    Example:
+        >>> Denormalize((1,)).fit(torch.tensor([[0.0], [2.0]]))(torch.tensor([[1.0]]))
+        tensor([[2.]])
+    """
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mean + self.scale * x
+
+
 class ScalePixels(nn.Module):
     """A layer that maps whole numbers 0 ... levels - 1 to [0, 1], so that data sets of images can stay in bytes.
 
@@ -112,6 +125,18 @@ class Augment(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.new_zeros(len(x), self.extra, *x.shape[2:])], dim=1)
+
+
+class FirstComponents(nn.Module):
+    """The first K components of the state (B, D) as outputs (B, K), for networks without a learned readout."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    @override
+    def forward(self, y: Tensor) -> Tensor:
+        return y[:, : self.outputs]
 
 
 class ODEBlock(nn.Module):

@@ -241,3 +241,30 @@ def activations_of(names: str | Sequence[str], n_layers: int) -> list[Activation
         raise InputError("activation=() is empty: pass a name, or one for every hidden layer")
     found = [activation_named(name) for name in names]
     return (found + found[-1:] * n_layers)[:n_layers]
+
+
+def stem(kind: str, channels: int, filters: int) -> nn.Sequential:
+    """Build the stem of an ODE-Net: from images (B, channels, H, W) to maps (B, filters, about H / 4, about W / 4)."""
+    first = nn.Conv2d(channels, filters, 3)
+    if kind == "residual":
+        return nn.Sequential(first, Downsample(filters), Downsample(filters))
+    halves = [nn.Conv2d(filters, filters, 4, stride=2, padding=1) for _ in range(2)]
+    return nn.Sequential(first, group_norm(filters), nn.ReLU(), halves[0], group_norm(filters), nn.ReLU(), halves[1])
+
+
+class Downsample(nn.Module):
+    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(group_norm(channels) for _ in range(2))
+        self.skip = nn.Conv2d(channels, channels, 1, stride=2, bias=False)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False) for stride in (2, 1)
+        )
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        inner, outer = self.convs
+        h = torch.relu(self.norms[0](x))
+        return self.skip(h) + outer(torch.relu(self.norms[1](inner(h))))

@@ -226,6 +226,12 @@ def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts,
     return (train, test if testing else None, classes), notes
 
 
+def read_files(folder: Path, size: int | None = None) -> tuple[list[str], torch.Tensor]:
+    """Read all images in a folder and its subfolders: the files, and their pixels, uint8 (N, C, H, W)."""
+    files = [path for path, _ in _image_files(folder, ())]
+    return files, _read_images(files, size, one_mode=False)
+
+
 def _subfolders(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 

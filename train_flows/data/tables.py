@@ -6,6 +6,7 @@ import csv
 import gzip
 import warnings
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
@@ -22,13 +23,13 @@ MAX_LINE = 2**20  # bytes of a line of CSV that are looked at for names and deli
 MAPPED_BYTES = 2**30  # NPY files of this size and above stay on disk
 
 
-def read(path: str | Path, text_column: str | None = None) -> dict[str, pd.DataFrame]:
+def read(path: str | Path, text_columns: Collection[str] = ()) -> dict[str, pd.DataFrame]:
     """Read a table, or the tables ``train``, ``validation`` and ``test`` of an NPZ file with these three arrays.
 
     Args:
         path: a file ending in ``.csv`` or ``.csv.gz`` (comma, semicolon, tab or blanks between the fields, with a
             header line or without), ``.npy``, ``.npz`` or ``.parquet``.
-        text_column: a column of a CSV file to keep as text.
+        text_columns: columns of a CSV file to keep as text, in bytes.
 
     Returns:
         The three tables by name, or one table named ``all``.
@@ -41,7 +42,7 @@ def read(path: str | Path, text_column: str | None = None) -> dict[str, pd.DataF
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty: pass a table of at least {MIN_ROWS} rows")
     if path.name.lower().endswith((".csv", ".csv.gz")):
-        return {"all": _read_csv(path, text_column)}
+        return {"all": _read_csv(path, text_columns)}
     if path.suffix.lower() == ".parquet":
         return {"all": _read_parquet(path)}
     arrays = read_arrays(path)
@@ -97,7 +98,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is damaged or holds pickled objects ({error}): save numbers in it") from error
 
 
-def _read_csv(path: Path, text_column: str | None) -> pd.DataFrame:
+def _read_csv(path: Path, text_columns: Collection[str]) -> pd.DataFrame:
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with warnings.catch_warnings(), opener(path, "rb") as file:
@@ -113,7 +114,7 @@ def _read_csv(path: Path, text_column: str | None) -> pd.DataFrame:
                 index_col=False,
                 skipinitialspace=True,
                 # bytes, which pandas never takes for a missing value, not even b"NA"
-                converters={names.index(text_column): lambda t: t.strip().encode()} if text_column in names else None,
+                converters={i: lambda t: t.strip().encode() for i, name in enumerate(names) if name in text_columns},
             ).set_axis(names, axis=1)
     except (OSError, ValueError, EOFError, csv.Error, zlib.error, pd.errors.ParserWarning) as error:
         raise InputError(f"{path} cannot be read as CSV ({str(error).strip()}): check the file") from error

@@ -53,14 +53,16 @@ def draw_density(run: Run, dataset: Dataset, model: Density) -> None:
 @torch.no_grad()
 def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> None:
     """Draw inputs and features of test samples, images taken for another class, and the curves of training."""
-    panels = {name: [f"{part}_{name}" for part in ("train", "validation", "test")] for name in ("loss", "accuracy")}
+    names = ("loss", "accuracy" if model.target is None else "rmse")
+    panels = {name: [f"{part}_{name}" for part in ("train", "validation", "test")] for name in names}
     panels["evaluations of the field"] = ["nfe_forward", "nfe_backward"]
     plots.run_curves(run.records(), panels).savefig(run.folder / "curves.png", dpi=120)
     test = dataset.test.head(TEST_IMAGES if dataset.levels else TEST_SAMPLES)
     assert test.y is not None, "classifiers have targets"
     try:
         states = torch.cat([model.features(to_model(model, test.x[rows])) for rows in chunks(test)])
-        targets = (test.y if dataset.classes else test.y[:, 0] > 0).numpy().astype(int)
+        middle = 0 if model.target is None else model.target.mean[0].cpu()  # between signs, or low and high values
+        targets = (test.y if dataset.classes else test.y[:, 0] > middle).numpy().astype(int)
         if dataset.levels and dataset.classes:
             scores = model.readout(states).softmax(1).cpu().numpy()
             shown = image_plots.mistakes(test.x.numpy(), targets, scores, dataset.classes, dataset.levels - 1)
