@@ -42,8 +42,9 @@ def store_density(folder, source, *, training=None, run=None, model=None, **data
 def store_classifier(folder, source, *, model=None, **data):
     """Write the run of a classifier with random weights, and return model and data."""
     settings = ClassifySettings(data={"source": source, **data}, model={"hidden": (8, 8), **(model or {})})
-    dataset = load_labelled_data(**dataclasses.asdict(settings.data))
-    network = spread(classifier_model(dataset.shape, dataset.outputs, levels=dataset.levels, config=settings.model))
+    dataset = load_labelled_data(**dataclasses.asdict(settings.data), task=settings.model.task)
+    names = {"levels": dataset.levels, "classes": dataset.classes}
+    network = spread(classifier_model(dataset.shape, dataset.outputs, **names, config=settings.model))
     stored = Run.create(folder, "classifier", to_sections(settings), network.arguments, dataset.describe())
     stored.keep_best(network)
     return network.eval(), dataset

@@ -188,9 +188,9 @@ def three_splits(
 ) -> tuple[Split, Split, Split]:
     """Shuffle samples by the seed and split them into 80% for training, 10% for validation and 10% for testing.
 
-    Classes are split in these proportions, too; those of at least three samples have one in every part as far as the
-    parts reach, and those of fewer train only. At most ``max_held_out`` samples validate, and test; without ``split``,
-    all samples are the test part.
+    Classes are split in these proportions, too, and have a sample in each part as far as they reach: the first trains,
+    the second validates, the third tests. At most ``max_held_out`` samples validate, and test; without ``split``, all
+    samples are the test part.
     """
     if not split:
         return samples.take(slice(0)), samples.take(slice(0)), samples

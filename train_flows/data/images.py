@@ -228,7 +228,7 @@ def _folder(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts,
 
 def read_files(folder: Path, size: int | None = None) -> tuple[list[str], torch.Tensor]:
     """Read all images in a folder and its subfolders: the files, and their pixels, uint8 (N, C, H, W)."""
-    files = [path for path, _ in _image_files(folder, ())]
+    files = [str(Path(path)) for path, _ in _image_files(folder, ())]
     return files, _read_images(files, size, one_mode=False)
 
 
