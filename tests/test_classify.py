@@ -33,7 +33,7 @@ def flowers(tmp_path):
 
 @pytest.fixture
 def bars(tmp_path):
-    """Images of a white bar, down or across, with a test part of their own."""
+    """Images of a white bar, down or across, in a training and a test part."""
     for part, n in (("train", 60), ("test", 20)):
         rng = np.random.default_rng(n)
         for kind in ("down", "across"):
@@ -109,7 +109,7 @@ def test_a_regression_in_the_units_of_its_target(run, tmp_path):
     assert found["rmse"] == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-5)
     assert found["rmse"] < 200 < 900 < found["rmse_of_mean"]
     assert f"RMSE of the mean {found['rmse_of_mean']:.4g}" in out
-    assert found["train_rmse"] == pytest.approx(records("runs/rö w")[-1]["train_rmse"], rel=0.5)
+    assert {"train_rmse", "validation_rmse", "validation_loss"} <= set(records("runs/rö w")[-1])
     report = json.loads(run("evaluate", "runs/rö w", "--json")[1])
     assert report == {name: found[name] for name in report}
     assert run("evaluate", "runs/rö w", "rö w.csv")[0] == 0

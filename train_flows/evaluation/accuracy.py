@@ -39,8 +39,8 @@ def figures(model: Classifier, data: Split) -> tuple[dict[str, float], Tensor]:
     Returns:
         ``loss`` and ``nfe`` (evaluations of one solve). Of classes and signs, ``accuracy``, and the squared error
         ``mse`` of values; with the class of each sample, the largest of several outputs or the sign of one. Of a
-        regression, ``rmse``, the root of the mean squared error in the units of the target, and ``r2``, 1 - the
-        squared error over that of the mean of these samples; with the predicted values (N, K).
+        regression, ``rmse``, the root of the mean squared error in the units of the target, and ``r2``, the
+        share 1 - rmse^2 / var(y) of the variance that is explained; with the predicted values (N, K).
     """
     with count_evals(model) as nfe:
         found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()))
