@@ -51,6 +51,17 @@ def check_fit_samples(x: Tensor, shape: Sequence[int]) -> None:
         raise InputError("the samples are not all finite: remove rows with NaN or infinity")
 
 
+def magnitude(x: Tensor) -> float:
+    """Return the largest mean of |x| over a batch (B, *S), of the elements of a sample: near 1 if standardised.
+
+    It is 1 where values cannot be seen: within ``torch.func.vmap`` and on the device "meta".
+    """
+    try:
+        return x.abs().flatten(1).mean(0, dtype=torch.promote_types(x.dtype, torch.float32)).max().item()
+    except RuntimeError:
+        return 1.0
+
+
 class Normalize(MeanScale):
     """A layer that standardises its input, (x - mean) / scale elementwise; the identity until it is fitted.
 

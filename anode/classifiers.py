@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,16 +15,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from anode import storage
-from anode.blocks import MLP, Augment, Denormalize, FirstComponents, Normalize, ODEBlock, ResNet, ScalePixels
+from anode.blocks import MLP, Augment, Denormalize, FirstComponents, Normalize, ODEBlock, ResNet, ScalePixels, magnitude
 from anode.errors import InputError, check_choice, config
 from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, NormConvField
+from anode.inputs import check_finite, to_tensor
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm, stem
-from anode.samples import check_magnitude, to_tensor
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
 
 KIND = "classifier"
+UNIT_SCALE = (0.01, 30.0)  # mean magnitudes between which inputs are near unit scale
 
 
 @config
@@ -120,7 +122,7 @@ class ClassifierConfig:
 
 def check_shape(shape: Any) -> tuple[int, ...]:
     """Return the shape S of a sample; raise an :class:`InputError` unless it is that of a vector or an image."""
-    sides = tuple(shape) if isinstance(shape, Sequence) else ()
+    sides = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, Sequence) else ()
     if len(sides) not in (1, 3) or any(type(side) is not int or side < 1 for side in sides):
         raise InputError(f"shape={shape!r} must be (D,) for vectors or (C, H, W) for images")
     return sides
@@ -219,18 +221,38 @@ class Classifier(nn.Module):
             InputError: if x has another shape, or holds anything but finite numbers.
         """
         like = next(self.parameters(), None)
-        if self.shape is None:  # composed by hand: the first layer may take integers
-            return x if isinstance(x, Tensor) else to_tensor("x", x, like)
         whole = isinstance(x, Tensor) and not x.is_floating_point()
-        x = to_tensor("x", x, like)
+        if self.shape is None and whole:  # composed by hand: its first layer may take integers
+            return x
+        x = to_tensor("x", x)
+        x = x if like is None else x.to(like.device, like.dtype)
+        if self.shape is None:
+            return x
         if x.ndim == 0 or tuple(x.shape[1:]) != self.shape:
             size = ", ".join(map(str, ("B", *self.shape)))
             raise InputError(f"x of shape {tuple(x.shape)} does not fit the classifier: pass ({size})")
-        if not (whole and self.levels) and (x.device.type == "cpu" or not torch.is_grad_enabled()):
-            scaling = next(self.lift.children())
-            remedy = "pass data=x to classifier_model, whose mean and scale then standardise it"
-            check_magnitude("x", scaling(x.detach()), remedy if self.levels is None else "pass pixels as whole numbers")
+        if len(x) and not (whole and self.levels) and (x.device.type == "cpu" or not torch.is_grad_enabled()):
+            self._check_values(x.detach())
         return x
+
+    def _check_values(self, x: Tensor) -> None:
+        """Raise an error unless samples are finite, and warn of units that the network can hardly learn from.
+
+        By the rules of Python, a warning is shown once.
+        """
+        scaling = next(self.lift.children())
+        size = magnitude(scaling(x))
+        if not math.isfinite(size):
+            check_finite("x", x)
+        if UNIT_SCALE[0] < size < UNIT_SCALE[1] or size == 0:
+            return
+        if self.levels is not None:
+            warnings.warn("x is far from the range of pixels: pass whole numbers from 0 to levels - 1", stacklevel=2)
+        elif torch.equal(scaling.get_buffer("scale"), torch.ones_like(x[0])):
+            remedy = "pass data=x to classifier_model, which stores its mean and scale to standardise inputs"
+            warnings.warn(f"x is far from unit scale, so the network learns little of it: {remedy}", stacklevel=2)
+        elif size > 1:
+            warnings.warn("x is far from the data that the model is fitted to: check its units", stacklevel=2)
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet."""
@@ -251,7 +273,7 @@ def class_numbers(outputs: Tensor) -> Tensor:
 
 
 def classifier_model(
-    shape: Sequence[int],
+    shape: int | Sequence[int],
     outputs: int,
     *,
     data: Any = None,
@@ -264,7 +286,7 @@ def classifier_model(
     """Build a classifier or regressor from its description.
 
     Args:
-        shape: shape S of one sample, ``(D,)`` or ``(C, H, W)``.
+        shape: shape S of one sample, D, ``(D,)`` or ``(C, H, W)``.
         outputs: number K of outputs: classes, or values.
         data: samples (N, *S) whose mean and standard deviation normalise the inputs, stored with the model.
         target: values (N, K) of a regression, or (N,), whose mean and standard deviation give the outputs their units.
@@ -283,6 +305,7 @@ def classifier_model(
     if data is not None and levels is not None:
         raise InputError(f"levels={levels} already scales the inputs: leave out data, or levels")
     config = config or ClassifierConfig(**fields)
+    shape = check_shape(shape)
     config.validate(shape, outputs)
     classes = tuple(map(str, classes))
     if classes and (config.task == "regression" or len(set(classes)) != max(outputs, 2)):

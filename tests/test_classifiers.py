@@ -311,7 +311,14 @@ class TestInputs:
             classifier_model((1, 4, 4), 2, levels=256)(scale * torch.rand(8, 1, 4, 4))
         words = [str(warning.message) for warning in caught]
         assert ["classifier_model" in word for word in words] == {1e-3: [True, False], 1.0: [False], 1e3: [True]}[scale]
-        assert all("pass pixels as whole numbers" in word or "data=x" in word for word in words)
+        assert all("pass whole numbers from 0 to levels - 1" in word or "data=x" in word for word in words)
+
+    def test_samples_in_other_units_than_the_data(self):
+        x = 1e3 + torch.randn(64, 2)
+        model = classifier_model((2,), 1, data=x)
+        model(x)
+        with pytest.warns(UserWarning, match="x is far from the data that the model is fitted to: check its units"):
+            model(x / 1000)
 
     def test_gradients_of_each_sample_of_a_discrete_network(self):
         model, x = classifier_model((2,), 1, model="mlp"), torch.randn(4, 2)
