@@ -266,11 +266,14 @@ class TestInputs:
         [
             (torch.zeros(2), "x of shape (2,) does not fit the classifier: pass (B, 2)"),
             (np.zeros((4, 3)), "x of shape (4, 3) does not fit the classifier: pass (B, 2)"),
-            ([[1.0, "a"]], "x of type list does not hold numbers only"),
-            (pd.DataFrame({"a": [1.0], "b": ["word"]}), "x of type DataFrame does not hold numbers only"),
-            (pd.DataFrame({"a": pd.to_datetime(["2020-01-01"]), "b": [1.0]}), "x of type DataFrame does not hold"),
-            ([[1.0, 2.0], [1.0]], "x of type list does not hold numbers only"),
-            (torch.zeros(3, 2, dtype=torch.complex64), "x has dtype torch.complex64: pass real numbers"),
+            ([[1.0, "a"]], "x is of type list and does not hold real numbers"),
+            (pd.DataFrame({"a": [1.0], "b": ["word"]}), "x of type DataFrame cannot become a tensor"),
+            (
+                pd.DataFrame({"a": pd.to_datetime(["2020-01-01"]), "b": [1.0]}),
+                "x of type DataFrame cannot become a tensor",
+            ),
+            ([[1.0, 2.0], [1.0]], "x of type list cannot become a tensor"),
+            (torch.zeros(3, 2, dtype=torch.complex64), "x holds complex numbers"),
             (torch.tensor([[0.0, 1.0], [float("nan"), 1.0]]), "x is not finite in 1 of 2 samples: remove those"),
             (np.array([[np.inf, 1.0]]), "x is not finite in 1 of 1 samples: remove those"),
         ],
@@ -463,7 +466,7 @@ class TestRefusals:
             ({"task": "values"}, "task='values' is unknown; choose one of classes, regression"),
             ({"target": torch.zeros(5)}, "target has an effect with task='regression' only"),
             ({"task": "regression", "target": torch.zeros(5, 2)}, "(5, 2) do not fit"),
-            ({"data": [["a", "b"]]}, "data of type list does not hold numbers only"),
+            ({"data": [["a", "b"]]}, "data is of type list and does not hold real numbers"),
         ],
     )
     def test_bad_values_are_named(self, options, words):

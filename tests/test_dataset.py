@@ -149,19 +149,60 @@ class TestMatch:
         found = other.match(trained, "runs/t")
         assert torch.equal(found.test.x, other.test.x[:, [2, 0, 1]])
         assert found.columns == ("b", "a", "c")
-        np.save(tmp_path / "o.npy", other.test.x.numpy())  # without names: as they stand
-        unnamed = load_density_data(str(tmp_path / "o.npy"), split=False).match(trained, "runs/t")
-        assert torch.equal(unnamed.test.x, other.test.x)
+
+    def test_columns_without_names_stand_as_they_are(self, tmp_path):
+        named = load_density_data(self.table(tmp_path / "t.csv", ["x2", "x1", "x0"]))
+        x = load_density_data(self.table(tmp_path / "o.csv", ["x0", "x1", "x2"]), split=False).test.x
+        np.save(tmp_path / "o.npy", x.numpy())
+        unnamed = load_density_data(str(tmp_path / "o.npy"), split=False)
+        for trained, file, order in (
+            (named, "o.csv", [2, 1, 0]),
+            (named, "o.npy", [0, 1, 2]),
+            (unnamed, "o.csv", [0, 1, 2]),
+            (unnamed, "o.npy", [0, 1, 2]),
+        ):
+            found = load_density_data(str(tmp_path / file), split=False).match(self.described(trained), "runs/t")
+            assert torch.equal(found.test.x, x[:, order])
+            assert found.columns == trained.columns
+        assert [self.described(data)["named"] for data in (named, unnamed)] == [True, False]
+
+    def test_columns_of_classes_match_by_name(self, tmp_path):
+        trained = self.described(
+            load_labelled_data(self.table(tmp_path / "t.csv", ["x1", "kind", "x0"]), target="kind")
+        )
+        other = load_labelled_data(self.table(tmp_path / "o.csv", ["x0", "x1", "kind"]), target="kind", split=False)
+        assert torch.equal(other.match(trained, "runs/t").test.x, other.test.x[:, [1, 0]])
+
+    def test_pixels_in_columns_match_by_name(self, tmp_path):
+        digits = load_density_data("digits", test_size=30)
+        trained, pixels = self.described(digits), digits.test.x.flatten(1).numpy()
+        reversed_names = pd.DataFrame(pixels, columns=digits.columns).iloc[:, ::-1]
+        other_names = pd.DataFrame(pixels).add_prefix("p")
+        for frame in (reversed_names, reversed_names.assign(log_prob=0.5), other_names):
+            frame.to_csv(tmp_path / "o.csv", index=False)
+            found = load_density_data(str(tmp_path / "o.csv"), split=False).match(trained, "runs/digits")
+            assert torch.equal(found.test.x, digits.test.x.float())
+            assert found.levels == 17
+
+    def test_columns_to_spare(self, tmp_path):
+        trained = self.described(load_density_data(self.table(tmp_path / "t.csv", ["b", "a"])))
+        other = load_density_data(self.table(tmp_path / "o.csv", ["a", "b", "log_prob"]), split=False)
+        found = other.match(trained, "runs/t")
+        assert torch.equal(found.test.x, other.test.x[:, [1, 0]])
+        assert found.notes == ("log_prob: left out, for runs/t was trained without",)
 
     def test_other_columns(self, tmp_path):
         trained = self.described(load_density_data(self.table(tmp_path / "t.csv", ["b", "a", "c"])))
         for columns, message in (
             (["a", "b", "d"], "o.csv lacks the columns c of runs/t; it has a, b, d: rename them"),
-            (["a", "b"], r"o.csv has samples of shape 2.*runs/t was trained on 3.*\(b, a, c\)"),
+            (["a", "b"], "o.csv lacks the columns c of runs/t; it has a, b: rename them"),
         ):
             other = load_density_data(self.table(tmp_path / "o.csv", columns), split=False)
             refused(message, other.match, trained, "runs/t")
-        refused("o.csv has samples .* trained on 1x8x8", other.match, self.described(load_density_data("digits")), "r")
+        np.save(tmp_path / "o.npy", np.ones((30, 2)))
+        other = load_density_data(str(tmp_path / "o.npy"), split=False)
+        refused(r"o.npy has samples of shape 2.*runs/t was trained on 3.*\(b, a, c\)", other.match, trained, "runs/t")
+        refused("o.npy has samples .* trained on 1x8x8", other.match, self.described(load_density_data("digits")), "r")
 
     def test_classes(self, tmp_path):
         trained = self.described(load_labelled_data(self.table(tmp_path / "t.csv", ["x", "kind", "z"]), target="kind"))

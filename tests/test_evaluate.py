@@ -46,6 +46,15 @@ class TestDensities:
         assert status == 0
         assert "nats (exact, rtol 1e-05, atol 1e-05)" in out
 
+    def test_says_which_rows_are_measured(self, run, table):
+        table[0].iloc[:50].to_csv("others.csv", index=False)
+        for typed, said in (
+            ([], "test part of people.csv: 40 samples"),
+            (["people.csv"], "test part of people.csv, on whose other samples runs/people was trained: 40 samples"),
+            (["others.csv"], "others.csv: 50 samples"),
+        ):
+            assert run("evaluate", "runs/people", *typed)[1].splitlines()[0] == said
+
     def test_other_rows_and_another_order(self, run, table):
         frame, flow, _ = table
         frame.iloc[:5].to_csv("few.csv", index=False)

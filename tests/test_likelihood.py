@@ -171,7 +171,7 @@ class TestChunks:
     def test_mapped_rows_are_those_in_memory(self):
         x, rows = torch.randn(50, 3), torch.randperm(50)[:20]
         mapped, memory = Split(x, rows=rows), Split(x[rows])
-        found = [torch.cat(in_chunks(torch.nn.Linear(3, 1), part, lambda x, c: x)) for part in (mapped, memory)]
+        found = [torch.cat(in_chunks(torch.nn.Linear(3, 1), part, lambda x, c: x, "")) for part in (mapped, memory)]
         assert torch.equal(*found)
 
 
@@ -282,3 +282,18 @@ def test_path_energies_come_with_the_nll():
         terms = MaximumLikelihood(model, kinetic=1.0, acceleration=1.0).terms(data.x)
     assert {name: pytest.approx(value.item(), rel=1e-5) for name, value in terms.items()}.items() <= found.items()
     assert plain == {name: found[name] for name in plain}
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "points", "expected"),
+    [
+        ({}, 10_000, 10**6, (10_000, 1)),
+        ({}, 10**6, 10**5, (10**5, 1)),  # a hundred thousand rows of a million
+        ({"extra": 2}, 10_000, 10**6, (10_000, 64)),
+        ({"extra": 2}, 10_000, 614_400, (10_000, 32)),
+        ({"extra": 2}, 10_000, 2560, (4096, 16)),  # 2^17 numbers in all
+        ({"extra": 2, "divergence": "hutchinson"}, 10_000, 2560, (10_000, 1)),  # estimates have no importance weights
+    ],
+)
+def test_as_many_points_are_measured_as_training_took(options, count, points, expected):
+    assert likelihood.in_proportion(density_model((2,), **options), count, points) == expected

@@ -12,7 +12,7 @@ from torch import nn
 from anode import CheckpointError, Solver, SolverError
 from train_flows.run import TrainingError
 from train_flows.run.folder import Run
-from train_flows.run.loop import shuffled_batches, train
+from train_flows.run.loop import line, shuffled_batches, train
 from train_flows.run.step import learning_rate
 from train_flows.settings import Training
 
@@ -273,6 +273,35 @@ def test_progress_is_printed(capsys, run):
     train(Quadratic(Training(steps=4, validate_every=2)), run)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
-    assert printed[1].startswith("step 2/4  loss ")
+    assert printed[1].startswith("step 2/4  validation NLL ")
     train(Quadratic(Training(steps=4, validate_every=2)), Run.temporary(), quiet=True)
     assert capsys.readouterr() == ("", "")
+
+
+def test_few_of_many_records_are_printed(capsys, run):
+    train(Quadratic(Training(steps=99, validate_every=1)), run)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(run.records()) == 100
+    assert [int(line.split()[1].partition("/")[0]) for line in printed] == [*range(0, 99, 5), 99]
+
+
+def test_a_line_fits_the_terminal_and_has_no_test_figures():
+    record = {"step": 30000, "loss": -123.456789, "grad_norm": 1.0, "nfe_forward": 38.123, "nfe_backward": 51.2}
+    record |= {"nll": -70.98765, "test_loss": 1.0, "nfe_log_prob": 50.0, "skipped": 0, "seconds": 1234.5}
+    expected = "step 30000/30000  validation NLL -70.99  training loss -123.5  evaluations 38.12  1234 s"
+    assert line(record, 30000) == expected
+    matching = {name: value for name, value in record.items() if name != "loss"} | {"matching_loss": 0.5, "skipped": 2}
+    assert "flow-matching loss 0.5  evaluations 38.12  skipped 2" in line(matching, 30000)
+
+
+def test_each_loss_has_its_name_and_a_record_at_the_change(run):
+    task = Quadratic(Training(steps=10, validate_every=4, likelihood_from=5))
+    task.loss_name = lambda step: "loss" if step >= 5 else "matching_loss"
+    train(task, run)
+    _, losses = reference(task.training, lambda step: 1e-2 * learning_rate(task.training, step))
+    records = run.records()
+    assert [record["step"] for record in records] == [0, 4, 5, 8, 10]
+    assert [[name for name in record if "loss" in name] for record in records[1:]] == [["matching_loss"]] * 2 + [
+        ["loss"]
+    ] * 2
+    assert records[3]["loss"] == pytest.approx(sum(losses[5:8]) / 3, rel=1e-4)

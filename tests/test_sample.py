@@ -13,6 +13,7 @@ import cnf
 from anode import SolverError
 from cnf import density_model
 from train_flows import evaluation
+from train_flows.data import load_density_data
 
 
 @pytest.fixture
@@ -89,6 +90,17 @@ class TestFiles:
         assert frame["log_prob_bound"].mean() == pytest.approx(found.mean().item(), abs=1.0)
         assert run("sample", "runs/t", "-n", 500, "--out", "new.png")[0] == 0
         assert (tmp_path / "new.png").stat().st_size > 10_000
+
+    def test_a_column_of_log_densities_is_not_written_twice(self, run, tmp_path):
+        np.savetxt(
+            "t.csv", np.random.default_rng(0).normal(size=(60, 2)), delimiter=",", header="a,log_prob", comments=""
+        )
+        store_density("runs/t", "t.csv")
+        status, out, _ = run("sample", "runs/t", "-n", 30, "--log-prob")
+        assert status == 0
+        assert "the data have a column log_prob, so the log-density of the model is model_log_prob" in out
+        assert load_density_data("samples.csv").columns == ("a", "log_prob", "model_log_prob")
+        assert run("evaluate", "runs/t", "samples.csv")[0] == 0  # which leaves the last column out
 
     def test_temperature(self, run):
         cnf.save(density_model((2,)), "model")

@@ -34,6 +34,9 @@ class DensityTask:
     def batch(self, step):
         return torch.randn(16, 2, generator=torch.Generator().manual_seed(step))
 
+    def loss_name(self, step):
+        return "matching_loss" if step < (self.training.likelihood_from or 0) else "loss"
+
     def objective(self, batch, step):
         return self.objectives[step >= self.training.likelihood_from](batch)
 

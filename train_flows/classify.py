@@ -72,7 +72,8 @@ def main(args: list[str]) -> None:
 def load(settings: ClassifySettings) -> Dataset:
     """Load the data of a run."""
     wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "task": settings.model.task}
-    return distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # it may download
+    with distributed.progress_bar("reading"):
+        return distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # it may download
 
 
 def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySettings:
@@ -115,6 +116,10 @@ class ClassifyTask:
         """Return the mean loss of inputs and targets."""
         target = self.model.target
         return accuracy.loss(self.model(batch[0]), batch[1], None if target is None else target.scale)
+
+    def loss_name(self, step: int) -> str:
+        """Return the name of the loss in records."""
+        return "loss"
 
     def validate(self) -> dict[str, float]:
         """Return loss and accuracy, or RMSE, of samples from each part, and store features of the epochs asked for."""
@@ -175,4 +180,5 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
     run.write_result(figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", wording.accuracy_table(figures), sep="\n")
     print(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
-    of_runs.draw_classifier(run, dataset, task.model)
+    with distributed.progress_bar("drawing"):
+        of_runs.draw_classifier(run, dataset, task.model)

@@ -82,7 +82,8 @@ def main(args: list[str]) -> None:
 def load(settings: DensitySettings) -> Dataset:
     """Load the data of a run."""
     wanted = dataclasses.asdict(settings.data)
-    return distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # it may download
+    with distributed.progress_bar("reading"):
+        return distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # it may download
 
 
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
@@ -133,12 +134,15 @@ class DensityObjective:
 
     def __call__(self, batch: Batch, step: int) -> Tensor:
         """Return the scalar loss of the batch of a step."""
-        steps = step - (self.training.likelihood_from or 0)  # of likelihood, before this one
-        if self.matching is not None and (self.likelihood is None or steps < 0):
+        if self.matching is not None and self.matches(step):
             return self.matching(batch)
         assert self.likelihood is not None
-        warm_up = self.training.kl_warm_up
+        steps, warm_up = step - (self.training.likelihood_from or 0), self.training.kl_warm_up
         return self.likelihood(batch, kl_weight=min(1.0, (steps + 1) / warm_up) if warm_up else 1.0)
+
+    def matches(self, step: int) -> bool:
+        """Return True for a step of flow matching."""
+        return self.likelihood is None or step < (self.training.likelihood_from or 0)
 
 
 class DensityTask:
@@ -166,6 +170,10 @@ class DensityTask:
         self._energies = tuple(self.objective.likelihood.weights) if self.objective.likelihood else ()
         self._validation = dataset.validation.head(VALIDATION_SAMPLES)
         self._drifts = settings.objective.objective != MATCHING and not settings.model.solver.adaptive
+
+    def loss_name(self, step: int) -> str:
+        """Return the name of the loss of a step; that of flow matching is no likelihood."""
+        return "matching_loss" if self.objective.matches(step) else "loss"
 
     def validate(self) -> dict[str, float]:
         """Return the validation NLL in nats, what it cost, the weighed path energies, and the drift of fixed steps."""
@@ -196,9 +204,12 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         before: seconds spent before training.
         notes: sentences to keep with the figures.
     """
-    started, records, dataset = time.monotonic(), run.records(), task.dataset
+    started, records, model = time.monotonic(), run.records(), task.validated
+    trained_on, found = task.training.steps * task.training.batch_size, len(task.dataset.test)
+    rows_measured, samples = likelihood.in_proportion(model, found, trained_on)
+    dataset = dataclasses.replace(task.dataset, test=task.dataset.test.head(rows_measured))
     distributed.seed_noise(0)  # as train-flows evaluate does
-    figures: dict[str, Any] = likelihood.measure(task.validated, dataset.test, figures_solver(task.settings))
+    figures: dict[str, Any] = likelihood.measure(model, dataset.test, figures_solver(task.settings), samples)
     rows = [wording.likelihood_table(figures)]
     best = min(records, key=lambda record: record["nll"])
     if "drift" in best:
@@ -210,8 +221,10 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return
-    of_runs.draw_density(run, dataset, task.validated)
+    with distributed.progress_bar("drawing"):
+        of_runs.draw_density(run, dataset, model)
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
     rows.append(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
-    print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", *rows, sep="\n")
+    measured = f"{rows_measured:,}" if rows_measured == found else f"{rows_measured:,} of {found:,}"
+    print(f"\ntest part of {dataset.name}, {measured} samples", *rows, sep="\n")

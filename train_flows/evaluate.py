@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import sys
 from typing import Any, ClassVar, Literal
@@ -89,9 +88,10 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
         solver = Solver(rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps)
     solver = _with_tolerances(settings, solver)
     likelihood.check_importance_samples(model, settings.samples)
-    dataset = load_test_part(settings.run, settings.data)
+    dataset, part = load_test_part(settings.run, settings.data)
     if settings.classify and not (dataset.context and dataset.context == dataset.classes):
         raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
+    _announce(settings, part, dataset)
     distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
@@ -115,7 +115,8 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
                 f"--rtol and --atol have no effect on {settings.run}, which takes no adaptive steps: drop them"
             )
         model = model.with_solver(_with_tolerances(settings, solver))
-    dataset = load_test_part(settings.run, settings.data)
+    dataset, part = load_test_part(settings.run, settings.data)
+    _announce(settings, part, dataset)
     return accuracy.measure(model, dataset.test)
 
 
@@ -123,12 +124,21 @@ def _with_tolerances(settings: Settings, solver: Solver) -> Solver:
     return dataclasses.replace(solver, rtol=settings.rtol or solver.rtol, atol=settings.atol or solver.atol)
 
 
-def load_test_part(folder: str, source: str | None = None) -> Dataset:
-    """Return a data set whose test part is to be evaluated on: that of a run, or other data in the order of a model.
+def _announce(settings: Settings, part: str, dataset: Dataset) -> None:
+    """Say which samples are measured."""
+    if not settings.json:
+        print(f"{part}: {len(dataset.test):,} samples")
+
+
+def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str]:
+    """Load a data set whose test part is to be evaluated on: that of a run, or other data in the order of a model.
 
     Args:
         folder: of a run, or of a model that was saved without one.
         source: a data set, which is split as the run's own data were, or the path of a table or of a folder of images.
+
+    Returns:
+        The data set, and what its test part is, in words.
     """
     config = storage.read_config(folder, DENSITY, CLASSIFIER)
     kind, model = config["kind"], config["model"]
@@ -143,7 +153,8 @@ def load_test_part(folder: str, source: str | None = None) -> Dataset:
                 f"{dataset.name} has changed since {folder} was trained on it, so its test part is unknown: name the "
                 "data to evaluate on"
             )
-        return dataset
+        others = "" if source is None else f", on whose other samples {folder} was trained"
+        return dataset, f"test part of {dataset.name}{others}"
 
     unknown = {"shape": model["shape"], "levels": model["levels"], "classes": model.get("classes", [])}
     trained = {"columns": [], "context": [], **unknown, **config.get("data", {})}
@@ -158,8 +169,7 @@ def load_test_part(folder: str, source: str | None = None) -> Dataset:
     if getattr(settings.data, "jitter", False):
         print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
-    shape = tuple(trained["shape"])
-    if dataset.levels is None and len(dataset.columns) == math.prod(shape) and not dataset.test.mapped:
-        test = dataclasses.replace(dataset.test, x=dataset.test.x.view(-1, *shape))  # such as pixels in columns
-        dataset = dataclasses.replace(dataset, test=test, levels=trained["levels"])
-    return dataset.match(trained, folder)
+    dataset = dataset.match(trained, folder)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return dataset, f"test part of {dataset.name}" if len(dataset.train) else dataset.name

@@ -70,13 +70,14 @@ def main(args: list[str]) -> None:
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     with storage.written_atomically(settings.out) as file:
         rows.assign(**found).to_csv(file, index=False)
+    print(*(f"note: {note}\n" for note in dataset.notes), sep="", end="")
     print(f"{len(rows)} rows with {abbreviate([*found])} in {settings.out}")
 
 
 @torch.no_grad()
 def predictions(model: anode.Classifier, samples: Split) -> dict[str, Any]:
     """Return the columns to add: the class of each sample and the probability of each class, or the value."""
-    outputs = torch.cat(in_chunks(model, samples, lambda x, _: model(x).cpu()))
+    outputs = torch.cat(in_chunks(model, samples, lambda x, _: model(x).cpu(), "predicting"))
     if model.target is not None:
         names = [PREDICTED] if outputs.shape[1] == 1 else [f"{PREDICTED}_{k}" for k in range(outputs.shape[1])]
         return dict(zip(names, outputs.T.numpy(), strict=True))
@@ -89,23 +90,24 @@ def predictions(model: anode.Classifier, samples: Split) -> dict[str, Any]:
 
 def _table(path: Path, about: Mapping[str, Any], target: str | None) -> tuple[pd.DataFrame, Dataset]:
     """Return the rows of a table as they are written, and their columns that a model takes."""
-
-    def whole(text_columns: list[str]) -> pd.DataFrame:
-        parts = tables.read(path, text_columns)
-        return parts["all"] if "all" in parts else parts["test"]
-
-    rows, columns, shape = whole([]), about["columns"], tuple(about["shape"])
+    table = tables.read(path)
+    rows, columns = _rows(table), about["columns"]
     found = [name for name in columns if name in rows]
     if found and len(found) < len(columns):
         missing = [name for name in columns if name not in rows]
         raise InputError(f"{path} lacks the columns {abbreviate(missing)} of the run: add or rename them")
     if not found:  # without names
-        found = [name for name in rows if rows.shape[1] == math.prod(shape) or name != target]
-    x = torch.from_numpy(tables.numbers(str(path), rows[found], min_rows=1, min_columns=1)).float()
+        found = [name for name in rows if rows.shape[1] == math.prod(about["shape"]) or name != target]
+    x = torch.from_numpy(tables.numbers(str(path), rows[found], min_rows=1)).float()
     if others := [name for name in rows if name not in found]:
-        rows[others] = whole(others)[others].map(lambda text: text.decode() if isinstance(text, bytes) else text)
-    dataset = _dataset(path, x.view(-1, *shape) if len(found) == math.prod(shape) else x)
-    return rows, dataclasses.replace(dataset, columns=tuple(found), levels=about["levels"])  # pixels may be columns
+        texts = _rows(tables.read(path, others))[others]
+        rows[others] = texts.map(lambda text: text.decode() if isinstance(text, bytes) else text)
+    return rows, dataclasses.replace(_dataset(path, x), columns=tuple(found), named=table.named, notes=table.notes)
+
+
+def _rows(table: tables.Table) -> pd.DataFrame:
+    """Return the rows to predict: all of a table, or those of its test part."""
+    return table.parts["all"] if "all" in table.parts else table.parts["test"]
 
 
 def _images(folder: Path, size: int | None) -> tuple[pd.DataFrame, Dataset]:

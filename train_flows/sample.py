@@ -79,6 +79,9 @@ def main(args: list[str]) -> None:
     columns = [*(data["columns"] or [f"x{i}" for i in range(model.event_shape.numel())]), *([LABEL] if classes else [])]
     if settings.log_prob:
         columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
+        while (taken := columns[-1]) in columns[:-1]:  # such as the draws of a sampler
+            columns[-1] = f"model_{taken}"
+            print(f"note: the data have a column {taken}, so the log-density of the model is {columns[-1]}")
     most = MAX_IMAGES if len(model.event_shape) == 3 else MAX_POINTS
     if settings.out.suffix == ".png" and settings.n > most:
         raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
@@ -121,7 +124,7 @@ def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
     if settings.label is None:
         return torch.arange(settings.n) % len(classes) if classes else None
     if settings.label not in classes:
-        known = f"is not a class of {settings.run}: choose one of {', '.join(classes)}"
+        known = f"is not a class of {settings.run}: choose one of {abbreviate(classes)}"
         without = f"is for densities given the class, {settings.run} is not: omit it"
         raise InputError(f"--label {settings.label} {known if classes else without}")
     return torch.full((settings.n,), classes.index(settings.label))

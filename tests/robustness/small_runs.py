@@ -44,6 +44,9 @@ class SmallTask:
         self.batch = shuffled_batches(x[:500], training.batch_size, seed=0)
         self.matching, self.likelihood = FlowMatching(self.model), MaximumLikelihood(self.model)
 
+    def loss_name(self, step):
+        return "matching_loss" if step < (self.training.likelihood_from or 0) else "loss"
+
     def objective(self, batch, step):
         objective = self.matching if step < (self.training.likelihood_from or 0) else self.likelihood
         return objective(batch)

@@ -175,7 +175,7 @@ def check_damaged_tables(examples: int, folder: Path) -> Counter[str]:
         path = folder / f"table{example[0]}"
         path.write_bytes(example[1])
         try:
-            parts = [tables.numbers(name, frame) for name, frame in tables.read(path).items()]
+            parts = [tables.numbers(name, frame) for name, frame in tables.read(path).parts.items()]
         except InputError as error:
             is_one_line(error)
             return "refused"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anode import InputError
-from train_flows.data import benchmark_tables, images, paper_functions, tabular, toy
+from train_flows.data import benchmark_tables, images, paper_functions, tables, tabular, toy
 from train_flows.data.dataset import SEED_STRIDE, Dataset, Split, class_contexts  # noqa: F401 - for other packages
 
 DENSITY_NAMES = (*toy.DENSITIES, *images.IMAGE_SETS, *benchmark_tables.BENCHMARKS)
@@ -85,7 +85,7 @@ def load_labelled_data(
     those of :func:`load_density_data`.
     """
     named = known_labelled_data(source)
-    of_images = source in images.IMAGE_SETS or (not named and Path(source).is_dir())
+    of_images = source in images.IMAGE_SETS or (not named and _is_image_folder(source))
     if named or of_images:
         _refuse(source, "tables from files", target=target, task=None if task == "classes" else task)
     if not of_images:
@@ -110,7 +110,11 @@ def known_labelled_data(source: str) -> bool:
 
 def is_images(source: str) -> bool:
     """Return True for images, by name or in a folder."""
-    return source in images.IMAGE_SETS or (source not in DENSITY_NAMES and Path(source).is_dir())
+    return source in images.IMAGE_SETS or (source not in DENSITY_NAMES and _is_image_folder(source))
+
+
+def _is_image_folder(source: str) -> bool:
+    return Path(source).is_dir() and not tables.is_folder(Path(source))
 
 
 def _check_path(source: str, names: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +80,7 @@ class Dataset:
         classes: names of the classes; empty if there are none, or if the targets are values.
         context: names of the K contexts: classes, or columns of a table; empty if nothing is given.
         is_table: True for a table, whose columns may have any units.
+        named: True if the data name their columns, so that other data match by name; False for x0, x1, ... in order
         notes: sentences to print once and to keep with the results.
     """
 
@@ -93,6 +93,7 @@ class Dataset:
     classes: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
     is_table: bool = False
+    named: bool = True
     notes: tuple[str, ...] = ()
 
     @property
@@ -122,7 +123,7 @@ class Dataset:
     def describe(self) -> dict[str, Any]:
         """Return the plain values that a stored model keeps of its data, for :meth:`match`."""
         names = {name: list(getattr(self, name)) for name in ("shape", "columns", "classes", "context")}
-        return {"name": self.name, "sha256": self.digest(), "levels": self.levels, **names}
+        return {"name": self.name, "sha256": self.digest(), "levels": self.levels, "named": self.named, **names}
 
     def match(self, trained: Mapping[str, Any], model: str) -> Dataset:
         """Return the test part with its columns and class numbers in the order that a stored model expects.
@@ -131,21 +132,27 @@ class Dataset:
             trained: what :meth:`describe` returned for the data of the model.
             model: name of the model in messages, such as its folder.
         """
-        shape, levels = tuple(trained["shape"]), trained["levels"]
-        if (tuple(self.shape), self.levels) != (shape, levels):
-            found, expected = ("x".join(map(str, sizes)) for sizes in (self.shape, shape))
-            raise InputError(
-                f"{self.name} has samples of shape {found}, levels={self.levels}; {model} was trained on {expected}, "
-                f"levels={levels} ({abbreviate(trained['columns'])}): pass the same columns or pixels"
-            )
-        x, y, c, columns = self.test.x, self.test.y, self.test.c, tuple(trained["columns"])
-        if self.levels is None and self.columns != columns and _have_names(self.columns) and _have_names(columns):
-            if missing := [name for name in columns if name not in self.columns]:
+        shape, levels, columns = tuple(trained["shape"]), trained["levels"], tuple(trained["columns"])
+        x, y, c, own_levels, notes = self.test.x, self.test.y, self.test.c, self.levels, self.notes
+        if self.levels is None and self.columns != columns and self.named and trained.get("named", True) and columns:
+            missing = [name for name in columns if name not in self.columns]
+            if missing and len(shape) == 1:
                 raise InputError(
                     f"{self.name} lacks the columns {abbreviate(missing)} of {model}; "
                     f"it has {abbreviate(self.columns)}: rename them"
                 )
-            x = x[:, [self.columns.index(name) for name in columns]]
+            if not missing:
+                x = x[:, [self.columns.index(name) for name in columns]]
+                spare = [name for name in self.columns if name not in columns]
+                notes += (f"{abbreviate(spare)}: left out, for {model} was trained without",) if spare else ()
+        if self.levels is None and math.prod(x.shape[1:]) == math.prod(shape) and not self.test.mapped:
+            x, own_levels = x.view(-1, *shape), levels  # such as pixels in columns
+        if (x.shape[1:], own_levels) != (shape, levels):
+            found, expected = ("x".join(map(str, sizes)) for sizes in (x.shape[1:], shape))
+            raise InputError(
+                f"{self.name} has samples of shape {found}, levels={own_levels}; {model} was trained on {expected}, "
+                f"levels={levels} ({abbreviate(columns)}): pass the same columns or pixels"
+            )
         classes = tuple(trained["classes"])
         if classes:
             if y is None or not self.classes:
@@ -158,7 +165,7 @@ class Dataset:
             y = torch.tensor([classes.index(name) for name in self.classes])[y]
             c = class_contexts(y, len(classes)) if tuple(trained["context"]) == classes else None
         test = dataclasses.replace(self.test, x=x, y=y, c=c)
-        return dataclasses.replace(self, test=test, columns=columns, classes=classes)
+        return dataclasses.replace(self, test=test, columns=columns, levels=levels, classes=classes, notes=notes)
 
     def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
         """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate."""
@@ -247,8 +254,3 @@ def finite_number(text: str) -> float | None:
 def abbreviate(names: Sequence[str]) -> str:
     """Return the first names of a long list, for a message."""
     return ", ".join([*names[:8], *["..."] * (len(names) > 8)])
-
-
-def _have_names(columns: Sequence[str]) -> bool:
-    """Return True if columns have names other than x0, x1, ..."""
-    return not all(re.fullmatch(r"x\d+", name) for name in columns)

@@ -94,7 +94,7 @@ def load(name: str, seed: int = 0) -> Dataset:
     train, validation, test = (Split(*sample(name, n, seed + i * SEED_STRIDE)) for i, n in enumerate(sizes, start=1))
     columns = tuple(f"x{i}" for i in range(train.x.shape[1]))
     notes = ("the test part holds the same two points as the training part",) if name in ("g1d", "identity") else ()
-    return Dataset(name, train, validation, test, columns, notes=notes)
+    return Dataset(name, train, validation, test, columns, named=False, notes=notes)
 
 
 def is_function(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -51,21 +52,23 @@ def load(
     mapped = None if jitter or context else tables.open_mapped(path)
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, split)
-    frames = tables.read(path)
-    columns = _others(frames, context, "context", path)
+    table = tables.read(path)
+    columns = _others(table.parts, context, "context", path)
     parts = {}
-    for part, frame in frames.items():
-        x = _numbers(path, part, frame[[*columns]], split, min_columns=1 if context else 2)
+    for part, frame in table.parts.items():
+        x = _numbers(path, part, frame[[*columns]], split)
         c = _numbers(path, part, frame[[*context]], split) if context else None
         parts[part] = Split(torch.from_numpy(x), c=None if c is None else torch.from_numpy(c))
-    return _dataset(Path(path).name, _arranged(parts, seed, split), columns, tuple(context), seed, jitter)
+    dataset = _dataset(Path(path).name, _arranged(parts, seed, split), columns, tuple(context), seed, jitter)
+    return dataclasses.replace(dataset, named=table.named, notes=table.notes + dataset.notes)
 
 
 def load_benchmark(name: str, root: str | Path) -> Dataset:
     """Load one of the benchmark tables, prepared and split as published."""
     arrays = benchmark_tables.read(name, root)
     parts = tuple(Split(torch.from_numpy(arrays[part])) for part in tables.PARTS)
-    return _dataset(name, parts, tuple(f"x{i}" for i in range(parts[0].x.shape[1])))
+    dataset = _dataset(name, parts, tuple(f"x{i}" for i in range(parts[0].x.shape[1])))
+    return dataclasses.replace(dataset, named=False)
 
 
 def load_labelled(
@@ -77,7 +80,8 @@ def load_labelled(
         InputError: if the column is missing or does not suit the task, or other columns are not numbers.
     """
     regression = task == "regression"
-    frames = tables.read(path, () if regression or target is None else (target,))
+    table = tables.read(path, () if regression or target is None else (target,))
+    frames = table.parts
     if target is None:
         raise InputError(f"--target is missing: choose one of {abbreviate([*next(iter(frames.values()))])}")
     columns, classes = _others(frames, [target], "target", path), ()
@@ -95,8 +99,8 @@ def load_labelled(
     splits = {part: Split(torch.from_numpy(x).float(), y[part]) for part, x in arrays.items()}
     values = np.concatenate([*arrays.values()])
     _check_range(str(path), values, columns)
-    parts, notes = _arranged(splits, seed, split), _far_from_zero(values, columns)
-    return Dataset(Path(path).name, *parts, columns, classes=classes, is_table=True, notes=notes)
+    parts, notes = _arranged(splits, seed, split), table.notes + _far_from_zero(values, columns)
+    return Dataset(Path(path).name, *parts, columns, classes=classes, is_table=True, named=table.named, notes=notes)
 
 
 def load_sklearn(name: str, seed: int = 0) -> Dataset:
@@ -116,9 +120,9 @@ def _others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: s
     return tuple(name for name in names if name not in chosen)
 
 
-def _numbers(path: object, part: str, frame: pd.DataFrame, split: bool, min_columns: int = 1) -> np.ndarray:
+def _numbers(path: object, part: str, frame: pd.DataFrame, split: bool) -> np.ndarray:
     name = str(path) if part == "all" else f"{path}: {part}"
-    return tables.numbers(name, frame, MIN_ROWS[part] if split else 1, min_columns)
+    return tables.numbers(name, frame, MIN_ROWS[part] if split else 1)
 
 
 def _arranged(parts: Mapping[str, Split], seed: int, split: bool) -> tuple[Split, Split, Split]:
@@ -171,14 +175,14 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Datase
         samples = Split(torch.from_numpy(array), rows=torch.arange(len(array)))
     train, validation, test = three_splits(samples, seed, split, MAX_HEAD)
     if not split:
-        return Dataset(name, train, validation, test, columns, is_table=True)
+        return Dataset(name, train, validation, test, columns, is_table=True, named=False)
     sample = train.head().x.numpy()
     notes = (
         f"{len(array):,} rows stay on disk: {len(test):,} each validate and test; "
         f"columns are checked in {len(sample):,} others, and rows that occur twice are not looked for",
         *_checked(name, sample, columns, FEW_VALUES)[1],
     )
-    return Dataset(name, train, validation.head(), test.head(), columns, is_table=True, notes=notes)
+    return Dataset(name, train, validation.head(), test.head(), columns, is_table=True, named=False, notes=notes)
 
 
 def _class_names(path: str | Path, labels: pd.Series) -> list[str]:

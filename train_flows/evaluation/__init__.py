@@ -31,9 +31,20 @@ def chunks(data: Split) -> list[slice]:
     return [slice(start, min(start + size, len(data))) for start in range(0, len(data), size)]
 
 
-def in_chunks(model: nn.Module, data: Split, work: Callable[[Tensor, Any], Result]) -> list[Result]:
-    """Return ``work(x, given)`` of all chunks in order, with contexts or targets, which are None without any."""
-    return distributed.shared_out(chunks(data), lambda rows: work(*to_model(model, split_batch(data.batch(rows)))))
+def in_chunks(model: nn.Module, data: Split, work: Callable[[Tensor, Any], Result], name: str) -> list[Result]:
+    """Return ``work(x, given)`` of all chunks in order, with contexts or targets, which are None without any.
+
+    A progress bar shows the name of the work.
+    """
+    parts = chunks(data)
+    with distributed.progress_bar(name, len(parts)) as bar:
+
+        def counted(rows: slice) -> Result:
+            done = work(*to_model(model, split_batch(data.batch(rows))))
+            bar.update(distributed.count())
+            return done
+
+        return distributed.shared_out(parts, counted)
 
 
 def to_model(model: nn.Module, x: Any) -> Any:

@@ -43,7 +43,7 @@ def figures(model: Classifier, data: Split) -> tuple[dict[str, float], Tensor]:
         share 1 - rmse^2 / var(y) of the variance that is explained; with the predicted values (N, K).
     """
     with count_evals(model) as nfe:
-        found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()))
+        found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()), "measuring")
     outputs, y = to_model(model, tuple(torch.cat(parts) for parts in zip(*found, strict=True)))
     scale, evaluations = None if model.target is None else model.target.scale, sum(distributed.gathered(nfe.forward))
     common = {"loss": float(loss(outputs, y, scale)), "nfe": evaluations / len(chunks(data))}
@@ -138,7 +138,7 @@ def measure_density(model: Density, data: Split, samples: int = likelihood.IMPOR
     def right(x: Tensor, c: Tensor) -> Tensor:
         return (log_given_each(model, x, k, samples).argmax(1) == c.argmax(1)).cpu()
 
-    accuracy = torch.cat(in_chunks(model, data, right)).double().mean().item()
+    accuracy = torch.cat(in_chunks(model, data, right, "classifying")).double().mean().item()
     return {
         "accuracy": accuracy,
         "standard_error": standard_error(accuracy, len(data)),

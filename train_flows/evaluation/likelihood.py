@@ -42,6 +42,7 @@ POINTS = 1000  # test samples of costs, at most
 TOLERANCES = (1e-5, 1e-7)  # of evaluations
 NLL_TOLERANCE = 1e-4
 MIN_DRAWS = 16  # of a bound, for each sample
+FEWEST_NUMBERS = 2**17  # in the points that are always measured, if the data have so many
 MAX_POINTS = 2**18  # numbers in all draws of a bound, components aside
 CONVERGED = 5e-3  # nats: a bound is near its limit once doubling its draws raises it by less
 
@@ -108,7 +109,7 @@ def nll(model: Density, data: Split, samples: int = IMPORTANCE_SAMPLES) -> tuple
         with count_evals(model) as nfe:
             return log_prob(model, x, samples, c).cpu(), nfe
 
-    found, counts = zip(*in_chunks(model, data, solve), strict=True)
+    found, counts = zip(*in_chunks(model, data, solve, "measuring the NLL"), strict=True)
     log_p = torch.cat(found).double()
     value, error = -log_p.mean().item(), (log_p.std() / math.sqrt(len(log_p))).item()
     figure = {"value": value, "standard_error": error, **kind_of(model, samples)}
@@ -135,7 +136,7 @@ def validation_nll(model: Density, data: Split, energies: Sequence[str] = ()) ->
             bound = model.elbo(x, c, SolveOptions(tuple(energies)))
         return torch.stack([-bound.value, *(bound.energies[name] for name in energies)]).cpu(), nfe
 
-    found, counts = zip(*in_chunks(model, data, solve), strict=True)
+    found, counts = zip(*in_chunks(model, data, solve, "validating"), strict=True)
     value, *of_paths = (row.mean().item() for row in torch.cat(found, 1).double())
     bits = {"bits_per_dim": value / (math.log(2) * math.prod(model.event_shape))} if _dequantisation(model) else {}
     return {"nll": value, **bits, "nfe_log_prob": _nfe(model, counts), **dict(zip(energies, of_paths, strict=True))}
@@ -197,6 +198,19 @@ def affordable_samples(count: int, dims: int) -> int:
     """Return the number of importance samples that takes eight million numbers at most: a power of two up to 64."""
     allowed = MAX_NUMBERS // (count * dims)
     return min(IMPORTANCE_SAMPLES, 2 ** max(0, allowed.bit_length() - 1))
+
+
+def in_proportion(model: Density, count: int, points: int) -> tuple[int, int]:
+    """Return how many of ``count`` samples to measure, with how many importance samples each, for a number of points.
+
+    A bound takes 16 importance samples or more; 1,000 samples, if there are so many, are always measured.
+    """
+    dims = math.prod(model.event_shape)
+    points = max(points, FEWEST_NUMBERS // dims)
+    samples = _draws(model, affordable_samples(count, dims)) if isinstance(model, LiftedFlow) else 1
+    while samples > MIN_DRAWS and count * samples > points:
+        samples //= 2
+    return min(count, max(POINTS, points // samples)), samples
 
 
 def check_importance_samples(model: Density, samples: int | None) -> None:
@@ -267,7 +281,8 @@ def _inverse_error(model: Density, data: Split) -> dict[str, float | None]:
         error = y - model.round_trip(y, c)
         return torch.stack([part.flatten(1).norm(dim=1).cpu().double() for part in (error, error / scale.to(error))])
 
-    plain, relative = torch.cat(in_chunks(model, data, distances), dim=1).mean(dim=1).tolist()
+    found = in_chunks(model, data, distances, "measuring the inverse")
+    plain, relative = torch.cat(found, dim=1).mean(dim=1).tolist()
     return {"inverse_error": plain, "inverse_error_standardized": relative if scale.ndim else None}
 
 

@@ -180,6 +180,10 @@ class ReverseKLTask:
         """Return the divergence KL(q | p) up to a constant."""
         return self.loss(batch)
 
+    def loss_name(self, step: int) -> str:
+        """Return the name of the loss in records."""
+        return "loss"
+
     def validate(self) -> dict[str, float]:
         """Return the divergence of new samples."""
         return {"kl": divergences(self.measured, self.target, VALIDATED).mean().item()}

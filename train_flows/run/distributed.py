@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed, nn
 from torch.nn.utils import parameters_to_vector
+from tqdm import tqdm
 
 from anode import SolverError
 from train_flows.data.dataset import SEED_STRIDE
@@ -49,6 +50,13 @@ def rank() -> int:
 def count() -> int:
     """Return the number of connected processes."""
     return distributed.get_world_size() if _connected() else 1
+
+
+def progress_bar(name: str, total: int = 1, initial: int = 0, unit: str = "part", quiet: bool = False) -> tqdm:
+    """Return a bar for work that may take a while; the first process alone shows it, and only on a terminal."""
+    hidden = quiet or rank() > 0 or None  # None: shown on a terminal
+    stays = unit == "step"
+    return tqdm(desc=name, total=total, initial=initial, unit=unit, leave=stays, dynamic_ncols=True, disable=hidden)
 
 
 def wait() -> None:

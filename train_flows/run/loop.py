@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from tqdm import tqdm
 
 from anode import CheckpointError, SolverError
 from train_flows.data.dataset import SEED_STRIDE
@@ -26,6 +25,20 @@ from train_flows.run.step import StepFailed, averaged_weights, learning_rate, mo
 
 if TYPE_CHECKING:
     from train_flows.settings import RunSettings, Training
+
+SHOWN = 20  # records on the terminal, about
+WORDS = {  # of figures of records, those that tell most first
+    "nll": "validation NLL",
+    "validation_loss": "validation loss",
+    "validation_accuracy": "accuracy",
+    "validation_rmse": "RMSE",
+    "kl": "divergence",
+    "bits_per_dim": "bits/dim",
+    "matching_loss": "flow-matching loss",
+    "loss": "training loss",
+    "drift": "drift",
+    "nfe_forward": "evaluations",
+}
 
 X = TypeVar("X", bound=Tensor | tuple[Tensor, Tensor])
 
@@ -52,6 +65,10 @@ class Task(Protocol):
     @property
     def objective(self) -> Callable[[Any, int], Tensor]:
         """Return the scalar loss of a batch at a step."""
+
+    @property
+    def loss_name(self) -> Callable[[int], str]:
+        """Return the name of the loss of a step in records: another one for a loss in another unit."""
 
     @property
     def validate(self) -> Callable[[], dict[str, float]]:
@@ -128,15 +145,14 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
         distributed.seed_noise(torch.initial_seed())
     trainer, stop = Trainer(task, run), threading.Event()
     progress, steps, device = trainer.progress, task.training.steps, trainer.device
-    hidden = quiet or distributed.rank() > 0 or None  # None: shown on a terminal only
-    bar = tqdm(total=steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=hidden)
+    bar = distributed.progress_bar("training", steps, progress.step, unit="step", quiet=quiet)
     signals = handling((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())  # the current step can end
     with _explain_failures(run), signals, bar:
         while True:
             if trainer.is_record_due():
                 record = trainer.record()
-                if not quiet:
-                    tqdm.write(_line(record, steps))
+                if not quiet and is_shown(record["step"], steps, task.training.validate_every):
+                    bar.write(line(record, steps))
             if progress.step == steps:
                 return True
             if not distributed.everywhere(not stop.is_set() and time.monotonic() <= deadline, device):
@@ -146,7 +162,8 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                 return False
             if figures := trainer.step():
                 evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
-                bar.set_postfix(loss=f"{figures['loss']:.3f}", nfe=evaluations, refresh=False)
+                loss = figures[task.loss_name(progress.step - 1)]
+                bar.set_postfix(loss=f"{loss:.3f}", evaluations=evaluations, refresh=False)
             bar.update()
 
 
@@ -218,7 +235,7 @@ class Trainer:
     def is_record_due(self) -> bool:
         """Return True if the current step is to be recorded, and is not yet."""
         step = self.progress.step
-        due = step % self.training.validate_every == 0 or step == self.training.steps
+        due = step % self.training.validate_every == 0 or step in (self.training.likelihood_from, self.training.steps)
         return due and step > self.progress.recorded
 
     def record(self) -> dict[str, Any]:
@@ -310,8 +327,14 @@ def _explain_failures(run: Run) -> Generator[None]:
         ) from error
 
 
-def _line(record: dict[str, Any], steps: int) -> str:
-    """Return a record as the line that is printed."""
-    hidden = ("step", "seconds", "seconds_training", "lr", *(() if record["skipped"] else ("skipped",)))
-    figures = [f"{name} {value:.4g}" for name, value in record.items() if name not in hidden]
+def is_shown(step: int, steps: int, every: int) -> bool:
+    """Return True for the first and last of the records, one every so many steps, and for about 20 in between."""
+    stride = max(1, math.ceil(steps / every / SHOWN))
+    return step % (stride * every) == 0 or step == steps
+
+
+def line(record: Mapping[str, float], steps: int) -> str:
+    """Return a record as the line that is printed: up to four figures in words, and failed steps."""
+    figures = [f"{words} {record[name]:.4g}" for name, words in WORDS.items() if name in record][:4]
+    figures += [f"skipped {record['skipped']:.0f}"] if record["skipped"] else []
     return "  ".join([f"step {record['step']:>{len(str(steps))}}/{steps}", *figures, f"{record['seconds']:.0f} s"])

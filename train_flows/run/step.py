@@ -39,7 +39,7 @@ def training_step(task: Task, step: int, optimizer: torch.optim.Optimizer) -> di
     """Take one optimiser step in all processes, or in none of them; the batch follows from the number of the step.
 
     Returns:
-        ``loss``, ``grad_norm``, ``nfe_forward`` and ``nfe_backward`` of this process.
+        The loss by its name in the task, ``grad_norm``, ``nfe_forward`` and ``nfe_backward`` of this process.
     """
     device, loss, failure = next(task.model.parameters()).device, math.nan, None
     batch = task.batch(step)
@@ -61,7 +61,7 @@ def training_step(task: Task, step: int, optimizer: torch.optim.Optimizer) -> di
     if not distributed.everywhere(math.isfinite(loss) and math.isfinite(norm), device):
         raise StepFailed(f"it has loss {loss} and gradient norm {norm}")
     optimizer.step()
-    return {"loss": loss, "grad_norm": norm, "nfe_forward": nfe.forward, "nfe_backward": nfe.backward}
+    return {task.loss_name(step): loss, "grad_norm": norm, "nfe_forward": nfe.forward, "nfe_backward": nfe.backward}
 
 
 def learning_rate(training: Training, step: int) -> float:
