@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from anode.errors import InputError
 from anode.fields import Field
-from anode.layers import activation_named
+from anode.inputs import to_tensor, whole_number
+from anode.layers import activation_named, widths_of
 from anode.solver import Solver, check_solver
 
 
@@ -72,7 +73,7 @@ class Normalize(MeanScale):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
+        return (_state("x", x, self.mean) - self.mean) / self.scale
 
 
 class Denormalize(MeanScale):
@@ -107,6 +108,7 @@ class ScalePixels(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
+        x = _state("x", x)
         return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / (self.levels - 1)
 
 
@@ -129,12 +131,13 @@ class Augment(nn.Module):
 
     def __init__(self, extra: int) -> None:
         super().__init__()
-        if extra < 0:
-            raise InputError(f"extra={extra} must be 0 or more")
-        self.extra = extra
+        self.extra = whole_number("extra", extra, 0)
 
     @override
     def forward(self, x: Tensor) -> Tensor:
+        x = _state("x", x)
+        if x.ndim < 2:
+            raise InputError(f"x of shape {tuple(x.shape)} does not have a dimension 1: pass (B, D), or x.unsqueeze(1)")
         return torch.cat([x, x.new_zeros(len(x), self.extra, *x.shape[2:])], dim=1)
 
 
@@ -158,7 +161,7 @@ class ODEBlock(nn.Module):
 
     Args:
         field: the vector field, or any network that :meth:`anode.Field.wrap` makes a field of.
-        solver: the numerics; assign another to solve a trained block differently.
+        solver: the numerics, or the name of a method; assign another to solve a trained block differently.
 
     References:
         Chen et al. 2018, arXiv 1806.07366.
@@ -170,7 +173,7 @@ class ODEBlock(nn.Module):
         torch.Size([8, 10])
     """
 
-    def __init__(self, field: Field | Callable[..., Tensor], solver: Solver = Solver()) -> None:  # noqa: B008 - frozen
+    def __init__(self, field: Field | Callable[..., Tensor], solver: Solver | str = Solver()) -> None:  # noqa: B008
         super().__init__()
         self.field = Field.wrap(field)
         self.solver = check_solver(solver)
@@ -186,11 +189,17 @@ class ODEBlock(nn.Module):
         Returns:
             The state at time 1, (B, *S).
         """
+        x, c = self._inputs(x, c)
         return self.solver.integrate(partial(self.field, c=c), x, 0.0, 1.0, (c,), self.field)
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """Return the states (T, B, *S) at T times; the first time is that of x."""
+        x, c = self._inputs(x, c)
         return self.solver.trajectory(partial(self.field, c=c), x, times, (c,), self.field)
+
+    def _inputs(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        like = next(self.field.parameters(), None)
+        return _state("x", x, like), None if c is None else _state("c", c, like)
 
     @override
     def extra_repr(self) -> str:
@@ -220,10 +229,11 @@ class ResNet(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return self._states(x)[-1]
+        return self._states(_state("x", x, next(self.parameters(), None)))[-1]
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """Return the states (T, B, *S) at times in [0, 1]; block k ends at k/K, with straight lines between blocks."""
+        x = _state("x", x, next(self.parameters(), None))
         states = torch.stack(self._states(x))
         depth = torch.as_tensor(times, dtype=x.dtype, device=x.device).clamp(0, 1) * len(self.fields)
         before = depth.long().clamp(max=len(self.fields) - 1)
@@ -242,20 +252,28 @@ class MLP(nn.Module):
 
     Args:
         dim: number of dimensions of one sample.
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers, or the width of one.
         activation: ``"relu"``, ``"tanh"``, ``"softplus"`` or ``"silu"``.
     """
 
-    def __init__(self, dim: int, hidden: Sequence[int] = (32, 32), activation: str = "relu") -> None:
+    def __init__(self, dim: int, hidden: int | Sequence[int] = (32, 32), activation: str = "relu") -> None:
         super().__init__()
-        if not hidden or min(dim, *hidden) < 1:
+        hidden = widths_of("hidden", hidden)
+        if not hidden or dim < 1:
             raise InputError(f"dim={dim} and hidden={tuple(hidden)} must be positive, with at least one hidden layer")
         self.activation = activation_named(activation)
         self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in pairwise((dim, *hidden)))
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        h = x.flatten(1)
+        h = _state("x", x, next(self.parameters())).flatten(1)
         for layer in self.layers:
             h = self.activation.value(layer(h))
         return h
+
+
+def _state(name: str, x: Any, like: Tensor | None = None) -> Tensor:
+    """Return a tensor as it is; convert arrays and lists to the dtype and device of ``like``, or the default ones."""
+    if isinstance(x, Tensor):
+        return x
+    return to_tensor(name, x).to(torch.empty(0) if like is None else like)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Function = Callable[[Tensor, Any], Any]
 
+IN_PLACE = "the field changes its state in place: pass inplace=False, or write x = x + 1 instead of x += 1"
+
 
 @dataclass
 class Evaluations:
@@ -81,6 +83,10 @@ def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
 class RightHandSide:
     """The function f of dy/dt = f(t, y), counted, whose failures become a :class:`SolverError`.
 
+    An ODE needs one function: if the first evaluation draws random numbers, as dropout does, all others see the same
+    draw, those of the backward pass too. Buffers that f updates, such as running statistics, are updated by the
+    evaluations of the forward pass only.
+
     Before every step, accepted or rejected, solvers call ``callback_step`` (torchdiffeq ``callback_step_adjoint`` in a
     backward pass), which raises before torchdiffeq's bare assertions do.
 
@@ -112,6 +118,9 @@ class RightHandSide:
         self.steps = 0
         self.evaluations = 0
         self.derivative: Any = None  # the last one, to tell a blow-up from stiffness
+        self.random_states: list[Tensor] = []  # before the first evaluation, if it draws random numbers
+        self.replays = solver.gradient != "direct" and torch.is_grad_enabled()  # evaluates f in the backward pass, too
+        self.buffers: list[Tensor] = []  # of the field, if it replays and the first evaluation updates them
 
     def __call__(self, t: Tensor | float, y: Any, f_state: Function | None = None) -> Any:
         """Evaluate f, or ``f_state`` in its place.
@@ -121,6 +130,14 @@ class RightHandSide:
         self.evaluations += 1
         for counter in self.counters:
             setattr(counter, self.phase, getattr(counter, self.phase) + 1)
+        if self.evaluations == 1:
+            return self._evaluate_first(t, y)
+        if self.random_states or self.buffers:
+            with self._as_at_first():
+                return self._evaluate(t, y, f_state)
+        return self._evaluate(t, y, f_state)
+
+    def _evaluate(self, t: Tensor | float, y: Any, f_state: Function | None = None) -> Any:
         if isinstance(t, Tensor):
             self.derivative = self.f(t, y)
         else:
@@ -130,9 +147,55 @@ class RightHandSide:
             if f_state is not None:
                 return f_state(time, y)
             self.derivative = (self.f(time, y[0]),) if self.is_tensor else self.f(time, y)
-        if self.evaluations == 1:
-            _check_slopes(self.derivative, y)
         return self.derivative
+
+    def _evaluate_first(self, t: Tensor | float, y: Any) -> Any:
+        """Evaluate f, check what it returns, and find out what else it changes."""
+        y = _with_versions(y)
+        versions = _versions(y)
+        random_states = _get_random_states(self.time.device)
+        buffers = list(self.field.buffers()) if self.field is not None and self.replays else []
+        buffer_versions = _versions(buffers)
+        try:
+            slopes = self._evaluate(t, y)
+        except RuntimeError as error:
+            if "in-place" in str(error) or "inplace" in str(error):
+                raise InputError(IN_PLACE) from error
+            self._check_precision(y, error)
+            raise
+        check_slopes(slopes, y)
+        if _versions(y) != versions:
+            raise InputError(IN_PLACE)
+        if not all(map(_are_equal, random_states, _get_random_states(self.time.device))):
+            self.random_states = random_states
+        if _versions(buffers) != buffer_versions:
+            self.buffers = buffers
+        return slopes
+
+    @contextmanager
+    def _as_at_first(self) -> Generator[None]:
+        """Evaluate f with the random numbers of the first evaluation, and in a backward pass without traces."""
+        device = self.time.device
+        random_states = _get_random_states(device)
+        buffers = [(buffer, buffer.clone()) for buffer in self.buffers if self.phase == "backward"]
+        if self.random_states:
+            _set_random_states(device, self.random_states)
+        try:
+            yield
+        finally:
+            _set_random_states(device, random_states)
+            for buffer, before in buffers:
+                buffer.data.copy_(before)  # .data, since graphs may hold the buffer
+
+    def _check_precision(self, y: Any, error: RuntimeError) -> None:
+        """Explain the error of a state whose precision is not that of the field."""
+        part = y if isinstance(y, Tensor) else y[0]
+        weights = () if self.field is None else self.field.parameters()
+        dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), part.dtype)
+        if dtype != part.dtype and not torch.is_autocast_enabled(part.device.type):
+            raise InputError(
+                f"the state has dtype {part.dtype}, the field {dtype}: cast one of them, for example by x.to({dtype})"
+            ) from error
 
     def callback_step(self, t: Any, y: Any, dt: Any) -> None:
         """Count a step from t by dt, and raise if it cannot be taken."""
@@ -156,6 +219,11 @@ class RightHandSide:
                 component.register_hook(self._begin_backward)
 
     def _begin_backward(self, _: Tensor) -> None:
+        if self.solver.gradient == "adjoint" and torch.is_grad_enabled():
+            raise InputError(
+                'gradient="adjoint" does not have second derivatives, which create_graph=True asks for: pass '
+                'gradient="checkpoint" or "direct"'
+            )
         if self._parameters() != self.parameters:  # the steps would be replayed with other parameters
             raise InputError(
                 "the parameters of the field were exchanged after the solve, perhaps by torch.func.functional_call: "
@@ -168,7 +236,7 @@ class RightHandSide:
         return [] if self.field is None else [id(parameter) for parameter in self.field.parameters()]
 
 
-def _check_slopes(slopes: Any, y: Any) -> None:
+def check_slopes(slopes: Any, y: Any) -> None:
     """Raise an :class:`InputError` unless f returns tensors of the shapes of the state, and of no wider type."""
     got, state = (parts if isinstance(parts, tuple | list) else (parts,) for parts in (slopes, y))
     for k, part in zip_longest(got, state):
@@ -179,6 +247,44 @@ def _check_slopes(slopes: Any, y: Any) -> None:
 
 def _describe(part: Any) -> str:
     return f"{tuple(part.shape)} {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
+
+
+def _with_versions(y: Any) -> Any:
+    """Copy a state that was made in inference mode, where tensors do not count their changes."""
+    if isinstance(y, Tensor):
+        if not y.is_inference():
+            return y
+        with torch.inference_mode(False):
+            return y.clone()
+    return tuple([_with_versions(part) for part in y])
+
+
+def _versions(tensors: Any) -> list[int]:
+    """Return how often each tensor was changed in place."""
+    parts = (tensors,) if isinstance(tensors, Tensor) else tensors
+    return [0 if part.is_inference() else part._version for part in parts]
+
+
+def _get_random_states(device: torch.device) -> list[Tensor]:
+    """Return the states of torch's random number generators on the CPU and on the device."""
+    states = [torch.get_rng_state()]
+    if device.type in ("cuda", "xpu"):
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def _are_equal(state: Tensor, other: Tensor) -> bool:
+    return torch.equal(state.view(torch.int32), other.view(torch.int32))  # five times as fast as bytes
+
+
+def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type in ("cuda", "xpu"):
+        torch.get_device_module(device).set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])
 
 
 def is_finite(state: Any) -> bool:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.errors import InputError, check_choice
-from anode.layers import MLP_TIMES, SquashLinear, TimedLinear, activations_of, affine, trace_matrix
+from anode.inputs import whole_number
+from anode.layers import MLP_TIMES, SquashLinear, TimedLinear, activations_of, affine, trace_matrix, widths_of
 from anode.mlp_divergence import forward_with_divergence
 
 
@@ -54,7 +55,7 @@ class Field(nn.Module):
 
         Args:
             net: a module or function that returns the velocity, ``(B, *S)``; it gets t as in :meth:`forward`, in the
-                dtype of x. A field remains itself.
+                dtype of x. A field remains itself, unless its ``forward`` does not take a context.
 
         Example:
             >>> field = Field.wrap(nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)))
@@ -64,7 +65,7 @@ class Field(nn.Module):
             tensor([[-0.5000, -0.5000]])
         """
         compiled: Any = getattr(net, "_orig_mod", net)  # torch.compile wraps a module
-        return cast(Field, net) if isinstance(compiled, Field) else _WrappedField(net)
+        return cast(Field, net) if isinstance(compiled, Field) and _takes_context(compiled) else _WrappedField(net)
 
     @override
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -89,9 +90,32 @@ class _WrappedField(Field):
     @override
     def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
         if self.required == 3 or (self.required == 2 and self.accepted > 2 and c is not None):
-            return self.net(t.to(x.dtype), x, c)
+            velocity = self.net(t.to(x.dtype), x, c)
+        else:
+            check_context(c, 0, len(x))
+            velocity = self.net(x) if self.required == 1 else self.net(t.to(x.dtype), x)
+        if not isinstance(velocity, Tensor):
+            raise InputError(
+                f"the field returns {type(velocity).__name__}: return the velocity dx/dt alone, a tensor shaped like x"
+            )
+        return velocity
+
+    @override
+    def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        net = getattr(self.net, "_orig_mod", self.net)
+        if not isinstance(net, Field) or type(net).velocity_and_divergence is Field.velocity_and_divergence:
+            return None
         check_context(c, 0, len(x))
-        return self.net(x) if self.required == 1 else self.net(t.to(x.dtype), x)
+        rule: Callable[..., tuple[Tensor, Tensor] | None] = net.velocity_and_divergence
+        return rule(x) if self.required == 1 else rule(t.to(x.dtype), x)
+
+
+def _takes_context(field: Field) -> bool:
+    """Return True unless the ``forward`` of a field ends with x."""
+    kinds = [parameter.kind for parameter in inspect.signature(field.forward).parameters.values()]
+    return len(kinds) > 2 or any(
+        kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for kind in kinds
+    )
 
 
 def _count_arguments(net: Any) -> tuple[int, int]:
@@ -123,7 +147,7 @@ class MLPField(Field):
 
     Args:
         dim: number of dimensions of one sample; samples of any shape with that many elements are flattened.
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers, or the width of one.
         activation: ``"tanh"``, ``"softplus"``, ``"relu"`` or ``"silu"`` of all hidden layers, or a name for each; the
             last name serves all layers that follow, and surplus names are ignored. ``("tanh", "silu")`` bounds the
             field far from the data, where ``"silu"`` alone grows without limit and throws outliers away.
@@ -148,7 +172,7 @@ class MLPField(Field):
     def __init__(
         self,
         dim: int,
-        hidden: Sequence[int] = (128, 128),
+        hidden: int | Sequence[int] = (128, 128),
         activation: str | Sequence[str] = "tanh",
         time: str = "bias",
         context: int = 0,
@@ -156,8 +180,8 @@ class MLPField(Field):
     ) -> None:
         super().__init__()
         check_choice("time", time, MLP_TIMES)
-        if min(dim, *hidden, 1) < 1 or context < 0:
-            raise InputError(f"dim={dim}, hidden={tuple(hidden)} and context={context} must be positive numbers")
+        hidden = widths_of("hidden", hidden)
+        dim, context = whole_number("dim", dim), whole_number("context", context, 0)
         self.dim = dim
         self.time = time
         self.context = context

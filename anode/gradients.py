@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from anode.errors import InputError
-from anode.evaluations import RightHandSide
-from anode.runge_kutta import AcceptedStep, RungeKutta, Solution, add_optional, even_grid
+from anode.evaluations import Function, RightHandSide, check_slopes
+from anode.runge_kutta import AcceptedStep, ComponentRoles, RungeKutta, Solution, add_optional, even_grid
 from anode.tableaus import Components, State
 
 ADAMS_MAX_ORDER = 5  # torchdiffeq's default of 12 amplifies rounding errors until they dominate
@@ -95,11 +96,31 @@ def _backward_with_graph(
     ctx: Any, y0: Components, params: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
     """Return the same gradients with a graph, which keeps all steps."""
-    y, solution = y0, Solution([], None)
+    shut = [True]
+    start = _Gate.apply(shut, *y0)
+    y, solution = start, Solution([], None)
     for step in ctx.steps:
         part, y = ctx.method.replay(step._replace(y=y))
         solution = solution.extended(part)
-    return gradients(_flatten(solution), (*y0, *params), grads, create_graph=True)
+    found = gradients(_flatten(solution), (*start, *params), grads, create_graph=True)
+    shut.clear()
+    return found
+
+
+class _Gate(torch.autograd.Function):
+    """The identity, through which no gradient passes while it is shut.
+
+    Params that y0 was computed from would otherwise get the gradient through y0 as well, which autograd adds itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shut: list[bool], *tensors: Tensor) -> Any:
+        ctx.shut = shut
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *([None] * len(grads) if ctx.shut else grads)
 
 
 def _flatten(solution: Solution) -> tuple[Tensor, ...]:
@@ -162,9 +183,82 @@ def gradients(
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 
-def is_transformed(*tensors: Tensor) -> bool:
-    """Detect transforms of ``torch.func``, which torch does not offer publicly."""
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+def is_transformed() -> bool:
+    """Detect an active transform of ``torch.func``, as ``autograd.Function`` does; torch does not offer it publicly."""
+    return torch._C._are_functorch_transforms_active()
+
+
+@contextmanager
+def explain_vmap() -> Generator[None]:
+    """Turn torch's error on ``torch.func.vmap`` of numbers that a solve depends on into an :class:`InputError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error).startswith("vmap: It looks like"):
+            raise InputError(
+                "torch.func.vmap cannot run over a solve, whose steps depend on all rows: a solve takes a batch, so "
+                "call it on all rows"
+            ) from error
+        raise
+
+
+def is_differentiable(t: object) -> bool:
+    """Return True for a time that needs a gradient."""
+    if not isinstance(t, Tensor) or not torch.is_grad_enabled():
+        return False
+    return t.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
+def as_number(t: float | Tensor) -> float:
+    """Return a time as a number; raise an :class:`InputError` for anything else."""
+    if not isinstance(t, Tensor):
+        try:
+            return float(t)
+        except (TypeError, ValueError):
+            raise InputError(f"the time {t!r} is not a number: pass one, such as 0.5") from None
+    if t.numel() != 1:
+        raise InputError(f"a time of shape {tuple(t.shape)} is not one number: all samples of a solve share their time")
+    with explain_vmap():
+        return float(t.item())
+
+
+def make_times_states(
+    f: Function, y0: State, t0: float | Tensor, t1: float | Tensor, roles: ComponentRoles
+) -> tuple[Function, Components, ComponentRoles]:
+    """Prepend a shift of t0 and a shift of t1 to the state, through which gradients reach the times.
+
+    The shifts e0 = e1 = 0 are constant. In the time s, which runs from t0 to t1 as if these were numbers,
+
+        dy/ds = (1 + (e1 - e0) / (t1 - t0)) f(s + e0 + (e1 - e0) (s - t0) / (t1 - t0), y),
+
+    so that values and steps stay as they are and every gradient mode differentiates the times, any number of times.
+
+    Returns:
+        The right-hand side, the initial state (e0, e1, *y0), and the roles of its components.
+    """
+    parts = (y0,) if isinstance(y0, Tensor) else y0
+    start, end = as_number(t0), as_number(t1)
+    if start == end or roles.on_step is not None:
+        raise InputError(f"t0={start:g} and t1={end:g} have no gradients here: pass distinct times, without on_step")
+    shifts = [
+        (t - as_number(t)).reshape(()).to(parts[0]) if isinstance(t, Tensor) else parts[0].new_zeros(())
+        for t in (t0, t1)
+    ]
+
+    def shifted(f: Function, is_tensor: bool) -> Function:
+        def g(s: Tensor, state: Components) -> Components:
+            e0, e1, *y = state
+            here = y[0] if is_tensor else tuple(y)
+            slopes = f(s + e0 + (e1 - e0) * ((s - start) / (end - start)), here)
+            check_slopes(slopes, here)
+            rate = 1 + (e1 - e0) / (end - start)
+            still = torch.zeros_like(e0)
+            return still, still, *[rate * slope for slope in ((slopes,) if is_tensor else slopes)]
+
+        return g
+
+    f_state = None if roles.f_state is None else shifted(roles.f_state, False)
+    return shifted(f, isinstance(y0, Tensor)), (*shifts, *parts), roles._replace(f_state=f_state)
 
 
 def check_all_leaves_declared(slopes: Components, y0: Components, params: Sequence[Tensor]) -> None:

@@ -15,7 +15,8 @@ from typing_extensions import override
 
 from anode.errors import InputError
 from anode.fields import Field, check_context, zero_
-from anode.layers import TimedConv, activation_named, group_norm, trace_matrix
+from anode.inputs import whole_number
+from anode.layers import TimedConv, activation_named, group_norm, trace_matrix, widths_of
 
 TIME_STEPS = 1000  # diffusion models embed times from 0 to 1000; here time runs from 0 to 1
 
@@ -49,7 +50,7 @@ class ConvStackField(Field):
     def __init__(
         self,
         channels: int,
-        filters: Sequence[int] = (64, 64, 64),
+        filters: int | Sequence[int] = (64, 64, 64),
         activation: str = "softplus",
         time: str = "concat",
         context: int = 0,
@@ -57,7 +58,8 @@ class ConvStackField(Field):
         sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        _check_widths(channels, filters, context)
+        filters = widths_of("filters", filters)
+        channels, context = whole_number("channels", channels), whole_number("context", context, 0)
         self.channels = channels
         self.context = context
         self.activation = activation_named(activation)
@@ -110,6 +112,7 @@ class ConvField(ConvStackField):
         context: int = 0,
         zero_init: bool = False,
     ) -> None:
+        filters = whole_number("filters", filters)
         super().__init__(channels, (filters, filters), activation, time, context, zero_init, sizes=(1, 3, 1))
 
     @override
@@ -139,8 +142,7 @@ class NormConvField(Field):
 
     def __init__(self, channels: int, time: str = "concat") -> None:
         super().__init__()
-        _check_widths(channels, (), 0)
-        self.channels = channels
+        self.channels = channels = whole_number("channels", channels)
         self.norms = nn.ModuleList(group_norm(channels) for _ in range(3))
         self.convs = nn.ModuleList(TimedConv(channels, channels, 3, time) for _ in range(2))
 
@@ -171,10 +173,13 @@ class UNetField(Field):
     """
 
     def __init__(
-        self, channels: int, filters: Sequence[int] = (32, 64), context: int = 0, zero_init: bool = False
+        self, channels: int, filters: int | Sequence[int] = (32, 64), context: int = 0, zero_init: bool = False
     ) -> None:
         super().__init__()
-        _check_widths(channels, filters or (0,), context)
+        filters = widths_of("filters", filters)
+        if not filters:
+            raise InputError(f"filters={filters} is empty: pass the number of channels of each level, such as (32, 64)")
+        channels, context = whole_number("channels", channels), whole_number("context", context, 0)
         self.channels = channels
         self.context = context
         self.halvings = len(filters) - 1
@@ -203,12 +208,6 @@ class UNetField(Field):
             )
         embedded = {} if self.embedding is None else {"class_labels": self.embedding(c)}
         return self.network(x, TIME_STEPS * t.to(x.dtype).expand(len(x)), return_dict=False, **embedded)[0]
-
-
-def _check_widths(channels: int, filters: Sequence[int], context: int) -> None:
-    if min(channels, *filters, 1) < 1 or context < 0:
-        named = ", ".join(map(str, dict.fromkeys(filters)))
-        raise InputError(f"channels={channels}, filters={named} and context={context} must be positive numbers")
 
 
 def _check_images(x: Tensor, channels: int, c: Tensor | None, context: int) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, NamedTuple
+from numbers import Integral
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
@@ -15,7 +16,11 @@ from typing_extensions import override
 from anode.errors import InputError, check_choice
 
 ActivationName = Literal["tanh", "softplus", "relu", "silu"]
-Widths = Annotated[tuple[PositiveInt, ...], Field(max_length=100)]  # of hidden layers
+Widths = Annotated[  # of hidden layers, or the width of one
+    tuple[PositiveInt, ...],
+    Field(max_length=100),
+    BeforeValidator(lambda widths: (widths,) if isinstance(widths, int) else widths),
+]
 Blocks = Annotated[int, Field(ge=1, le=1000)]
 Affine = tuple[Tensor, Tensor]  # weight (n_out, n_in) and shift, (n_out,) or one for each sample (B, n_out)
 
@@ -236,11 +241,19 @@ def activation_named(name: str) -> Activation:
 
 def activations_of(names: str | Sequence[str], n_layers: int) -> list[Activation]:
     """Return one activation for each of ``n_layers`` layers; the last name serves all layers that follow."""
-    names = [names] if isinstance(names, str) else names
-    if not names:
+    each: Any = names if isinstance(names, list | tuple) else [names]
+    found = [activation_named(name) for name in each]
+    if not found:
         raise InputError("activation=() is empty: pass a name, or one for every hidden layer")
-    found = [activation_named(name) for name in names]
     return (found + found[-1:] * n_layers)[:n_layers]
+
+
+def widths_of(name: str, widths: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the widths of hidden layers; one number is the width of one layer."""
+    values: Any = (widths,) if isinstance(widths, Integral) else widths
+    if not isinstance(values, Sequence) or not all(isinstance(value, Integral) and value > 0 for value in values):
+        raise InputError(f"{name}={widths!r} must be positive whole numbers, such as 64 or (64, 64)")
+    return tuple(map(int, values))
 
 
 def stem(kind: str, channels: int, filters: int) -> nn.Sequential:

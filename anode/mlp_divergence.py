@@ -29,7 +29,7 @@ def forward_with_divergence(
     """
     flat = [tensor for layer in layers for tensor in layer]
     autocast = torch.is_autocast_enabled(x.device.type)  # the hand-written backward pass knows one dtype
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or autocast or is_transformed(x, *flat):
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or autocast or is_transformed():
         return reference(x, layers, activations)
     return _StackedJVP.apply(activations, x, *flat)
 

@@ -9,15 +9,19 @@ from itertools import chain, pairwise
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from anode.errors import InputError, SolverError, config
 from anode.evaluations import Function, RightHandSide, is_finite
 from anode.gradients import (
+    as_number,
     check_all_leaves_declared,
     check_no_derived_params,
+    explain_vmap,
+    is_differentiable,
     is_transformed,
+    make_times_states,
     solve_with_checkpoints,
     solve_with_torchdiffeq,
 )
@@ -29,6 +33,9 @@ FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_ad
 ADAPTIVE_METHODS: tuple[str, ...] = get_args(AdaptiveMethod)
 FIXED_METHODS: tuple[str, ...] = get_args(FixedMethod)
 
+PRECISIONS = (torch.float32, torch.float64)  # of states
+STEP_SIZE = 0.1  # of a method with fixed steps that is given by its name alone
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -37,8 +44,9 @@ class Solver:
     """How an ODE is solved: a value to compare, print and store.
 
     The error of an adaptive step is measured for each component of a tuple state by its own root mean square, and
-    the largest controls the step, so that easy components never dilute the error of the others. The last step lands
-    on the end time instead of interpolating past it.
+    the largest controls the step, so that easy components never dilute the error of the others. The mean is over the
+    batch and the dimensions: a row among easier ones can be wrong by more than the tolerance, and differ by as much
+    from the same row solved alone. The last step lands on the end time instead of interpolating past it.
 
     Attributes:
         method: adaptive (``dopri5``, ``tsit5``, ``dopri8``, ``bosh3``, ``fehlberg2``, ``adaptive_heun``) or with fixed
@@ -52,9 +60,10 @@ class Solver:
         gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
             that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
             taking each step again in the backward pass. ``"adjoint"`` solves the continuous adjoint equation backwards:
-            gradients up to the tolerance, parameters left out of the error control (seminorm). If omitted, it is
-            ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms of
-            ``torch.func`` take ``"direct"`` in place of checkpoints.
+            gradients up to the tolerance, parameters left out of the error control (seminorm); a backward pass with
+            ``create_graph=True`` is an :class:`InputError`, since it does not have second derivatives. If omitted, it
+            is ``"checkpoint"``, or ``"direct"`` for the methods of torchdiffeq, which keep no checkpoints. Transforms
+            of ``torch.func`` take ``"direct"`` in place of checkpoints, and ``vmap`` is refused.
         first_step: length of the first step of an adaptive method; chosen by an evaluation when omitted.
 
     References:
@@ -69,6 +78,12 @@ class Solver:
     max_steps: PositiveInt = 1000
     gradient: Literal["checkpoint", "direct", "adjoint"] | None = None
     first_step: PositiveFloat | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Take the name of a method for a solver in other configurations."""
+        return _settings_of(value) if isinstance(value, str) else value
 
     def __post_init__(self) -> None:
         replayable = self.method in TABLEAUS
@@ -106,8 +121,8 @@ class Solver:
         self,
         f: Function,
         y0: State,
-        t0: float,
-        t1: float,
+        t0: float | Tensor,
+        t1: float | Tensor,
         params: Sequence[Tensor | None] = (),
         field: nn.Module | None = None,
         roles: ComponentRoles = ComponentRoles(),  # noqa: B008 - an immutable value
@@ -115,10 +130,12 @@ class Solver:
         """Solve dy/dt = f(t, y), y(t0) = y0, for y(t1).
 
         Args:
-            f: the right-hand side; ``t`` is a scalar tensor, ``y`` and its result are shaped like ``y0``.
-            y0: initial state, a tensor or a tuple of tensors of any shapes.
+            f: the right-hand side; ``t`` is a scalar tensor, ``y`` and its result are shaped like ``y0``. It must not
+                change ``y``. If it draws random numbers, as dropout does, all evaluations of a solve have one draw.
+            y0: initial state, a tensor or a tuple of tensors of any shapes, in single or double precision. It keeps its
+                precision under ``torch.autocast``, where f alone runs in half precision and half states become single.
             t0: initial time.
-            t1: end time, before or after ``t0``.
+            t1: end time, before or after ``t0``. Times that require gradients get them: dy(t1)/dt1 = f(t1, y(t1)).
             params: tensors besides the parameters of ``field`` that f depends on, such as a context; none may be
                 computed from another, and None is skipped. A tensor that is not listed is an error with checkpoints,
                 and gets no gradient from the adjoint.
@@ -131,14 +148,22 @@ class Solver:
 
         Raises:
             SolverError: if the end time cannot be reached.
+            InputError: if f does not return slopes of the state, or changes the state in place.
         """
+        y0 = _check_state(y0)
+        if is_differentiable(t0) or is_differentiable(t1):
+            g, start, roles = make_times_states(f, y0, t0, t1, roles)
+            field = f if field is None and isinstance(f, nn.Module) else field
+            _, _, *end = self.integrate(g, start, as_number(t0), as_number(t1), params, field, roles)
+            return end[0] if isinstance(y0, Tensor) else tuple(end)
+        t0, t1 = as_number(t0), as_number(t1)
         if roles.on_step is not None and not self.supports_on_step:
             raise InputError(
                 f"on_step is not for {self.method!r} with gradient={self.gradient!r}: see supports_on_step"
             )
         if t0 == t1:
             return y0 if roles.on_step is None else (*y0, y0[0].new_zeros(len(y0[0])))
-        (end,), step_total = self._solve(f, y0, [float(t0), float(t1)], params, field, roles)
+        (end,), step_total = self._solve(f, y0, [t0, t1], params, field, roles)
         return end[0] if isinstance(y0, Tensor) else (*end, *(() if step_total is None else (step_total,)))
 
     def trajectory(
@@ -155,15 +180,26 @@ class Solver:
             f: see :meth:`integrate`.
             y0: the state at the first time.
             times: two or more strictly increasing or strictly decreasing times. A fixed-step method puts steps on
-                them; an adaptive one interpolates all but the last by its own dense output.
+                them; an adaptive one interpolates all but the last by its own dense output. Times that require
+                gradients get them; each interval is then one solve.
             params: see :meth:`integrate`.
             field: see :meth:`integrate`.
 
         Returns:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
         """
-        times = [float(t) for t in (times.tolist() if isinstance(times, Tensor) else times)]
-        states, _ = self._solve(f, y0, times, params, field, ComponentRoles())
+        y0 = _check_state(y0)
+        if not hasattr(times, "__len__") or (isinstance(times, Tensor) and times.ndim == 0):
+            raise InputError(f"times={times!r} must be two or more numbers, such as [0.0, 1.0]")
+        numbers = [as_number(t) for t in times]
+        _check_monotone(numbers)
+        if any(map(is_differentiable, times)):
+            path = [y0]
+            for start, end in pairwise(times):
+                path.append(self.integrate(f, path[-1], start, end, params, field))
+            states = [(state,) if isinstance(state, Tensor) else state for state in path[1:]]
+        else:
+            states, _ = self._solve(f, y0, numbers, params, field, ComponentRoles())
         if isinstance(y0, Tensor):
             return torch.stack([y0, *(state[0] for state in states)])
         return tuple(torch.stack(component) for component in zip(y0, *states, strict=True))
@@ -179,11 +215,12 @@ class Solver:
         roles: ComponentRoles,
     ) -> Solution:
         """Return the states at every time but the first."""
-        gaps = [(after - before) * (times[-1] - times[0]) for before, after in pairwise(times)]
-        if not gaps or not all(gap > 0 for gap in gaps):
-            raise InputError(f"times={times} must be two or more strictly increasing or strictly decreasing numbers")
+        _check_monotone(times)
+        if not callable(f):
+            raise InputError(f"f={f!r} is not a function: pass f(t, y), which returns dy/dt")
         if field is None and isinstance(f, nn.Module):
             field = f
+        params = (params,) if isinstance(params, Tensor) else params
         declared = (*params, *(() if field is None else field.parameters()))
         params = list({id(tensor): tensor for tensor in declared if tensor is not None}.values())  # each once
         if self.gradient != "direct" and torch.is_grad_enabled():
@@ -191,14 +228,21 @@ class Solver:
 
         parts = (y0,) if isinstance(y0, Tensor) else tuple(y0)
         checkpoints = self.gradient == "checkpoint" and torch.is_grad_enabled()
-        checkpoints &= not is_transformed(*parts, *params)  # torch.func differentiates the steps themselves
+        if is_transformed():
+            if not self.native and (self.adaptive or self.gradient == "adjoint"):
+                raise InputError(
+                    f"torch.func cannot transform method={self.method!r} with gradient={self.gradient!r}: pass "
+                    'gradient="direct", with method="dopri5" or "tsit5" if the steps are adaptive'
+                )
+            checkpoints = False  # torch.func differentiates the steps themselves
         rhs = RightHandSide(f, y0, self, field, checkpoints)
-        if self.native:
-            solution = self._solve_native(rhs, parts, times, params, roles)
-        else:
-            solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
-        if not self.adaptive and not is_finite(solution.states[-1]):  # fixed steps are never rejected
-            raise SolverError("non-finite state", times[-1], rhs.evaluations, self)
+        with explain_vmap():
+            if self.native:
+                solution = self._solve_native(rhs, parts, times, params, roles)
+            else:
+                solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
+            if not self.adaptive and not is_finite(solution.states[-1]):  # fixed steps are never rejected
+                raise SolverError("non-finite state", times[-1], rhs.evaluations, self)
         return solution
 
     def _solve_native(
@@ -243,17 +287,50 @@ def with_solver(model: M, solver: Solver) -> M:
     """
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     copied: Any = copy.deepcopy(model, memo=shared)
+    solver = check_solver(solver)
     for part in copied.modules():
         if isinstance(getattr(part, "solver", None), Solver):
-            part.solver = check_solver(solver)
+            part.solver = solver
     return copied
 
 
 def check_solver(solver: Any) -> Solver:
-    """Return a solver, or raise an :class:`InputError` for anything else."""
+    """Return a solver, by its method's name too, or raise an :class:`InputError` for anything else."""
+    if isinstance(solver, str):
+        return Solver(**_settings_of(solver))
     if not isinstance(solver, Solver):
         raise InputError(f"solver={solver!r} is not a Solver: pass a Solver, such as Solver('dopri5')")
     return solver
+
+
+def _settings_of(method: str) -> dict[str, Any]:
+    return {"method": method, **({"step_size": STEP_SIZE} if method in FIXED_METHODS else {})}
+
+
+def _check_monotone(times: Sequence[float]) -> None:
+    gaps = [(after - before) * (times[-1] - times[0]) for before, after in pairwise(times)]
+    if not gaps or not all(gap > 0 for gap in gaps):
+        raise InputError(f"times={list(times)} must be two or more strictly increasing or strictly decreasing numbers")
+
+
+def _check_state(y0: Any) -> Any:
+    """Return a state in single or double precision; half precision is raised to single under ``torch.autocast``."""
+    if not isinstance(y0, Tensor):
+        if not isinstance(y0, tuple | list) or not y0 or not all(isinstance(part, Tensor) for part in y0):
+            raise InputError(f"y0 is of type {type(y0).__name__}: pass a tensor, or a tuple of tensors")
+        if all(part.dtype in PRECISIONS for part in y0):
+            return y0
+        return tuple(_check_state(part) for part in y0)
+    if y0.dtype in PRECISIONS:
+        return y0
+    if y0.dtype not in (torch.float16, torch.bfloat16):
+        raise InputError(f"the state has dtype {y0.dtype}: pass floating-point numbers, such as x.float()")
+    if not torch.is_autocast_enabled(y0.device.type):
+        raise InputError(
+            f"the state has dtype {y0.dtype}, too coarse for the sums of a solve: pass float32, and evaluate the "
+            "field alone in half precision by torch.autocast"
+        )
+    return y0.float()
 
 
 def solvers_in(module: nn.Module) -> list[Solver]:

@@ -80,9 +80,15 @@ def hutchinson_divergence(
 
 def _vjp(field: Field, t: Tensor, x: Tensor, c: Tensor | None) -> tuple[Tensor, Callable[..., tuple[Tensor]]]:
     """Return f(t, x, c) and the map from v to v' df/dx."""
-    velocity, pull, *_ = vjp(lambda x: field(t, x, c), x)
-    if velocity.shape != x.shape:
-        raise InputError(f"the field returns {tuple(velocity.shape)} for x of shape {tuple(x.shape)}: make them alike")
+
+    def checked(x: Tensor) -> Tensor:
+        velocity = field(t, x, c)
+        if not isinstance(velocity, Tensor) or velocity.shape != x.shape:
+            got = tuple(velocity.shape) if isinstance(velocity, Tensor) else type(velocity).__name__
+            raise InputError(f"the field returns {got} for x of shape {tuple(x.shape)}: make them alike")
+        return velocity
+
+    velocity, pull, *_ = vjp(checked, x)
     return velocity, pull
 
 

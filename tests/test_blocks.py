@@ -71,6 +71,23 @@ class TestODEBlock:
         assert torch.equal(nets[0](x), nets[1](x))
 
 
+def test_arrays_and_lists_are_inputs():
+    x = torch.randn(5, 2)
+    block = ODEBlock(MLPField(2, 8, context=1), "rk4")
+    nets = [
+        nn.Sequential(Augment(2), ODEBlock(MLPField(4, 8)), nn.Linear(4, 1)),
+        nn.Sequential(Normalize((2,)), MLP(2, 8)),
+        ResNet([MLPField(2, 8)]),
+        lambda x: block(x, x[:, :1] if hasattr(x, "shape") else [row[:1] for row in x]),
+        lambda x: block.trajectory(x, [0, 0.5], torch.ones(5, 1)),
+    ]
+    for net in nets:
+        for same in (x.numpy(), x.double().numpy(), x.tolist()):
+            torch.testing.assert_close(net(same), net(x))
+    pixels = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
+    torch.testing.assert_close(ScalePixels()(pixels.numpy()), ScalePixels()(pixels))
+
+
 class TestResNet:
     def test_it_is_the_sum_of_its_blocks(self):
         fields = [MLPField(2, (4,), time="none") for _ in range(3)]
@@ -98,11 +115,15 @@ class TestResNet:
     ("make", "words"),
     [
         (lambda: Augment(-1), "extra=-1"),
+        (lambda: Augment("2"), "extra='2'"),
+        (lambda: Augment(1)(torch.ones(3)), r"x of shape \(3,\) does not have a dimension 1"),
+        (lambda: ODEBlock(MLPField(2))("text"), "x is of type str"),
+        (lambda: ODEBlock(MLPField(2))(torch.ones(4, 2, dtype=torch.int64)), "the state has dtype torch.int64"),
         (lambda: ScalePixels(1), "levels=1"),
         (lambda: ResNet([]), "at least one block"),
         (lambda: MLP(2, ()), "hidden"),
-        (lambda: ODEBlock(MLPField(2), "rk4"), "solver='rk4' is not a Solver"),
-        (lambda: with_solver(ODEBlock(MLPField(2)), "rk4"), "solver='rk4' is not a Solver"),
+        (lambda: ODEBlock(MLPField(2), 4), "solver=4 is not a Solver"),
+        (lambda: with_solver(ODEBlock(MLPField(2)), "rk5"), "method='rk5' is unknown"),
         (lambda: Normalize((2,)).fit(torch.randn(5, 1)), r"\(5, 1\) do not fit: pass one or more of shape \(2,\)"),
     ],
 )

@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from anode import Augment, ConvField, Field, InputError, MLPField, ODEBlock, Solver, count_evals
+from anode import (
+    Augment,
+    ClassifierConfig,
+    ConvField,
+    ConvStackField,
+    Field,
+    InputError,
+    MLPField,
+    ODEBlock,
+    Solver,
+    classifier_model,
+    count_evals,
+)
 
 TIMES = ("none", "concat", "bias", "squash")
 
@@ -122,6 +134,9 @@ def test_shape_and_dtype_stay(shape, batch, hidden, double):
         (lambda: MLPField(2, time="fourier"), "time='fourier' is unknown; choose one of none, concat, bias, squash"),
         (lambda: MLPField(0), "dim=0"),
         (lambda: MLPField(2, (8, 0)), "hidden"),
+        (lambda: MLPField(2, "64"), "hidden='64' must be positive whole numbers, such as 64"),
+        (lambda: MLPField("2"), "dim='2'"),
+        (lambda: MLPField(2, activation=nn.Tanh()), r"activation=Tanh\(\) is unknown"),
         (lambda: MLPField(2)(torch.tensor(0.0), torch.randn(4, 3)), "dim=2"),
         (lambda: MLPField(2)(torch.tensor(0.0), torch.randn(4, 2), torch.randn(4, 1)), "context=0"),
         (lambda: MLPField(2, context=3)(torch.tensor(0.0), torch.randn(4, 2)), "context=3"),
@@ -139,6 +154,19 @@ def test_shape_and_dtype_stay(shape, batch, hidden, double):
 def test_bad_input_is_named(make, names):
     with pytest.raises(InputError, match=names):
         make()
+
+
+def test_one_width_is_one_layer():
+    torch.manual_seed(0)
+    fields = []
+    for hidden in (16, (16,)):
+        torch.manual_seed(0)
+        fields.append(MLPField(2, hidden))
+    x = torch.randn(4, 2)
+    assert torch.equal(*(field(torch.tensor(0.5), x) for field in fields))
+    assert classifier_model((2,), 1, hidden=16).config.hidden == (16,)
+    assert len(ConvStackField(3, 8).layers) == 2
+    assert ClassifierConfig(hidden=[8, 8]).hidden == (8, 8)
 
 
 class TestCompile:
@@ -181,6 +209,27 @@ class TestWrap:
         assert torch.equal(Field.wrap(lambda t, x: t * x)(self.T, x), 0.5 * x)
         assert torch.equal(Field.wrap(Timed())(self.T, x), x)
         assert torch.equal(Field.wrap(lambda t, x, c: t * c)(self.T, x, c), 0.5 * c)
+
+    def test_a_field_without_a_context_is_a_field(self):
+        class Decay(Field):
+            def forward(self, t, x):
+                return -t * x
+
+            def velocity_and_divergence(self, t, x):
+                return -t * x, -t.expand(len(x)) * x.shape[1]
+
+        x, decay = torch.ones(4, 2), Decay()
+        field = Field.wrap(decay)
+        torch.testing.assert_close(field.velocity_and_divergence(self.T, x), (-0.5 * x, torch.full((4,), -1.0)))
+        for solver in (Solver(), Solver(gradient="adjoint")):
+            torch.testing.assert_close(ODEBlock(decay, solver)(x), x * math.exp(-0.5), rtol=1e-4, atol=1e-4)
+        with pytest.raises(InputError, match="context=0"):
+            ODEBlock(decay)(x, x)
+
+    @pytest.mark.parametrize("got", [lambda x: (x, 0), lambda x: None, lambda x: x.detach().numpy()])
+    def test_a_field_returns_the_velocity_alone(self, got):
+        with pytest.raises(InputError, match=r"the field returns .*: return the velocity dx/dt alone"):
+            ODEBlock(lambda t, x: got(x))(torch.ones(4, 2))
 
     def test_an_optional_context_is_passed_if_there_is_one(self):
         field = Field.wrap(lambda t, x, c=None, scale=2.0: scale * t * x if c is None else c)

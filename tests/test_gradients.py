@@ -235,6 +235,227 @@ class TestParams:
         assert all(parameter.grad is not None for parameter in other.values())
 
 
+CHANGING = {
+    "dropout": lambda: nn.Dropout(0.3),
+    "batch-norm": lambda: nn.BatchNorm1d(8),
+    "both": lambda: nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3)),
+}
+
+
+def training(gradient, layer, method="rk4"):
+    """A block with random or stateful layers in training mode."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(3, 8), layer(), nn.Tanh(), nn.Linear(8, 3))
+    tolerance = {"step_size": 0.1} if method in ("euler", "rk4") else {"rtol": 1e-8, "atol": 1e-8}
+    return ODEBlock(net, Solver(method, gradient=gradient, **tolerance))
+
+
+class TestChangingFields:
+    """Dropout, noise and running statistics: one draw a solve, and no trace of the backward pass."""
+
+    @pytest.mark.parametrize("layer", CHANGING.values(), ids=CHANGING)
+    @pytest.mark.parametrize(
+        ("method", "gradient", "accuracy"),
+        [
+            ("euler", "checkpoint", 1e-12),
+            ("rk4", "checkpoint", 1e-12),
+            ("dopri5", "checkpoint", 1e-12),
+            ("rk4", "adjoint", 1e-5),
+            ("dopri5", "adjoint", 1e-6),
+        ],
+    )
+    def test_gradients_are_those_of_the_forward_pass(self, float64, layer, method, gradient, accuracy):
+        x, found = torch.randn(16, 3), []
+        for each in ("direct", gradient):
+            block = training(each, layer, method)
+            torch.manual_seed(2)
+            y = block(x)
+            y.square().sum().backward()
+            weights = torch.cat([parameter.grad.flatten() for parameter in block.parameters()])
+            found.append((y.detach(), weights, torch.rand(()), [buffer.clone() for buffer in block.buffers()]))
+        (y, direct, draw, buffers), (z, weights, same_draw, same_buffers) = found
+        torch.testing.assert_close(y, z, rtol=1e-12, atol=1e-12)
+        assert (direct - weights).norm() < accuracy * direct.norm()
+        assert draw == same_draw
+        torch.testing.assert_close(buffers, same_buffers, rtol=1e-9, atol=1e-9)
+
+    def test_a_solve_has_one_draw_and_the_next_another(self, float64):
+        """dx/dt = xi with one normal xi: x(1) = x(0) + xi in any number of steps."""
+        draws = []
+        x = torch.zeros(5)
+        for solver in (Solver(), Solver("euler", step_size=0.1), Solver("dopri8")):
+            torch.manual_seed(3)
+            solves = [solver.integrate(lambda t, y: torch.randn_like(y), x, 0, 1) for _ in range(2)]
+            torch.manual_seed(3)
+            torch.testing.assert_close(solves, [torch.randn(5), torch.randn(5)])
+            draws.append(torch.stack(solves))
+        assert not torch.allclose(draws[0][0], draws[0][1])
+
+    @pytest.mark.parametrize("gradient", ["direct", "checkpoint", "adjoint"])
+    @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+    def test_a_field_that_overwrites_its_state_is_refused(self, gradient, mode):
+        net = nn.Sequential(nn.ELU(inplace=True), nn.Linear(2, 2))
+        leaf = torch.randn(4, 2, requires_grad=True)
+        for solver in (Solver(gradient=gradient), Solver("rk4", step_size=0.5, gradient=gradient)):
+            with mode():
+                for x in (torch.randn(4, 2), leaf, leaf * 2, leaf.detach().clone()):
+                    with pytest.raises(InputError, match="in place: pass inplace=False"):
+                        ODEBlock(net, solver)(x)
+
+
+class TestSecondDerivatives:
+    @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+    def test_hessian_is_that_of_finite_differences(self, float64, gradient):
+        block = ODEBlock(wild(MLPField(2, (6,))), Solver(rtol=1e-10, atol=1e-10, gradient=gradient))
+        x, step = torch.randn(2), 1e-5
+
+        def slope(x):
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(block(x[None]).square().sum(), x)[0]
+
+        hessian = torch.autograd.functional.hessian(lambda x: block(x[None]).square().sum(), x)
+        differences = [(slope(x + step * e) - slope(x - step * e)) / (2 * step) for e in torch.eye(2)]
+        torch.testing.assert_close(hessian, torch.stack(differences), rtol=1e-5, atol=1e-6)
+        transformed = torch.func.hessian(lambda x: block(x[None]).square().sum())(x)
+        torch.testing.assert_close(transformed, hessian, rtol=1e-7, atol=1e-7)
+
+    @pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4"])
+    def test_the_adjoint_refuses_them(self, float64, method):
+        steps = {"step_size": 0.1} if method == "rk4" else {}
+        block = ODEBlock(MLPField(2), Solver(method, gradient="adjoint", **steps))
+        x = torch.randn(3, 2, requires_grad=True)
+        torch.autograd.grad(block(x).sum(), x)
+        with pytest.raises(InputError, match='pass gradient="checkpoint"'):
+            torch.autograd.grad(block(x).sum(), x, create_graph=True)
+
+    @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+    def test_a_parameter_of_state_and_field_counts_once(self, float64, gradient):
+        """y(1) = c exp(-c) for y(0) = c, whose derivatives are (1 - c) exp(-c) and (c - 2) exp(-c)."""
+        c = torch.tensor(0.5, requires_grad=True)
+        solver = Solver(rtol=1e-10, atol=1e-10, gradient=gradient)
+        y = solver.integrate(lambda t, y: -c * y, c * torch.ones(1), 0, 1, params=(c,)).sum()
+        (first,) = torch.autograd.grad(y, c, create_graph=True)
+        (second,) = torch.autograd.grad(first, c)
+        torch.testing.assert_close((first, second), ((1 - c) * (-c).exp(), (c - 2) * (-c).exp()))
+
+
+ACCURATE = [
+    Solver("dopri5", rtol=1e-10, atol=1e-10),
+    Solver("rk4", step_size=0.01),
+    Solver("dopri5", rtol=1e-10, atol=1e-10, gradient="direct"),
+    Solver("dopri5", rtol=1e-10, atol=1e-10, gradient="adjoint"),
+    Solver("dopri8", rtol=1e-10, atol=1e-10),
+]
+
+
+class TestTimes:
+    """dy/dt = -k t y, y(t) = y(t0) exp(-k (t^2 - t0^2) / 2)."""
+
+    each = pytest.mark.parametrize("solver", ACCURATE, ids=lambda solver: f"{solver.method}-{solver.gradient}")
+
+    @staticmethod
+    def exact(x, k, t0, t):
+        return x * (-k * (t**2 - t0**2) / 2).exp()
+
+    @each
+    def test_both_ends_of_a_solve_have_gradients(self, float64, solver):
+        x, ends = torch.randn(4, 2), [torch.tensor(v, requires_grad=True) for v in (0.1, 0.7, 1.3)]
+        t0, t1, k = ends
+        y = solver.integrate(lambda t, y: -k * t * y, x, t0, t1, params=(k,))
+        assert torch.equal(y, solver.integrate(lambda t, y: -k * t * y, x, 0.1, 0.7, params=(k,)))
+        expected = torch.autograd.grad(self.exact(x, k, t0, t1).sum(), ends)
+        for found, right in zip(torch.autograd.grad(y.sum(), ends), expected, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-7)
+
+    @each
+    def test_times_of_a_trajectory_have_gradients(self, float64, solver):
+        x, weights, k = torch.randn(4, 2), torch.randn(4, 4, 2), torch.tensor(1.3)
+        times = torch.tensor([0.1, 0.3, 0.4, 0.9], requires_grad=True)
+        path = ODEBlock(lambda t, y: -k * t * y, solver).trajectory(x, times)
+        exact = self.exact(x, k, times[0], times[:, None, None])
+        found, expected = (torch.autograd.grad((weights * each).sum(), times)[0] for each in (path, exact))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+    @pytest.mark.parametrize("solver", ACCURATE[:3], ids=str)
+    def test_they_have_second_derivatives(self, float64, solver):
+        x = torch.randn(4, 2)
+
+        def solved(t0, t1, k):
+            return solver.integrate(lambda t, y: -k * t * y, x, t0, t1, params=(k,)).square().sum()
+
+        inputs = torch.tensor(0.1), torch.tensor(0.7), torch.tensor(1.3)
+        expected = torch.autograd.functional.hessian(lambda t0, t1, k: self.exact(x, k, t0, t1).square().sum(), inputs)
+        torch.testing.assert_close(torch.autograd.functional.hessian(solved, inputs), expected, rtol=1e-5, atol=1e-5)
+
+    def test_a_tuple_and_a_duration_of_the_field_have_them(self, float64):
+        """A learned duration: a parameter of the field, from which the end time is computed."""
+        field, x, s = Linear(-torch.eye(2)), torch.randn(4, 2), torch.ones(3)
+        field.raw = nn.Parameter(torch.tensor(0.3))
+
+        def loss(solver, end):
+            f = lambda t, y: (field(t, y[0]), -2 * y[1])  # noqa: E731
+            return sum(part.sum() for part in solver.integrate(f, (x, s), 0.0, end, field=field))
+
+        exact = x.sum() * (-field.raw.exp()).exp() + 3 * (-2 * field.raw.exp()).exp()
+        (expected,) = torch.autograd.grad(exact, field.raw)
+        for solver in ACCURATE:
+            (found,) = torch.autograd.grad(loss(solver, field.raw.exp()), field.raw)
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+    def test_the_evaluations_stay(self, float64):
+        x, counts = torch.randn(4, 2), []
+        for end in (0.7, torch.tensor(0.7, requires_grad=True)):
+            with count_evals() as evals:
+                Solver().integrate(lambda t, y: -t * y, x, 0.0, end)
+            counts.append(evals)
+        assert counts[0] == counts[1]
+
+    def test_what_has_no_gradient_is_refused(self):
+        x, t = torch.randn(4, 2), torch.tensor(0.5, requires_grad=True)
+        with pytest.raises(InputError, match="distinct times"):
+            Solver().integrate(lambda t, y: -y, x, 0.5, t)
+        with pytest.raises(InputError, match=r"time of shape \(4,\) is not one number"):
+            Solver().integrate(lambda t, y: -y, x, 0.0, torch.rand(4))
+
+
+class TestTransforms:
+    """Transforms of torch.func."""
+
+    @pytest.mark.parametrize("gradient", ["direct", "checkpoint"])
+    @pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
+    def test_jacobians_are_those_of_the_flow(self, float64, gradient, transform):
+        field = Linear(torch.randn(2, 2))
+        block = ODEBlock(field, Solver(rtol=1e-10, atol=1e-10, gradient=gradient))
+        jacobian = transform(lambda x: block(x[None])[0])(torch.randn(2))
+        torch.testing.assert_close(jacobian, torch.matrix_exp(field.a))
+
+    def test_a_tensor_of_a_closure_and_the_end_time_have_gradients(self, float64):
+        x, a = torch.ones(2), torch.tensor(0.5)
+        solver = Solver(rtol=1e-10, atol=1e-10)
+        found = torch.func.grad(lambda a: solver.integrate(lambda t, y: -a * y, x, 0, 1).sum())(a)
+        torch.testing.assert_close(found, -2 * (-a).exp())
+        found = torch.func.grad(lambda end: solver.integrate(lambda t, y: -y, x, 0, end).sum())(a)
+        torch.testing.assert_close(found, -2 * (-a).exp())
+
+    @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd, torch.func.hessian])
+    @pytest.mark.parametrize("solver", [Solver(gradient="adjoint"), Solver("dopri8")], ids=str)
+    def test_solvers_without_them_say_so(self, transform, solver):
+        block = ODEBlock(MLPField(2), solver)
+        with pytest.raises(InputError, match='pass gradient="direct"'):
+            transform(lambda x: block(x).sum())(torch.randn(3, 2))
+
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")
+    @pytest.mark.parametrize("solver", [Solver(), Solver("rk4", step_size=0.5)], ids=str)
+    def test_vmap_is_refused(self, solver):
+        block, x = ODEBlock(MLPField(2), solver), torch.randn(3, 1, 2)
+        with pytest.raises(InputError, match="takes a batch, so call it on all rows"):
+            torch.func.vmap(block)(x)
+        with pytest.raises(InputError, match="takes a batch"):
+            torch.func.vmap(torch.func.grad(lambda x: block(x).sum()))(x)
+        with pytest.raises(InputError, match="takes a batch"):
+            torch.func.vmap(lambda t: solver.integrate(lambda t, y: -y, torch.ones(2), 0.0, t))(torch.rand(3))
+
+
 @pytest.mark.parametrize("with_f_state", [False, True])
 def test_a_field_may_differentiate(float64, with_f_state):
     """Dynamics given by a Hamiltonian: dq/dt = dH/dp, dp/dt = -dH/dq, here a circle."""

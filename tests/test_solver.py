@@ -7,7 +7,7 @@ import pytest
 import torch
 from fields import Blowup, Broken, Linear
 
-from anode import Field, InputError, MLPField, ODEBlock, Solver, SolverError, count_evals
+from anode import Field, InputError, MLPField, ODEBlock, Solver, SolverError, classifier_model, count_evals
 from anode.runge_kutta import ComponentRoles
 from anode.solver import ADAPTIVE_METHODS, FIXED_METHODS, solvers_in, with_solver
 
@@ -193,6 +193,7 @@ class TestBadInput:
             ({"method": "rk4", "step_size": 0.1, "first_step": 0.1}, "first_step=0.1 has no effect"),
             ({"max_steps": 0}, "max_steps=0"),
             ({"max_steps": 2.5}, "max_steps=2.5"),
+            ({"method": ["rk4"]}, "method"),
             ({"gradient": "magic"}, "gradient='magic' is unknown; choose one of checkpoint, direct, adjoint"),
             ({"method": "dopri8", "gradient": "checkpoint"}, "gradient=\"checkpoint\" is not for method='dopri8'"),
             ({"method": "tsit5", "gradient": "adjoint"}, "gradient=\"adjoint\" is not for method='tsit5'"),
@@ -202,7 +203,7 @@ class TestBadInput:
         with pytest.raises(InputError, match=names):
             Solver(**arguments)
 
-    @pytest.mark.parametrize("times", [[0.0], [0.0, 0.5, 0.5], [0.0, 1.0, 0.5]])
+    @pytest.mark.parametrize("times", [[0.0], [0.0, 0.5, 0.5], [0.0, 1.0, 0.5], [0.0, math.nan, 1.0], [1.0, 1.0]])
     def test_times_must_be_monotone(self, field, times):
         with pytest.raises(InputError, match="strictly"):
             Solver().trajectory(field, torch.randn(2, 3), times)
@@ -230,6 +231,92 @@ class TestBadInput:
             assert not solver.supports_on_step
             with pytest.raises(InputError, match="on_step"):
                 solver.integrate(lambda t, y: (field(t, y[0]),), (torch.randn(2, 3),), 0, 1, roles=roles)
+
+    @pytest.mark.parametrize(
+        ("state", "names"),
+        [
+            ([1.0, 2.0], "y0 is of type list"),
+            (1.0, "y0 is of type float"),
+            (torch.ones(2).numpy(), "y0 is of type ndarray"),
+            (torch.ones(2, dtype=torch.int64), r"dtype torch.int64: pass floating-point numbers, such as x.float\(\)"),
+            (torch.ones(2, dtype=torch.complex64), "complex64"),
+            (torch.ones(2, dtype=torch.float16), "float16, too coarse .* pass float32"),
+            (torch.ones(2, dtype=torch.bfloat16), "bfloat16, too coarse"),
+            ((torch.ones(2), torch.ones(2).half()), "float16, too coarse"),
+        ],
+    )
+    def test_states_are_tensors_in_single_or_double_precision(self, state, names):
+        for solver in (Solver(), Solver("rk4", step_size=0.5), Solver(gradient="adjoint")):
+            with pytest.raises(InputError, match=names):
+                solver.integrate(lambda t, y: y, state, 0.0, 1.0)
+            with pytest.raises(InputError, match=names):
+                solver.trajectory(lambda t, y: y, state, [0.0, 1.0])
+
+    def test_arguments_of_another_type_are_named(self):
+        x = torch.ones(2, 2)
+        for arguments, names in (
+            ((3, x, 0.0, 1.0), "f=3 is not a function"),
+            ((MLPField(2), x, 0.0, "end"), "time 'end' is not a number"),
+            ((MLPField(2), x.double(), 0.0, 1.0), r"dtype torch.float64, the field torch.float32: cast"),
+        ):
+            with pytest.raises(InputError, match=names):
+                Solver().integrate(*arguments)
+        for times in (1.0, torch.tensor(1.0)):
+            with pytest.raises(InputError, match="two or more numbers"):
+                Solver().trajectory(MLPField(2), x, times)
+
+
+@pytest.mark.parametrize("solver", [Solver(rtol=1e-9, atol=1e-9), Solver("rk4", step_size=0.01)], ids=str)
+def test_time_runs_both_ways(field, solver):
+    x = torch.randn(4, 3)
+    there = solver.integrate(field, x, 1.0, -0.5)
+    torch.testing.assert_close(solver.integrate(field, there, -0.5, 1.0), x, rtol=1e-6, atol=1e-6)
+
+
+def test_a_jump_in_time_costs_as_in_torchdiffeq(float64):
+    """dx/dt = -x, and x from t = 0.37 on: x(1) = exp(0.63 - 0.37)."""
+    f = lambda t, x: torch.where(t < 0.37, -x, x)  # noqa: E731
+    x, exact = torch.ones(1), math.exp(0.26)
+    own, theirs = (Solver(gradient=gradient).integrate(f, x, 0.0, 1.0) for gradient in ("direct", "adjoint"))
+    assert own.item() == pytest.approx(theirs.item(), abs=1e-9)
+    assert own.item() == pytest.approx(exact, abs=3e-3)
+
+
+OF_EVERY_KIND = [
+    *(Solver(gradient=gradient) for gradient in ("direct", "checkpoint", "adjoint")),
+    Solver("rk4", step_size=0.1),
+    Solver("dopri8"),
+    Solver("explicit_adams", step_size=0.1),
+]
+
+
+class TestAutocast:
+    @pytest.mark.parametrize("solver", OF_EVERY_KIND, ids=str)
+    def test_states_keep_their_precision(self, solver):
+        seen = set()
+
+        def f(t, x):
+            seen.add((x.dtype, (x @ x.new_ones(2, 2)).dtype))
+            return -(x @ torch.eye(2))
+
+        x = torch.rand(4, 2, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = solver.integrate(f, x, 0.0, 1.0)
+            path = solver.trajectory(f, x.bfloat16(), [0.0, 0.5, 1.0])
+        assert seen == {(torch.float32, torch.bfloat16)}
+        assert (y.dtype, path.dtype) == (torch.float32, torch.float32)
+        torch.testing.assert_close(y, x * math.exp(-1), rtol=1e-2, atol=1e-2)
+        y.sum().backward()
+        torch.testing.assert_close(x.grad, torch.full((4, 2), math.exp(-1)), rtol=1e-2, atol=1e-2)
+
+
+def test_a_solver_goes_by_the_name_of_its_method():
+    block = ODEBlock(MLPField(2), "rk4")
+    assert block.solver == Solver("rk4", step_size=0.1)
+    assert with_solver(block, "dopri8").solver == Solver("dopri8")
+    assert classifier_model((2,), 1, solver="tsit5").config.solver == Solver("tsit5")
+    with pytest.raises(InputError, match="'rk5' is unknown; choose one of"):
+        ODEBlock(MLPField(2), "rk5")
 
 
 def test_a_solver_is_a_value():
