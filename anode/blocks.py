@@ -52,6 +52,17 @@ def check_fit_samples(x: Tensor, shape: Sequence[int]) -> None:
         raise InputError("the samples are not all finite: remove rows with NaN or infinity")
 
 
+def magnitude(x: Tensor) -> float:
+    """Return the largest mean of |x| over a batch (B, *S), of the elements of a sample: near 1 if standardised.
+
+    It is 1 where values cannot be seen: within ``torch.func.vmap`` and on the device "meta".
+    """
+    try:
+        return x.abs().flatten(1).mean(0, dtype=torch.promote_types(x.dtype, torch.float32)).max().item()
+    except RuntimeError:
+        return 1.0
+
+
 class Normalize(MeanScale):
     """A layer that standardises its input, (x - mean) / scale elementwise; the identity until it is fitted.
 
@@ -63,6 +74,19 @@ class Normalize(MeanScale):
     @override
     def forward(self, x: Tensor) -> Tensor:
         return (_state("x", x, self.mean) - self.mean) / self.scale
+
+
+class Denormalize(MeanScale):
+    """A layer that gives standardised outputs the units of a target, mean + scale y elementwise.
+
+    Example:
+        >>> Denormalize((1,)).fit(torch.tensor([[0.0], [2.0]]))(torch.tensor([[1.0]]))
+        tensor([[2.]])
+    """
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mean + self.scale * x
 
 
 class ScalePixels(nn.Module):
@@ -115,6 +139,18 @@ class Augment(nn.Module):
         if x.ndim < 2:
             raise InputError(f"x of shape {tuple(x.shape)} does not have a dimension 1: pass (B, D), or x.unsqueeze(1)")
         return torch.cat([x, x.new_zeros(len(x), self.extra, *x.shape[2:])], dim=1)
+
+
+class FirstComponents(nn.Module):
+    """The first K components of the state (B, D) as outputs (B, K), for networks without a learned readout."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    @override
+    def forward(self, y: Tensor) -> Tensor:
+        return y[:, : self.outputs]
 
 
 class ODEBlock(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,15 +15,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from anode import storage
-from anode.blocks import MLP, Augment, Normalize, ODEBlock, ResNet, ScalePixels
+from anode.blocks import MLP, Augment, Denormalize, FirstComponents, Normalize, ODEBlock, ResNet, ScalePixels, magnitude
 from anode.errors import InputError, check_choice, config
 from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, NormConvField
-from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm
+from anode.inputs import check_finite, to_tensor
+from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm, stem
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
 
 KIND = "classifier"
+UNIT_SCALE = (0.01, 30.0)  # mean magnitudes between which inputs are near unit scale
 
 
 @config
@@ -41,6 +44,7 @@ class ClassifierConfig:
     readout="pool", hidden=(64,)`` the ODE-Net of Chen et al., with ``model="resnet", blocks=6`` as its counterpart.
 
     Attributes:
+        task: predict a class by a logit for each, or the mean of values
         model: network between the lift and the readout
         extra: augmented dimensions of vectors, or channels of images
         lift: initial values of the augmented dimensions: zeros, or a learned linear layer (3x3 convolution) of x
@@ -59,6 +63,7 @@ class ClassifierConfig:
         (second order).
     """
 
+    task: Literal["classes", "regression"] = "classes"
     model: Literal["node", "second-order", "resnet", "mlp"] = "node"
     extra: NonNegativeInt = 0
     lift: Literal["zeros", "learned"] = "zeros"
@@ -117,7 +122,7 @@ class ClassifierConfig:
 
 def check_shape(shape: Any) -> tuple[int, ...]:
     """Return the shape S of a sample; raise an :class:`InputError` unless it is that of a vector or an image."""
-    sides = tuple(shape) if isinstance(shape, Sequence) else ()
+    sides = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, Sequence) else ()
     if len(sides) not in (1, 3) or any(type(side) is not int or side < 1 for side in sides):
         raise InputError(f"shape={shape!r} must be (D,) for vectors or (C, H, W) for images")
     return sides
@@ -135,11 +140,13 @@ class Classifier(nn.Module):
         shape: shape S of one sample; None for a network composed by hand.
         outputs: number K of outputs; None for a network composed by hand.
         levels: number of values of a pixel; None for inputs that are real numbers.
+        classes: names of the classes; empty if they have none.
     """
 
     shape: tuple[int, ...] | None = None
     outputs: int | None = None
     levels: int | None = None
+    classes: tuple[str, ...] = ()
     _config: ClassifierConfig | None = None
 
     def __init__(self, lift: nn.Module, body: nn.Module, readout: nn.Module) -> None:
@@ -160,11 +167,38 @@ class Classifier(nn.Module):
         config = self.config
         if config is None:
             return None
-        return {"shape": self.shape, "outputs": self.outputs, "levels": self.levels, **asdict(config)}
+        given = {name: getattr(self, name) for name in ("shape", "outputs", "levels", "classes")}
+        return {**given, **asdict(config)}
+
+    @property
+    def target(self) -> Denormalize | None:
+        """Mean and scale of the values of a regression, (K,); None for classes."""
+        return next((layer for layer in self.readout.modules() if isinstance(layer, Denormalize)), None)
 
     @override
     def forward(self, x: Tensor) -> Tensor:
         return self.readout(self.features(x))
+
+    @torch.no_grad()
+    def predict(self, x: Any) -> list[str] | Tensor:
+        """Predict the class or the values of each sample x (B, *S).
+
+        Returns:
+            The names of the classes, or their numbers (B,) if they have none. Of a regression, the values (B, K) in
+            the units of the target.
+        """
+        outputs = self(x)
+        if self.target is not None:
+            return outputs
+        numbers = class_numbers(outputs)
+        return [self.classes[k] for k in numbers.tolist()] if self.classes else numbers
+
+    @torch.no_grad()
+    def predict_proba(self, x: Any) -> Tensor:
+        """Return the probability of each class, softmax of the outputs: (B, K)."""
+        if self.target is not None or self.outputs == 1:
+            raise InputError("predict_proba needs an output for each class, which this model lacks: use predict")
+        return self(x).softmax(1)
 
     def features(self, x: Tensor) -> Tensor:
         """Return the states at time 1, which the readout sees."""
@@ -172,8 +206,53 @@ class Classifier(nn.Module):
 
     def state(self, x: Tensor) -> Tensor:
         """Return the states at time 0, at least in float32 even under ``torch.autocast``."""
-        lifted = self.lift(x)
+        lifted = self.lift(self.checked(x))
         return lifted.to(torch.promote_types(lifted.dtype, torch.float32))
+
+    def checked(self, x: Any) -> Tensor:
+        """Return samples (B, *S) as a tensor of the model's dtype and device.
+
+        On a GPU, values are not checked in training, so that no step waits for the device.
+
+        Args:
+            x: a tensor, a NumPy array, a data frame, or numbers in lists.
+
+        Raises:
+            InputError: if x has another shape, or holds anything but finite numbers.
+        """
+        like = next(self.parameters(), None)
+        whole = isinstance(x, Tensor) and not x.is_floating_point()
+        if self.shape is None and whole:  # composed by hand: its first layer may take integers
+            return x
+        x = to_tensor("x", x)
+        x = x if like is None else x.to(like.device, like.dtype)
+        if self.shape is None:
+            return x
+        if x.ndim == 0 or tuple(x.shape[1:]) != self.shape:
+            size = ", ".join(map(str, ("B", *self.shape)))
+            raise InputError(f"x of shape {tuple(x.shape)} does not fit the classifier: pass ({size})")
+        if len(x) and not (whole and self.levels) and (x.device.type == "cpu" or not torch.is_grad_enabled()):
+            self._check_values(x.detach())
+        return x
+
+    def _check_values(self, x: Tensor) -> None:
+        """Raise an error unless samples are finite, and warn of units that the network can hardly learn from.
+
+        By the rules of Python, a warning is shown once.
+        """
+        scaling = next(self.lift.children())
+        size = magnitude(scaling(x))
+        if not math.isfinite(size):
+            check_finite("x", x)
+        if UNIT_SCALE[0] < size < UNIT_SCALE[1] or size == 0:
+            return
+        if self.levels is not None:
+            warnings.warn("x is far from the range of pixels: pass whole numbers from 0 to levels - 1", stacklevel=2)
+        elif torch.equal(scaling.get_buffer("scale"), torch.ones_like(x[0])):
+            remedy = "pass data=x to classifier_model, which stores its mean and scale to standardise inputs"
+            warnings.warn(f"x is far from unit scale, so the network learns little of it: {remedy}", stacklevel=2)
+        elif size > 1:
+            warnings.warn("x is far from the data that the model is fitted to: check its units", stacklevel=2)
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet."""
@@ -188,22 +267,31 @@ class Classifier(nn.Module):
         return with_solver(self, solver)
 
 
+def class_numbers(outputs: Tensor) -> Tensor:
+    """Return the class of each sample (B,), int64: the largest of several outputs (B, K), or the sign of one."""
+    return outputs.argmax(1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0).long()
+
+
 def classifier_model(
-    shape: Sequence[int],
+    shape: int | Sequence[int],
     outputs: int,
     *,
-    data: Tensor | None = None,
+    data: Any = None,
+    target: Any = None,
     levels: int | None = None,
+    classes: Sequence[str] = (),
     config: ClassifierConfig | None = None,
     **fields: Any,
 ) -> Classifier:
     """Build a classifier or regressor from its description.
 
     Args:
-        shape: shape S of one sample, ``(D,)`` or ``(C, H, W)``.
+        shape: shape S of one sample, D, ``(D,)`` or ``(C, H, W)``.
         outputs: number K of outputs: classes, or values.
-        data: samples (N, *S) whose mean and standard deviation normalise the inputs.
+        data: samples (N, *S) whose mean and standard deviation normalise the inputs, stored with the model.
+        target: values (N, K) of a regression, or (N,), whose mean and standard deviation give the outputs their units.
         levels: for inputs that are whole numbers below this, which are scaled to [0, 1].
+        classes: names of the K classes.
         config: the description.
         fields: fields of :class:`ClassifierConfig`, in place of ``config``.
 
@@ -217,12 +305,18 @@ def classifier_model(
     if data is not None and levels is not None:
         raise InputError(f"levels={levels} already scales the inputs: leave out data, or levels")
     config = config or ClassifierConfig(**fields)
+    shape = check_shape(shape)
     config.validate(shape, outputs)
+    classes = tuple(map(str, classes))
+    if classes and (config.task == "regression" or len(set(classes)) != max(outputs, 2)):
+        raise InputError(f"classes={classes} must be as many different names as outputs={outputs}, of task='classes'")
+    if target is not None and config.task != "regression":
+        raise InputError("target has an effect with task='regression' only: pass that too, or leave it out")
 
-    scaling = Normalize(shape) if data is None else Normalize(shape).fit(data)
+    scaling = Normalize(shape) if data is None else Normalize(shape).fit(to_tensor("data", data))
     first: list[nn.Module] = [scaling if levels is None else ScalePixels(levels)]
     if config.stem != "none":
-        first.append(_stem(config.stem, shape[0], config.hidden[0]))
+        first.append(stem(config.stem, shape[0], config.hidden[0]))
     mapped = config.map_shape(shape)
     lifted = (mapped[0] + config.extra, *mapped[1:])
     if config.lift == "zeros":
@@ -232,8 +326,16 @@ def classifier_model(
     else:
         first.append(nn.Conv2d(mapped[0], lifted[0], 3, padding=1))
     body = _body(config, lifted)
-    network = Classifier(nn.Sequential(*first), body, _readout(config, lifted, outputs))
+    readout = _readout(config, lifted, outputs)
+    if config.task == "regression":
+        units = Denormalize((outputs,))
+        readout = nn.Sequential(readout, units)
+        if target is not None:
+            values = to_tensor("target", target)
+            units.fit(values[:, None] if values.ndim == 1 else values)
+    network = Classifier(nn.Sequential(*first), body, readout)
     network.shape, network.outputs, network.levels, network._config = tuple(shape), outputs, levels, config
+    network.classes = classes
     return network
 
 
@@ -287,42 +389,3 @@ def _readout(config: ClassifierConfig, shape: Sequence[int], outputs: int) -> nn
         return FirstComponents(outputs)
     pooled = (group_norm(shape[0]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(*pooled, nn.Linear(shape[0], outputs))
-
-
-class FirstComponents(nn.Module):
-    """The first K components of the state (B, D) as outputs (B, K), for networks without a learned readout."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.outputs = outputs
-
-    @override
-    def forward(self, y: Tensor) -> Tensor:
-        return y[:, : self.outputs]
-
-
-def _stem(kind: str, channels: int, filters: int) -> nn.Sequential:
-    """Build the stem of an ODE-Net: from images (B, channels, H, W) to maps (B, filters, about H / 4, about W / 4)."""
-    first = nn.Conv2d(channels, filters, 3)
-    if kind == "residual":
-        return nn.Sequential(first, Downsample(filters), Downsample(filters))
-    halves = [nn.Conv2d(filters, filters, 4, stride=2, padding=1) for _ in range(2)]
-    return nn.Sequential(first, group_norm(filters), nn.ReLU(), halves[0], group_norm(filters), nn.ReLU(), halves[1])
-
-
-class Downsample(nn.Module):
-    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x))."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(group_norm(channels) for _ in range(2))
-        self.skip = nn.Conv2d(channels, channels, 1, stride=2, bias=False)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False) for stride in (2, 1)
-        )
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        inner, outer = self.convs
-        h = torch.relu(self.norms[0](x))
-        return self.skip(h) + outer(torch.relu(self.norms[1](inner(h))))

@@ -254,3 +254,30 @@ def widths_of(name: str, widths: int | Sequence[int]) -> tuple[int, ...]:
     if not isinstance(values, Sequence) or not all(isinstance(value, Integral) and value > 0 for value in values):
         raise InputError(f"{name}={widths!r} must be positive whole numbers, such as 64 or (64, 64)")
     return tuple(map(int, values))
+
+
+def stem(kind: str, channels: int, filters: int) -> nn.Sequential:
+    """Build the stem of an ODE-Net: from images (B, channels, H, W) to maps (B, filters, about H / 4, about W / 4)."""
+    first = nn.Conv2d(channels, filters, 3)
+    if kind == "residual":
+        return nn.Sequential(first, Downsample(filters), Downsample(filters))
+    halves = [nn.Conv2d(filters, filters, 4, stride=2, padding=1) for _ in range(2)]
+    return nn.Sequential(first, group_norm(filters), nn.ReLU(), halves[0], group_norm(filters), nn.ReLU(), halves[1])
+
+
+class Downsample(nn.Module):
+    """A residual block that halves a map: skip(h) + conv(relu(norm(conv(h)))) with h = relu(norm(x))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(group_norm(channels) for _ in range(2))
+        self.skip = nn.Conv2d(channels, channels, 1, stride=2, bias=False)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False) for stride in (2, 1)
+        )
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        inner, outer = self.convs
+        h = torch.relu(self.norms[0](x))
+        return self.skip(h) + outer(torch.relu(self.norms[1](inner(h))))

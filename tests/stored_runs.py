@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from anode import classifier_model, storage
+from anode import storage
 from cnf import density_model
 from cnf.models import KIND as DENSITY
+from train_flows import classify
 from train_flows.data import load_density_data, load_labelled_data
 from train_flows.run.folder import Run
 from train_flows.settings import ClassifySettings, DensitySettings, to_sections
@@ -42,8 +43,8 @@ def store_density(folder, source, *, training=None, run=None, model=None, **data
 def store_classifier(folder, source, *, model=None, **data):
     """Write the run of a classifier with random weights, and return model and data."""
     settings = ClassifySettings(data={"source": source, **data}, model={"hidden": (8, 8), **(model or {})})
-    dataset = load_labelled_data(**dataclasses.asdict(settings.data))
-    network = spread(classifier_model(dataset.shape, dataset.outputs, levels=dataset.levels, config=settings.model))
+    dataset = load_labelled_data(**dataclasses.asdict(settings.data), task=settings.model.task)
+    network = spread(classify.build(settings, dataset))
     stored = Run.create(folder, "classifier", to_sections(settings), network.arguments, dataset.describe())
     stored.keep_best(network)
     return network.eval(), dataset

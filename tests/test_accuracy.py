@@ -5,25 +5,38 @@ import math
 import pytest
 import torch
 from stored_runs import spread
+from torch import nn
 from torch.nn import functional as F
 
-from anode import classifier_model
+from anode import Classifier, classifier_model
 from cnf import density_model
 from train_flows.data import Split, class_contexts
 from train_flows.evaluation import accuracy, likelihood, wording
 
 
+def _jackknife(errors):
+    """Standard error of the RMSE of errors (N, 1), by leaving one out."""
+    n, total = len(errors), errors.square().sum()
+    left = ((total - errors.square()) / (n - 1)).sqrt()
+    return ((n - 1) * left.var(correction=0)).sqrt().item()
+
+
+def linear(weight, bias):
+    """A classifier with outputs W x + b."""
+    layer = nn.Linear(*reversed(weight.shape))
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return Classifier(nn.Identity(), nn.Identity(), layer)
+
+
 class TestClassifiers:
     def test_accuracy_of_classes_and_of_signs(self):
         x = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, -1.0], [1.0, 4.0]])
-        network = torch.nn.Linear(2, 2)
-        network.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+        network = linear(torch.eye(2), torch.zeros(2))
         y = torch.tensor([0, 1, 1, 1])
         found = accuracy.figures(network, Split(x, y))[0]
         assert found == {"loss": pytest.approx(F.cross_entropy(x, y).item()), "accuracy": 0.75, "nfe": 0}
         values = torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
-        first = torch.nn.Linear(2, 1)
-        first.load_state_dict({"weight": torch.tensor([[1.0, 0.0]]), "bias": torch.tensor([-0.5])})
+        first = linear(torch.tensor([[1.0, 0.0]]), torch.tensor([-0.5]))
         found = accuracy.figures(first, Split(x, values))[0]
         assert found["accuracy"] == 1.0
         assert found["mse"] == pytest.approx(F.mse_loss(x[:, :1] - 0.5, values).item())
@@ -49,6 +62,31 @@ class TestClassifiers:
         measured = accuracy.measure(classifier_model((2,), 1, model="mlp"), Split(torch.randn(9, 2), torch.ones(9, 1)))
         assert (measured["tolerance"], measured["nfe"], measured["loss_kind"]) == (None, 0, "smooth-l1")
         assert "NFE" not in wording.accuracy_table(measured)
+
+    def test_classes_without_test_samples_are_named(self):
+        model = classifier_model((2,), 3, model="mlp", classes=("oak", "lily", "rose"))
+        measured = accuracy.measure(model, Split(torch.randn(9, 2), torch.tensor([0, 2] * 4 + [0])))
+        assert measured["untested"] == ["lily"]
+        assert "without samples    lily" in wording.accuracy_table(measured)
+        measured = accuracy.measure(model, Split(torch.randn(9, 2), torch.arange(9) % 3))
+        assert "without samples" not in wording.accuracy_table(measured)
+
+    def test_figures_of_a_regression(self):
+        x = torch.randn(50, 2)
+        y = 1000 + 10 * torch.randn(50, 1)
+        model = spread(classifier_model((2,), 1, task="regression", target=y + 5, hidden=(8,), extra=1))
+        errors = (model.predict(x) - y).double()
+        measured = accuracy.measure(model, Split(x, y))
+        assert measured["rmse"] == pytest.approx(errors.square().mean().sqrt().item())
+        assert measured["r2"] == pytest.approx(1 - (errors.square().mean() / y.double().var(correction=0)).item())
+        assert measured["rmse_of_mean"] == pytest.approx((y - y.mean() - 5).square().mean().sqrt().item(), rel=1e-4)
+        assert measured["loss"] == pytest.approx(errors.square().mean().item() / y.var(correction=0).item(), rel=1e-4)
+        assert measured["standard_error"] == pytest.approx(_jackknife(errors), rel=0.1)
+        assert "accuracy" not in measured
+        said = wording.accuracy_table(measured)
+        assert f"RMSE               {measured['rmse']:.4g} +- " in said
+        assert f"RMSE of the mean {measured['rmse_of_mean']:.4g}" in said
+        assert "predictions change by" in said
 
     def test_a_loss_of_half_precision_is_in_full(self):
         outputs = torch.randn(5, 3, dtype=torch.bfloat16)

@@ -3,7 +3,10 @@
 import dataclasses
 import itertools
 import json
+import warnings
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fields import Linear
@@ -246,8 +249,157 @@ class TestStages:
         torch.testing.assert_close(readout(x), F.linear(means, readout[-1].weight, readout[-1].bias))
 
 
+class TestInputs:
+    """Samples as people have them, checked in one sentence each."""
+
+    def test_arrays_frames_and_lists_are_converted(self):
+        model, x = classifier_model((2,), 3), np.random.default_rng(0).normal(size=(5, 2))
+        wanted = model(torch.tensor(x, dtype=torch.float32))
+        frame = pd.DataFrame(x, columns=["a", "b"])
+        tensors = (torch.tensor(x), torch.tensor(x).float())
+        for other in (x, x.astype(np.float32), frame, frame.astype("Float64"), x.tolist(), *tensors):
+            assert torch.equal(model(other), wanted)
+            assert torch.equal(model.trajectory(other, [0, 1])[0], model.state(other))
+        whole = np.arange(10).reshape(5, 2)
+        assert torch.equal(model(whole), model(torch.tensor(whole)))
+        assert model.double()(x.astype(np.float32)).dtype == torch.float64
+
+    def test_gradients_flow_through_a_converted_tensor(self):
+        x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+        classifier_model((2,), 1)(x).sum().backward()
+        assert x.grad.abs().min() > 0
+
+    def test_pixels_of_a_model_in_double_precision(self):
+        model = classifier_model((1, 4, 4), 3, field="conv", hidden=(4,), levels=256).double()
+        assert model(torch.randint(256, (2, 1, 4, 4), dtype=torch.uint8)).dtype == torch.float64
+
+    @pytest.mark.parametrize(
+        ("x", "message"),
+        [
+            (torch.zeros(2), "x of shape (2,) does not fit the classifier: pass (B, 2)"),
+            (np.zeros((4, 3)), "x of shape (4, 3) does not fit the classifier: pass (B, 2)"),
+            ([[1.0, "a"]], "x is of type list and does not hold real numbers"),
+            (pd.DataFrame({"a": [1.0], "b": ["word"]}), "x of type DataFrame cannot become a tensor"),
+            (
+                pd.DataFrame({"a": pd.to_datetime(["2020-01-01"]), "b": [1.0]}),
+                "x of type DataFrame cannot become a tensor",
+            ),
+            ([[1.0, 2.0], [1.0]], "x of type list cannot become a tensor"),
+            (torch.zeros(3, 2, dtype=torch.complex64), "x holds complex numbers"),
+            (torch.tensor([[0.0, 1.0], [float("nan"), 1.0]]), "x is not finite in 1 of 2 samples: remove those"),
+            (np.array([[np.inf, 1.0]]), "x is not finite in 1 of 1 samples: remove those"),
+        ],
+    )
+    def test_anything_else_is_refused(self, x, message):
+        for call in (model := classifier_model((2,), 3), model.predict, model.predict_proba):
+            with pytest.raises(InputError) as refusal:
+                call(x)
+            assert str(refusal.value).startswith(message)
+
+    def test_raw_units_are_learned_with_data_and_warned_of_without(self):
+        x = torch.randn(400, 2) * torch.tensor([1e4, 1e-3]) + torch.tensor([1e3, 0])
+        y = (x[:, 0] * x[:, 1] > 0).long()
+        options, losses = {"model": "resnet", "blocks": 2, "hidden": (32,)}, []
+        for data in (x.numpy(), None):
+            torch.manual_seed(0)
+            model = classifier_model((2,), 2, data=data, **options)
+            optimizer = torch.optim.Adam(model.parameters(), 3e-2)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("default")
+                for _ in range(60):
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+            assert len(caught) == (data is None)  # once
+            losses.append(loss.item())
+        assert "x is far from unit scale" in str(caught[0].message)
+        assert "pass data=x to classifier_model" in str(caught[0].message)
+        assert losses[0] < 0.2
+        assert losses[1] > 0.5
+
+    @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+    def test_the_warning_is_for_units_far_from_one(self, scale):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            classifier_model((2,), 1)(scale * torch.randn(64, 2))
+            classifier_model((1, 4, 4), 2, levels=256)(scale * torch.rand(8, 1, 4, 4))
+        words = [str(warning.message) for warning in caught]
+        assert ["classifier_model" in word for word in words] == {1e-3: [True, False], 1.0: [False], 1e3: [True]}[scale]
+        assert all("pass whole numbers from 0 to levels - 1" in word or "data=x" in word for word in words)
+
+    def test_samples_in_other_units_than_the_data(self):
+        x = 1e3 + torch.randn(64, 2)
+        model = classifier_model((2,), 1, data=x)
+        model(x)
+        with pytest.warns(UserWarning, match="x is far from the data that the model is fitted to: check its units"):
+            model(x / 1000)
+
+    def test_gradients_of_each_sample_of_a_discrete_network(self):
+        model, x = classifier_model((2,), 1, model="mlp"), torch.randn(4, 2)
+        weights = dict(model.named_parameters())
+
+        def loss(weights, x):
+            return torch.func.functional_call(model, weights, (x[None],)).square().sum()
+
+        found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+        one = torch.func.grad(loss)(weights, x[2])
+        torch.testing.assert_close({name: value[2] for name, value in found.items()}, one)
+
+
+class TestPredictions:
+    def test_names_numbers_and_probabilities(self):
+        model, x = classifier_model((2,), 3, classes=["low", "mid", "high"]), torch.randn(6, 2)
+        outputs = model(x)
+        assert model.predict(x) == [model.classes[k] for k in outputs.argmax(1)]
+        torch.testing.assert_close(model.predict_proba(x.numpy()), outputs.softmax(1))
+        assert not model.predict_proba(x.requires_grad_()).requires_grad
+        nameless = classifier_model((2,), 3)
+        assert torch.equal(nameless.predict(x), nameless(x).argmax(1))
+
+    def test_the_sign_of_a_single_output_is_the_class(self):
+        x = torch.randn(20, 2)
+        model = classifier_model((2,), 1, classes=("out", "in"))
+        assert model.predict(x) == ["in" if value > 0 else "out" for value in model(x)]
+        with pytest.raises(InputError, match="predict_proba needs an output for each class"):
+            model.predict_proba(x)
+
+    def test_names_are_stored(self, tmp_path):
+        anode.save(classifier_model((2,), 2, classes=("é", "007")), tmp_path)
+        assert anode.load(tmp_path).classes == ("é", "007")
+
+
+class TestRegression:
+    def test_outputs_are_in_the_units_of_the_target(self, tmp_path):
+        x = torch.randn(300, 2)
+        y = 5e4 + 1e4 * x[:, 0]
+        model = classifier_model((2,), 1, task="regression", data=x, target=y.numpy())
+        torch.testing.assert_close(model.target.mean, y.mean()[None])
+        torch.testing.assert_close(model.target.scale, y.std(correction=0)[None])
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            ((model(x)[:, 0] - y) / model.target.scale).square().mean().backward()
+            optimizer.step()
+        predicted = model.predict(x)
+        assert (predicted[:, 0] - y).square().mean().sqrt() < 1500
+        assert not predicted.requires_grad
+        anode.save(model, tmp_path)
+        loaded = anode.load(tmp_path)
+        assert torch.equal(loaded.predict(x), predicted)
+        assert loaded.config.task == "regression"
+        with pytest.raises(InputError, match="use predict"):
+            loaded.predict_proba(x)
+
+    def test_several_values(self):
+        x, y = torch.randn(50, 3), torch.randn(50, 2) * torch.tensor([1.0, 100.0])
+        model = classifier_model((3,), 2, task="regression", target=y, model="mlp")
+        assert model.target.scale[1] > 50
+        assert model.predict(x).shape == (50, 2)
+
+
 class TestSizes:
-    """The papers' numbers of parameters."""
+    """The papers numbers of parameters."""
 
     @pytest.mark.parametrize(
         ("shape", "node", "extra", "sizes"),
@@ -320,6 +472,13 @@ class TestRefusals:
             ({**IMAGE, "hidden": (), "field": "conv"}, "hidden=()"),
             ({**IMAGE, "hidden": (0,), "field": "conv"}, "hidden=(0,)"),
             ({**IMAGE, "levels": 1}, "levels=1"),
+            ({"outputs": 3, "classes": ("a", "b")}, "as many different names as outputs=3"),
+            ({"outputs": 2, "classes": ("a", "a")}, "as many different names as outputs=2"),
+            ({"task": "regression", "classes": ("a", "b")}, "of task='classes'"),
+            ({"task": "values"}, "task='values' is unknown; choose one of classes, regression"),
+            ({"target": torch.zeros(5)}, "target has an effect with task='regression' only"),
+            ({"task": "regression", "target": torch.zeros(5, 2)}, "(5, 2) do not fit"),
+            ({"data": [["a", "b"]]}, "data is of type list and does not hold real numbers"),
         ],
     )
     def test_bad_values_are_named(self, options, words):

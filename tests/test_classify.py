@@ -33,7 +33,7 @@ def flowers(tmp_path):
 
 @pytest.fixture
 def bars(tmp_path):
-    """Images of a white bar, down or across, with a test part."""
+    """Images of a white bar, down or across, in a training and a test part."""
     for part, n in (("train", 60), ("test", 20)):
         rng = np.random.default_rng(n)
         for kind in ("down", "across"):
@@ -95,6 +95,33 @@ def test_a_table_with_classes_in_words(run, flowers, undrawn):
     about = storage.read_config("runs/flowers", "classifier")["data"]
     assert (about["classes"], about["columns"]) == (["lily", "oak", "rose"], ["width", "height"])
     assert result("runs/flowers")["accuracy"] > 0.8
+    assert anode.load("runs/flowers").classes == ("lily", "oak", "rose")
+    row = {"width": [1.0], "height": [900.0]}
+    assert anode.load("runs/flowers").predict(pd.DataFrame(row)) == ["rose"]
+
+
+def test_a_regression_in_the_units_of_its_target(run, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 2)) * [1e-3, 1e4]
+    price = 5000 + 1e6 * x[:, 0] + 0.05 * x[:, 1] + rng.normal(size=400)
+    pd.DataFrame({"a": x[:, 0], "price": price, "b": x[:, 1]}).to_csv(tmp_path / "rö w.csv", index=False)
+    typed = ("--target", "price", "--epochs", 12, "--hidden", 16, "--lr", 1e-2)
+    status, out, err = run("classify", "rö w.csv", *typed)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "price holds 400 distinct values in 400 rows, which are not classes: pass --task regression" in err
+    status, out, err = run("classify", "rö w.csv", *typed, "--task", "regression")
+    assert (status, err) == (0, "")
+    found = result("runs/rö w")
+    test = load_labelled_data("rö w.csv", target="price", task="regression").test
+    errors = anode.load("runs/rö w").predict(test.x) - test.y
+    assert found["rmse"] == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-5)
+    assert found["rmse"] < 200 < 900 < found["rmse_of_mean"]
+    assert f"RMSE of the mean {found['rmse_of_mean']:.4g}" in out
+    assert {"train_rmse", "validation_rmse", "validation_loss"} <= set(records("runs/rö w")[-1])
+    report = json.loads(run("evaluate", "runs/rö w", "--json")[1])
+    assert report == {name: found[name] for name in report}
+    assert run("evaluate", "runs/rö w", "rö w.csv")[0] == 0
+    assert "(RMSE)" in run("report", "runs/rö w")[1]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from anode import InputError
 from train_flows.data import Dataset, Split, class_contexts, is_images, load_density_data, load_labelled_data
+from train_flows.data.dataset import abbreviate, three_splits
 
 
 def refused(message, call, *args, **kwargs):
@@ -79,7 +80,39 @@ def test_limits_draw_by_the_seed(source):
 def test_classes_without_training_samples_are_noted():
     data = load_labelled_data("digits", train_size=8)
     missing = sorted(set(map(str, range(10))) - set(map(str, data.train.y.tolist())))
-    assert data.notes[-1] == f"no training sample of class {', '.join(missing)}"
+    assert f"no training sample of class {abbreviate(missing)}" in data.notes
+
+
+class TestSplitByClass:
+    @pytest.mark.parametrize("counts", [(150, 40, 10), (500, 500), (3, 4, 193), (1, 2, 3, 94), (4,) * 5, (1,) * 30])
+    def test_every_part_has_every_class(self, counts):
+        """In proportion, as far as the parts reach; one sample of a class trains, another validates, a third tests."""
+        y = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))[torch.randperm(sum(counts))]
+        x = torch.arange(len(y))[:, None]
+        parts = three_splits(Split(x, y), seed=3)
+        tenth = len(y) // 10
+        assert [len(part) for part in parts] == [len(y) - 2 * tenth, tenth, tenth]
+        assert sorted(torch.cat([part.x for part in parts]).flatten().tolist()) == x.flatten().tolist()
+        for part, fewest in zip(parts, (1, 2, 3), strict=True):
+            found = torch.bincount(part.y, minlength=len(counts)).tolist()
+            for n, count in zip(counts, found, strict=True):
+                if len(counts) <= tenth:
+                    assert (count >= 1) == (n >= fewest)
+                    assert abs(count - n * len(part) / len(y)) <= 3
+
+    def test_training_samples_are_in_random_order(self):
+        y = torch.arange(1000) // 500
+        train, validation, _ = three_splits(Split(torch.arange(1000)[:, None], y), seed=0)
+        assert 30 < train.y[:80].sum() < 50
+        assert train.x[:, 0].diff().sign().mean(dtype=torch.float32).abs() < 0.1
+        assert not torch.equal(validation.y, three_splits(Split(train.x, train.y), seed=1)[1].y)
+
+    def test_classes_of_too_few_rows_are_noted(self, tmp_path):
+        rng = np.random.default_rng(0)
+        kinds = ["common"] * 195 + ["three"] * 3 + ["two"] * 2
+        pd.DataFrame({"x": rng.normal(size=200), "kind": kinds}).to_csv(tmp_path / "t.csv", index=False)
+        data = load_labelled_data(str(tmp_path / "t.csv"), target="kind")
+        assert data.notes == ("no test sample of class two",)
 
 
 def test_batches_come_with_contexts_or_labels():

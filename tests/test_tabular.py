@@ -166,6 +166,7 @@ class TestClasses:
             ([1.0, 2.5, 0.0], ("0", "1", "2.5")),
             (["10", "9", "ten"], ("9", "10", "ten")),
             (["01", " none", "1e3"], ("01", "1e3", "none")),
+            (["rød ", " grün", "青"], ("grün", "rød", "青")),
         ],
     )
     def test_names_and_order(self, tmp_path, labels, classes):
@@ -190,16 +191,45 @@ class TestClasses:
         np.testing.assert_array_equal(data.test.y, np.arange(150, 200) % 4)
 
     @pytest.mark.parametrize(
+        ("labels", "classes"),
+        [
+            (["7", "07", "007", "1e3", "1000"], ("007", "07", "7", "1000", "1e3")),
+            (["01234", "1234"], ("01234", "1234")),
+            (["9007199254740992", "9007199254740993"], ("9007199254740992", "9007199254740993")),
+            (["1", "1.0", "1.", "2", "2.50", "2.5"], ("1", "2", "2.5", "2.50")),
+            (["10", "1.0", "-2.0"], ("-2", "1", "10")),
+        ],
+    )
+    def test_labels_equal_as_numbers_stay_apart(self, tmp_path, labels, classes):
+        """Only a needless decimal point is dropped."""
+        assert load_labelled_data(self.write(tmp_path / "t.csv", labels * 10), target="kind").classes == classes
+
+    def test_large_whole_numbers_and_categories_of_other_formats(self, tmp_path):
+        x = np.stack([np.arange(40), 2**53 + np.arange(40) % 2], axis=1)
+        np.save(tmp_path / "t.npy", x)
+        data = load_labelled_data(str(tmp_path / "t.npy"), target="x1")
+        assert data.classes == ("9007199254740992", "9007199254740993")
+        frame = pd.DataFrame(
+            {"x": np.arange(40.0), "kind": pd.Categorical(["low", "high"] * 20, ["low", "high", "no"])}
+        )
+        frame.to_parquet(tmp_path / "t.parquet")
+        assert load_labelled_data(str(tmp_path / "t.parquet"), target="kind").classes == ("high", "low")
+        frame.loc[3, "kind"] = None
+        frame.to_parquet(tmp_path / "t.parquet")
+        refused("kind is empty in data row 4", load_labelled_data, str(tmp_path / "t.parquet"), target="kind")
+
+    @pytest.mark.parametrize(
         ("labels", "target", "message"),
         [
             (["a", "b"] * 15, "sort", "--target sort is not a column of .*: choose one of x, kind, z"),
             (["a", "b"] * 15, None, "--target is missing: choose one of x, kind, z"),
             (["a"] * 30, "kind", r"one class only \(a\)"),
-            ([*range(30)], "kind", "30 distinct values in 30 rows, which are not classes"),
+            ([*range(30)], "kind", "30 distinct values in 30 rows, which are not classes: pass --task regression"),
+            ([f"id {i}" for i in range(30)], "kind", "which are not classes: choose another column"),
             (["a", ""] * 15, "kind", "kind is empty in data row 2"),
             (["1", "nan"] * 15, "kind", "kind is empty in data row 2"),
             (["a", "b"], "kind", "2 distinct values in 2 rows|2 rows: at least 20"),
-            (["a", "b"] * 15, "x", "column kind holds text"),
+            (["a", "b"] * 15, "z", "z holds 30 distinct values in 30 rows, .* --task regression"),
         ],
     )
     def test_refused(self, tmp_path, labels, target, message):
@@ -218,6 +248,27 @@ class TestClasses:
         data = load_labelled_data("wine", seed=2)
         assert (data.outputs, data.shape, len(data.train), len(data.test)) == (3, (13,), 178 - 34, 17)
         assert load_labelled_data("breast-cancer").classes == ("malignant", "benign")
+
+
+class TestRegression:
+    def test_a_column_of_numbers_to_predict(self, tmp_path, x):
+        path = write(tmp_path / "t.csv", x)
+        data = load_labelled_data(path, target="b", task="regression", seed=3)
+        assert (data.classes, data.outputs, data.columns, data.is_table) == ((), 1, ("a", "c"), True)
+        assert [part.y.shape for part in (data.train, data.validation, data.test)] == [(160, 1), (20, 1), (20, 1)]
+        rows = {tuple(row) for row in x.astype(np.float32).tolist()}
+        for (a, c), b in zip(data.test.x.tolist(), data.test.y[:, 0].tolist(), strict=True):
+            assert (a, b, c) in rows
+
+    def test_refused(self, tmp_path, x):
+        path = write(tmp_path / "t.csv", np.c_[x, np.ones(200)], "abcd")
+        refused("d is constant: choose another column", load_labelled_data, path, target="d", task="regression")
+        refused("--target is missing", load_labelled_data, path, task="regression")
+        words = pd.DataFrame({"a": x[:, 0], "kind": ["a", "b"] * 100})
+        words.to_csv(path, index=False)
+        refused("column kind holds text", load_labelled_data, path, target="kind", task="regression")
+        refused("column kind holds text", load_labelled_data, path, target="a", task="regression")
+        refused("--task regression is for tables from files", load_labelled_data, "wine", task="regression")
 
 
 class TestMapped:

@@ -13,6 +13,7 @@ COMMANDS = {
     "density": "train a continuous normalizing flow on samples",
     "classify": "train a classifier: neural ODE, augmented or not, ResNet or perceptron",
     "evaluate": "measure a trained density or classifier",
+    "predict": "predict the classes or values of new rows by a trained classifier",
     "sample": "draw samples from a trained density",
     "report": "compare runs in a table and a figure",
     "paper": "reproduce the figures of the papers",

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ PROGRAM = Program(
     known=known_labelled_data,
     common=(
         *("source", "target", "image_size", "train_size", "data_root", "download"),
-        *("model", "extra", "field", "hidden", "activation"),
+        *("task", "model", "extra", "field", "hidden", "activation"),
         *("epochs", "batch_size", "lr", "schedule", "solver", "rtol", "atol"),
         *("out", "seed", "device", "overwrite", "budget_minutes", "init", "resume"),
     ),
@@ -72,7 +73,7 @@ def main(args: list[str]) -> None:
 
 def load(settings: ClassifySettings) -> Dataset:
     """Load the data of a run."""
-    wanted = dataclasses.asdict(settings.data)
+    wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "task": settings.model.task}
     with distributed.progress_bar("reading"):
         dataset = distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # may download
     return session.match_initial_run(settings.run, dataset)
@@ -87,9 +88,16 @@ def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySetting
 
 def build(settings: ClassifySettings, dataset: Dataset) -> Classifier:
     """Build the untrained model; functions of the paper keep their scale, pixels are scaled to [0, 1]."""
-    normalised = dataset.classes and not dataset.levels and not settings.run.init  # whose weights normalise, too
-    data = dataset.train.x if normalised else None
-    return classifier_model(dataset.shape, dataset.outputs, data=data, levels=dataset.levels, config=settings.model)
+    train, fitted = dataset.train, dataset.is_table and not settings.run.init  # whose weights scale the data, too
+    return classifier_model(
+        dataset.shape,
+        dataset.outputs,
+        data=train.x if fitted else None,
+        target=train.y if fitted and settings.model.task == "regression" else None,
+        levels=dataset.levels,
+        classes=dataset.classes,
+        config=settings.model,
+    )
 
 
 class ClassifyTask:
@@ -109,14 +117,15 @@ class ClassifyTask:
 
     def objective(self, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
         """Return the mean loss of inputs and targets."""
-        return accuracy.loss(self.model(batch[0]), batch[1])
+        target = self.model.target
+        return accuracy.loss(self.model(batch[0]), batch[1], None if target is None else target.scale)
 
     def loss_name(self, step: int) -> str:
         """Return the name of the loss in records."""
         return "loss"
 
     def validate(self) -> dict[str, float]:
-        """Return loss and accuracy of samples from each part, and store features of the epochs asked for."""
+        """Return loss and accuracy, or RMSE, of samples from each part, and store features of the epochs asked for."""
         found = {name: accuracy.figures(self.model, part)[0] for name, part in self.parts.items()}
         epoch = len(self.run.records())
         if epoch in self.settings.epochs.snapshots and not distributed.rank():
@@ -125,7 +134,7 @@ class ClassifyTask:
             f"{part}_{figure}": value
             for part, figures in found.items()
             for figure, value in figures.items()
-            if part == "train" or figure in ("loss", "accuracy")
+            if part == "train" or figure in ("loss", "accuracy", "rmse")
         }
 
     @torch.no_grad()
@@ -166,7 +175,7 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
     started, records, dataset = time.monotonic(), run.records(), task.dataset
     figures = accuracy.measure(task.model, dataset.test)
     learnt = accuracy.figures(task.model, task.parts["train"])[0]
-    figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "loss")}
+    figures |= {f"train_{name}": learnt[name] for name in ("accuracy", "rmse", "loss") if name in learnt}
     figures["nfe_backward"] = records[-1].get("nfe_backward", 0.0)  # mean over the last epoch
     if distributed.rank():
         return

@@ -145,8 +145,9 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     if source is None:
         Run.open(folder)  # raises an error for a model that was saved without a run
     settings = from_config(SETTINGS[kind], folder, config) if "settings" in config else SETTINGS[kind]()
+    options: dict[str, Any] = {"task": settings.model.task} if kind == CLASSIFIER else {}
     if source is None or (settings.data.source and settings.data.source in (source, os.path.realpath(source))):
-        dataset = LOAD[kind](**dataclasses.asdict(settings.data), seed=settings.run.seed)
+        dataset = LOAD[kind](**dataclasses.asdict(settings.data), **options, seed=settings.run.seed)
         if settings.run.init:  # which may have other columns
             dataset = dataset.match(config["data"], folder)
         if dataset.digest() != config["data"]["sha256"]:
@@ -157,11 +158,11 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
         others = "" if source is None else f", on whose other samples {folder} was trained"
         return dataset, f"test part of {dataset.name}{others}"
 
-    unknown = {"shape": model["shape"], "levels": model["levels"], "columns": [], "classes": [], "context": []}
-    trained = {**unknown, **config.get("data", {})}
+    unknown = {"shape": model["shape"], "levels": model["levels"], "classes": model.get("classes", [])}
+    trained = {"columns": [], "context": [], **unknown, **config.get("data", {})}
     if kind == DENSITY and model["context"] and not trained["context"]:
         raise InputError(f"{folder} is a density given {model['context']} numbers without names: use it by cnf.load")
-    options: dict[str, Any] = {"image_size": settings.data.image_size} if is_images(source) else {}
+    options |= {"image_size": settings.data.image_size} if is_images(source) else {}
     if kind == CLASSIFIER:
         options["target"] = None if is_images(source) else settings.data.target
     elif trained["context"]:

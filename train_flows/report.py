@@ -87,8 +87,8 @@ class ComparedRun:
             best = {"value": float(values[i]), "step": self.records[i]["step"]}
         if self.result is not None:
             found = {
-                "value": self.result.get("accuracy"),
-                "kind": "accuracy",
+                "value": self.result.get("accuracy", self.result.get("rmse")),
+                "kind": "accuracy" if "accuracy" in self.result else "RMSE",
                 **self.result,
                 **self.result.get("nll", {}),
             }
@@ -171,8 +171,8 @@ def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
 
 def as_text(runs: Sequence[ComparedRun]) -> str:
     """Return the same as tables; the settings have a row for each run, or a column if there are many settings."""
-    test = "test NLL, nats" if runs[0].kind == DENSITY else "test accuracy"
-    best = ("best validation NLL" if runs[0].kind == DENSITY else "best validation loss", "at step")
+    test = "test NLL, nats" if runs[0].kind == DENSITY else "test accuracy or RMSE"
+    best = ("best " + CRITERIA[runs[0].kind].replace("_", " "), "at step")
     head = ["run", "data", "step", *best, "training loss", "NFE forward", "NFE backward", "seconds", test]
     blocks = [_in_columns([head, *map(_row, runs)])]
     names = differing(runs)
@@ -206,7 +206,7 @@ def _settings(run: Run) -> dict[str, Any]:
 def _row(run: ComparedRun) -> list[str]:
     figures = run.figures()
     best, test = figures["best"] or {}, figures["test"]
-    kind = f" ({test['kind']})" if test and run.kind == DENSITY else ""
+    kind = f" ({test['kind']})" if test and test["kind"] != "accuracy" else ""
     values = (figures["step"], best.get("value"), best.get("step"), *(figures[name] for name in FIGURES[1:]))
     formats = (".0f", ".5g", ".0f", ".5g", ".1f", ".1f", ".0f")
     shown = ["-" if value is None else format(value, form) for value, form in zip(values, formats, strict=True)]

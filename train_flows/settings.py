@@ -67,7 +67,7 @@ class LabelledData(Data):
     """Data to classify.
 
     Attributes:
-        target: column of a table that holds the classes
+        target: column of a table that holds the classes, or the numbers to predict by a regression
         removed_slices: validate on this many of ten slices of the plane, and train on the others
     """
 

@@ -71,6 +71,7 @@ def load_labelled_data(
     *,
     seed: int = 0,
     target: str | None = None,
+    task: str = "classes",
     data_root: str | Path = "data",
     download: bool = False,
     image_size: int | None = None,
@@ -82,15 +83,16 @@ def load_labelled_data(
     """Load samples with classes, or with target values.
 
     The source is one of ``LABELLED_NAMES``, ``spheres-D`` in D dimensions, or the path of a table or of a folder of
-    images; ``target`` is the column of the classes of a table, and ``removed_slices`` the number of slices of the plane
-    that validate instead of training. Other arguments are those of :func:`load_density_data`.
+    images; ``target`` is the column of a table to predict, which holds classes, or numbers if ``task`` is "regression";
+    ``removed_slices`` is the number of slices of the plane that validate instead of training. Other arguments are
+    those of :func:`load_density_data`.
     """
     from train_flows.data import tabular
 
     named = known_labelled_data(source)
     of_images = source in images.IMAGE_SETS or (not named and _is_image_folder(source))
     if named or of_images:
-        _refuse(source, "tables from files", target=target)
+        _refuse(source, "tables from files", target=target, task=None if task == "classes" else task)
     if not of_images:
         _refuse(source, "images", image_size=image_size, download=download)
     if of_images:
@@ -101,7 +103,7 @@ def load_labelled_data(
         dataset = tabular.load_sklearn(source, seed)
     else:
         _check_path(source, LABELLED_NAMES)
-        dataset = tabular.load_classes(source, target, seed, split)
+        dataset = tabular.load_labelled(source, target, task, seed, split)
     dataset = dataset.limited(train_size, test_size, seed)
     return paper_functions.without_slices(dataset, removed_slices, seed) if removed_slices else dataset
 

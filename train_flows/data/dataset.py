@@ -193,10 +193,11 @@ class Dataset:
         if test_size not in (None, len(test)):
             notes.append(f"{test_size:,} of {len(test):,} test samples")
             test = test.take(shuffled(len(test), seed)[:test_size])
-        if self.classes and train.y is not None and len(train):
-            counts = torch.bincount(train.y, minlength=len(self.classes)).tolist()
-            missing = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
-            notes += [f"no training sample of class {abbreviate(missing)}"] if missing else []
+        for name, part in (("training", train), ("validation", validation), ("test", test)):
+            if self.classes and part.y is not None and len(train):
+                counts = torch.bincount(part.y, minlength=len(self.classes)).tolist()
+                missing = [name for name, count in zip(self.classes, counts, strict=True) if count == 0]
+                notes += [f"no {name} sample of class {abbreviate(missing)}"] if missing else []
         return dataclasses.replace(self, train=train, validation=validation, test=test, notes=tuple(notes))
 
 
@@ -205,17 +206,40 @@ def three_splits(
 ) -> tuple[Split, Split, Split]:
     """Shuffle samples by the seed and split them into 80% for training, 10% for validation and 10% for testing.
 
-    At most ``max_held_out`` samples validate, and test; without ``split``, all samples are the test part.
+    Classes are split in these proportions, too, and have a sample in each part as far as they reach: the first trains,
+    the second validates, the third tests. At most ``max_held_out`` samples validate, and test; without ``split``, all
+    samples are the test part.
     """
     if not split:
         return samples.take(slice(0)), samples.take(slice(0)), samples
     order, tenth = shuffled(len(samples), seed), min(len(samples) // 10, max_held_out or len(samples))
+    if samples.y is not None and not samples.y.is_floating_point():
+        order = _by_class(order, samples.y, tenth)
     return samples.take(order[2 * tenth :]), samples.take(order[tenth : 2 * tenth]), samples.take(order[:tenth])
 
 
 def shuffled(n: int, seed: int) -> Tensor:
     """Return a random permutation of n rows."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
+def _by_class(order: Tensor, y: Tensor, size: int) -> Tensor:
+    """Return rows in another order, whose first two parts of a size hold the classes y[rows] in proportion.
+
+    The j-th of n rows of a class has the place j / n; those with the smallest places are held out.
+    """
+    held_out = []
+    for spare in (2, 1):  # rows of a class that are left for the other parts
+        labels = y[order]
+        counts, grouped = torch.bincount(labels), labels.argsort(stable=True)
+        place = torch.empty(len(order), dtype=torch.float64)
+        place[grouped] = torch.arange(len(order), dtype=torch.float64) - (counts.cumsum(0) - counts)[labels[grouped]]
+        place = torch.where(counts[labels] > spare, place / counts[labels], torch.inf)
+        first = place.argsort(stable=True)[:size]
+        held_out.append(order[first])
+        rest = torch.ones(len(order), dtype=torch.bool).index_fill(0, first, False)
+        order = order[rest]  # in random order
+    return torch.cat([*held_out, order])
 
 
 def class_contexts(labels: Tensor, n_classes: int) -> Tensor:

@@ -57,6 +57,12 @@ def read(folder: Path, size: int | None, needs_classes: bool) -> tuple[Parts, tu
     return (train, test if testing else None, classes), notes
 
 
+def read_files(folder: Path, size: int | None = None) -> tuple[list[str], torch.Tensor]:
+    """Read all images in a folder and its subfolders: the files, and their pixels, uint8 (N, C, H, W)."""
+    files = [str(Path(path)) for path, _ in _image_files(folder, ())]
+    return files, _read_images(files, size, one_mode=False)[0]
+
+
 def _subfolders(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,33 +69,32 @@ def load_benchmark(name: str, root: str | Path) -> Dataset:
     return dataclasses.replace(dataset, named=False)
 
 
-def load_classes(path: str | Path, target: str | None, seed: int = 0, split: bool = True) -> Dataset:
-    """Read a table with a column of classes; the arguments are those of :func:`train_flows.data.load_labelled_data`.
+def load_labelled(
+    path: str | Path, target: str | None, task: str = "classes", seed: int = 0, split: bool = True
+) -> Dataset:
+    """Read a table with a column to predict; the arguments are those of :func:`train_flows.data.load_labelled_data`.
 
     Raises:
-        InputError: if the column is missing or does not hold classes, or other columns are not numbers.
+        InputError: if the column is missing or does not suit the task, or other columns are not numbers.
     """
-    table = tables.read(path, () if target is None else (target,))
+    regression = task == "regression"
+    table = tables.read(path, () if regression or target is None else (target,))
     frames = table.parts
     if target is None:
         raise InputError(f"--target is missing: choose one of {abbreviate([*next(iter(frames.values()))])}")
-    columns = _others(frames, [target], "target", path)
-    texts = {part: _class_names(path, frame[target]) for part, frame in frames.items()}
+    columns, classes = _others(frames, [target], "target", path), ()
+    if regression:
+        values = {part: _numbers(path, part, frame[[target]], split) for part, frame in frames.items()}
+        if split and all((y == y[0]).all() for y in values.values()):
+            raise InputError(f"{path}: {target} is constant: choose another column to predict")
+        y = {part: torch.from_numpy(numbers).float() for part, numbers in values.items()}
+    else:
+        texts = {part: _class_names(path, frame[target]) for part, frame in frames.items()}
+        classes = _classes(path, target, [text for part in texts.values() for text in part], split)
+        number = {name: i for i, name in enumerate(classes)}
+        y = {part: torch.tensor([number[text] for text in labels]) for part, labels in texts.items()}
     arrays = {part: _numbers(path, part, frame[[*columns]], split) for part, frame in frames.items()}
-    found = [text for part in texts.values() for text in part]
-    classes = tuple(sorted(set(found), key=class_order))
-    if split and len(classes) < 2:
-        raise InputError(f"{path}: {target} holds one class only ({classes[0]}): at least 2 are needed")
-    if split and len(classes) > len(found) / 5:
-        raise InputError(
-            f"{path}: {target} holds {len(classes)} distinct values in {len(found)} rows, which are not classes: "
-            "choose another column"
-        )
-    number = {name: i for i, name in enumerate(classes)}
-    splits = {
-        part: Split(torch.from_numpy(x).float(), torch.tensor([number[text] for text in texts[part]]))
-        for part, x in arrays.items()
-    }
+    splits = {part: Split(torch.from_numpy(x).float(), y[part]) for part, x in arrays.items()}
     values = np.concatenate([*arrays.values()])
     _check_range(str(path), values, columns)
     parts, notes = _arranged(splits, seed, split), table.notes + _far_from_zero(values, columns)
@@ -186,14 +186,31 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, split: bool) -> Datase
 
 
 def _class_names(path: str | Path, labels: pd.Series) -> list[str]:
-    """Return the class of every row: words as they are written; numbers, if all are, without a needless point."""
+    """Return the class of every row as it is written; numbers, if all are, without a needless point: 1.0 is 1."""
     decoded = (label.decode(errors="replace") if isinstance(label, bytes) else label for label in labels)
     texts = ["" if pd.isna(label) else str(label).strip() for label in decoded]
     numeric = all(finite_number(text) is not None for text in texts if text not in MISSING)
     for row, text in enumerate(texts, start=1):
         if not text or (numeric and text in MISSING):
             raise InputError(f"{path}: {labels.name} is empty in data row {row}: fill it in or drop the row")
-    return [str(int(float(text))) if float(text).is_integer() else text for text in texts] if numeric else texts
+    return [re.sub(r"(\d)\.0*$", r"\1", text) for text in texts] if numeric else texts
+
+
+def _classes(path: str | Path, target: str, labels: Sequence[str], split: bool) -> tuple[str, ...]:
+    """Return the names of the classes in order; raise an InputError unless there are a few of them."""
+    classes = tuple(sorted(set(labels), key=class_order))
+    if split and len(classes) < 2:
+        raise InputError(f"{path}: {target} holds one class only ({classes[0]}): at least 2 are needed")
+    if split and len(classes) > len(labels) / 5:
+        numbers = all(finite_number(name) is not None for name in classes)
+        remedy = (
+            "pass --task regression to predict numbers, or another --target" if numbers else "choose another column"
+        )
+        raise InputError(
+            f"{path}: {target} holds {len(classes)} distinct values in {len(labels)} rows, which are not classes: "
+            f"{remedy}"
+        )
+    return classes
 
 
 def _check_range(name: str, values: np.ndarray, columns: Sequence[str]) -> None:

@@ -8,10 +8,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from anode import Classifier, SolverError, count_evals, with_solver
+from anode.classifiers import class_numbers
 from anode.solver import solvers_in
 from cnf import Density
 from train_flows.data import Split, class_contexts
@@ -19,57 +20,80 @@ from train_flows.evaluation import chunks, in_chunks, likelihood, to_model
 from train_flows.run import distributed
 
 
-def loss(outputs: Tensor, y: Tensor) -> Tensor:
+def loss(outputs: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
     """Return the mean loss of outputs (B, K), in float32 at least: a scalar.
 
-    It is the cross-entropy of classes y (B,), or the smooth L1 loss of values y (B, K), as in the ANODE paper.
+    It is the cross-entropy of classes y (B,), or of values y (B, K) the squared error in units of their standard
+    deviations, ``scale``. Without these it is the smooth L1 loss, as in the ANODE paper.
     """
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    return F.smooth_l1_loss(outputs, y) if y.is_floating_point() else F.cross_entropy(outputs, y)
+    if not y.is_floating_point():
+        return F.cross_entropy(outputs, y)
+    return F.smooth_l1_loss(outputs, y) if scale is None else ((outputs - y) / scale).square().mean()
 
 
 @torch.no_grad()
-def figures(model: nn.Module, data: Split) -> tuple[dict[str, float], Tensor]:
-    """Return the figures of a network on inputs and targets, and the predicted classes (N,).
+def figures(model: Classifier, data: Split) -> tuple[dict[str, float], Tensor]:
+    """Return the figures of a network on inputs and targets, and what it predicts.
 
     Returns:
-        ``loss``, ``accuracy``, ``nfe`` (evaluations of one solve), the squared error ``mse`` of values; and the class
-        of each sample, the largest of several outputs or the sign of one.
+        ``loss`` and ``nfe`` (evaluations of one solve). Of classes and signs, ``accuracy``, and the squared error
+        ``mse`` of values; with the class of each sample, the largest of several outputs or the sign of one. Of a
+        regression, ``rmse``, the root of the mean squared error in the units of the target, and ``r2``, the
+        share 1 - rmse^2 / var(y) of the variance that is explained; with the predicted values (N, K).
     """
     with count_evals(model) as nfe:
         found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()), "measuring")
     outputs, y = to_model(model, tuple(torch.cat(parts) for parts in zip(*found, strict=True)))
-    values, evaluations = y.is_floating_point(), sum(distributed.gathered(nfe.forward))
-    classes = outputs.argmax(1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
-    right = classes == (y[:, 0] > 0 if values else y)
-    return {
-        **({"mse": float(F.mse_loss(outputs, y))} if values else {}),
-        "loss": float(loss(outputs, y)),
-        "accuracy": float(right.sum()) / len(right),
-        "nfe": evaluations / len(chunks(data)),
-    }, classes
+    scale, evaluations = None if model.target is None else model.target.scale, sum(distributed.gathered(nfe.forward))
+    common = {"loss": float(loss(outputs, y, scale)), "nfe": evaluations / len(chunks(data))}
+    if scale is not None:
+        rmse, spread = root_mean_square(outputs - y), root_mean_square(y - y.mean(0))
+        return {**common, "rmse": rmse, "r2": 1 - (rmse / spread) ** 2 if spread else math.nan}, outputs
+    values = y.is_floating_point()
+    classes = class_numbers(outputs)
+    right = classes == (class_numbers(y) if values else y)
+    mse = {"mse": float(F.mse_loss(outputs, y))} if values else {}
+    return {**mse, **common, "accuracy": float(right.sum()) / len(right)}, classes
+
+
+def root_mean_square(errors: Tensor) -> float:
+    """Return the root of the mean of squares."""
+    return errors.double().square().mean().sqrt().item()
 
 
 @torch.no_grad()
 def measure(model: Classifier, data: Split) -> dict[str, Any]:
-    """Measure a classifier on at least one sample.
+    """Measure a classifier or a regression on at least one sample.
 
     Returns:
-        ``samples``, their number n; ``accuracy`` and its ``standard_error``, see :func:`standard_error`; ``loss`` and
-        its name ``loss_kind``; ``nfe``, evaluations of one solve; ``tolerance`` (None without adaptive steps); and, of
-        an adaptive solver, ``tighter``: accuracy, loss and evaluations at tolerances ten times tighter, and
-        ``changed``, the share of samples whose class differs there (None if that solve fails).
+        ``samples``, their number n; ``accuracy`` and its ``standard_error``, see :func:`standard_error`, and the
+        classes that no sample has, ``untested``; of a regression ``rmse`` with its ``standard_error``, sd(e^2) /
+        (2 rmse sqrt(n)) of errors e, ``r2``, and ``rmse_of_mean``, the RMSE of the mean of the training part;
+        ``loss`` and its name ``loss_kind``; ``nfe``, evaluations of one solve;
+        ``tolerance`` (None without adaptive steps); and, of an adaptive solver, ``tighter``: the figures at tolerances
+        ten times tighter, and ``changed``, the share of samples whose class differs there, or the RMS change of values
+        in units of the standard deviation of the target (None if that solve fails).
     """
-    found, classes = figures(model, data)
-    measured: dict[str, Any] = {
-        "samples": len(data),
-        "accuracy": found["accuracy"],
-        "standard_error": standard_error(found["accuracy"], len(data)),
-        "loss": found["loss"],
-        "loss_kind": "smooth-l1" if "mse" in found else "cross-entropy",
-        "nfe": found["nfe"],
-        "tolerance": None,
-    }
+    found, predicted = figures(model, data)
+    assert data.y is not None, "classifiers have targets"
+    measured: dict[str, Any] = {"samples": len(data), **found, "tolerance": None}
+    if model.target is not None:
+        squares, rmse = (predicted.cpu() - data.y).double().square().mean(1), found["rmse"]
+        measured |= {
+            "standard_error": (squares.std(correction=0) / (2 * max(rmse, 1e-300) * math.sqrt(len(data)))).item(),
+            "rmse_of_mean": root_mean_square(model.target.mean.cpu() - data.y),
+            "loss_kind": "squared error, standardised",
+        }
+    else:
+        counts = torch.bincount(data.y, minlength=model.outputs or 0).tolist() if "mse" not in found else []
+        names = model.classes or tuple(map(str, range(len(counts))))
+        measured |= {
+            "standard_error": standard_error(found["accuracy"], len(data)),
+            "untested": [name for name, count in zip(names, counts, strict=False) if count == 0],
+            "loss_kind": "smooth-l1" if "mse" in found else "cross-entropy",
+        }
+    measured.pop("mse", None)
     solver = next(iter(solvers_in(model)), None)
     if solver is None or not solver.adaptive:
         return measured
@@ -78,7 +102,10 @@ def measure(model: Classifier, data: Split) -> dict[str, Any]:
     with contextlib.suppress(SolverError):
         found, others = figures(with_solver(model, tighter), data)
         found.pop("mse", None)
-        changed = float((classes != others).float().mean())
+        if model.target is not None:
+            changed = root_mean_square((predicted - others) / model.target.scale)
+        else:
+            changed = float((predicted != others).float().mean())
         measured["tighter"] = {**found, "changed": changed, "rtol": tighter.rtol, "atol": tighter.atol}
     return measured
 

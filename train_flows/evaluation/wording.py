@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnf import Density
+from train_flows.data.dataset import abbreviate
 from train_flows.evaluation.likelihood import kind_of
 
 
@@ -84,28 +85,33 @@ def lines(rows: Sequence[tuple[str, str]]) -> str:
 
 def accuracy_table(measured: dict[str, Any]) -> str:
     """Return measured figures as lines to read, with those of training if they are given."""
-    tolerance = measured["tolerance"]
+    tolerance, regression = measured["tolerance"], "rmse" in measured
     how = f", rtol {tolerance['rtol']:g}, atol {tolerance['atol']:g}" if tolerance else ""
-    value = f"{measured['accuracy']:.4f} +- {measured['standard_error']:.4f}"
-    rows = [
-        ("accuracy", f"{value} ({measured['samples']} samples{how})"),
-        ("loss", f"{measured['loss']:.4g} ({measured['loss_kind']})"),
-    ]
+    tested = f"({measured['samples']} samples{how})"
+    if regression:
+        mean = f"RMSE of the mean {measured['rmse_of_mean']:.4g}"
+        value = f"{measured['rmse']:.4g} +- {measured['standard_error']:.2g}"
+        rows = [("RMSE", f"{value} {tested}; {mean}"), ("R^2", f"{measured['r2']:.4f}")]
+    else:
+        rows = [("accuracy", f"{measured['accuracy']:.4f} +- {measured['standard_error']:.4f} {tested}")]
+        rows += [("without samples", abbreviate(measured["untested"]))] if measured["untested"] else []
+    rows.append(("loss", f"{measured['loss']:.4g} ({measured['loss_kind']})"))
+
+    def figure(found: dict[str, Any], part: str = "") -> str:
+        return f"RMSE {found[f'{part}rmse']:.4g}" if regression else f"accuracy {found[f'{part}accuracy']:.4f}"
+
     if measured["nfe"]:
         backward = f", {measured['nfe_backward']:.0f} backward in training" if "nfe_backward" in measured else ""
         rows.append(("NFE", f"{measured['nfe']:.0f}{backward}"))
     if "train_loss" in measured:
-        rows.append(("training", f"accuracy {measured['train_accuracy']:.4f}, loss {measured['train_loss']:.4g}"))
+        rows.append(("training", f"{figure(measured, 'train_')}, loss {measured['train_loss']:.4g}"))
     if tolerance:
-        found = measured["tighter"]
-        said = (
-            "the solve failed"
-            if found is None
-            else (
-                f"accuracy {found['accuracy']:.4f}, loss {found['loss']:.4g}, NFE {found['nfe']:.0f} "
-                f"(rtol {found['rtol']:g}, atol {found['atol']:g}); {found['changed']:.2%} of the classes change"
-            )
-        )
+        found, said = measured["tighter"], "the solve failed"
+        if found is not None:
+            share = f"{found['changed']:.2%} of the {'standard deviation' if regression else 'classes'}"
+            change = f"predictions change by {share}" if regression else f"{share} change"
+            numerics = f"NFE {found['nfe']:.0f} (rtol {found['rtol']:g}, atol {found['atol']:g})"
+            said = f"{figure(found)}, loss {found['loss']:.4g}, {numerics}; {change}"
         rows.append(("tighter", said))
     return lines(rows)
 

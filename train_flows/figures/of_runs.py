@@ -58,9 +58,8 @@ def draw_density(run: Run, dataset: Dataset, model: Density) -> list[Path]:
 
 def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> list[Path]:
     """Draw the curves of training, test samples with their features, and images taken for another class."""
-    panels = {
-        name: {f"train_{name}": "training samples", f"validation_{name}": "validation"} for name in ("loss", "accuracy")
-    }
+    names = ("loss", "accuracy" if model.target is None else "rmse")
+    panels = {name: {f"train_{name}": "training samples", f"validation_{name}": "validation"} for name in names}
     curves = plots.run_curves(drawn_records(run.records()), {**panels, COST: SOLVES})
     return _save(run, curves, _classifier_pictures(dataset, model))
 
@@ -150,16 +149,18 @@ def _classifier_pictures(dataset: Dataset, model: Classifier) -> Generator[tuple
     test = dataset.test.head(TEST_IMAGES if dataset.levels else TEST_SAMPLES)
     assert test.y is not None, "classifiers have targets"
     states = torch.cat([model.features(to_model(model, test.x[rows])) for rows in chunks(test)])
-    targets = (test.y if dataset.classes else test.y[:, 0] > 0).numpy().astype(int)
+    middle = 0 if model.target is None else model.target.mean[0].cpu()  # between signs, or low and high values
+    targets = (test.y if dataset.classes else test.y[:, 0] > middle).numpy().astype(int)
     if dataset.levels and dataset.classes:
         scores = model.readout(states).softmax(1).cpu().numpy()
         shown = image_plots.mistakes(test.x.numpy(), targets, scores, dataset.classes, dataset.levels - 1)
         yield "mistakes.png", shown
     x, title = test.x.flatten(1), "inputs"
-    if dataset.classes and not dataset.levels:  # columns of any unit, as the classifier sees them
+    if dataset.is_table:  # columns of any unit, as the classifier sees them
         x, title = (x - x.mean(0)) / x.std(0).clamp(min=torch.finfo(x.dtype).tiny), "standardized inputs"
     sets = {title: x.numpy(), "features": states.cpu().flatten(1).numpy()}
-    yield "features.png", plots.features(sets, targets, dataset.classes or SIGNS)
+    sides = SIGNS if model.target is None else (f"target up to {middle:.4g}", f"target above {middle:.4g}")
+    yield "features.png", plots.features(sets, targets, dataset.classes or sides)
 
 
 # Images

@@ -31,6 +31,7 @@ WORDS = {  # of figures of records, those that tell most first
     "nll": "validation NLL",
     "validation_loss": "validation loss",
     "validation_accuracy": "accuracy",
+    "validation_rmse": "RMSE",
     "kl": "divergence",
     "bits_per_dim": "bits/dim",
     "matching_loss": "flow-matching loss",
