@@ -112,7 +112,7 @@ def test_points_solved_together_are_bounded(float64, monkeypatch):
     assert nfe.solves == 1
     for bound, most in (("MAX_POINTS", 100), ("MAX_NUMBERS", 105)):
         with monkeypatch.context() as patched, count_evals() as nfe:
-            patched.setattr(f"cnf.flow.{bound}", most)
+            patched.setattr(f"cnf.batches.{bound}", most)
             model.log_prob(x, samples=64)
         assert nfe.solves == 7  # ten draws at once, and four
         assert nfe.per_solve == nfe.forward / 7

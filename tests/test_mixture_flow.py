@@ -49,7 +49,7 @@ def test_the_density_is_the_explicit_sum(model):
 def test_components_solved_separately_are_the_same(model, monkeypatch):
     x, c = torch.randn(7, 2), torch.randn(7, 1)
     together = model.log_prob(x, c)
-    monkeypatch.setattr("cnf.flow.MAX_POINTS", 8)
+    monkeypatch.setattr("cnf.batches.MAX_POINTS", 8)
     with count_evals() as nfe:
         separately = model.log_prob(x, c)
     assert nfe.solves == 3
