@@ -30,7 +30,10 @@ from cnf.transforms import Compose, Logit, Standardize, Transform, Whiten
 KIND = "density"
 FIELDS_OF_ANY_SIZE = ("conv", "stack")  # the others know the size of their images
 
-ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, str | int) else value)
+
+def _one_or_more(kind: type) -> BeforeValidator:
+    """Let one value stand for a sequence of one."""
+    return BeforeValidator(lambda value: (value,) if isinstance(value, kind) else value)
 
 
 @config
@@ -63,8 +66,8 @@ class DensityConfig:
     """
 
     field: Literal["mlp", "conv", "stack", "unet"] = "mlp"
-    hidden: Annotated[Widths, ONE_OR_MORE] = (128, 128)
-    activation: Annotated[tuple[ActivationName, ...], ONE_OR_MORE] = ("tanh",)
+    hidden: Annotated[Widths, _one_or_more(int)] = (128, 128)
+    activation: Annotated[tuple[ActivationName, ...], _one_or_more(str)] = ("tanh",)
     time: Literal["none", "concat", "bias", "squash"] = "bias"
     blocks: Blocks = 1
     multiscale: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class ReverseKL(nn.Module):
 
     def forward(self, batch: int) -> Tensor:
         """Compute the loss, a scalar, from a number of samples of the flow, at least one."""
+        if not isinstance(batch, Real):
+            raise InputError(f"batch of type {type(batch).__name__} must be a number of samples, which the flow draws")
         batch = whole_number("batch", batch)
         x, log_q = self.flow.rsample_and_log_prob(batch)
         log_p = self.log_target(x)
