@@ -56,10 +56,3 @@ def to_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, Real):
         raise InputError(f"shape of type {type(shape).__name__} must be D, (D,) or (C, H, W), the shape of one sample")
     return (whole_number("shape", shape),)
-
-
-def check_finite(name: str, values: Tensor) -> None:
-    """Raise an :class:`InputError` unless all values of samples (B, ...) are finite; waits for the device."""
-    if not torch.isfinite(values).all():
-        bad = int((~torch.isfinite(values)).reshape(len(values), -1).any(1).sum())
-        raise InputError(f"{name} is not finite in {bad} of {len(values)} samples: remove those")

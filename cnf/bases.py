@@ -160,9 +160,9 @@ class Mixture(Base):
     def fit(self, z: Tensor) -> Self:
         """Fit the mixture by expectation maximisation to at most 20,000 of the points ``z`` (N, *S).
 
-        In units of the variances of z, 1e-4 is added to those of the components. If a component has fewer than ten
-        points for each variance, or for each row of a full covariance, the addition is chosen by the likelihood of held
-        out points.
+        In units of the variances of z, 1e-4 is added to the variances of the components. If a component has fewer than
+        ten points, or ten for each row of a full covariance, the likelihood of held-out points chooses the addition; it
+        is 1 for fewer than two points a component.
         """
         from sklearn.mixture import GaussianMixture  # imported here: it is slow, and only fitting needs it
 
@@ -182,7 +182,9 @@ class Mixture(Base):
             return GaussianMixture(k, covariance_type=kind, reg_covar=added, random_state=seed).fit(points)
 
         added, rest = ADDED_VARIANCES[0], len(points) - len(points) // 5
-        if len(points) < 10 * k * (1 if kind == "diag" else points.shape[1]) and rest >= max(2, k):
+        if len(points) < 2 * k:
+            added = ADDED_VARIANCES[-1]
+        elif len(points) < 10 * k * (1 if kind == "diag" else points.shape[1]):
             added = max(ADDED_VARIANCES, key=lambda added: fitted_to(points[:rest], added).score(points[rest:]))
         fitted = fitted_to(points, added)
         precisions = torch.from_numpy(fitted.precisions_ / (scale**2 if kind == "diag" else np.outer(scale, scale)))

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from anode.blocks import Normalize
 from anode.errors import InputError
-from anode.inputs import check_finite, to_tensor, whole_number
+from anode.inputs import to_tensor, whole_number
 from anode.solver import Solver, solvers_in, with_solver
 from cnf.bases import Base
 from cnf.batches import warn_of_units
@@ -144,7 +144,7 @@ class Density(nn.Module):
             raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
         c = self.prepare_context(c, len(x), finite)
         if finite:
-            check_finite(name, x)
+            _check_finite(name, x)
         return x, c
 
     def prepare_context(self, c: Any, n: int, finite: bool = True) -> Tensor | None:
@@ -164,7 +164,7 @@ class Density(nn.Module):
             c = self.context_scale(c)  # before the cast: differences of large numbers need all digits
         c = c.to(self.like)
         if finite:
-            check_finite("c", c)
+            _check_finite("c", c)
             warn_of_units(c, self.context_scale)
         return c
 
@@ -364,3 +364,9 @@ class Flow(Density):
     @override
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.decode(self.encode(x, c), c)
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).reshape(len(values), -1).any(1).sum())
+        raise InputError(f"{name} is not finite in {bad} of {len(values)} samples: remove those")

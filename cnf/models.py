@@ -83,9 +83,7 @@ class DensityConfig:
     noise: Literal["rademacher", "gaussian"] = "rademacher"
     dequantization: Literal["uniform", "learned"] = "uniform"
     alpha: Annotated[float, Range(ge=0, lt=0.5)] = 0.05
-    solver: Annotated[Solver, BeforeValidator(lambda value: Solver(value) if isinstance(value, str) else value)] = (
-        Solver()
-    )
+    solver: Solver = Solver()
 
     @property
     def mixes_flows(self) -> bool:

@@ -133,7 +133,7 @@ def test_the_number_of_contexts_follows_from_the_data():
     assert density_model(2, context=(3,), context_data=torch.randn(9, 3)).context == 3
     assert density_model(2, context=3.0).context == 3
     assert density_model(2).context == 0
-    with pytest.raises(InputError, match="context=2.5 must be a whole number"):
+    with pytest.raises(InputError, match=r"context=2\.5 must be a whole number"):
         density_model(2, context=2.5)
 
 

@@ -63,7 +63,7 @@ def test_a_tensor_stays_itself():
     ids=lambda values: type(values).__name__,
 )  # fmt: skip
 def test_other_values_are_refused_by_name(values):
-    with pytest.raises(InputError, match="rows (of type|holds)"):
+    with pytest.raises(InputError, match=r"rows (of type|holds)"):
         to_tensor("rows", values)
 
 
@@ -74,7 +74,7 @@ def test_counts_and_shapes():
         assert to_shape(same) == (1000,)
     assert to_shape(torch.Size([1, 8, 8])) == (1, 8, 8)
     for wrong in (0, -1, 2.5, math.nan, math.inf, True, "3", None, (3, 4), torch.ones(3), 1j):
-        with pytest.raises(InputError, match="n.* must be a whole number of at least 1"):
+        with pytest.raises(InputError, match=r"n.* must be a whole number of at least 1"):
             whole_number("n", wrong)
     for wrong in ((), "2", None, (2, 0), torch.ones(3), 0):
         with pytest.raises(InputError, match="shape"):

@@ -245,7 +245,6 @@ def test_paths_end_at_samples_of_their_class(more):
         ({"shape": torch.randn(5, 2)}, "shape of type Tensor must be"),
         ({"config": {"hidden": 8}}, "config of type dict is not a DensityConfig"),
         ({"hidden": 0}, "hidden="),
-        ({"solver": "rk4"}, "solver.*rk4.*step_size"),
         ({"solver": "rk5"}, "solver.*rk5"),
         ({"base": Normal((2,))}, "base=.* is unknown; choose one of normal, mixture"),
         ({"context": -1}, "context=-1"),
