@@ -162,7 +162,7 @@ class Mixture(Base):
 
         In units of the variances of z, 1e-4 is added to the variances of the components. If a component has fewer than
         ten points, or ten for each row of a full covariance, the likelihood of held-out points chooses the addition; it
-        is 1 for fewer than two points a component.
+        is 1 for fewer than two points a component, or five in all.
         """
         from sklearn.mixture import GaussianMixture  # imported here: it is slow, and only fitting needs it
 
@@ -182,7 +182,7 @@ class Mixture(Base):
             return GaussianMixture(k, covariance_type=kind, reg_covar=added, random_state=seed).fit(points)
 
         added, rest = ADDED_VARIANCES[0], len(points) - len(points) // 5
-        if len(points) < 2 * k:
+        if len(points) < max(5, 2 * k):
             added = ADDED_VARIANCES[-1]
         elif len(points) < 10 * k * (1 if kind == "diag" else points.shape[1]):
             added = max(ADDED_VARIANCES, key=lambda added: fitted_to(points[:rest], added).score(points[rest:]))
@@ -217,6 +217,7 @@ def sample_categorical(logits: Tensor) -> Tensor:
 
 def gaussian_head(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequential:
     """Build a network of mean and log-scale of ``n_out`` dimensions or channels, given ``n_in``; both start at 0."""
+    hidden = whole_number("hidden", hidden)
     layer = partial(nn.Conv2d, kernel_size=3, padding=1) if images else nn.Linear
     network = nn.Sequential(layer(n_in, hidden), nn.SiLU(), layer(hidden, 2 * n_out))
     for parameter in network[-1].parameters():

@@ -22,7 +22,7 @@ def split_batch(batch: Batch, c: Any = None) -> tuple[Tensor, Tensor | None]:
     """Split a batch, which must not be empty, into samples and contexts; the contexts are None if it has none.
 
     A tuple, or a list of arrays as a ``DataLoader`` of a ``TensorDataset`` gives it, holds x, or x and c. Contexts can
-    be an argument of their own instead.
+    be a second argument instead.
     """
     is_list = isinstance(batch, list) and len(batch) <= 2 and all(hasattr(part, "shape") for part in batch)
     parts = batch if isinstance(batch, tuple) or is_list else (batch,)

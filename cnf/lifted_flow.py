@@ -51,6 +51,10 @@ class LiftedFlow(Density):
         with torch.no_grad():
             x = lift.project(flow.like.new_zeros(1, *flow.event_shape))
         self.event_shape = torch.Size(x.shape[1:])
+        if 0 in self.event_shape:
+            raise InputError(
+                f"lift={lift} leaves nothing of the {tuple(flow.event_shape)} that flow models: enlarge flow"
+            )
         self.support = constraints.independent(lift.domain, len(self.event_shape))
         self.couples_base = flow.couples_base
 

@@ -99,6 +99,7 @@ class MaximumLikelihood(nn.Module):
         kl_weight: float = 1.0,
     ) -> dict[str, Tensor]:
         """Compute the terms of the loss without their factors: ``"nll"``, the energies in it, and ``energies``."""
+        check_weight("kl_weight", kl_weight)
         x, c = split_batch(batch, c)
         names = tuple(dict.fromkeys((*self.weights, *energies)))
         self._check_ode(names)

@@ -247,15 +247,18 @@ def density_model(
     return model
 
 
-def save(model: Density, folder: str | Path, **notes: Any) -> None:
-    """Store a model built by :func:`density_model`: ``config.json`` and ``model.safetensors``.
+def save(model: Density | Classifier, folder: str | Path, **notes: Any) -> None:
+    """Store a model: ``config.json`` and ``model.safetensors``.
 
     Args:
-        model: the model.
+        model: a density built by :func:`density_model`, or a classifier, as by :func:`anode.save`.
         folder: created if missing; files with those names are replaced.
         notes: further plain values for ``config.json``.
     """
-    storage.save_model(folder, KIND, model, model.arguments, **notes)
+    if not isinstance(model, Density | Classifier):
+        raise InputError(f"model of type {type(model).__name__} is not a density or classifier: keep its state_dict()")
+    kind = KIND if isinstance(model, Density) else classifiers.KIND
+    storage.save_model(folder, kind, model, model.arguments, **notes)
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | MixtureFlow | LiftedFlow | Classifier:
@@ -299,7 +302,7 @@ def _to_real_numbers(data: Any, shape: Sequence[int], levels: int | None, alpha:
         places = ", ".join(map(str, constant.nonzero().flatten()[:8].tolist()))
         raise InputError(
             f"data is constant in {int(constant.sum())} of {len(constant)} dimensions (first {places}) in "
-            f"{rounded.dtype}, and has no density: drop those dimensions"
+            f"{rounded.dtype}, where a density is infinite: drop those dimensions"
         )
     return data
 

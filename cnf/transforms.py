@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
@@ -275,9 +276,9 @@ class Logit(Transform):
 
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
-        if not 0 <= alpha < 0.5:
-            raise InputError(f"alpha={alpha} must lie in [0, 0.5), such as 0.05")
-        self.alpha = alpha
+        if not (isinstance(alpha, Real) and 0 <= alpha < 0.5):
+            raise InputError(f"alpha={alpha!r} must lie in [0, 0.5), such as 0.05")
+        self.alpha = float(alpha)
 
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:

@@ -91,11 +91,26 @@ def test_lifted_flows_have_energies():
 
 
 @pytest.mark.parametrize(
-    "options", [{"kinetic": -1.0}, {"acceleration": math.nan}, {"steer": 1.0}, {"steer": -0.1}, {"samples": 2}]
+    "options",
+    [
+        {"kinetic": -1.0},
+        {"kinetic": "much"},
+        {"samples": 1.5},
+        {"acceleration": math.nan},
+        {"steer": 1.0},
+        {"steer": -0.1},
+        {"samples": 2},
+    ],
 )
 def test_bad_numbers_are_refused(flow, options):
     with pytest.raises(InputError, match=next(iter(options))):
         MaximumLikelihood(flow, **options)
+
+
+def test_bad_weights_of_the_divergence_are_refused(flow):
+    for wrong in (-0.1, math.nan, "half"):
+        with pytest.raises(InputError, match="kl_weight"):
+            MaximumLikelihood(flow)(torch.randn(5, 2), kl_weight=wrong)
 
 
 def test_energies_of_a_model_without_an_ode_are_refused():

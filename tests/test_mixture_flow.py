@@ -117,3 +117,5 @@ def test_estimates_are_refused():
         density_model((2,), extra=2, augmentation="categorical", divergence="hutchinson")
     with pytest.raises(InputError, match="biased"):
         MixtureFlow(Compose([]), Mixture((2,), 2), Continuous(MLPField(2, context=2), divergence="hutchinson"))
+    with pytest.raises(InputError, match=r"MixtureFlow\(Compose, Normal, Continuous\) needs a Transform"):
+        MixtureFlow(Compose([]), Normal((2,)), Continuous(MLPField(2, context=2)))

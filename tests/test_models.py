@@ -170,6 +170,14 @@ def test_models_keep_their_type_and_take_no_random_numbers(tmp_path):
     assert model.log_prob(torch.randn(3, 2, dtype=torch.float64)).dtype == torch.float64
 
 
+def test_classifiers_are_stored_as_classifiers(tmp_path):
+    model, x = classifier_model((2,), 3, hidden=(8,)), torch.randn(5, 2)
+    save(model, tmp_path)
+    assert torch.equal(load(tmp_path)(x), model(x))
+    with pytest.raises(InputError, match="model of type Linear is not a density or classifier"):
+        save(nn.Linear(2, 2), tmp_path)
+
+
 def test_a_model_composed_by_hand_is_not_stored(tmp_path):
     with pytest.raises(InputError, match="state_dict"):
         save(Flow(Continuous(MLPField(2)), Normal((2,))), tmp_path)
