@@ -29,13 +29,11 @@ def to_tensor(name: str, values: Any) -> Tensor:
         else:
             array = np.asarray(values)
             if values is None or array.dtype.kind not in "biufO":
-                raise InputError(f"{name} is of type {type(values).__name__} and does not hold real numbers: pass them")
+                raise TypeError(f"it holds {array.dtype}")
             tensor = torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
-    except InputError:
-        raise
     except (TypeError, ValueError, RuntimeError) as error:  # text, ragged lists, missing values
         kind = type(values).__name__
-        raise InputError(f"{name} of type {kind} cannot become a tensor ({error}): pass numbers (B, ...)") from error
+        raise InputError(f"{name} of type {kind} cannot become a tensor ({error}): pass real numbers") from error
     if tensor.is_complex():
         raise InputError(f"{name} holds complex numbers: pass real and imaginary parts as dimensions")
     return tensor
@@ -46,7 +44,8 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     number = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
     whole = isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number) and number % 1 == 0
     if not whole or number < least:
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}")
+        shown = f" of type {type(value).__name__}" if hasattr(value, "shape") else f"={value!r}"
+        raise InputError(f"{name}{shown} must be a whole number of at least {least}")
     return int(number)
 
 

@@ -59,7 +59,13 @@ def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: t
 
     Raises:
         CheckpointError: if the folder is missing, damaged, or holds something else.
+        InputError: if the device cannot be used.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # of an unknown name, or a torch without that device
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device={str(device)!r} cannot be used here ({reason}): omit it, or pass 'cpu'") from error
     config = read_config(folder, kind)
     weights = read_weights(folder, config)
     try:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from numbers import Integral
+from numbers import Real
 from typing import ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from anode.blocks import check_fit_samples
 from anode.errors import InputError
+from anode.inputs import to_shape, to_tensor, whole_number
 
 MAX_FIT_POINTS = 20_000
+ADDED_VARIANCES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # to those of fitted components, as shares of the data's
 
 
 class Base(nn.Module):
     """A distribution of base points z.
 
     Args:
-        shape: shape S of one sample.
+        shape: shape S of one sample; a number D stands for (D,).
 
     Attributes:
         like: an empty tensor with the device and floating-point type of the base.
@@ -34,7 +37,7 @@ class Base(nn.Module):
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        self.shape = torch.Size(shape)
+        self.shape = torch.Size(to_shape(shape))
         self.register_buffer("like", torch.empty(0), persistent=False)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -47,10 +50,10 @@ class Base(nn.Module):
 
     def _draw_noise(self, n: int, temperature: float) -> Tensor:
         """Draw normal numbers (n, *S) with the temperature as standard deviation."""
-        _check_count(n)
-        if not (temperature > 0 and math.isfinite(temperature)):
+        if not (isinstance(temperature, Real) and temperature > 0 and math.isfinite(temperature)):
             raise InputError(f"temperature={temperature} must be a positive number, such as 0.8")
-        return temperature * torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
+        n = whole_number("n", n, 0)
+        return float(temperature) * torch.randn(n, *self.shape, dtype=self.like.dtype, device=self.like.device)
 
 
 class Normal(Base):
@@ -91,8 +94,7 @@ class Mixture(Base):
 
     def __init__(self, shape: Sequence[int], components: int = 8, correlated: bool = False) -> None:
         super().__init__(shape)
-        if components < 1:
-            raise InputError(f"components={components} must be at least 1")
+        components = whole_number("components", components)
         spread = 0.1 if components > 1 else 0.0
         self.means = nn.Parameter(spread * torch.randn(components, *self.shape))
         self.log_scales = nn.Parameter(torch.full_like(self.means, math.log1p(-(spread**2)) / 2))
@@ -124,8 +126,7 @@ class Mixture(Base):
 
     def sample_components(self, n: int) -> Tensor:
         """Draw n component indices, (n,)."""
-        _check_count(n)
-        return sample_categorical(self.logits.detach().expand(n, -1))
+        return sample_categorical(self.logits.detach().expand(whole_number("n", n, 0), -1))
 
     def to_component(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Map points (B, *S) to the coordinates of components (B,): R_k (x - means_k), and log |det| of the map."""
@@ -157,25 +158,43 @@ class Mixture(Base):
 
     @torch.no_grad()
     def fit(self, z: Tensor) -> Self:
-        """Fit the mixture by expectation maximisation to at most 20,000 of the points ``z`` (N, *S)."""
+        """Fit the mixture by expectation maximisation to at most 20,000 of the points ``z`` (N, *S).
+
+        In units of the variances of z, 1e-4 is added to the variances of the components. If a component has fewer than
+        ten points, or ten for each row of a full covariance, the likelihood of held-out points chooses the addition; it
+        is 1 for fewer than two points a component, or five in all.
+        """
         from sklearn.mixture import GaussianMixture  # imported here: it is slow, and only fitting needs it
 
+        z = to_tensor("z", z).detach()
         check_fit_samples(z, self.shape)
         k = len(self.logits)
         if len(z) < max(2, k):
             raise InputError(f"{len(z)} points are too few to fit components={k} to: pass at least {max(2, k)}")
         points = z[torch.randperm(len(z))[:MAX_FIT_POINTS]].flatten(1).double().cpu().numpy()
+        centre, scale = points.mean(0), points.std(0)
+        scale[scale == 0] = 1
+        points = (points - centre) / scale
         seed = int(torch.randint(2**31 - 1, ()))
         kind = "diag" if self.off_diagonal is None else "full"
-        fitted = GaussianMixture(k, covariance_type=kind, reg_covar=1e-4, random_state=seed).fit(points)
-        precisions = torch.from_numpy(fitted.precisions_)
+
+        def fitted_to(points: np.ndarray, added: float) -> GaussianMixture:
+            return GaussianMixture(k, covariance_type=kind, reg_covar=added, random_state=seed).fit(points)
+
+        added, rest = ADDED_VARIANCES[0], len(points) - len(points) // 5
+        if len(points) < max(5, 2 * k):
+            added = ADDED_VARIANCES[-1]
+        elif len(points) < 10 * k * (1 if kind == "diag" else points.shape[1]):
+            added = max(ADDED_VARIANCES, key=lambda added: fitted_to(points[:rest], added).score(points[rest:]))
+        fitted = fitted_to(points, added)
+        precisions = torch.from_numpy(fitted.precisions_ / (scale**2 if kind == "diag" else np.outer(scale, scale)))
         scales = precisions.rsqrt()
         if self.off_diagonal is not None:
             roots = torch.linalg.cholesky(precisions).mT
             scales = 1 / roots.diagonal(dim1=1, dim2=2)
             rows, columns = torch.triu_indices(*roots.shape[1:], 1)
             self.off_diagonal.copy_((roots * scales.unsqueeze(2))[:, rows, columns])
-        self.means.copy_(torch.from_numpy(fitted.means_).view_as(self.means))
+        self.means.copy_(torch.from_numpy(fitted.means_ * scale + centre).view_as(self.means))
         self.log_scales.copy_(scales.log().view_as(self.means))
         self.logits.copy_(torch.from_numpy(fitted.weights_).log())
         return self
@@ -198,13 +217,9 @@ def sample_categorical(logits: Tensor) -> Tensor:
 
 def gaussian_head(n_in: int, n_out: int, hidden: int, images: bool) -> nn.Sequential:
     """Build a network of mean and log-scale of ``n_out`` dimensions or channels, given ``n_in``; both start at 0."""
+    hidden = whole_number("hidden", hidden)
     layer = partial(nn.Conv2d, kernel_size=3, padding=1) if images else nn.Linear
     network = nn.Sequential(layer(n_in, hidden), nn.SiLU(), layer(hidden, 2 * n_out))
     for parameter in network[-1].parameters():
         nn.init.zeros_(parameter)
     return network
-
-
-def _check_count(n: int) -> None:
-    if not isinstance(n, Integral) or n < 0:
-        raise InputError(f"n={n} must be a number of samples, 0 or more")

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from anode.errors import InputError, check_choice
 from anode.fields import Field
+from anode.inputs import to_tensor, whole_number
 from anode.runge_kutta import ComponentRoles
 from anode.solver import Solver, check_solver
 from anode.tableaus import Slopes
@@ -70,14 +71,12 @@ class Continuous(Transform):
         super().__init__()
         check_choice("divergence", divergence, DIVERGENCES)
         check_choice("noise", noise, NOISES)
-        if probes < 1:
-            raise InputError(f"probes={probes} must be at least 1")
         self.field = Field.wrap(field)
         self.solver = check_solver(solver)
         self.divergence = divergence
-        self.probes = probes
+        self.probes = whole_number("probes", probes)
         self.noise = noise
-        self.extra = extra
+        self.extra = whole_number("extra", extra, 0)
 
     @override
     def forward(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Transport:
@@ -99,9 +98,8 @@ class Continuous(Transform):
         return self._join(self.solver.integrate(self._velocity(c), self._split(z), base, data, (c,), self.field))
 
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """Return the states (T, B, *S) at T times from 0, the time of the base points ``z``."""
-        if len(times) == 0 or float(times[0]) != BASE:
-            raise InputError(f"times={times} must begin at 0, the time of the base")
+        """Return the states (T, B, *S) at T times from 0, the time of the base points ``z``; see :func:`path_times`."""
+        times = path_times(times)
         return torch.cat(self.solver.trajectory(self._velocity(c), self._split(z), times, (c,), self.field), 2)
 
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -165,6 +163,21 @@ def split_at_ode(transform: Transform) -> tuple[Compose, Continuous] | None:
     if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static.modules()):
         return None
     return static, ode
+
+
+def path_times(times: Sequence[float] | Tensor) -> list[float]:
+    """Return the times of a path: two or more strictly increasing numbers from 0, the base, up to 1, the data."""
+    if isinstance(times, Tensor) and times.requires_grad:
+        raise InputError("times do not get a gradient from a path: pass times.detach()")
+    found = to_tensor("times", times)
+    numbers = found.tolist()
+    rising = found.ndim == 1 and all(before < after for before, after in pairwise(numbers))
+    if not rising or len(numbers) < 2 or numbers[0] != BASE or numbers[-1] > DATA:
+        raise InputError(
+            f"times={numbers} must be two or more strictly increasing numbers that begin at 0, the time of the base, "
+            "and do not pass 1, the time of the data"
+        )
+    return numbers
 
 
 def _times(options: SolveOptions | None) -> tuple[float, float]:

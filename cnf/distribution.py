@@ -11,6 +11,7 @@ from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
 from anode.errors import InputError
+from anode.inputs import to_tensor
 
 if TYPE_CHECKING:
     from cnf.flow import Density
@@ -39,7 +40,8 @@ class FlowDistribution(Distribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, density: Density, c: Tensor | None = None, validate_args: bool | None = None) -> None:
-        if c is not None and (not isinstance(c, Tensor) or c.ndim == 0):
+        c = None if c is None else to_tensor("c", c)
+        if c is not None and c.ndim == 0:
             raise InputError(f"c={c} does not fit the flow: pass a tensor (*batch, C)")
         self.density = density
         self.c = c
@@ -70,6 +72,7 @@ class FlowDistribution(Distribution):
 
     @override
     def log_prob(self, value: Tensor) -> Tensor:
+        value = to_tensor("value", value).to(self.density.like)
         if self._validate_args and value.numel():  # torch's own checks fail without values
             self._validate_sample(value)
         batch = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)

@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
+from anode.blocks import Normalize
 from anode.errors import InputError
+from anode.gradients import explain_vmap
+from anode.inputs import check_finite, to_tensor, whole_number
 from anode.solver import Solver, solvers_in, with_solver
 from cnf.bases import Base
-from cnf.continuous import Continuous, split_at_ode
+from cnf.batches import warn_of_units
+from cnf.continuous import Continuous, path_times, split_at_ode
 from cnf.distribution import FlowDistribution
 from cnf.transforms import Compose, SolveOptions, Transform
 
 if TYPE_CHECKING:
     from cnf.models import DensityConfig
 
-MAX_POINTS, MAX_NUMBERS = 2**14, 2**20  # of one solve, if a density needs many points for each sample
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Elbo(NamedTuple):
@@ -47,7 +51,11 @@ class Density(nn.Module):
 
     Calling it returns a distribution: ``density(c)`` is a :class:`torch.distributions.Distribution`.
 
+    Samples and contexts may be tensors, NumPy arrays, data frames or lists, of any real type and on any device. They
+    become tensors of the type and on the device of the model, with their gradients. Results are tensors.
+
     Attributes:
+        context_scale: layer that standardises contexts, for all methods; None to use contexts as they are.
         event_shape: shape S of one sample.
         support: constraint on samples x.
         stochastic: True if :meth:`elbo` draws auxiliary variables; it is then a bound that more draws tighten.
@@ -66,6 +74,10 @@ class Density(nn.Module):
     stochastic: bool = False
     couples_base: bool = False
     has_rsample: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context_scale: Normalize | None = None
 
     @property
     def config(self) -> DensityConfig | None:
@@ -100,12 +112,16 @@ class Density(nn.Module):
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Return log p(x given c) in nats, (B,); :attr:`kind` states exact, estimate or bound.
 
+        The tolerance of the solver is for the root mean square of the errors in the batch. A row that is harder than
+        the others is less accurate among them than alone: pass it alone, or lower the tolerance by :meth:`with_solver`.
+        ``torch.autocast`` has no effect here; it lowers the precision of :meth:`elbo` and of objectives.
+
         Args:
-            x: (B, *S), in the units of the data and the floating-point type of the model.
+            x: (B, *S), in the units of the data.
             c: context, (B, C), or None.
 
         Raises:
-            InputError: if x has another shape or type, or values that are not finite.
+            InputError: if x has another shape, or values that are not finite.
             SolverError: if an ODE cannot be solved.
         """
         raise NotImplementedError
@@ -117,37 +133,53 @@ class Density(nn.Module):
         """
         raise NotImplementedError
 
-    def check_samples(self, name: str, x: Tensor, c: Tensor | None, finite: bool = True) -> None:
-        """Raise an :class:`anode.InputError` unless samples x (B, *S) and contexts c (B, C) suit the density.
+    def prepare(self, name: str, x: Any, c: Any, finite: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Convert samples x (B, *S) and contexts c (B, C) to the type and device of the model, and check them.
 
-        ``finite`` also checks the values, which waits for the device. Messages call the samples ``name``.
+        ``finite`` also checks the values, which waits for the device. Messages call the samples ``name``. Contexts are
+        returned standardised.
         """
-        dtype = self.like.dtype
-        given = ((name, x),) if c is None else ((name, x), ("c", c))
-        for label, values in given:
-            if not isinstance(values, Tensor):
-                raise InputError(f"{label} is of type {type(values).__name__}: pass a tensor of {dtype}")
+        x = (x if isinstance(x, Tensor) and x.dtype == self.like.dtype else to_tensor(name, x)).to(self.like)
         if x.shape[1:] != self.event_shape or x.ndim == 0:
             size = ", ".join(map(str, ("B", *self.event_shape)))
             raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
+        c = self.prepare_context(c, len(x), finite)
+        if finite:
+            with explain_vmap():
+                check_finite(name, x)
+        return x, c
+
+    def prepare_context(self, c: Any, n: int, finite: bool = True) -> Tensor | None:
+        """Convert, check and standardise the contexts (n, C) of n samples; see :meth:`prepare`."""
+        if self.like.dtype in HALF:
+            raise InputError(f"the model is in {self.like.dtype}, too coarse for a density: call its float() first")
+        c = None if c is None else to_tensor("c", c)
         size = None if c is None else tuple(c.shape)
-        wanted = "(B, C)" if self.context is None else (len(x), self.context) if self.context else None
-        fits = c is None or (c.ndim == 2 and len(c) == len(x)) if self.context is None else size == wanted
+        wanted = "(B, C)" if self.context is None else (n, self.context) if self.context else None
+        fits = c is None or (c.ndim == 2 and len(c) == n) if self.context is None else size == wanted
         if not fits:
-            raise InputError(f"c of shape {size} does not fit {len(x)} samples: pass {wanted}")
-        for label, values in given:
-            if values.dtype != dtype:
-                raise InputError(f"{label} has dtype {values.dtype}, the flow {dtype}: pass {label}.to({dtype})")
-            if finite and not torch.isfinite(values).all():
-                bad = int((~torch.isfinite(values)).reshape(len(values), -1).any(1).sum())
-                raise InputError(f"{label} is not finite in {bad} of {len(values)} samples: remove those")
+            raise InputError(f"c of shape {size} does not fit {n} samples: pass {wanted}")
+        if c is None:
+            return None
+        c = c.to(self.like.device)
+        if self.context_scale is not None:
+            c = self.context_scale(c)  # before the cast: differences of large numbers need all digits
+        c = c.to(self.like)
+        if finite:
+            check_finite("c", c)
+            warn_of_units(c, self.context_scale)
+        return c
+
+    def prepare_draws(self, n: Any, c: Any) -> tuple[int, Tensor | None]:
+        """Check a number n of draws, and prepare one context (C,) for all of them, or (n, C); see :meth:`prepare`."""
+        n = whole_number("n", n, 0)
+        c = None if c is None else to_tensor("c", c)
+        return n, self.prepare_context(c.expand(n, -1) if c is not None and c.ndim == 1 else c, n)
 
     def check_num_samples(self, samples: int) -> None:
         """Raise an :class:`anode.InputError` unless a number of draws can tighten the bound."""
-        if samples != 1 and not self.stochastic:
+        if whole_number("samples", samples) != 1 and not self.stochastic:
             raise InputError(f"samples={samples} must be 1: {type(self).__name__} does not have a bound to tighten")
-        if samples < 1:
-            raise InputError(f"samples={samples} must be at least 1")
 
     def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
         """Return data in the space of the ODE and base points, for flow matching."""
@@ -165,7 +197,7 @@ class Density(nn.Module):
         """Draw n samples (n, *S), without a graph.
 
         Args:
-            n: number of samples.
+            n: number of samples; (n,) and 1e3 are understood. For more axes, use ``density(c).sample((2, 3))``.
             c: one context (C,) for all samples, or one for each (n, C), or None.
             temperature: factor of the normal noise of the base. Samples at a temperature other than 1 do not follow
                 :meth:`log_prob`; below 1 they are less varied and more typical.
@@ -246,19 +278,20 @@ class Flow(Density):
 
     @override
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        self.check_samples("x", x, c)
-        z, log_det, _ = self.transform(x, c)
-        return self.base.log_prob(z) + log_det
+        x, c = self.prepare("x", x, c)
+        with torch.autocast(x.device.type, enabled=False):
+            z, log_det, _ = self.transform(x, c)
+            return self.base.log_prob(z) + log_det
 
     @override
     def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
-        self.check_samples("x", x, c, finite=False)
+        x, c = self.prepare("x", x, c, finite=False)
         z, log_det, energies = self.transform(x, c, **self.transform.keywords(options))
         return Elbo(self.base.log_prob(z) + log_det, energies)
 
     @override
     def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
-        self.check_samples("x", x, c, finite=False)
+        x, c = self.prepare("x", x, c, finite=False)
         static, ode = self.split_at_ode()
         return MatchingPair(ode, static.encode(x, c), self.base.sample(len(x)), c)
 
@@ -272,32 +305,32 @@ class Flow(Density):
     @override
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        return self.decode(self.base.sample(n, temperature), expand_context(c, n))
+        n, c = self.prepare_draws(n, c)
+        return self.transform.decode(self.base.sample(n, temperature), c)
 
     @override
     def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
         if not self.has_rsample:
             raise self._no_rsample()
-        return self.decode(self.base.sample(n), expand_context(c, n))
+        n, c = self.prepare_draws(n, c)
+        return self.transform.decode(self.base.sample(n), c)
 
     @override
     def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if not self.has_rsample:
             raise self._no_rsample()
-        z, c = self.base.sample(n), expand_context(c, n)
-        self.check_samples("z", z, c)
+        n, c = self.prepare_draws(n, c)
+        z = self.base.sample(n)
         x, log_det, _ = self.transform.inverse(z, c)
         return x, self.base.log_prob(z) - log_det
 
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Map data x (B, *S) to base points z, without the log-determinant."""
-        self.check_samples("x", x, c)
-        return self.transform.encode(x, c)
+        return self.transform.encode(*self.prepare("x", x, c))
 
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Map base points z to data x (B, *S), without the log-determinant."""
-        self.check_samples("z", z, c)
-        return self.transform.decode(z, c)
+        return self.transform.decode(*self.prepare("z", z, c))
 
     @torch.no_grad()
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
@@ -308,44 +341,28 @@ class Flow(Density):
 
         Args:
             z: base points (B, *S).
-            times: T times from 0 (base) to 1 (data), strictly increasing.
+            times: T times from 0 (base) to at most 1 (data), strictly increasing, at least two.
             c: context, (B, C), or None.
 
         Returns:
             (T, B, *S).
         """
-        self.check_samples("z", z, c)
+        return self._paths(*self.prepare("z", z, c), path_times(times))
+
+    @override
+    @torch.no_grad()
+    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        n, c = self.prepare_draws(n, c)
+        return self._paths(self.base.sample(n), c, path_times(times))
+
+    def _paths(self, z: Tensor, c: Tensor | None, times: Sequence[float]) -> Tensor:
         parts = split_at_ode(self.transform)
         if parts is None:
-            until = [self.transform.keywords(SolveOptions(t_data=float(time))) for time in times]
+            until = [self.transform.keywords(SolveOptions(t_data=time)) for time in times]
             return torch.stack([self.transform.decode(z, c, **options) for options in until])
         static, ode = parts
         return torch.stack([static.decode(x, c) for x in ode.trajectory(z, times, c)])
 
     @override
-    def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        return self.trajectory(self.base.sample(n), times, expand_context(c, n))
-
-    @override
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.decode(self.encode(x, c), c)
-
-
-def expand_context(c: Tensor | None, n: int) -> Tensor | None:
-    """Expand one context (C,) to n samples; leave (n, C) and None unchanged."""
-    return c.expand(n, -1) if c is not None and c.ndim == 1 else c
-
-
-def max_copies(x: Tensor) -> int:
-    """Return the number of copies of samples to solve together: at most 16,384 points of a million numbers in all.
-
-    It bounds memory without gradients only: with them, all graphs stay.
-    """
-    return max(1, min(MAX_POINTS // max(1, len(x)), MAX_NUMBERS // max(1, x.numel())))
-
-
-def repeat_samples(k: int, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Repeat samples (B, *S) and their contexts k times, (k B, ...)."""
-    if k == 1:
-        return x, c
-    return x.repeat(k, *[1] * (x.ndim - 1)), None if c is None else c.repeat(k, 1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anode import SecondOrderField
 from anode.errors import InputError, check_choice
+from cnf.batches import Batch, split_batch, weighted_mean
 from cnf.flow import Density
-from cnf.maximum_likelihood import Batch, check_weight, split_batch
+from cnf.maximum_likelihood import check_density, check_weight
 
 COUPLINGS = ("independent", "optimal-transport")
 INTERPOLATIONS = ("straight", "variance-preserving")
@@ -55,6 +57,7 @@ class FlowMatching(nn.Module):
         kl: float = 1.0,
     ) -> None:
         super().__init__()
+        check_density(model)
         check_choice("coupling", coupling, COUPLINGS)
         check_choice("interpolation", interpolation, INTERPOLATIONS)
         check_weight("sigma", sigma)
@@ -73,13 +76,15 @@ class FlowMatching(nn.Module):
         self.sigma = sigma
         self.kl = kl
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, c: Any = None, *, weights: Any = None) -> Tensor:
         """Compute the loss, a scalar.
 
         Args:
             batch: samples x (B, *S), or with ``coupling="independent"`` the pair (x, c) of samples and contexts (B, C).
+            c: contexts (B, C), if they are not in the batch.
+            weights: weights of the samples (B,), not negative; the mean is then sum_i w_i loss_i / sum_i w_i.
         """
-        x, c = split_batch(batch)
+        x, c = split_batch(batch, c)
         if c is not None and self.coupling != "independent":
             raise InputError("a coupling makes base points depend on contexts: use coupling='independent' with them")
         ode, x, z, c, kl = self.model.matching_pair(x, c)
@@ -95,8 +100,9 @@ class FlowMatching(nn.Module):
         point = alpha * x + beta * z
         if self.sigma:
             point = point + self.sigma * torch.randn_like(x)
-        loss = (ode.field(t, point, c) - velocity).square().mean()
-        return loss if kl is None else loss + self.kl * kl.mean()
+        squared = (ode.field(t, point, c) - velocity).square()
+        loss = squared.mean() if weights is None else weighted_mean(squared.flatten(1).mean(1), weights)
+        return loss if kl is None else loss + self.kl * weighted_mean(kl, weights)
 
 
 @torch.no_grad()

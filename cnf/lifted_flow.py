@@ -11,8 +11,10 @@ from torch.distributions import constraints
 from typing_extensions import override
 
 from anode.errors import InputError
+from anode.inputs import whole_number
+from cnf.batches import max_copies, repeat_samples
 from cnf.continuous import Continuous
-from cnf.flow import Density, Elbo, MatchingPair, max_copies, repeat_samples
+from cnf.flow import Density, Elbo, MatchingPair
 from cnf.lifts import Lift
 from cnf.transforms import Compose, SolveOptions
 
@@ -20,7 +22,7 @@ from cnf.transforms import Compose, SolveOptions
 class LiftedFlow(Density):
     """The density, or probability mass, of x if y ~ q(y given x) is modelled by a density of y.
 
-    :meth:`log_prob` is a lower bound that tightens with ``samples``. Integers x are accepted.
+    :meth:`log_prob` is a lower bound that tightens with ``samples``.
 
     Args:
         lift: the map from x to y.
@@ -42,11 +44,17 @@ class LiftedFlow(Density):
                 f"lift={lift} is not a Lift: a density needs y ~ q(y given x) with a known log q. "
                 "Zero padding (Augment) has none; its flow would not integrate to 1."
             )
+        if not isinstance(flow, Density):
+            raise InputError(f"flow of type {type(flow).__name__} is not a density of y: pass a Flow or a MixtureFlow")
         self.lift = lift
         self.flow = flow
         with torch.no_grad():
             x = lift.project(flow.like.new_zeros(1, *flow.event_shape))
         self.event_shape = torch.Size(x.shape[1:])
+        if 0 in self.event_shape:
+            raise InputError(
+                f"lift={lift} leaves nothing of the {tuple(flow.event_shape)} that flow models: enlarge flow"
+            )
         self.support = constraints.independent(lift.domain, len(self.event_shape))
         self.couples_base = flow.couples_base
 
@@ -63,7 +71,8 @@ class LiftedFlow(Density):
     @override
     def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
         """Compute log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c)."""
-        y, log_q, kl = self.lift(self._prepare(x, c), c)
+        x, c = self.prepare("x", x, c, finite=False)
+        y, log_q, kl = self.lift(x, c)
         bound = self.flow.elbo(y, c, options)
         return Elbo(bound.value - log_q, bound.energies, kl)
 
@@ -85,12 +94,14 @@ class LiftedFlow(Density):
         References:
             Burda et al. 2016, arXiv 1509.00519, equation 8.
         """
+        samples = whole_number("samples", samples)
         self.check_num_samples(samples)
-        x = self._prepare(x, c)
+        x, c = self.prepare("x", x, c, finite=False)
         self.lift.check_values(x)
         copies = min(samples, max_copies(x))
         counts = [min(copies, samples - done) for done in range(0, samples, copies)]
-        log_weights = torch.cat([self._log_weight(*repeat_samples(k, x, c)).view(k, len(x)) for k in counts])
+        with torch.autocast(x.device.type, enabled=False):
+            log_weights = torch.cat([self._log_weight(*repeat_samples(k, x, c)).view(k, len(x)) for k in counts])
         return log_weights.logsumexp(0) - math.log(samples)
 
     @override
@@ -103,7 +114,8 @@ class LiftedFlow(Density):
 
     @override
     def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
-        y, _, kl = self.lift(self._prepare(x, c), c)
+        x, c = self.prepare("x", x, c, finite=False)
+        y, _, kl = self.lift(x, c)
         return self.flow.matching_pair(y, c)._replace(kl=kl)
 
     @override
@@ -113,23 +125,17 @@ class LiftedFlow(Density):
     @override
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-        return self.lift.project(self.flow.sample(n, c, temperature))
+        return self.lift.project(self.flow.sample(*self.prepare_draws(n, c), temperature))
 
     @override
     @torch.no_grad()
     def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        n, c = self.prepare_draws(n, c)
         return torch.stack([self.lift.project(y) for y in self.flow.sample_paths(n, times, c)])
 
     @override
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.flow.round_trip(x, c)
-
-    def _prepare(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """Convert integers to the type of the model, and check shape and type."""
-        if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()):
-            x = x.to(self.like.dtype)
-        self.check_samples("x", x, c, finite=False)
-        return x
+        return self.flow.round_trip(x, self.prepare_context(c, len(x)))
 
     def _log_weight(self, x: Tensor, c: Tensor | None) -> Tensor:
         y, log_q, _ = self.lift(x, c)

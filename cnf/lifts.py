@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from typing_extensions import override
 
 from anode.errors import InputError, check_choice
+from anode.inputs import to_shape, whole_number
 from cnf.bases import gaussian_head, standard_normal_log_prob
 from cnf.transforms import Transform, log_sigmoid_slope
 
@@ -67,6 +68,8 @@ class ComposeLifts(Lift):
 
     def __init__(self, lifts: Sequence[Lift]) -> None:
         super().__init__()
+        if not lifts or not all(isinstance(lift, Lift) for lift in lifts):
+            raise InputError("lifts must hold at least one Lift, and nothing else")
         self.lifts: Sequence[Lift] = nn.ModuleList(lifts)  # ty: ignore[invalid-assignment]
         self.domain = lifts[0].domain
 
@@ -137,15 +140,14 @@ class VariationalAugment(Lift):
         self, extra: int, posterior: str = "normal", shape: Sequence[int] | None = None, hidden: int = 64
     ) -> None:
         super().__init__()
-        if extra < 1:
-            raise InputError(f"extra={extra} must be at least 1")
         check_choice("posterior", posterior, POSTERIORS)
-        self.extra = extra
+        self.extra = whole_number("extra", extra)
         self.head: nn.Module | None = None
         if posterior == "learned":
             if shape is None:
                 raise InputError("posterior='learned' is a network of x: pass the shape of one sample")
-            self.head = gaussian_head(shape[0], extra, hidden, images=len(shape) == 3)
+            shape = to_shape(shape)
+            self.head = gaussian_head(shape[0], self.extra, hidden, images=len(shape) == 3)
 
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> LiftResult:
@@ -188,16 +190,15 @@ class Dequantize(Lift):
         self, levels: int = 256, noise: str = "uniform", shape: Sequence[int] | None = None, hidden: int = 32
     ) -> None:
         super().__init__()
-        if levels < 2:
-            raise InputError(f"levels={levels} must be at least 2")
         check_choice("noise", noise, DEQUANTIZATIONS)
-        self.levels = levels
+        self.levels = levels = whole_number("levels", levels, 2)
         self.noise = noise
         self.domain = constraints.integer_interval(0, levels - 1)
         self.head: nn.Module | None = None
         if noise == "learned":
             if shape is None:
                 raise InputError("noise='learned' is a network of x: pass the shape of one sample")
+            shape = to_shape(shape)
             self.head = gaussian_head(shape[0], shape[0], hidden, images=len(shape) == 3)
 
     @override

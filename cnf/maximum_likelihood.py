@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 from torch import Tensor, nn
 
 from anode.errors import InputError
+from anode.inputs import whole_number
+from cnf.batches import Batch, repeat_samples, split_batch, weighted_mean
 from cnf.continuous import Continuous
-from cnf.flow import Density, repeat_samples
+from cnf.flow import Density
 from cnf.transforms import SolveOptions
-
-Batch = Tensor | tuple[Tensor, Tensor]
 
 
 class MaximumLikelihood(nn.Module):
@@ -56,43 +58,58 @@ class MaximumLikelihood(nn.Module):
         samples: int = 1,
     ) -> None:
         super().__init__()
+        check_density(model)
         weights = {"kinetic": kinetic, "frobenius": frobenius, "acceleration": acceleration}
         for name, weight in weights.items():
             check_weight(name, weight)
+        check_weight("steer", steer)
         self.model = model
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.steer = SolveOptions(steer=steer).steer
-        self.samples = samples
+        self.samples = whole_number("samples", samples)
         self._check_ode((*self.weights, *(["steer"] if steer else [])))
         model.check_num_samples(samples)
 
-    def forward(self, batch: Batch, kl_weight: float = 1.0) -> Tensor:
+    def forward(self, batch: Batch, c: Any = None, *, weights: Any = None, kl_weight: float = 1.0) -> Tensor:
         """Compute the loss, a scalar.
 
         Args:
             batch: samples x (B, *S), or the pair (x, c) of samples and contexts (B, C).
+            c: contexts (B, C), if they are not in the batch.
+            weights: weights of the samples (B,), not negative; the mean is then sum_i w_i loss_i / sum_i w_i.
             kl_weight: weight of the divergence of a learned q from its default, see :class:`cnf.lifts.LiftResult`. It
                 rises from 0 to 1 in a warm-up, which keeps q from collapsing; below 1, the loss is not a bound.
 
         References:
             Sonderby et al. 2016, arXiv 1602.02282 (warm-up).
         """
-        terms = self.terms(batch, kl_weight=kl_weight)
+        terms = self.terms(batch, c, weights=weights, kl_weight=kl_weight)
         loss = terms["nll"]
         for name, weight in self.weights.items():
             loss = loss + weight * terms[name]
         return loss
 
-    def terms(self, batch: Batch, energies: Sequence[str] = (), kl_weight: float = 1.0) -> dict[str, Tensor]:
-        """Compute the unweighted terms: ``"nll"``, the energies of positive weight, and the given ones."""
-        x, c = split_batch(batch)
+    def terms(
+        self,
+        batch: Batch,
+        c: Any = None,
+        *,
+        energies: Sequence[str] = (),
+        weights: Any = None,
+        kl_weight: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Compute the terms of the loss without their factors: ``"nll"``, the energies in it, and ``energies``."""
+        check_weight("kl_weight", kl_weight)
+        x, c = split_batch(batch, c)
         names = tuple(dict.fromkeys((*self.weights, *energies)))
         self._check_ode(names)
         value, of_paths, kl = self.model.elbo(*repeat_samples(self.samples, x, c), SolveOptions(names, self.steer))
         log_weights = value if kl_weight == 1 or kl is None else value + (1 - kl_weight) * kl
         if self.samples > 1:
             log_weights = log_weights.view(self.samples, -1).logsumexp(0) - math.log(self.samples)
-        return {"nll": -log_weights.mean(), **{name: energy.mean() for name, energy in of_paths.items()}}
+        of_paths = {name: energy.view(self.samples, -1).mean(0) for name, energy in of_paths.items()}
+        terms = {"nll": -log_weights, **of_paths}
+        return {name: weighted_mean(values, weights) for name, values in terms.items()}
 
     def _check_ode(self, names: Sequence[str]) -> None:
         if names and not any(isinstance(part, Continuous) for part in self.model.modules()):
@@ -101,15 +118,13 @@ class MaximumLikelihood(nn.Module):
             )
 
 
+def check_density(model: object) -> None:
+    """Raise an :class:`anode.InputError` unless a model is a density."""
+    if not isinstance(model, Density):
+        raise InputError(f"model of type {type(model).__name__} is not a density: pass a Flow, or density_model(...)")
+
+
 def check_weight(name: str, value: float) -> None:
     """Raise an :class:`anode.InputError` unless a value is a finite number from 0."""
-    if not (value >= 0 and math.isfinite(value)):
-        raise InputError(f"{name}={value} must be a finite number from 0, such as 1e-3")
-
-
-def split_batch(batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """Split a batch, which must not be empty, into samples and contexts; the contexts are None if it has none."""
-    x, c = (batch, None) if isinstance(batch, Tensor) else batch
-    if len(x) == 0:
-        raise InputError("the batch is empty: pass at least one sample")
-    return x, c
+    if not (isinstance(value, Real) and value >= 0 and math.isfinite(value)):
+        raise InputError(f"{name}={value!r} must be a finite number from 0, such as 1e-3")

@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from anode.errors import InputError
 from cnf.bases import Mixture, Normal, sample_categorical
+from cnf.batches import max_copies, repeat_samples
 from cnf.continuous import Continuous
-from cnf.flow import Density, Elbo, MatchingPair, expand_context, max_copies, repeat_samples
+from cnf.flow import Density, Elbo, MatchingPair
 from cnf.transforms import Compose, SolveOptions, Transform
 
 
@@ -53,6 +54,9 @@ class MixtureFlow(Density):
 
     def __init__(self, static: Transform, mixture: Mixture, ode: Continuous, sample_component: bool = False) -> None:
         super().__init__()
+        if not (isinstance(static, Transform) and isinstance(mixture, Mixture) and isinstance(ode, Continuous)):
+            kinds = ", ".join(type(part).__name__ for part in (static, mixture, ode))
+            raise InputError(f"MixtureFlow({kinds}) needs a Transform, such as Compose([]), a Mixture and a Continuous")
         self.static = static
         self.mixture = mixture
         self.ode = ode
@@ -80,24 +84,26 @@ class MixtureFlow(Density):
 
     def log_joint(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Compute log p(x, k given c) in nats for every component, (K, B); its softmax is p(k given x)."""
-        self.check_samples("x", x, c)
-        return self._log_joint_of_all(x, c, None)[0]
+        x, c = self.prepare("x", x, c)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._log_joint_of_all(x, c, None)[0]
 
     @override
     def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
         """Compute the bound (B,); it is tight, with energies averaged over p(k given x), if no component is drawn."""
+        x, c = self.prepare("x", x, c, finite=False)
         if self.posterior is not None:
-            k, log_q = self._draw_component(self.posterior, self._static_point(x, c))
+            k, log_q = self._draw_component(self.posterior, self.static.encode(x))
             log_joint, energies = self._log_joint(x, k, c, options)
             return Elbo(log_joint - log_q, energies)
-        self.check_samples("x", x, c, finite=False)
         log_joint, energies = self._log_joint_of_all(x, c, options)
         shares = log_joint.detach().softmax(0)
         return Elbo(log_joint.logsumexp(0), {name: (shares * energy).sum(0) for name, energy in energies.items()})
 
     @override
     def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
-        y = self._static_point(x, c)
+        x, c = self.prepare("x", x, c, finite=False)
+        y = self.static.encode(x)
         k, _ = self._draw_component(self.posterior or self.mixture, y)
         with torch.no_grad():  # with gradients the scales would grow until nothing is left to learn
             local = self.mixture.to_component(y, k)[0]
@@ -111,28 +117,27 @@ class MixtureFlow(Density):
     @override
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        n, c = self.prepare_draws(n, c)
         k = self.mixture.sample_components(n)
-        return self._decode(self.base.sample(n, temperature), k, expand_context(c, n))
+        return self._decode(self.base.sample(n, temperature), k, c)
 
     @override
     @torch.no_grad()
     def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        n, c = self.prepare_draws(n, c)
         k = self.mixture.sample_components(n)
-        paths = self.ode.trajectory(self.base.sample(n), times, self._context(k, expand_context(c, n)))
+        paths = self.ode.trajectory(self.base.sample(n), times, self._context(k, c))
         return torch.stack([self.static.decode(self.mixture.from_component(x, k)) for x in paths])
 
     @override
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        k = self.log_joint(x, c).argmax(0)
+        x, c = self.prepare("x", x, c)
+        k = self._log_joint_of_all(x, c, None)[0].argmax(0)
         local = self.mixture.to_component(self.static.encode(x), k)[0]
         return self._decode(self.ode.encode(local, self._context(k, c)), k, c)
 
     def _decode(self, z: Tensor, k: Tensor, c: Tensor | None) -> Tensor:
         return self.static.decode(self.mixture.from_component(self.ode.decode(z, self._context(k, c)), k))
-
-    def _static_point(self, x: Tensor, c: Tensor | None) -> Tensor:
-        self.check_samples("x", x, c, finite=False)
-        return self.static.encode(x)
 
     def _context(self, k: Tensor, c: Tensor | None) -> Tensor:
         """Join the indicators of components (B,) and the context of a conditional density."""

@@ -13,9 +13,10 @@ from pydantic import Field as Range
 from torch import Tensor
 
 from anode import ConvField, ConvStackField, Field, MLPField, SecondOrderField, Solver, UNetField, classifiers, storage
-from anode.blocks import check_fit_samples
+from anode.blocks import Normalize, check_fit_samples
 from anode.classifiers import Classifier, check_shape
 from anode.errors import InputError, config
+from anode.inputs import to_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths
 from cnf.bases import Mixture, Normal
 from cnf.continuous import Continuous
@@ -99,11 +100,9 @@ class DensityConfig:
             context: number of context features.
             levels: number of values of each element of discrete data; None for real numbers.
         """
-        shape = check_shape(shape)
-        if type(context) is not int or context < 0:
-            raise InputError(f"context={context!r} must be a number of features, 0 for an unconditional density")
-        if levels is not None and (type(levels) is not int or levels < 2):
-            raise InputError(f"levels={levels!r} must be at least 2, or None for real numbers")
+        shape = check_shape(to_shape(shape))
+        context = whole_number("context", context, 0)
+        levels = None if levels is None else whole_number("levels", levels, 2)
         self._validate_field(shape)
         self._validate_augmentation(shape, context)
         if levels is not None and self.alpha == 0:
@@ -155,11 +154,12 @@ class DensityConfig:
 
 
 def density_model(
-    shape: Sequence[int],
-    data: Tensor | None = None,
+    shape: Sequence[int] | int,
+    data: Any = None,
     *,
+    context_data: Any = None,
     config: DensityConfig | None = None,
-    context: int = 0,
+    context: int | None = None,
     levels: int | None = None,
     **values: Any,
 ) -> Flow | MixtureFlow | LiftedFlow:
@@ -170,10 +170,13 @@ def density_model(
     logit first, and the likelihood is a bound.
 
     Args:
-        shape: shape S of one sample, such as ``(2,)`` or ``(1, 8, 8)``.
+        shape: shape S of one sample, such as ``(2,)``, 2 or ``(1, 8, 8)``.
         data: samples (N, *S) whose moments standardise the data; without them, pass standardised data to the model.
+        context_data: contexts (N, C) whose moments standardise the contexts; without them, pass contexts of unit scale,
+            such as indicators of classes.
         config: the description.
-        context: number of context features c of a conditional density p(x given c).
+        context: number C of context features c of a conditional density p(x given c); if omitted, the number in
+            ``context_data``, or 0.
         levels: number of values of each element of discrete data, 256 for 8-bit images; None for real numbers.
         values: fields of :class:`DensityConfig`, in place of ``config``.
 
@@ -182,16 +185,24 @@ def density_model(
         ``levels`` or augmented dimensions.
 
     Example:
-        >>> flow = density_model((3,), hidden=(64, 64), context=2)
-        >>> flow.log_prob(torch.randn(5, 3), torch.randn(5, 2)).shape
-        torch.Size([5])
+        >>> x, c = torch.randn(100, 3), 1000 + torch.randn(100, 2)
+        >>> flow = density_model((3,), x, context_data=c, hidden=(64, 64))
+        >>> flow.log_prob(x, c).shape
+        torch.Size([100])
         >>> density_model((3,), extra=2).log_prob(torch.randn(5, 3), samples=8).shape  # a bound
         torch.Size([5])
     """
     if config is not None and values:
         raise InputError(f"config and {', '.join(values)} exclude each other: use dataclasses.replace(config, ...)")
-    config = config or DensityConfig(**values)
-    shape = check_shape(shape)
+    config = DensityConfig(**values) if config is None else config
+    if not isinstance(config, DensityConfig):
+        raise InputError(f"config of type {type(config).__name__} is not a DensityConfig: pass one, or its fields")
+    shape = check_shape(to_shape(shape))
+    if context_data is not None:
+        context_data = _to_contexts(context_data, context)
+        context = context_data.shape[1]
+    context = 0 if context is None else whole_number("context", context, 0)
+    levels = None if levels is None else whole_number("levels", levels, 2)
     config.validate(shape, context, levels)
 
     state = (shape[0] + config.augmented, *shape[1:])
@@ -204,7 +215,7 @@ def density_model(
     if data is not None:
         data = _to_real_numbers(data, shape, levels, config.alpha)
         for part in scaling:
-            data = part.fit(data).encode(data)
+            data = part.fit(data).encode(data).to(base.like)
         if isinstance(base, Mixture):
             base.fit(data if augment is None else augment(data).point)
     features = context + (config.extra if config.mixes_flows else 0)
@@ -226,19 +237,25 @@ def density_model(
         lifts += [TransformLift(Compose(static)), augment]
     if lifts:
         model = LiftedFlow(lifts[0] if len(lifts) == 1 else ComposeLifts(lifts), model)
+    if context:
+        scale = Normalize((context,))
+        model.context_scale = scale if context_data is None else scale.fit(context_data)
     model.description, model.context, model.levels = config, context, levels
     return model
 
 
-def save(model: Density, folder: str | Path, **notes: Any) -> None:
-    """Store a model built by :func:`density_model`: ``config.json`` and ``model.safetensors``.
+def save(model: Density | Classifier, folder: str | Path, **notes: Any) -> None:
+    """Store a model: ``config.json`` and ``model.safetensors``.
 
     Args:
-        model: the model.
+        model: a density built by :func:`density_model`, or a classifier, as by :func:`anode.save`.
         folder: created if missing; files with those names are replaced.
         notes: further plain values for ``config.json``.
     """
-    storage.save_model(folder, KIND, model, model.arguments, **notes)
+    if not isinstance(model, Density | Classifier):
+        raise InputError(f"model of type {type(model).__name__} is not a density or classifier: keep its state_dict()")
+    kind = KIND if isinstance(model, Density) else classifiers.KIND
+    storage.save_model(folder, kind, model, model.arguments, **notes)
 
 
 def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | MixtureFlow | LiftedFlow | Classifier:
@@ -268,11 +285,28 @@ def _build_field(config: DensityConfig, channels: int, pixels: int, context: int
     return UNetField(channels, hidden, context, zero_init=True)
 
 
-def _to_real_numbers(data: Tensor, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
-    """Check the data; dequantise them and apply the logit if they are discrete."""
+def _to_real_numbers(data: Any, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
+    """Convert and check the data; dequantise them and apply the logit if they are discrete."""
+    data = to_tensor("data", data).detach().to(torch.empty(0).device)
     check_fit_samples(data, shape)
-    if levels is None:
-        return data
-    lift = Dequantize(levels)
-    lift.check_values(data)
-    return Logit(alpha).encode(lift(data).point)
+    if levels is not None:
+        lift = Dequantize(levels)
+        lift.check_values(data)
+        return Logit(alpha).encode(lift(data).point)
+    rounded = data.to(torch.get_default_dtype())
+    constant = (rounded == rounded[0]).all(0).flatten()
+    if constant.any():
+        places = ", ".join(map(str, constant.nonzero().flatten()[:8].tolist()))
+        raise InputError(
+            f"data is constant in {int(constant.sum())} of {len(constant)} dimensions (first {places}) in "
+            f"{rounded.dtype}, where a density is infinite: drop those dimensions"
+        )
+    return data
+
+
+def _to_contexts(context_data: Any, context: int | None) -> Tensor:
+    """Convert and check contexts (N, C), of ``context`` features if that is given."""
+    c = to_tensor("context_data", context_data).detach().to(torch.empty(0).device)
+    features = c.shape[1] if c.ndim == 2 and context is None else whole_number("context", context or 1)
+    check_fit_samples(c, (features,))
+    return c

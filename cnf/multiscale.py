@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.errors import InputError
+from anode.inputs import whole_number
 from cnf.transforms import Compose, SolveOptions, Transform, Transport
 
 SMALLEST = 4  # pixels a side of the smallest scale
@@ -52,8 +53,8 @@ class Multiscale(Transform):
 
     def __init__(self, scales: Sequence[Transform]) -> None:
         super().__init__()
-        if not scales:
-            raise InputError("scales must hold at least one transform")
+        if not scales or not all(isinstance(scale, Transform) for scale in scales):
+            raise InputError("scales must hold at least one Transform, and nothing else")
         self.scales: Sequence[Transform] = nn.ModuleList(scales)  # ty: ignore[invalid-assignment]
 
     @classmethod
@@ -66,6 +67,7 @@ class Multiscale(Transform):
             blocks: number of blocks before, and number after each squeeze.
         """
         channels, height, width = shape
+        blocks = whole_number("blocks", blocks)
         if height % 2 or width % 2:
             raise InputError(f"images of {height}x{width} cannot be halved: pad or crop them, or use a single scale")
         scales: list[Transform] = []

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from anode.errors import InputError
 from anode.fields import Field, check_context, flatten_samples
+from anode.inputs import whole_number
 from cnf.transforms import Transform, Transport
 
 
@@ -43,9 +43,8 @@ class Planar(Transform):
 
     def __init__(self, dim: int, layers: int = 1) -> None:
         super().__init__()
-        if min(dim, layers) < 1:
-            raise InputError(f"dim={dim} and layers={layers} must be at least 1")
-        self.dim = dim
+        self.dim = dim = whole_number("dim", dim)
+        layers = whole_number("layers", layers)
         w = torch.randn(layers, dim) / math.sqrt(dim)
         no_move = math.log(math.e - 1) * w / w.square().sum(1, keepdim=True)  # m(w'u) = 0, hence û = 0
         self.w = nn.Parameter(w)
@@ -97,9 +96,8 @@ class PlanarField(Field):
 
     def __init__(self, dim: int, units: int = 64, gate: int = 8) -> None:
         super().__init__()
-        if min(dim, units, gate) < 1:
-            raise InputError(f"dim={dim}, units={units} and gate={gate} must be at least 1")
-        self.dim = dim
+        self.dim = dim = whole_number("dim", dim)
+        units, gate = whole_number("units", units), whole_number("gate", gate)
         self.w = nn.Parameter(torch.randn(units, dim) / math.sqrt(dim))
         self.b = nn.Parameter(torch.randn(units))
         self.u = nn.Parameter(0.1 * torch.randn(units, dim) / math.sqrt(units))

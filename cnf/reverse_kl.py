@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 
 from anode.errors import InputError
+from anode.inputs import whole_number
 from cnf.flow import Flow
 
 
@@ -44,10 +46,13 @@ class ReverseKL(nn.Module):
 
     def forward(self, batch: int) -> Tensor:
         """Compute the loss, a scalar, from a number of samples of the flow, at least one."""
-        if not isinstance(batch, int) or batch < 1:
-            raise InputError(f"batch={batch} must be a number of samples, at least 1: they are drawn from the flow")
+        if not isinstance(batch, Real):
+            raise InputError(f"batch of type {type(batch).__name__} must be a number of samples, which the flow draws")
+        batch = whole_number("batch", batch)
         x, log_q = self.flow.rsample_and_log_prob(batch)
         log_p = self.log_target(x)
+        if not isinstance(log_p, Tensor):
+            raise InputError(f"log_target returned a {type(log_p).__name__}: compute a tensor ({batch},) by torch")
         if log_p.shape != log_q.shape:
             raise InputError(f"log_target returned shape {tuple(log_p.shape)} for {batch} points: return ({batch},)")
         finite = torch.isfinite(log_p)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
@@ -16,8 +17,10 @@ from typing_extensions import override
 
 from anode.blocks import MeanScale, check_fit_samples
 from anode.errors import InputError, check_choice, config
+from anode.inputs import to_shape, to_tensor
 
 ENERGIES = ("kinetic", "frobenius", "acceleration")
+MANY, WORTH = 100, 0.01  # samples a dimension, or the gain in nats a sample, that spare the shrinking of a covariance
 
 
 @config
@@ -109,6 +112,9 @@ class Compose(Transform):
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         super().__init__()
+        if not all(isinstance(transform, Transform) for transform in transforms):
+            kinds = ", ".join(type(transform).__name__ for transform in transforms)
+            raise InputError(f"Compose takes transforms, such as Continuous(field), in a list; got {kinds}")
         self.transforms: Sequence[Transform] = nn.ModuleList(transforms)  # ty: ignore[invalid-assignment]
         if transforms:
             self.domain = transforms[0].domain
@@ -146,6 +152,13 @@ class Standardize(MeanScale, Transform):
     Mean and scale are stored with the model, so that a flow takes and returns data in their original units.
     """
 
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__(to_shape(shape))
+
+    @override
+    def fit(self, x: Tensor) -> Self:
+        return super().fit(to_tensor("x", x).detach())
+
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
         return Transport((x - self.mean) / self.scale, -self.scale.log().sum().expand(len(x)))
@@ -159,13 +172,16 @@ class Whiten(Transform):
     """z = C^(-1/2) (x - m) for mean m and covariance C: the symmetric whitening, which keeps z nearest to x.
 
     A flow after it starts as the Gaussian of full covariance, so that its ODE need not undo linear correlations.
-    Eigenvalues of C below 1e-8 of the largest are raised to that bound, since single precision cannot resolve them.
+    :meth:`fit` takes the sample covariance; with few samples for D, it shrinks the correlations as far as that raises
+    the likelihood of samples left out. Eigenvalues of C below 1e-8 of the largest are raised to that bound, since
+    single precision cannot resolve them.
 
     Args:
         shape: shape S of one sample, with D elements.
 
     References:
-        Kessy et al. 2018, Optimal whitening and decorrelation, arXiv 1512.00809 ("ZCA").
+        Kessy et al. 2018, Optimal whitening and decorrelation, arXiv 1512.00809 ("ZCA"); Hoffbeck, Landgrebe 1996,
+        Covariance matrix estimation and classification with limited training data, IEEE PAMI 18(7) (shrinking).
 
     Example:
         >>> x = torch.randn(1000, 3) @ torch.randn(3, 3)
@@ -182,7 +198,7 @@ class Whiten(Transform):
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
-        self.shape = torch.Size(shape)
+        self.shape = torch.Size(to_shape(shape))
         dim = self.shape.numel()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("root", torch.eye(dim))  # C^(1/2)
@@ -191,10 +207,14 @@ class Whiten(Transform):
 
     def fit(self, x: Tensor) -> Self:
         """Take mean and covariance from the samples ``x`` (N, *S)."""
+        x = to_tensor("x", x)
         check_fit_samples(x, self.shape)
-        x = x.flatten(1).double()
-        centred = x - x.mean(0)
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(x))
+        x = x.detach().flatten(1).double()
+        scale = x.std(0, correction=0)
+        scale = torch.where(scale > 0, scale, 1.0)
+        standard = (x - x.mean(0)) / scale
+        covariance = shrunk_correlation(standard) * scale * scale[:, None]
+        values, vectors = torch.linalg.eigh(covariance)
         largest = values[-1] if values[-1] > 0 else torch.ones_like(values[-1])
         roots = values.clamp_min(self.FLOOR * largest).sqrt()
         self.mean.copy_(x.mean(0))
@@ -214,6 +234,34 @@ class Whiten(Transform):
         return Transport(x.view(z.shape), -self.log_det.expand(len(z)))
 
 
+def shrunk_correlation(x: Tensor) -> Tensor:
+    """Return the correlations of standardised samples x (N, D), shrunk if N is small for D.
+
+        R = (1 - lambda) S + lambda I,    S = x'x / N
+
+    lambda maximises the mean log-density of each sample under the Gaussian of the others, in closed form. It is 0 for
+    100 D samples and more, and if it gains less than 0.01 nats a sample, or less than the standard error of the gain.
+    """
+    n, dim = x.shape
+    sample, identity = x.T @ x / n, torch.eye(dim, dtype=x.dtype, device=x.device)
+    if n == 1 or n >= MANY * dim:
+        return identity if n == 1 else sample
+    values, vectors = torch.linalg.eigh(sample)
+    shares = torch.cat([torch.zeros(1), torch.logspace(-4, 0, 33)]).to(x)  # lambda
+    kept = (1 - shares) * n / (n - 1)
+    # Without sample i, R is A - kept / (n - 1) x_i x_i', and x_i is n / (n - 1) times as far from the mean.
+    eigenvalues = values.clamp_min(0)[:, None] * kept + shares  # of A, (D, L)
+    eigenvalues = eigenvalues.clamp_min(Whiten.FLOOR * eigenvalues.amax(0))
+    leverages = (x @ vectors).square() @ (1 / eigenvalues)  # x_i' A^(-1) x_i, (N, L)
+    left = (1 - kept / (n - 1) * leverages).clamp_min(1e-12)
+    distances = (n / (n - 1)) ** 2 * leverages / left
+    nll = (eigenvalues.log().sum(0) + left.log() + distances) / 2
+    gains = nll[:, 0] - nll[:, nll.mean(0).argmin()]
+    worth = gains.mean() > max(WORTH, float(gains.std() / math.sqrt(n)))
+    share = shares[nll.mean(0).argmin()] if worth else shares[0]
+    return (1 - share) * sample + share * identity
+
+
 class Logit(Transform):
     """z = logit(s), s = alpha + (1 - 2 alpha) x, elementwise: maps the unit interval to the real line.
 
@@ -228,9 +276,9 @@ class Logit(Transform):
 
     def __init__(self, alpha: float = 0.05) -> None:
         super().__init__()
-        if not 0 <= alpha < 0.5:
-            raise InputError(f"alpha={alpha} must lie in [0, 0.5), such as 0.05")
-        self.alpha = alpha
+        if not (isinstance(alpha, Real) and 0 <= alpha < 0.5):
+            raise InputError(f"alpha={alpha!r} must lie in [0, 0.5), such as 0.05")
+        self.alpha = float(alpha)
 
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:

@@ -184,6 +184,29 @@ def test_categories_are_drawn_with_their_probabilities():
     assert sample_categorical(torch.zeros(0, 3)).shape == (0,)
 
 
+@pytest.mark.parametrize("correlated", [False, True])
+@pytest.mark.parametrize(("n", "dim", "components"), [(60, 13, 4), (40, 2, 8), (9, 3, 8)])
+def test_fits_to_few_points_stay_near_the_gaussian(float64, n, dim, components, correlated):
+    """Components of a few points each, whose own variances would be next to nothing in some direction."""
+    factor = torch.randn(dim, dim) / dim**0.5 + torch.eye(dim)
+    x, other = 100 * torch.randn(n, dim) @ factor, 100 * torch.randn(2000, dim) @ factor
+    truth = torch.distributions.MultivariateNormal(torch.zeros(dim), 1e4 * factor.T @ factor)
+    base = Mixture((dim,), components, correlated).fit(x)
+    excess = (truth.log_prob(other) - base.log_prob(other)).mean().item()
+    assert excess < 0.5 * dim
+
+
+def test_the_units_of_points_do_not_change_the_fit(float64):
+    x = torch.cat([torch.randn(100, 2) + 3, 0.5 * torch.randn(100, 2) - 3])
+    for correlated in (False, True):
+        figures = []
+        for unit in (torch.ones(2), torch.tensor([1e-6, 1e5])):
+            torch.manual_seed(0)
+            base = Mixture((2,), 2, correlated).fit(unit * x + unit)
+            figures.append(base.log_prob(unit * x) + unit.log().sum())
+        torch.testing.assert_close(*figures)
+
+
 @pytest.mark.parametrize(
     ("components", "z", "names"),
     [

@@ -313,19 +313,24 @@ def test_gradients_of_the_likelihood_equal_finite_differences(float64, gradient)
     [
         (0, lambda flow: flow.log_prob(torch.randn(4, 3)), r"pass \(B, 2\)"),
         (0, lambda flow: flow.log_prob(torch.randn(2)), r"pass \(B, 2\)"),
-        (0, lambda flow: flow.log_prob(torch.ones(4, 2, dtype=torch.int64)), "int64"),
+        (0, lambda flow: flow.log_prob(torch.ones(4, 2, dtype=torch.complex64)), "x holds complex numbers"),
         (0, lambda flow: flow.log_prob(torch.tensor([[0.0, math.nan], [1.0, 2.0]])), "x is not finite in 1 of 2"),
         (1, lambda flow: flow.decode(torch.randn(4, 2, 1)), r"z of shape \(4, 2, 1\)"),
-        (1, lambda flow: flow.decode(torch.randn(4, 2).double(), torch.randn(4, 1)), "z has dtype torch.float64"),
         (1, lambda flow: flow.trajectory(torch.randn(4, 3), [0, 1.0], torch.randn(4, 1)), r"z of shape \(4, 3\)"),
-        (1, lambda flow: flow.log_prob(torch.randn(4, 2), torch.ones(4, 1).int()), "c has dtype torch.int32"),
+        (1, lambda flow: flow.log_prob(torch.randn(4, 2), [["a"]]), "c of type list cannot become a tensor"),
         (1, lambda flow: flow.log_prob(torch.randn(4, 2), torch.full((4, 1), math.inf)), "c is not finite in 4 of 4"),
         (1, lambda flow: flow.log_prob(torch.randn(4, 2)), "context=1"),
         (1, lambda flow: flow.rsample_and_log_prob(4, torch.randn(3, 1)), r"\(3, 1\) does not fit 4 samples"),
-        (0, lambda flow: flow.log_prob([[0.0, 1.0]]), "x is of type list"),
+        (0, lambda flow: flow.log_prob([[0.0, 1.0], [0.0]]), "x of type list cannot become a tensor"),
+        (0, lambda flow: flow.log_prob(None), "x of type NoneType"),
+        (0, lambda flow: flow.half().log_prob(torch.randn(4, 2)), "the model is in torch.float16, too coarse"),
+        (0, lambda flow: flow.half().sample(4), "the model is in torch.float16, too coarse"),
         (0, lambda flow: flow.sample(2.5), "n=2.5"),
-        (0, lambda flow: flow.trajectory(torch.randn(4, 2), [0.5, 1.0]), "begin at 0"),
+        (0, lambda flow: flow.sample((2, 3)), r"n=\(2, 3\) must be a whole number"),
+        (0, lambda flow: flow.sample(4, temperature="warm"), "temperature=warm must be a positive number"),
         (0, lambda flow: Flow(flow.base, flow.transform), r"Flow\(Normal, Compose\)"),
+        (0, lambda flow: Flow(flow.transform, torch.distributions.Normal(0, 1)), r"Flow\(Compose, Normal\) needs"),
+        (0, lambda flow: Compose([torch.nn.Linear(2, 2)]), "Compose takes transforms.*got Linear"),
         (1, lambda flow: flow.log_prob(torch.randn(4, 2), torch.randn(4)), r"c of shape \(4,\)"),
         (1, lambda flow: flow.sample(4, torch.tensor(1.0)), r"c of shape \(\)"),
         (1, lambda flow: flow.sample(-1, torch.randn(1)), "n=-1"),
@@ -334,6 +339,27 @@ def test_gradients_of_the_likelihood_equal_finite_differences(float64, gradient)
 def test_bad_input_is_named(context, call, names):
     with pytest.raises(InputError, match=names):
         call(wild_flow(context=context))
+
+
+@pytest.mark.parametrize(
+    "times",
+    [[0.5, 1.0], [1.0, 0.5, 0.0], [0.0, 1.2], [0.0, 0.5, 0.5, 1.0], [0.0, math.nan], [0.0], [], 0.0, [[0.0, 1.0]]],
+    ids=str,
+)
+@pytest.mark.parametrize("flow", [wild_flow(), scales(0.5, -1.0, 2.0)], ids=["one ODE", "two scales"])
+def test_paths_begin_at_the_base_and_end_at_the_data(flow, times):
+    for path in (lambda: flow.trajectory(flow.base.sample(2), times), lambda: flow.sample_paths(2, times)):
+        with pytest.raises(InputError, match=r"times=.* must be two or more strictly increasing numbers"):
+            path()
+
+
+def test_times_may_be_arrays_without_gradients():
+    flow, times = wild_flow(), torch.tensor(TIMES, dtype=torch.float64)
+    z = flow.base.sample(3)
+    for same in (times, times.numpy(), tuple(TIMES)):
+        assert torch.equal(flow.trajectory(z, same), flow.trajectory(z, TIMES))
+    with pytest.raises(InputError, match=r"pass times\.detach"):
+        flow.trajectory(z, times.requires_grad_())
 
 
 def test_torch_func_differentiates_densities(float64):

@@ -112,7 +112,7 @@ def test_points_solved_together_are_bounded(float64, monkeypatch):
     assert nfe.solves == 1
     for bound, most in (("MAX_POINTS", 100), ("MAX_NUMBERS", 105)):
         with monkeypatch.context() as patched, count_evals() as nfe:
-            patched.setattr(f"cnf.flow.{bound}", most)
+            patched.setattr(f"cnf.batches.{bound}", most)
             model.log_prob(x, samples=64)
         assert nfe.solves == 7  # ten draws at once, and four
         assert nfe.per_solve == nfe.forward / 7
@@ -157,6 +157,12 @@ def test_paths_are_projected():
 def test_bad_lifted_densities_are_named():
     with pytest.raises(InputError, match="Zero padding"):
         LiftedFlow(Augment(1), density_model((3,)))
+    with pytest.raises(InputError, match="flow of type Linear is not a density"):
+        LiftedFlow(Dequantize(4), nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"leaves nothing of the \(2,\)"):
+        LiftedFlow(VariationalAugment(3), density_model(2))
+    with pytest.raises(InputError, match=r"samples=2\.5"):
+        density_model((2,), levels=3).log_prob(torch.zeros(1, 2), samples=2.5)
     with pytest.raises(InputError, match="samples=0"):
         density_model((2,), levels=3).log_prob(torch.zeros(1, 2), samples=0)
     estimated = density_model((3,), levels=4, divergence="hutchinson")
@@ -173,7 +179,6 @@ def test_bad_lifted_densities_are_named():
     ("x", "names"),
     [
         (torch.randn(4, 3), r"x of shape \(4, 3\) does not fit the flow: pass \(B, 2\)"),
-        (torch.randn(4, 2).double(), "x has dtype torch.float64"),
         (torch.full((4, 2), math.nan), "x is not finite in 4 of 4 samples"),
     ],
 )

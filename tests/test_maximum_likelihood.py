@@ -87,21 +87,36 @@ def test_the_kl_weight_applies_to_the_divergence_of_the_posterior(float64, sampl
 def test_lifted_flows_have_energies():
     model = density_model((1, 2, 2), torch.randint(17, (50, 1, 2, 2)), hidden=(8, 8), levels=17)
     nn.init.normal_(model.split_at_ode()[1].field.layers[-1].weight)
-    assert MaximumLikelihood(model).terms(torch.randint(17, (9, 1, 2, 2)), ("kinetic",))["kinetic"] > 0
+    assert MaximumLikelihood(model).terms(torch.randint(17, (9, 1, 2, 2)), energies=("kinetic",))["kinetic"] > 0
 
 
 @pytest.mark.parametrize(
-    "options", [{"kinetic": -1.0}, {"acceleration": math.nan}, {"steer": 1.0}, {"steer": -0.1}, {"samples": 2}]
+    "options",
+    [
+        {"kinetic": -1.0},
+        {"kinetic": "much"},
+        {"samples": 1.5},
+        {"acceleration": math.nan},
+        {"steer": 1.0},
+        {"steer": -0.1},
+        {"samples": 2},
+    ],
 )
 def test_bad_numbers_are_refused(flow, options):
     with pytest.raises(InputError, match=next(iter(options))):
         MaximumLikelihood(flow, **options)
 
 
+def test_bad_weights_of_the_divergence_are_refused(flow):
+    for wrong in (-0.1, math.nan, "half"):
+        with pytest.raises(InputError, match="kl_weight"):
+            MaximumLikelihood(flow)(torch.randn(5, 2), kl_weight=wrong)
+
+
 def test_energies_of_a_model_without_an_ode_are_refused():
     flow = Flow(Planar(2, 3), Normal((2,)))
     with pytest.raises(InputError, match="kinetic: the model does not have an ODE"):
-        MaximumLikelihood(flow).terms(torch.randn(5, 2), ("kinetic",))
+        MaximumLikelihood(flow).terms(torch.randn(5, 2), energies=("kinetic",))
     for options in ({"acceleration": 1e-3}, {"steer": 0.1}):
         with pytest.raises(InputError, match=f"{next(iter(options))}: the model does not have an ODE"):
             MaximumLikelihood(flow, **options)
@@ -111,7 +126,8 @@ def test_energies_of_a_model_without_an_ode_are_refused():
     ("batch", "names"),
     [
         (torch.randn(5, 1), r"x of shape \(5, 1\)"),
-        (torch.ones(5, 2, dtype=torch.int64), "x has dtype torch.int64"),
+        ("a batch", "x of type str cannot become a tensor"),
+        ((torch.randn(5, 2),) * 3, "the batch has 3 parts"),
         (torch.randn(0, 2), "batch is empty"),
     ],
 )

@@ -49,7 +49,7 @@ def test_the_density_is_the_explicit_sum(model):
 def test_components_solved_separately_are_the_same(model, monkeypatch):
     x, c = torch.randn(7, 2), torch.randn(7, 1)
     together = model.log_prob(x, c)
-    monkeypatch.setattr("cnf.flow.MAX_POINTS", 8)
+    monkeypatch.setattr("cnf.batches.MAX_POINTS", 8)
     with count_evals() as nfe:
         separately = model.log_prob(x, c)
     assert nfe.solves == 3
@@ -117,3 +117,5 @@ def test_estimates_are_refused():
         density_model((2,), extra=2, augmentation="categorical", divergence="hutchinson")
     with pytest.raises(InputError, match="biased"):
         MixtureFlow(Compose([]), Mixture((2,), 2), Continuous(MLPField(2, context=2), divergence="hutchinson"))
+    with pytest.raises(InputError, match=r"MixtureFlow\(Compose, Normal, Continuous\) needs a Transform"):
+        MixtureFlow(Compose([]), Normal((2,)), Continuous(MLPField(2, context=2)))

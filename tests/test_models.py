@@ -170,6 +170,14 @@ def test_models_keep_their_type_and_take_no_random_numbers(tmp_path):
     assert model.log_prob(torch.randn(3, 2, dtype=torch.float64)).dtype == torch.float64
 
 
+def test_classifiers_are_stored_as_classifiers(tmp_path):
+    model, x = classifier_model((2,), 3, hidden=(8,)), torch.randn(5, 2)
+    save(model, tmp_path)
+    assert torch.equal(load(tmp_path)(x), model(x))
+    with pytest.raises(InputError, match="model of type Linear is not a density or classifier"):
+        save(nn.Linear(2, 2), tmp_path)
+
+
 def test_a_model_composed_by_hand_is_not_stored(tmp_path):
     with pytest.raises(InputError, match="state_dict"):
         save(Flow(Continuous(MLPField(2)), Normal((2,))), tmp_path)
@@ -241,7 +249,12 @@ def test_paths_end_at_samples_of_their_class(more):
         ({"extra": -1}, "extra=-1"),
         ({"config": DensityConfig(), "hidden": (8,)}, "config and hidden exclude each other"),
         ({"shape": (2, 2)}, r"shape=\(2, 2\) must be"),
-        ({"shape": 2}, "shape=2 must be"),
+        ({"shape": 2.5}, "shape=2.5 must be a whole number"),
+        ({"shape": torch.randn(5, 2)}, "shape of type Tensor must be"),
+        ({"config": {"hidden": 8}}, "config of type dict is not a DensityConfig"),
+        ({"hidden": 0}, "hidden="),
+        ({"solver": "rk5"}, "solver.*rk5"),
+        ({"base": Normal((2,))}, "base=.* is unknown; choose one of normal, mixture"),
         ({"context": -1}, "context=-1"),
         ({"levels": 1}, "levels=1"),
         ({"levels": 4, "alpha": 0.0}, "alpha=0 makes the logits"),
@@ -265,6 +278,11 @@ def test_paths_end_at_samples_of_their_class(more):
         ({"data": torch.randn(5, 3)}, r"\(5, 3\)"),
         ({"data": torch.tensor([[1.0, float("nan")]])}, "finite"),
         ({"data": torch.zeros(0, 2)}, "one or more"),
+        ({"data": [["a", "b"]]}, "data of type list cannot become a tensor"),
+        ({"data": torch.randn(9, 2) * torch.tensor([1.0, 0.0])}, r"constant in 1 of 2 dimensions \(first 1\)"),
+        ({"context": 2, "context_data": torch.randn(5, 3)}, r"shape \(5, 3\) do not fit.*\(2,\)"),
+        ({"context_data": torch.randn(5)}, r"shape \(5,\) do not fit.*\(1,\)"),
+        ({"context_data": torch.full((5, 1), float("nan"))}, "finite"),
         ({"levels": 4, "data": torch.randn(5, 2)}, "0 to 3"),
     ],
     ids=lambda part: "" if isinstance(part, str) else ", ".join(part),

@@ -2,12 +2,15 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from fields import Conv
 
 from anode import ConvStackField, InputError, MLPField, Solver
 from cnf import Compose, Continuous, Logit, Multiscale, Squeeze, Standardize, Whiten
+from cnf.bases import standard_normal_log_prob
+from cnf.transforms import shrunk_correlation
 
 
 def stack(channels):
@@ -136,11 +139,91 @@ def test_whitening_stays_invertible(float64, degenerate):
     torch.testing.assert_close(fitted.decode(z), x, rtol=1e-9, atol=1e-9)
 
 
+def gaussian_nll(whiten, x):
+    """The NLL of the Gaussian that whitening makes of the standard normal base."""
+    z, log_det, _ = whiten(x)
+    return -(standard_normal_log_prob(z) + log_det).mean().item()
+
+
+@pytest.mark.parametrize(("factors", "most"), [(0, 715), (10, 529)])
+def test_whitening_of_a_wide_table_stays_near_the_truth(factors, most):
+    """200 rows of 500 columns, whose plain covariance is singular: its likelihood of other rows is zero."""
+    loadings, noise = torch.randn(factors, 500), 0.5 if factors else 1.0
+
+    def draw(n):
+        return torch.randn(n, factors) @ loadings + noise * torch.randn(n, 500)
+
+    covariance = loadings.T @ loadings + noise**2 * torch.eye(500)
+    truth = torch.distributions.MultivariateNormal(torch.zeros(500), covariance).entropy().item()
+    nll = gaussian_nll(Whiten((500,)).fit(draw(200)), draw(1000))
+    assert truth < nll < most
+
+
+def test_shrinking_is_best_for_samples_left_out(float64):
+    """The closed form against one Gaussian for each sample that is left out."""
+    x = torch.randn(25, 8)
+    x = (x - x.mean(0)) / x.std(0, correction=0)
+
+    def nll(share):
+        total = 0.0
+        for i in range(len(x)):
+            others = torch.cat([x[:i], x[i + 1 :]])
+            matrix = (1 - share) * others.T.cov(correction=0) + share * torch.eye(8)
+            total -= torch.distributions.MultivariateNormal(others.mean(0), matrix).log_prob(x[i]).item()
+        return total / len(x)
+
+    found, plain = shrunk_correlation(x), x.T @ x / 25
+    share = 1 - (found[0, 1] / plain[0, 1]).item()
+    torch.testing.assert_close(found, (1 - share) * plain + share * torch.eye(8))
+    around = [10 ** (math.log10(share) + step) for step in (-0.25, -0.125, 0.125, 0.25)]
+    assert all(nll(share) <= nll(min(other, 1.0)) + 1e-9 for other in around)
+    assert nll(share) < nll(0.0) - 0.1
+
+
+def test_covariances_of_many_samples_are_not_shrunk(float64):
+    for n in (150, 800):
+        x = torch.randn(n, 3) @ torch.randn(3, 3)
+        fitted = Whiten((3,)).fit(x)
+        torch.testing.assert_close(fitted.root @ fitted.root, x.T.cov(correction=0))
+
+
+@pytest.mark.parametrize("name", ["protein", "parkinsons"])
+@pytest.mark.parametrize("rows", [200, None])
+def test_shrinking_does_not_hurt_real_tables(float64, real_data, name, rows):
+    table = pd.read_csv(real_data / "tabular" / f"{name}.csv.gz", nrows=rows).select_dtypes("number")
+    x = torch.from_numpy(table.to_numpy(float))[torch.randperm(len(table))]
+    x = x[:, x.std(0) > 0]
+    train, test = x[len(x) // 5 :], x[: len(x) // 5]
+    scale = Standardize((x.shape[1],)).fit(train)
+    train, test = scale.encode(train), scale.encode(test)
+    values, vectors = torch.linalg.eigh(train.T.cov(correction=0))
+    plain = vectors * values.clamp_min(1e-8 * values[-1]) @ vectors.T
+    plain = torch.distributions.MultivariateNormal(train.mean(0), plain)
+    shrunk = gaussian_nll(Whiten((x.shape[1],)).fit(train), test)
+    assert shrunk < -plain.log_prob(test).mean().item() + 1e-2
+
+
+def test_repeated_columns_have_a_finite_density(float64):
+    x = torch.randn(500, 2).repeat(1, 12)
+    fitted = Whiten((24,)).fit(x)
+    assert math.isfinite(gaussian_nll(fitted, x))
+    torch.testing.assert_close(fitted.decode(fitted.encode(x)), x)
+
+
 def test_bad_input_is_named():
     with pytest.raises(InputError, match=r"alpha=0\.5"):
         Logit(0.5)
     for x in (-0.3, 1.2, 40.0):
         with pytest.raises(InputError, match=r"\[0, 1\]"):
             Logit(0.05)(torch.full((1, 2), x))
-    with pytest.raises(InputError, match="magic"):
-        Continuous(MLPField(2), divergence="magic")
+    for wrong, names in (
+        (lambda: Continuous(MLPField(2), divergence="magic"), "magic"),
+        (lambda: Continuous(MLPField(2), divergence="hutchinson", probes=1.5), r"probes=1\.5"),
+        (lambda: Continuous(MLPField(2), extra=-1), "extra=-1"),
+        (lambda: Multiscale([MLPField(2)]), "scales must hold"),
+        (lambda: Multiscale.of_blocks((1, 8, 8), stack, 0), "blocks=0"),
+        (lambda: Whiten(2).fit(torch.randn(5, 3)), r"shape \(5, 3\)"),
+        (lambda: Standardize((0,)), "shape=0"),
+    ):
+        with pytest.raises(InputError, match=names):
+            wrong()

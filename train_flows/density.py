@@ -105,12 +105,17 @@ def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
 
 
 def build(settings: DensitySettings, dataset: Dataset) -> Density:
-    """Build the untrained model, standardised by the training part; training solves with loose tolerances."""
+    """Build the untrained model, standardised by the training part; training solves with loose tolerances.
+
+    Contexts are standardised, too, unless they are indicators of classes.
+    """
     solver, loosen = settings.model.solver, settings.objective.loosen
     solver = dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
+    head = dataset.train.head()
     return density_model(
         dataset.shape,
-        data=None if settings.run.init else dataset.train.head().x,  # an initial run has its own standardisation
+        data=None if settings.run.init else head.x,  # an initial run has its own standardisation
+        context_data=None if settings.run.init or dataset.classes else head.c,
         context=len(dataset.context),
         levels=dataset.levels,
         config=dataclasses.replace(settings.model, solver=solver),

@@ -168,7 +168,14 @@ def drift(trained: Density, model: Density, data: Split) -> dict[str, float]:
 
 
 def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None) -> Tensor:
-    """Return log-densities (B,) in nats; a bound is of `samples` draws, of one if the log-density is estimated."""
+    """Return log-densities (B,) in nats; a bound is of `samples` draws, of one if the log-density is estimated.
+
+    Under ``torch.autocast`` they are as inexact as in training, where :meth:`cnf.Density.log_prob` stays exact.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        draws = _draws(model, samples) if isinstance(model, LiftedFlow) else 1
+        values = torch.stack([model.elbo(x, c).value for _ in range(draws)])
+        return values.logsumexp(0) - math.log(draws)
     if not isinstance(model, LiftedFlow):
         return model.log_prob(x, c)
     return model.log_prob(x, c, samples=_draws(model, samples))

@@ -1,0 +1,76 @@
+"""Batches of samples with contexts: as data loaders give them, repeated, weighted, and in what units."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anode.blocks import MeanScale
+from anode.errors import InputError
+from anode.inputs import to_tensor
+
+Batch = Any  # samples x (B, *S), or a list or tuple (x,) or (x, c) with contexts (B, C)
+
+MAX_POINTS, MAX_NUMBERS = 2**14, 2**20  # of one solve, if a density needs many points for each sample
+FAR_CONTEXT, NEAR_CONTEXT = 10.0, 0.1  # a field learns little from contexts beyond 10, or all within 0.1 of 0
+
+
+def split_batch(batch: Batch, c: Any = None) -> tuple[Tensor, Tensor | None]:
+    """Split a batch, which must not be empty, into samples and contexts; the contexts are None if it has none.
+
+    A tuple, or a list of arrays as a ``DataLoader`` of a ``TensorDataset`` gives it, holds x, or x and c. Contexts can
+    be a second argument instead.
+    """
+    is_list = isinstance(batch, list) and len(batch) <= 2 and all(hasattr(part, "shape") for part in batch)
+    parts = batch if isinstance(batch, tuple) or is_list else (batch,)
+    if not 1 <= len(parts) <= 2 or (len(parts) == 2 and c is not None):
+        raise InputError(f"the batch has {len(parts)} parts{' and c' * (c is not None)}: pass x, (x,) or (x, c)")
+    x, c = to_tensor("x", parts[0]), parts[1] if len(parts) == 2 else c
+    if x.ndim and len(x) == 0:
+        raise InputError("the batch is empty: pass at least one sample")
+    return x, None if c is None else to_tensor("c", c)
+
+
+def max_copies(x: Tensor) -> int:
+    """Return the number of copies of samples to solve together: at most 16,384 points of a million numbers in all.
+
+    It bounds memory without gradients only: with them, all graphs stay.
+    """
+    return max(1, min(MAX_POINTS // max(1, len(x)), MAX_NUMBERS // max(1, x.numel())))
+
+
+def repeat_samples(k: int, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Repeat samples (B, *S) and their contexts k times, (k B, ...)."""
+    if k == 1:
+        return x, c
+    return x.repeat(k, *[1] * (x.ndim - 1)), None if c is None else c.repeat(k, 1)
+
+
+def weighted_mean(values: Tensor, weights: Any) -> Tensor:
+    """Return sum_i w_i v_i / sum_i w_i of values (B,), with equal weights if they are None."""
+    if weights is None:
+        return values.mean()
+    weights = to_tensor("weights", weights).to(values)
+    if weights.shape != values.shape:
+        raise InputError(f"weights of shape {tuple(weights.shape)} do not fit {len(values)} samples: pass (B,)")
+    return (weights * values).sum() / weights.sum()
+
+
+def warn_of_units(c: Tensor, scale: MeanScale | None) -> None:
+    """Warn of contexts (B, C) far from unit scale, unless a fitted layer has standardised them.
+
+    Features are far if their mean or spread is large, or if they vary but hardly leave 0.
+    """
+    if len(c) == 0 or (scale is not None and (scale.mean.any() or (scale.scale != 1).any())):
+        return
+    std, mean = torch.std_mean(c.detach(), 0, correction=0)
+    far = (torch.maximum(mean.abs(), std) > FAR_CONTEXT) | ((std > 0) & (c.detach().abs().amax(0) < NEAR_CONTEXT))
+    if far.any():
+        warnings.warn(
+            "contexts are far from unit scale, where a model learns little from them: standardise them, for example by "
+            "density_model(shape, data=x, context_data=c)",
+            stacklevel=5,  # the caller of log_prob
+        )
