@@ -6,6 +6,7 @@ import dataclasses
 import io
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def main(args: list[str]) -> None:
     dataset = load(settings)
     print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
     settings = fit_to_data(settings, dataset)
-    model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    model = build(settings, dataset).to(device)
     run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, dataset)
     task = ClassifyTask(settings, dataset, model, run)
     print(
@@ -70,7 +71,7 @@ def main(args: list[str]) -> None:
 
 def load(settings: ClassifySettings) -> Dataset:
     """Load the data of a run."""
-    wanted = dataclasses.asdict(settings.data)
+    wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "dtype": getattr(torch, settings.run.dtype)}
     return distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # it may download
 
 
@@ -85,7 +86,8 @@ def build(settings: ClassifySettings, dataset: Dataset) -> Classifier:
     """Build the untrained model; functions of the paper keep their scale, pixels are scaled to [0, 1]."""
     normalised = dataset.classes and not dataset.levels
     data = dataset.train.x if normalised else None
-    return classifier_model(dataset.shape, dataset.outputs, data=data, levels=dataset.levels, config=settings.model)
+    with session.default_dtype(getattr(torch, settings.run.dtype)):  # of the mean, too
+        return classifier_model(dataset.shape, dataset.outputs, data=data, levels=dataset.levels, config=settings.model)
 
 
 class ClassifyTask:

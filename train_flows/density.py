@@ -65,7 +65,7 @@ def main(args: list[str]) -> None:
     dataset = load(settings)
     print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n")
     settings = fit_to_data(settings, dataset)
-    model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    model = build(settings, dataset).to(device)
     task = DensityTask(settings, dataset, model)
     task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
     print(
@@ -81,7 +81,7 @@ def main(args: list[str]) -> None:
 
 def load(settings: DensitySettings) -> Dataset:
     """Load the data of a run."""
-    wanted = dataclasses.asdict(settings.data)
+    wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "dtype": getattr(torch, settings.run.dtype)}
     return distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # it may download
 
 
@@ -96,13 +96,14 @@ def build(settings: DensitySettings, dataset: Dataset) -> Density:
     """Build the untrained model, standardised by the training part; training solves with loose tolerances."""
     solver, loosen = settings.model.solver, settings.objective.loosen
     solver = dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
-    return density_model(
-        dataset.shape,
-        data=dataset.train.head().x,
-        context=len(dataset.context),
-        levels=dataset.levels,
-        config=dataclasses.replace(settings.model, solver=solver),
-    )
+    with session.default_dtype(getattr(torch, settings.run.dtype)):  # of the mean, too
+        return density_model(
+            dataset.shape,
+            data=dataset.train.head().x,
+            context=len(dataset.context),
+            levels=dataset.levels,
+            config=dataclasses.replace(settings.model, solver=solver),
+        )
 
 
 def figures_solver(settings: DensitySettings) -> Solver:
@@ -199,6 +200,7 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     started, records, dataset = time.monotonic(), run.records(), task.dataset
     distributed.seed_noise(0)  # as train-flows evaluate does
     figures: dict[str, Any] = likelihood.measure(task.validated, dataset.test, figures_solver(task.settings))
+    figures |= likelihood.grid_figures(figures["nll"], dataset)
     rows = [wording.likelihood_table(figures)]
     best = min(records, key=lambda record: record["nll"])
     if "drift" in best:
@@ -207,6 +209,7 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         rows.append(wording.lines([("drift of training", words)]))
     if dataset.is_table:
         figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
+        figures["heavy_tailed"] = list(dataset.heavy_tailed)
         rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return

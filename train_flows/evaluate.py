@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +20,7 @@ from cnf import Density
 from cnf.models import KIND as DENSITY
 from train_flows.command_line import read
 from train_flows.data import Dataset, is_images, load_density_data, load_labelled_data
+from train_flows.data.grids import Grid
 from train_flows.evaluation import accuracy, likelihood, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
@@ -95,6 +95,7 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
+    figures |= likelihood.grid_figures(figures["nll"], dataset)
     if settings.classify:
         samples = figures["nll"]["samples"] or 1
         figures["classifier"] = accuracy.measure_density(model.with_solver(solver), dataset.test, samples)
@@ -136,7 +137,8 @@ def load_test_part(folder: str, source: str | None = None) -> Dataset:
         Run.open(folder)  # raises an error for a model that was saved without a run
     settings = from_config(SETTINGS[kind], folder, config) if "settings" in config else SETTINGS[kind]()
     if source is None or (settings.data.source and settings.data.source in (source, os.path.realpath(source))):
-        dataset = LOAD[kind](**dataclasses.asdict(settings.data), seed=settings.run.seed)
+        dtype = getattr(torch, settings.run.dtype)
+        dataset = LOAD[kind](**dataclasses.asdict(settings.data), seed=settings.run.seed, dtype=dtype)
         if dataset.digest() != config["data"]["sha256"]:
             raise InputError(
                 f"{dataset.name} has changed since {folder} was trained on it, so its test part is unknown: name the "
@@ -154,11 +156,12 @@ def load_test_part(folder: str, source: str | None = None) -> Dataset:
     elif trained["context"]:
         given = trained["context"] == trained["classes"]
         options |= {"conditional": True} if given else {"context": tuple(trained["context"])}
-    if getattr(settings.data, "jitter", False):
-        print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
+    if not is_images(source):
+        options["dtype"] = torch.float64  # models have their own
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
     shape = tuple(trained["shape"])
     if dataset.levels is None and len(dataset.columns) == math.prod(shape) and not dataset.test.mapped:
         test = dataclasses.replace(dataset.test, x=dataset.test.x.view(-1, *shape))  # such as pixels in columns
         dataset = dataclasses.replace(dataset, test=test, levels=trained["levels"])
-    return dataset.match(trained, folder)
+    grids = {column: Grid(**values) for column, values in config.get("data", {}).get("grids", {}).items()}
+    return dataset.match(trained, folder).jittered(grids, settings.run.seed)
