@@ -98,7 +98,7 @@ def main(args: list[str]) -> None:
             _write_csv(file, parts, columns, classes)
     print(f"{settings.n} samples of {abbreviate(columns)} in {settings.out}")
     if data["grids"]:
-        of = ", log_prob is that before" if settings.log_prob else ""
+        of = ", log_prob is of the values before" if settings.log_prob else ""
         print(f"note: {abbreviate([*data['grids']])} are rounded to the grid of the data{of}")
     for column, count in below.items():
         print(f"note: {count} of {settings.n} values of {column} are below zero, as none of the data is")

@@ -111,13 +111,13 @@ def far_from_zero(train: np.ndarray, columns: Sequence[str], dtype: torch.dtype 
     flags = (np.abs(mean) * torch.finfo(dtype).eps > LOST_DIGITS * std) & (std > 0)
     if not flags.any():
         return ()
+    worst = int(np.where(flags, std / np.maximum(np.abs(mean), np.finfo(np.float64).tiny), np.inf).argmin())
+    kept, all_of_them = (len(np.unique(x)) for x in (_rounded(train[:, worst], dtype), train[:, worst]))
     remedy = "subtract an offset" + (", or pass --dtype float64" if dtype == torch.float32 else "")
-    left = [
-        f"{column} (which keeps {kept:,} of {len(np.unique(values)):,} distinct values)"
-        for column, values, flag in zip(columns, train.T, flags, strict=True)
-        if flag and (kept := len(np.unique(_rounded(values, dtype))))
-    ]
-    return (f"{abbreviate(left)}: far from zero for its spread, which {NAMES[dtype]} does not resolve; {remedy}",)
+    return (
+        f"{flagged(columns, flags)}: far from zero for its spread: {NAMES[dtype]} keeps {kept:,} of {all_of_them:,} "
+        f"distinct values of {columns[worst]}; {remedy}",
+    )
 
 
 def flagged(columns: Sequence[str], flags: np.ndarray) -> str:
