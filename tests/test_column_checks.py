@@ -160,11 +160,11 @@ class TestPrecision:
     @pytest.mark.parametrize(
         ("column", "dtype", "message"),
         [
-            (lambda z: 0 * z + 5, torch.float32, "b is constant and does not have a density: drop it"),
+            (lambda z: 0 * z + 5, torch.float32, "b is constant and does not have a density: drop"),
             (lambda z: 1 + 1e-9 * z, torch.float32, "b is constant in single precision: .* --dtype float64"),
             (lambda z: 1e-60 * z, torch.float32, "b is constant in single precision: .* --dtype float64"),
             (lambda z: 1e45 * z, torch.float32, "b is too large for single precision: rescale"),
-            (lambda z: 0 * z + 5, torch.float64, "b is constant and does not have a density: drop it"),
+            (lambda z: 0 * z + 5, torch.float64, "b is constant and does not have a density: drop"),
         ],
     )
     def test_columns_without_a_density(self, z, notes, column, dtype, message):

@@ -70,7 +70,7 @@ def test_contexts_are_columns_that_are_given(tmp_path, x):
 
 
 class TestColumns:
-    """What notes say is in test_column_checks.py."""
+    """Columns of tables; test_column_checks.py has the notes."""
 
     def few(self, tmp_path):
         rng = np.random.default_rng(0)

@@ -36,7 +36,9 @@ def check_constant(name: str, train: np.ndarray, columns: Sequence[str], dtype: 
     """Raise an :class:`anode.InputError` for columns of training rows (N, D), float64, that hold a single value."""
     constant = np.ptp(train, axis=0) == 0
     if constant.any():
-        raise InputError(f"{name}: {flagged(columns, constant)} is constant and does not have a density: drop it")
+        raise InputError(
+            f"{name}: {flagged(columns, constant)} is constant and does not have a density: drop such columns"
+        )
     constant = np.ptp(_rounded(train, dtype), axis=0) == 0
     if constant.any():
         remedy = "or pass --dtype float64" if dtype == torch.float32 else "and save the differences"
@@ -61,7 +63,7 @@ def grid_note(columns: Sequence[str], grids: Mapping[str, Grid], jitter: bool) -
 def notes(train: np.ndarray, columns: Sequence[str], known: Mapping[str, Grid]) -> tuple[str, ...]:
     """Return notes on columns of training rows (N, D), float64, whose likelihood may mislead.
 
-    Columns of known grids have a note of their own.
+    Columns of known grids are left to :func:`grid_note`.
     """
     counts = [np.unique(values, return_counts=True)[1] for values in train.T]
     other = np.array([column not in known for column in columns])
@@ -75,7 +77,10 @@ def notes(train: np.ndarray, columns: Sequence[str], known: Mapping[str, Grid]) 
         (few, f"few distinct values, {WITHOUT_LIMIT}; give such columns by --context, or drop them"),
         (linear, f"almost linear in other columns, {WITHOUT_LIMIT}; drop such columns"),
         (functions, f"almost a function of other columns, {WITHOUT_LIMIT}; drop such columns"),
-        (common & ~few, f"one value is far too common, {WITHOUT_LIMIT}; learn the rows without it, or drop the column"),
+        (
+            common & ~few,
+            f"one value is far too common, {WITHOUT_LIMIT}; add noise to it, learn the rows without it, or drop the column",
+        ),
     )
     said = [f"{flagged(columns, flags)}: {what}" for flags, what in found if flags.any()]
     if wide:
@@ -172,7 +177,8 @@ def _functions(z: np.ndarray) -> np.ndarray:
     if len(z) < 20:
         return found
     for i in range(columns):  # neighbours in the order of column i interpolate a smooth function of it
-        left, middle, right = (z[z[:, i].argsort()][k : len(z) - 2 + k] for k in range(3))
+        in_order = z[z[:, i].argsort()]
+        left, middle, right = in_order[:-2], in_order[1:-1], in_order[2:]
         width = (right - left)[:, i : i + 1]
         share = np.divide((middle - left)[:, i : i + 1], width, out=np.full_like(width, 0.5), where=width > 0)
         near = np.abs(middle - left - share * (right - left)) < limit
