@@ -79,7 +79,7 @@ def notes(train: np.ndarray, columns: Sequence[str], known: Mapping[str, Grid]) 
         (functions, f"almost a function of other columns, {WITHOUT_LIMIT}; drop such columns"),
         (
             common & ~few,
-            f"one value is far too common, {WITHOUT_LIMIT}; add noise to it, learn the rows without it, or drop the column",
+            f"one value is far too common, {WITHOUT_LIMIT}; add noise, or learn the other rows alone",
         ),
     )
     said = [f"{flagged(columns, flags)}: {what}" for flags, what in found if flags.any()]
