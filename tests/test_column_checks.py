@@ -99,6 +99,12 @@ class TestScale:
         _, *found = notes({"a": z[:, 0], "age": age})
         assert [note.split(" in ")[0] for note in found] == ["age: 999", "age: -1000"]
 
+    def test_a_code_of_many_columns_is_one_note(self, notes):
+        x = np.random.default_rng(0).normal(size=(N, 30))
+        x[np.random.default_rng(1).random(x.shape) < 0.03] = -999
+        (note,) = notes({f"c{i}": values for i, values in enumerate(x.T)})
+        assert note.startswith("c0, c1, c2, c3, c4, c5, c6, c7, ...: -999 in up to ")
+
     def test_a_rare_yes_is_none(self, z, notes):
         (note,) = notes({"a": z[:, 0], "rare": np.arange(N) % 50 == 0})
         assert note.startswith("rare (1): on a grid")

@@ -115,7 +115,7 @@ class TestFiles:
         _, out, _ = run("sample", "runs/t", "-n", 300, "--out", "s.csv")
         count = (pd.read_csv("s.csv").flux < 0).sum()
         assert count > 0
-        assert f"note: {count} of 300 values of flux are below zero, as none of the data is" in out
+        assert f"note: values below zero, where the data have none: flux ({count} of 300)" in out
         assert out.count("note") == 1
 
     def test_temperature(self, run):

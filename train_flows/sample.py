@@ -100,8 +100,9 @@ def main(args: list[str]) -> None:
     if data["grids"]:
         of = ", log_prob is of the values before" if settings.log_prob else ""
         print(f"note: {abbreviate([*data['grids']])} are rounded to the grid of the data{of}")
-    for column, count in below.items():
-        print(f"note: {count} of {settings.n} values of {column} are below zero, as none of the data is")
+    if below:
+        counts = abbreviate([f"{column} ({count} of {settings.n})" for column, count in below.items()])
+        print(f"note: values below zero, where the data have none: {counts}")
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:

@@ -92,21 +92,23 @@ def notes(train: np.ndarray, columns: Sequence[str], known: Mapping[str, Grid]) 
 
 def scale_notes(train: np.ndarray, columns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return columns of training rows (N, D), float64, whose standard deviation a few rows set, and notes on them."""
-    coded, heavy, notes = [], [], []
-    spreads = _spread(_standardised(train))
-    for column, values, spread in zip(columns, train.T, spreads, strict=True):
+    codes: dict[float, dict[str, float]] = {}  # shares of the rows by value and column
+    heavy, notes = [], []
+    for column, values, spread in zip(columns, train.T, _spread(_standardised(train)), strict=True):
         far = _far_values(values)
         for value, share in far.items():
-            what = "is far from all other values, as a code for missing ones is; drop those rows"
-            notes.append(f"{column}: {value:.6g} in {share:.1%} of the rows {what}")
-        if far:
-            coded.append(column)
-        elif 0 < spread < 1 / HEAVY:
+            codes.setdefault(value, {})[column] = share
+        if 0 < spread < 1 / HEAVY and not far:
             heavy.append(column)
+    for value, shares in codes.items():
+        most = f"{'up to ' if len(shares) > 1 else ''}{max(shares.values()):.1%}"
+        what = "is far from all other values, as a code for missing ones is; drop those rows"
+        notes.append(f"{abbreviate([*shares])}: {value:.6g} in {most} of the rows {what}")
     if heavy:
         what = "a few rows set the standard deviation; take the logarithm, clip the values or drop those rows"
         notes.append(f"{abbreviate(heavy)}: {what}")
-    return coded + heavy, notes
+    coded = dict.fromkeys(column for shares in codes.values() for column in shares)
+    return [*coded, *heavy], notes
 
 
 def far_from_zero(train: np.ndarray, columns: Sequence[str], dtype: torch.dtype = torch.float32) -> tuple[str, ...]:
