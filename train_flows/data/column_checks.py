@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from anode import InputError
+from train_flows.data import tables
 from train_flows.data.dataset import abbreviate
 from train_flows.data.grids import Grid
 
@@ -172,26 +173,39 @@ def _unexplained(z: np.ndarray) -> np.ndarray:
 
 def _functions(z: np.ndarray) -> np.ndarray:
     """Return True for standardised columns, (D,), that are a function of one other or a quadratic one of the others."""
-    columns = z.shape[1]
-    z = z[: int(min(FUNCTION_ROWS, FUNCTION_WORK / columns**2))]
+    z = z[: int(min(FUNCTION_ROWS, FUNCTION_WORK / z.shape[1] ** 2))]
+    if len(z) < tables.MIN_ROWS:
+        return np.zeros(z.shape[1], dtype=bool)
     limit = np.sqrt(UNEXPLAINED) * _spread(z)
-    found = np.zeros(columns, dtype=bool)
-    if len(z) < 20:
-        return found
-    for i in range(columns):  # neighbours in the order of column i interpolate a smooth function of it
+    return _functions_of_one(z, limit) | _quadratic_functions(z, limit)
+
+
+def _functions_of_one(z: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """Return True for columns that neighbours interpolate within limits (D,), in the order of another column."""
+    found = np.zeros(z.shape[1], dtype=bool)
+    for i in range(len(found)):
         in_order = z[z[:, i].argsort()]
         left, middle, right = in_order[:-2], in_order[1:-1], in_order[2:]
         width = (right - left)[:, i : i + 1]
         share = np.divide((middle - left)[:, i : i + 1], width, out=np.full_like(width, 0.5), where=width > 0)
         near = np.abs(middle - left - share * (right - left)) < limit
-        found |= (near.mean(axis=0) > FUNCTION_SHARE) & (np.arange(columns) != i)
-    if columns <= QUADRATIC_COLUMNS:
-        first, second = np.triu_indices(columns)
-        terms = np.hstack([np.ones((len(z), 1)), z, z[:, first] * z[:, second]])
-        uses = np.vstack([np.zeros((1, columns)), np.eye(columns), np.eye(columns)[first] + np.eye(columns)[second]])
-        if len(z) >= 3 * terms.shape[1]:
-            for i in range(columns):
-                others = terms[:, uses[:, i] == 0]
-                error = z[:, i] - others @ np.linalg.lstsq(others, z[:, i])[0]
-                found[i] |= np.sqrt(np.mean(error**2)) < limit[i]
+        found |= (near.mean(axis=0) > FUNCTION_SHARE) & (np.arange(len(found)) != i)
+    return found
+
+
+def _quadratic_functions(z: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """Return True for columns that a quadratic function of all others fits within limits (D,), if these are few."""
+    found = np.zeros(z.shape[1], dtype=bool)
+    first, second = np.triu_indices(len(found))
+    if len(found) > QUADRATIC_COLUMNS or len(z) < 3 * (len(first) + len(found) + 1):
+        return found
+    one = np.eye(len(found))
+    terms = np.hstack([np.ones((len(z), 1)), z, z[:, first] * z[:, second]])
+    terms /= np.maximum(np.sqrt(np.mean(terms**2, axis=0)), np.finfo(np.float64).tiny)
+    uses = np.vstack([0 * one[:1], one, one[first] + one[second]])  # the columns in each term
+    gram = terms.T @ terms + 1e-10 * len(z) * np.eye(terms.shape[1])  # for terms that depend on each other
+    for i in range(len(found)):
+        others = np.flatnonzero(uses[:, i] == 0)
+        weights = np.linalg.solve(gram[np.ix_(others, others)], terms[:, others].T @ z[:, i])
+        found[i] = np.sqrt(np.mean((z[:, i] - terms[:, others] @ weights) ** 2)) < limit[i]
     return found
