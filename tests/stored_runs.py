@@ -12,6 +12,7 @@ from cnf.models import KIND as DENSITY
 from train_flows import classify
 from train_flows.data import load_density_data, load_labelled_data
 from train_flows.run.folder import Run
+from train_flows.run.session import default_dtype
 from train_flows.settings import ClassifySettings, DensitySettings, to_sections
 
 
@@ -30,9 +31,11 @@ def store_density(folder, source, *, training=None, run=None, model=None, **data
         training=training or {},
         run=run or {},
     )
-    dataset = load_density_data(**dataclasses.asdict(settings.data), seed=settings.run.seed)
+    dtype = getattr(torch, settings.run.dtype)
+    dataset = load_density_data(**dataclasses.asdict(settings.data), seed=settings.run.seed, dtype=dtype)
     options = {"context": len(dataset.context), "levels": dataset.levels, "config": settings.model}
-    density = spread(density_model(dataset.shape, dataset.train.head().x, **options))
+    with default_dtype(dtype):
+        density = spread(density_model(dataset.shape, dataset.train.head().x, **options))
     arguments = {"shape": dataset.shape, "context": density.context, "levels": density.levels}
     arguments |= dataclasses.asdict(settings.model)
     stored = Run.create(folder, DENSITY, to_sections(settings), arguments, dataset.describe())

@@ -286,7 +286,7 @@ class TestRefused:
             (["classify", "empty"], ["empty"]),
             (["density", "flowers.csv"], ["kind"]),
             (["density", "numbers.csv", "--context", "colour"], ["colour", "width"]),
-            (["density", "flat", "--jitter"], ["--jitter is for tables"]),
+            (["density", "flat", "--no-jitter"], ["--no-jitter is for tables"]),
         ):
             self.refuse(run, tmp_path, args, names)
 

@@ -22,8 +22,8 @@ def refused(message, call, *args, **kwargs):
     ("source", "options", "message"),
     [
         ("mons", {}, r"data='mons' is unknown; choose one of .*moons.*digits.*power"),
-        ("moons", {"jitter": True}, "--jitter is for tables from files, not for moons: leave it out"),
-        ("digits", {"jitter": True}, "--jitter is for tables from files"),
+        ("moons", {"jitter": False}, "--no-jitter is for tables from files, not for moons: leave it out"),
+        ("digits", {"jitter": False}, "--no-jitter is for tables from files"),
         ("power", {"context": ["x0"]}, "--context .* is for tables from files, not for power"),
         ("moons", {"image_size": 8}, "--image-size 8 is for images, not for moons: leave it out"),
         ("t.csv", {"conditional": True}, "--conditional is for images, not for t.csv"),

@@ -1,5 +1,6 @@
 """The program that measures stored models: its own test part, other data, and what is refused."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from stored_runs import report_of, spread, store_classifier, store_density
 import anode
 import cnf
 from anode import Solver
+from train_flows.evaluate import load_test_part
 
 
 @pytest.fixture
@@ -71,14 +73,36 @@ class TestDensities:
         assert (status, err.count("\n")) == (2, 1)
         assert "has changed since runs/people was trained on it" in err
 
-    def test_jittered_data_are_told_apart(self, run, tmp_path):
+    def test_other_data_get_the_noise_of_the_grid(self, run):
         x = np.random.default_rng(0).normal(size=(400, 2))
-        x[:, 1] = x[:, 1].round()
+        x[:, 1] = x[:, 1].round(1)
         for name, rows in (("whole.csv", x), ("other.csv", x[:50])):
-            pd.DataFrame(rows).to_csv(name, index=False)
-        store_density("runs/whole", "whole.csv", jitter=True)
-        assert "taken as it is" in run("evaluate", "runs/whole", "other.csv")[2]
-        assert run("evaluate", "runs/whole")[2] == ""
+            pd.DataFrame(rows, columns=["a", "b"]).to_csv(name, index=False)
+        pd.DataFrame(x[:50, ::-1], columns=["b", "a"]).to_csv("swapped.csv", index=False)
+        flow, _ = store_density("runs/whole", "whole.csv")
+        report = report_of(run, "evaluate", "runs/whole", "other.csv")
+        part = load_test_part("runs/whole", "other.csv").test.x
+        noise = part - torch.from_numpy(x[:50])
+        assert noise[:, 0].abs().max() == 0
+        assert 0.04 < noise[:, 1].abs().max() <= 0.05
+        with torch.no_grad():
+            expected = -flow.log_prob(part.float()).mean().item()
+        assert report["nll"]["value"] == pytest.approx(expected, abs=1e-4)
+        assert report["grid"]["steps"] == {"b": 0.1}
+        assert report["grid"]["nll_bound"] == pytest.approx(report["nll"]["value"] - math.log(0.1))
+        assert report == report_of(run, "evaluate", "runs/whole", "swapped.csv")
+        assert "NLL, recorded      at most" in run("evaluate", "runs/whole")[1]
+        store_density("runs/bare", "whole.csv", jitter=False)
+        assert "grid" not in report_of(run, "evaluate", "runs/bare", "other.csv")
+
+    def test_double_precision_of_other_data(self, run):
+        t = 1.7e9 + 600 * np.random.default_rng(0).random((400, 2))
+        pd.DataFrame(t, columns=["a", "b"]).to_csv("whole.csv", index=False)
+        pd.DataFrame(t[:50], columns=["a", "b"]).to_csv("other.csv", index=False)
+        store_density("runs/whole", "whole.csv", run={"dtype": "float64"})
+        assert load_test_part("runs/whole").test.x.dtype == torch.float64
+        np.testing.assert_array_equal(load_test_part("runs/whole", "other.csv").test.x, t[:50])
+        assert report_of(run, "evaluate", "runs/whole", "other.csv")["inverse_error_standardized"] < 1e-3
 
     def test_named_data_keep_the_split_of_the_run(self, run):
         store_density("runs/digits", "digits", run={"seed": 3})

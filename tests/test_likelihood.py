@@ -11,6 +11,7 @@ from torch.distributions import MultivariateNormal
 from anode import InputError, MLPField, Solver
 from cnf import Compose, Continuous, Dequantize, Flow, LiftedFlow, MaximumLikelihood, Normal, density_model
 from train_flows.data import Dataset, Split, class_contexts
+from train_flows.data.grids import Grid
 from train_flows.evaluation import chunks, in_chunks, likelihood, wording
 
 SOLVER = Solver(rtol=1e-5, atol=1e-5)
@@ -144,6 +145,13 @@ class TestEvaluations:
         assert tight["inverse_error"] < loose["inverse_error"] / 5
         assert abs(tight["nll"]["value"] - tight["nll_tighter"]["value"]) < 1e-3
 
+    @pytest.mark.parametrize("unit", [1e-30, 1e30])
+    def test_the_inverse_error_of_any_unit_is_finite(self, unit):
+        x = unit * torch.randn(30, 2)
+        found = likelihood.measure(spread(density_model((2,), x, hidden=(32, 32))), Split(x), SOLVER)
+        assert 0 < found["inverse_error"] / unit < 1e-2
+        assert 0 < found["inverse_error_standardized"] < 1e-2
+
     @pytest.mark.parametrize(
         ("count", "side", "expected"), [(4, 1, 64), (2**11, 8, 64), (2**12 + 1, 8, 16), (10**4, 28, 1)]
     )
@@ -175,6 +183,20 @@ class TestChunks:
         assert torch.equal(*found)
 
 
+def test_the_nll_of_noisy_values_bounds_that_of_a_grid():
+    step, normal = 0.5, torch.distributions.Normal(0, 1)
+    recorded = Split((torch.randn(4000, 1) / step).round() * step)
+    plain = Dataset("t", recorded, recorded, recorded, ("a",))
+    noisy = plain.jittered({"a": Grid(step, 0.0)}, seed=0)
+    figure = likelihood.nll(density_model((1,)), noisy.test)[0]
+    found = likelihood.grid_figures(figure, noisy)["grid"]
+    cells = normal.cdf(recorded.x + step / 2) - normal.cdf(recorded.x - step / 2)
+    truth = -cells.log().mean().item()
+    assert found["steps"] == {"a": step}
+    assert truth < found["nll_bound"] < truth + 0.03
+    assert likelihood.grid_figures(figure, plain) == {}
+
+
 class TestGaussian:
     def test_the_gaussian_to_beat_is_the_gaussian(self):
         x, test = torch.randn(500, 3) @ torch.randn(3, 3) * 100, torch.randn(50, 3) * 100
@@ -190,8 +212,11 @@ class TestGaussian:
         assert likelihood.gaussian_nll(Dataset("t", x, x, x, ("a", "b", "c"))) is None
 
     def test_it_stands_next_to_the_flow_in_standard_deviations(self):
-        figures = {"nll": {"value": 5.0, "value_standardized": 2.0}, "gaussian_nll": 6.5}
+        figures = {"nll": {"value": 5.0, "value_standardized": 2.0}, "gaussian_nll": 6.5, "heavy_tailed": []}
         assert "2.0000 nats (full-covariance Gaussian: 3.5000)" in wording.gaussian_row(figures)
+        assert "misleading" not in wording.gaussian_row(figures)
+        said = wording.gaussian_row({**figures, "heavy_tailed": ["flux", "age"]})
+        assert said.endswith("misleading: a few rows set the standard deviation of flux, age")
 
 
 class TestDrift:

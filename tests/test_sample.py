@@ -102,6 +102,34 @@ class TestFiles:
         assert load_density_data("samples.csv").columns == ("a", "log_prob", "model_log_prob")
         assert run("evaluate", "runs/t", "samples.csv")[0] == 0  # which leaves the last column out
 
+    def test_columns_of_a_grid_hold_values_of_it(self, run):
+        rng = np.random.default_rng(0)
+        columns = {"age": rng.normal(40, 9, 400), "children": rng.poisson(1, 400), "smoker": rng.random(400) < 0.2}
+        pd.DataFrame({**columns, "height": rng.normal(170, 9, 400).round(1)}).to_csv("t.csv", index=False)
+        store_density("runs/t", "t.csv")
+        for name in ("s.csv", "s.npy"):
+            status, out, _ = run("sample", "runs/t", "-n", 500, "--out", name, "--log-prob")
+            assert status == 0
+            assert "note: children, smoker, height are rounded to the grid" in out
+        frame = pd.read_csv("s.csv")
+        np.testing.assert_array_equal(frame.to_numpy().astype(np.float32), np.load("s.npy"))
+        assert set(frame.smoker) == {0, 1}
+        assert set(frame.children) >= {0, 1, 2}
+        assert frame.children.min() == 0
+        assert (frame.children % 1 == 0).all()
+        assert {len(str(value).partition(".")[2]) for value in frame.height} == {1}
+        assert frame.age.nunique() > 490
+
+    def test_values_below_zero_are_noted(self, run):
+        x = np.random.default_rng(0).normal(size=(400, 2))
+        pd.DataFrame({"a": x[:, 0], "flux": np.abs(x[:, 1])}).to_csv("t.csv", index=False)
+        store_density("runs/t", "t.csv")
+        _, out, _ = run("sample", "runs/t", "-n", 300, "--out", "s.csv")
+        count = (pd.read_csv("s.csv").flux < 0).sum()
+        assert count > 0
+        assert f"note: values below zero, where the data have none: flux ({count} of 300)" in out
+        assert out.count("note") == 1
+
     def test_temperature(self, run):
         cnf.save(density_model((2,)), "model")
         for name, temperature in (("warm", "1"), ("cool", "0.5")):

@@ -70,30 +70,19 @@ def test_contexts_are_columns_that_are_given(tmp_path, x):
 
 
 class TestColumns:
+    """Columns of tables; test_column_checks.py has the notes."""
+
     def few(self, tmp_path):
         rng = np.random.default_rng(0)
         x = rng.normal(size=(1000, 3))
         x[:, 1] = rng.integers(5, size=1000) * 0.5
         return write(tmp_path / "t.csv", x)
 
-    @pytest.mark.parametrize(
-        ("scale", "offset", "message"),
-        [(0, 5, "b is constant"), (1, 1e12, "constant"), (1e-60, 0, "constant"), (1e45, 0, "b is too large")],
-    )
-    def test_without_a_density(self, tmp_path, x, scale, offset, message):
-        x[:, 1] = x[:, 1] * scale + offset
-        refused(message, density, write(tmp_path / "t.csv", x))
-
     def test_beyond_single_precision_in_the_test_part(self, tmp_path, x):
         far = x.copy()
         far[0, 0] = 1e39
         np.savez(tmp_path / "t.npz", train=x, validation=x, test=far)
         refused("x0 is too large", density, tmp_path / "t.npz")
-
-    def test_of_few_values(self, tmp_path):
-        (note,) = density(self.few(tmp_path)).notes
-        assert note.startswith("b: few distinct values")
-        assert "--jitter" in note
 
     def test_that_follow_from_others(self, tmp_path):
         x = np.random.default_rng(0).normal(size=(1000, 4))
@@ -112,20 +101,19 @@ class TestColumns:
         assert 0 < count < 100
         assert data.notes == (f"{count} of 100 test rows are training rows too",)
 
-    def test_with_a_spike_or_an_offset(self, tmp_path, x):
+    def test_a_spike_is_left_alone(self, tmp_path, x):
         x[:50, 0] = 0
-        x[:, 1] += 1e8
         plain, jittered = (density(write(tmp_path / "t.csv", x), jitter=jitter) for jitter in (False, True))
-        assert plain.notes == jittered.notes
-        assert [note.split(";")[0] for note in plain.notes] == [
-            "a: one value is far too common, so the likelihood can grow without limit",
-            "b: far from zero for its spread",
-        ]
         assert torch.equal(plain.train.x, jittered.train.x)
+        assert jittered.grids == {}
 
     def test_jitter_fills_the_gaps(self, tmp_path):
-        plain, jittered = density(self.few(tmp_path)), density(self.few(tmp_path), jitter=True)
-        assert "noise" in jittered.notes[0]
+        path = self.few(tmp_path)
+        plain, jittered, again, other = (
+            density(path, jitter=jitter, seed=seed) for jitter, seed in ((False, 0), (True, 0), (True, 0), (True, 1))
+        )
+        assert (jittered.grids["b"].step, list(jittered.grids), plain.grids) == (0.5, ["b"], {})
+        assert jittered.digest() == again.digest() != other.digest()
         for part in ("train", "validation", "test"):
             noise = (getattr(jittered, part).x - getattr(plain, part).x).numpy()
             assert (noise[:, [0, 2]] == 0).all()
@@ -133,15 +121,17 @@ class TestColumns:
         noise = (jittered.train.x - plain.train.x).numpy()[:, 1]
         assert np.abs(noise).max() <= 0.25
         assert noise.std() == pytest.approx(0.5 / 12**0.5, rel=0.1)
-
-    def test_the_gap_is_that_of_single_precision(self, tmp_path):
-        x = np.random.default_rng(0).normal(size=(400, 2))
-        x[:, 1] = np.random.default_rng(0).choice([0.3, 3 * 0.1, 0.5], size=400)  # 3 * 0.1 is another float64
-        assert len(density(write(tmp_path / "t.csv", x, "ab"), jitter=True).train.x[:, 1].unique()) > 300
+        described = jittered.describe()
+        assert described["grids"] == {"b": {"step": 0.5, "origin": 0.0, "low": 0.0, "high": 2.0}}
 
     @pytest.mark.parametrize("rows", [20, 200])
     def test_real_numbers_are_left_alone(self, tmp_path, x, rows):
-        assert density(write(tmp_path / "t.csv", x[:rows]), jitter=True).notes == ()
+        data = density(write(tmp_path / "t.csv", x[:rows]))
+        assert (data.notes, data.grids) == ((), {})
+
+    def test_that_are_never_negative(self, tmp_path, x):
+        x[:, 1] = np.abs(x[:, 1])
+        assert density(write(tmp_path / "t.csv", x)).describe()["from_zero"] == ["b"]
 
 
 def test_real_tables(real_data):
@@ -294,7 +284,7 @@ class TestMapped:
     @pytest.mark.parametrize("order", ["C", "F"])
     def test_parts_are_disjoint_and_cover_the_table(self, tmp_path, rows, dtype, order):
         rows = np.asarray(rows.astype(dtype), order=order)
-        data = density(self.save(tmp_path / "t.npy", rows), seed=3)
+        data = density(self.save(tmp_path / "t.npy", rows), seed=3, jitter=False)
         assert data.train.mapped
         assert not data.test.mapped
         assert (data.columns, data.shape) == (("x0", "x1", "x2", "x3"), (4,))
@@ -332,11 +322,30 @@ class TestMapped:
         np.testing.assert_array_equal(data.test.batch(slice(40, 50)), rows[40:50].astype(np.float32))
 
     def test_notes(self, tmp_path, rows):
-        rows[:, 1] = np.random.default_rng(0).integers(5, size=len(rows))
         rows[:, 2] = 1000 * rows[:, 0] - 2 * rows[:, 3]
-        _, few, linear = density(self.save(tmp_path / "t.npy", rows)).notes
-        assert few.startswith("x1: few distinct values")
+        _, linear = density(self.save(tmp_path / "t.npy", rows)).notes
         assert linear.startswith("x0, x2, x3: almost linear")
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_columns_on_a_grid(self, tmp_path, rows, dtype):
+        rows[:, 1] = np.random.default_rng(0).integers(5, size=len(rows))
+        data = density(self.save(tmp_path / "t.npy", rows), dtype=dtype)
+        assert data.notes[1].startswith("x1 (1): on a grid")
+        assert data.digest() == density(tmp_path / "t.npy", dtype=dtype).digest()
+        parts = data.train.batch(torch.arange(500)), data.train.head(500).x, data.validation.x, data.test.x
+        for x in parts:
+            assert x.dtype == dtype
+            recorded = torch.from_numpy(rows[x[:, 3].int()])
+            assert torch.equal(x[:, [0, 2, 3]], recorded[:, [0, 2, 3]].to(dtype))
+            noise = x[:, 1] - recorded[:, 1]
+            assert noise.abs().max() <= 0.5
+            assert noise.std().item() == pytest.approx(12**-0.5, rel=0.1)
+        assert not torch.equal(parts[0][:, 1], data.train.batch(torch.arange(500))[:, 1])  # drawn whenever it is read
+
+    def test_double_precision(self, tmp_path, rows):
+        rows[:, 0] = 1.7e9 + 600 * np.random.default_rng(0).random(len(rows))
+        batch = density(self.save(tmp_path / "t.npy", rows), dtype=torch.float64).train.batch(slice(None))
+        np.testing.assert_array_equal(batch, rows[batch[:, 3].int()])
 
     @pytest.mark.parametrize(
         ("row", "value", "message"),

@@ -57,7 +57,7 @@ def main(args: list[str]) -> None:
     dataset = load(settings)
     print(*(f"note: {note}\n" for note in dataset.notes), sep="", end="")
     settings = fit_to_data(settings, dataset)
-    model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    model = build(settings, dataset).to(device)
     session.take_initial_weights(settings.run, model)
     run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, dataset)
     task = ClassifyTask(settings, dataset, model, run)
@@ -74,6 +74,7 @@ def main(args: list[str]) -> None:
 def load(settings: ClassifySettings) -> Dataset:
     """Load the data of a run."""
     wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "task": settings.model.task}
+    wanted["dtype"] = getattr(torch, settings.run.dtype)
     with distributed.progress_bar("reading"):
         dataset = distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # may download
     return session.match_initial_run(settings.run, dataset)
@@ -89,15 +90,16 @@ def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySetting
 def build(settings: ClassifySettings, dataset: Dataset) -> Classifier:
     """Build the untrained model; functions of the paper keep their scale, pixels are scaled to [0, 1]."""
     train, fitted = dataset.train, dataset.is_table and not settings.run.init  # whose weights scale the data, too
-    return classifier_model(
-        dataset.shape,
-        dataset.outputs,
-        data=train.x if fitted else None,
-        target=train.y if fitted and settings.model.task == "regression" else None,
-        levels=dataset.levels,
-        classes=dataset.classes,
-        config=settings.model,
-    )
+    with session.default_dtype(getattr(torch, settings.run.dtype)):  # of the mean, too
+        return classifier_model(
+            dataset.shape,
+            dataset.outputs,
+            data=train.x if fitted else None,
+            target=train.y if fitted and settings.model.task == "regression" else None,
+            levels=dataset.levels,
+            classes=dataset.classes,
+            config=settings.model,
+        )
 
 
 class ClassifyTask:

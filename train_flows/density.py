@@ -74,7 +74,7 @@ def main(args: list[str]) -> None:
     dataset = load(settings)
     print(*(f"note: {note}\n" for note in dataset.notes), sep="", end="")
     settings = fit_to_data(settings, dataset)
-    model = build(settings, dataset).to(device, getattr(torch, settings.run.dtype))
+    model = build(settings, dataset).to(device)
     session.take_initial_weights(settings.run, model)
     task = DensityTask(settings, dataset, model)
     task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
@@ -91,7 +91,7 @@ def main(args: list[str]) -> None:
 
 def load(settings: DensitySettings) -> Dataset:
     """Load the data of a run."""
-    wanted = dataclasses.asdict(settings.data)
+    wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "dtype": getattr(torch, settings.run.dtype)}
     with distributed.progress_bar("reading"):
         dataset = distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # may download
     return session.match_initial_run(settings.run, dataset)
@@ -112,14 +112,15 @@ def build(settings: DensitySettings, dataset: Dataset) -> Density:
     solver, loosen = settings.model.solver, settings.objective.loosen
     solver = dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
     head = dataset.train.head()
-    return density_model(
-        dataset.shape,
-        data=None if settings.run.init else head.x,  # an initial run has its own standardisation
-        context_data=None if settings.run.init or dataset.classes else head.c,
-        context=len(dataset.context),
-        levels=dataset.levels,
-        config=dataclasses.replace(settings.model, solver=solver),
-    )
+    with session.default_dtype(getattr(torch, settings.run.dtype)):  # of the mean, too
+        return density_model(
+            dataset.shape,
+            data=None if settings.run.init else head.x,  # an initial run has its own standardisation
+            context_data=None if settings.run.init or dataset.classes else head.c,
+            context=len(dataset.context),
+            levels=dataset.levels,
+            config=dataclasses.replace(settings.model, solver=solver),
+        )
 
 
 def figures_solver(settings: DensitySettings) -> Solver:
@@ -228,6 +229,7 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     dataset = dataclasses.replace(task.dataset, test=task.dataset.test.head(rows_measured))
     distributed.seed_noise(0)  # as train-flows evaluate does
     figures: dict[str, Any] = likelihood.measure(model, dataset.test, figures_solver(task.settings), samples)
+    figures |= likelihood.grid_figures(figures["nll"], dataset)
     rows = [wording.likelihood_table(figures)]
     best = min(records, key=lambda record: record["nll"])
     if "drift" in best:
@@ -236,6 +238,7 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         rows.append(wording.lines([("drift of training", words)]))
     if dataset.is_table:
         figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
+        figures["heavy_tailed"] = list(dataset.heavy_tailed)
         rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return

@@ -20,6 +20,7 @@ from cnf import Density
 from cnf.models import KIND as DENSITY
 from train_flows.command_line import read
 from train_flows.data import Dataset, is_images, load_density_data, load_labelled_data
+from train_flows.data.grids import Grid
 from train_flows.evaluation import accuracy, likelihood, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
@@ -95,6 +96,7 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
+    figures |= likelihood.grid_figures(figures["nll"], dataset)
     if settings.classify:
         samples = figures["nll"]["samples"] or 1
         figures["classifier"] = accuracy.measure_density(model.with_solver(solver), dataset.test, samples)
@@ -147,7 +149,8 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     settings = from_config(SETTINGS[kind], folder, config) if "settings" in config else SETTINGS[kind]()
     options: dict[str, Any] = {"task": settings.model.task} if kind == CLASSIFIER else {}
     if source is None or (settings.data.source and settings.data.source in (source, os.path.realpath(source))):
-        dataset = LOAD[kind](**dataclasses.asdict(settings.data), **options, seed=settings.run.seed)
+        dtype = getattr(torch, settings.run.dtype)
+        dataset = LOAD[kind](**dataclasses.asdict(settings.data), **options, seed=settings.run.seed, dtype=dtype)
         if settings.run.init:  # which may have other columns
             dataset = dataset.match(config["data"], folder)
         if dataset.digest() != config["data"]["sha256"]:
@@ -168,10 +171,11 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     elif trained["context"]:
         given = trained["context"] == trained["classes"]
         options |= {"conditional": True} if given else {"context": tuple(trained["context"])}
-    if getattr(settings.data, "jitter", False):
-        print(f"note: {folder} was trained on jittered data; {source} is taken as it is", file=sys.stderr)
+    if not is_images(source):
+        options["dtype"] = torch.float64  # models have their own
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
-    dataset = dataset.match(trained, folder)
+    grids = {column: Grid(**values) for column, values in config.get("data", {}).get("grids", {}).items()}
+    dataset = dataset.match(trained, folder).jittered(grids, settings.run.seed)
     for note in dataset.notes:
         print(f"note: {note}", file=sys.stderr)
     return dataset, f"test part of {dataset.name}" if len(dataset.train) else dataset.name

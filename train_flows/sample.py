@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from cnf.models import KIND
 from train_flows.command_line import read
 from train_flows.data import class_contexts
 from train_flows.data.dataset import abbreviate
+from train_flows.data.grids import Grid
 from train_flows.evaluation import chunk_size, likelihood, to_model
 from train_flows.run import session
 from train_flows.settings import Count, Seed
@@ -69,7 +71,7 @@ def main(args: list[str]) -> None:
     model = cnf.load(settings.run, session.find_device(settings.device))
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
-    data = {"columns": (), "classes": (), "context": (), **stored.get("data", {})}
+    data = {"columns": (), "classes": (), "context": (), "grids": {}, "from_zero": (), **stored.get("data", {})}
     classes = data["classes"] if model.context else []
     if model.context and (not classes or data["context"] != classes):
         raise InputError(
@@ -87,7 +89,8 @@ def main(args: list[str]) -> None:
         raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    parts = _parts(model, settings, labels, len(classes))
+    below: Counter[str] = Counter()
+    parts = _as_recorded(_parts(model, settings, labels, len(classes)), data, below)
     with storage.written_atomically(settings.out) as file:
         if settings.out.suffix == ".png":
             dpi = 150 if len(model.event_shape) == 1 else "figure"
@@ -97,6 +100,12 @@ def main(args: list[str]) -> None:
         else:
             _write_csv(file, parts, columns, classes)
     print(f"{settings.n} samples of {abbreviate(columns)} in {settings.out}")
+    if data["grids"]:
+        of = ", log_prob is of the values before" if settings.log_prob else ""
+        print(f"note: {abbreviate([*data['grids']])} are rounded to the grid of the data{of}")
+    if below:
+        counts = abbreviate([f"{column} ({count} of {settings.n})" for column, count in below.items()])
+        print(f"note: values below zero, where the data have none: {counts}")
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
@@ -147,6 +156,18 @@ def _parts(model: Density, settings: Settings, labels: Tensor | None, classes: i
         rows = x.cpu().numpy().reshape(n, -1)
         label = [] if y is None else [y.numpy()[:, None].astype(rows.dtype)]
         yield np.concatenate([rows, *label, log_p.view(n, -1).cpu().numpy()], axis=1)
+
+
+def _as_recorded(parts: Iterable[np.ndarray], data: Mapping[str, Any], below: Counter[str]) -> Iterator[np.ndarray]:
+    """Put columns of a grid back on it, and count the values below zero of columns that had none."""
+    grids = {list(data["columns"]).index(column): Grid(**values) for column, values in data["grids"].items()}
+    for rows in parts:
+        for i, grid in grids.items():
+            rows[:, i] = grid.nearest(rows[:, i])
+        for i, column in enumerate(data["columns"]):
+            if column in data["from_zero"] and (count := int((rows[:, i] < 0).sum())):
+                below[column] += count
+        yield rows
 
 
 def _write_npy(file: BinaryIO, parts: Iterable[np.ndarray], n: int) -> None:

@@ -54,12 +54,12 @@ class DensityData(Data):
     Attributes:
         context: columns of a table that are given; learn the density of the others given these
         conditional: learn the density of images given their class
-        jitter: add noise to the columns of a table that have few distinct values
+        jitter: add noise, as wide as the step, to the columns of a table that were rounded to a grid
     """
 
     context: tuple[str, ...] = ()
     conditional: bool = False
-    jitter: bool = False
+    jitter: bool = True
 
 
 @config

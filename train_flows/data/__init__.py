@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from anode import InputError
 from train_flows.data import benchmark_tables, images, paper_functions, toy
 from train_flows.data.dataset import SEED_STRIDE, Dataset, Split, class_contexts  # noqa: F401 - for other packages
@@ -28,10 +30,11 @@ def load_density_data(
     image_size: int | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
-    jitter: bool = False,
+    jitter: bool = True,
     context: Sequence[str] = (),
     conditional: bool = False,
     split: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Dataset:
     """Load samples of a density.
 
@@ -43,15 +46,16 @@ def load_density_data(
         image_size: height and width of images.
         train_size: number of training samples; a tenth as many validate.
         test_size: number of test samples.
-        jitter: add noise to columns of few distinct values; for tables from files.
+        jitter: add noise to the columns of a table from a file that were rounded to a grid, as wide as its step.
         context: columns of a table that are given, instead of being modelled.
         conditional: images are given their class.
         split: if False, a file or folder without a test part is the test part as a whole.
+        dtype: precision of the columns of a table.
     """
     from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
 
     if source in DENSITY_NAMES or is_images(source):
-        _refuse(source, "tables from files", jitter=jitter, context=context)
+        _refuse(source, "tables from files", no_jitter=not jitter, context=context)
     if is_images(source):
         dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
         return images.for_density(dataset, conditional).limited(train_size, test_size, seed)
@@ -59,10 +63,10 @@ def load_density_data(
     if source in toy.DENSITIES:
         dataset = toy.load(source, seed)
     elif source in benchmark_tables.BENCHMARKS:
-        dataset = tabular.load_benchmark(source, data_root)
+        dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
         _check_path(source, DENSITY_NAMES)
-        dataset = tabular.load(source, seed, jitter, context, split)
+        dataset = tabular.load(source, seed, jitter, context, split, dtype)
     return dataset.limited(train_size, test_size, seed)
 
 
@@ -79,6 +83,7 @@ def load_labelled_data(
     test_size: int | None = None,
     removed_slices: int = 0,
     split: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> Dataset:
     """Load samples with classes, or with target values.
 
@@ -100,10 +105,10 @@ def load_labelled_data(
     elif paper_functions.is_function(source):
         dataset = paper_functions.load(source, seed)
     elif source in SKLEARN:
-        dataset = tabular.load_sklearn(source, seed)
+        dataset = tabular.load_sklearn(source, seed, dtype)
     else:
         _check_path(source, LABELLED_NAMES)
-        dataset = tabular.load_labelled(source, target, task, seed, split)
+        dataset = tabular.load_labelled(source, target, task, seed, split, dtype)
     dataset = dataset.limited(train_size, test_size, seed)
     return paper_functions.without_slices(dataset, removed_slices, seed) if removed_slices else dataset
 

@@ -6,14 +6,16 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from anode import InputError
+from train_flows.data.grids import Grid
 
 SEED_STRIDE = 1_000_003  # between the seeds of random streams that belong together
 MAX_HEAD = 100_000  # samples of a mapped part that are read into memory together
@@ -24,16 +26,21 @@ class Split:
     """One part of a data set, in original units.
 
     Attributes:
-        x: samples (N, *S), float32, or uint8 for images. For a mapped table, the whole file: read it by :meth:`batch`.
+        x: samples (N, *S), real numbers, or uint8 for images. For a mapped table, the whole file: read it by
+            :meth:`batch`.
         y: classes (N,), int64, or target values (N, K); None without labels.
         c: contexts (N, K) of a conditional density; None without contexts.
         rows: for a mapped table, the rows (N,) of the file that belong to this part; None for samples in memory.
+        dtype: precision in which a mapped table is read.
+        widths: for a mapped table, the widths (D,) of uniform noise that is drawn whenever rows are read, or None.
     """
 
     x: Tensor
     y: Tensor | None = None
     c: Tensor | None = None
     rows: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+    widths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x if self.rows is None else self.rows)
@@ -47,7 +54,8 @@ class Split:
         """Return some of the samples; those of a mapped table stay on disk."""
         if self.rows is not None:
             return dataclasses.replace(self, rows=self.rows[rows])
-        return Split(self.x[rows], *(None if part is None else part[rows] for part in (self.y, self.c)))
+        y, c = (None if part is None else part[rows] for part in (self.y, self.c))
+        return Split(self.x[rows], y, c)
 
     def head(self, n: int | None = None) -> Split:
         """Return at most n samples in memory; all of them without n, but at most 100,000 of a mapped table.
@@ -56,14 +64,33 @@ class Split:
         """
         if self.rows is None:
             return self.take(slice(n))
-        return Split(self.x[self.rows[: MAX_HEAD if n is None else n]].float())
+        return Split(self._read(self.rows[: MAX_HEAD if n is None else n]))
 
     def batch(self, rows: Tensor | slice) -> Tensor | tuple[Tensor, Tensor]:
         """Return samples x (B, *S), or pairs: (x, c) with contexts, otherwise (x, y) with labels."""
         if self.rows is not None:
-            return self.x[self.rows[rows]].float()
+            return self._read(self.rows[rows])
         given = self.y if self.c is None else self.c
         return self.x[rows] if given is None else (self.x[rows], given[rows])
+
+    def to(self, dtype: torch.dtype) -> Split:
+        """Return the samples and contexts in another precision."""
+        if self.rows is not None:
+            return dataclasses.replace(self, dtype=dtype)
+        return dataclasses.replace(self, x=self.x.to(dtype), c=None if self.c is None else self.c.to(dtype))
+
+    def with_noise(self, widths: np.ndarray, rng: np.random.Generator) -> Split:
+        """Add uniform noise as wide as ``widths`` (D,), with mean 0, to the samples of a table."""
+        if self.rows is not None:
+            return dataclasses.replace(self, widths=torch.from_numpy(widths))
+        x = self.x.to(torch.float64, copy=True)
+        for i in np.flatnonzero(widths):
+            x[:, i] += torch.from_numpy(widths[i] * rng.uniform(-0.5, 0.5, size=len(x)))
+        return dataclasses.replace(self, x=x.to(self.x.dtype))
+
+    def _read(self, rows: Tensor) -> Tensor:
+        x = self.x[rows]
+        return (x if self.widths is None else x + self.widths * (torch.rand(x.shape) - 0.5)).to(self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +108,8 @@ class Dataset:
         context: names of the K contexts: classes, or columns of a table; empty if nothing is given.
         is_table: True for a table, whose columns may have any units.
         named: True if the data name their columns, so that other data match by name; False for x0, x1, ... in order
+        grids: grids of the columns to which noise of that width was added, by column.
+        heavy_tailed: columns whose standard deviation is set by a few rows.
         notes: sentences to print once and to keep with the results.
     """
 
@@ -94,6 +123,8 @@ class Dataset:
     context: tuple[str, ...] = ()
     is_table: bool = False
     named: bool = True
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    heavy_tailed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -121,9 +152,25 @@ class Dataset:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return the plain values that a stored model keeps of its data, for :meth:`match`."""
+        """Return the plain values that a stored model keeps of its data, for :meth:`match` and for its samples."""
         names = {name: list(getattr(self, name)) for name in ("shape", "columns", "classes", "context")}
-        return {"name": self.name, "sha256": self.digest(), "levels": self.levels, "named": self.named, **names}
+        grids = {column: dataclasses.asdict(grid) for column, grid in self.grids.items()}
+        from_zero: list[str] = []
+        if self.is_table and self.levels is None and len(self.train):
+            low = self.train.head().x.flatten(1).amin(dim=0)
+            from_zero = [column for column, value in zip(self.columns, low.tolist(), strict=True) if value >= 0]
+        about = {"name": self.name, "sha256": self.digest(), "levels": self.levels, "named": self.named}
+        return {**about, **names, "grids": grids, "from_zero": from_zero}
+
+    def jittered(self, grids: Mapping[str, Grid], seed: int) -> Dataset:
+        """Return a table with uniform noise, drawn by the seed and as wide as its step, in the columns of grids."""
+        rng, widths = np.random.default_rng(seed), np.zeros(len(self.columns))
+        for column, grid in grids.items():
+            widths[self.columns.index(column)] = grid.step
+        if not widths.any():
+            return self
+        train, validation, test = (part.with_noise(widths, rng) for part in (self.train, self.validation, self.test))
+        return dataclasses.replace(self, train=train, validation=validation, test=test, grids=dict(grids))
 
     def match(self, trained: Mapping[str, Any], model: str) -> Dataset:
         """Return the data with columns and class numbers in the order that a stored model expects.

@@ -18,7 +18,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -258,6 +258,24 @@ def gaussian_nll(dataset: Dataset) -> float | None:
     return float(np.log(scale).sum() - gaussian.logpdf(test / scale).mean())
 
 
+def grid_figures(figure: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """Return ``grid``: the ``steps`` of the columns with noise of their grid, and a bound on the recorded values.
+
+    A recorded value k has the probability P(k) = step E[p(k + u)] over uniform u in [-step / 2, step / 2], so that
+
+        -log P(k) <= -E[log p(k + u)] - log step
+
+    which is ``nll_bound`` in nats, a density in the other columns; nothing without such columns.
+
+    Args:
+        figure: the NLL of the data with noise, of :func:`nll`.
+        dataset: the data.
+    """
+    steps = {column: grid.step for column, grid in dataset.grids.items()}
+    bound = figure["value"] - sum(map(math.log, steps.values()))
+    return {"grid": {"steps": steps, "nll_bound": bound}} if steps else {}
+
+
 def _draws(model: LiftedFlow, samples: int) -> int:
     return samples if model.flow.kind == "exact" else 1
 
@@ -286,8 +304,8 @@ def _inverse_error(model: Density, data: Split) -> dict[str, float | None]:
 
     def distances(x: Tensor, c: Tensor | None) -> Tensor:
         y = model.lift(x.to(model.like.dtype), c).point if isinstance(model, LiftedFlow) else x
-        error = y - model.round_trip(y, c)
-        return torch.stack([part.flatten(1).norm(dim=1).cpu().double() for part in (error, error / scale.to(error))])
+        error = (y - model.round_trip(y, c)).cpu().double()  # the squares of which stay finite
+        return torch.stack([part.flatten(1).norm(dim=1) for part in (error, error / scale.cpu().double())])
 
     found = in_chunks(model, data, distances, "measuring the inverse")
     plain, relative = torch.cat(found, dim=1).mean(dim=1).tolist()

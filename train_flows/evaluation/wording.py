@@ -23,6 +23,10 @@ def likelihood_table(figures: dict[str, Any]) -> str:
         for name, key in names.items()
         if key in figures
     ]
+    if "grid" in figures:
+        steps, bound = figures["grid"]["steps"], figures["grid"]["nll_bound"]
+        what = f"NLL less log step, for values before the noise in their grid: {abbreviate([*steps])}"
+        rows.append(("NLL, recorded", f"at most {bound:.4f} nats ({what})"))
     relative = figures["inverse_error_standardized"]
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
     rows += [
@@ -38,7 +42,10 @@ def gaussian_row(figures: dict[str, Any]) -> str:
     nll, gaussian = figures["nll"], figures["gaussian_nll"]
     standardized = nll["value_standardized"] - nll["value"]
     other = "its covariance is singular" if gaussian is None else f"{gaussian + standardized:.4f}"
-    return lines([("NLL, standardized", f"{nll['value_standardized']:.4f} nats (full-covariance Gaussian: {other})")])
+    rows = [("NLL, standardized", f"{nll['value_standardized']:.4f} nats (full-covariance Gaussian: {other})")]
+    if heavy := figures["heavy_tailed"]:
+        rows.append(("", f"misleading: a few rows set the standard deviation of {abbreviate(heavy)}"))
+    return lines(rows)
 
 
 def describe(figure: dict[str, Any]) -> str:

@@ -56,6 +56,17 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Generator[None]:
+    """Create real numbers in a precision within the block."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def fitting_batch(batch_size: int, samples: int) -> int:
     """Return the batch size, which processes share equally, or the number of training samples if it is smaller."""
     n = distributed.count()
