@@ -94,14 +94,23 @@ def fit(task: Task, run: Run, settings: RunSettings, command: str, started: floa
     Other models that share weights with the task's are compiled as well.
 
     Returns:
-        A note if time was up before the last step.
+        A note if training ended before the last step.
     """
     if settings.compile:
         print(f"compiled in {compile_fields(task, *others):.0f} s")
-    if train(task, run, deadline=settings.deadline(started)):
+    if not train(task, run, deadline=settings.deadline(started)):
+        note = f"training is at step {run.step} of {task.training.steps}, its time was up"
+        print(f"{note}; {how_to_continue(run, command)}")
+        return [note]
+    records = run.records()
+    if task.criterion is None or records[-1]["step"] == task.training.steps:
         return []
-    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
-    print(f"{note}; {how_to_continue(run, command)}")
+    best = min(records, key=lambda record: record[task.criterion])
+    note = (
+        f"stopped at step {records[-1]['step']} of {task.training.steps}, after {task.training.patience} validations "
+        f"without progress: best weights are those of step {best['step']}"
+    )
+    print(note)
     return [note]
 
 
@@ -118,7 +127,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
         quiet: show neither records nor a progress bar.
 
     Returns:
-        True if all steps were taken, False at the deadline.
+        True if training is complete: all steps are taken, or patience is at its end. False at the deadline.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
@@ -137,7 +146,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                 record = trainer.record()
                 if not quiet:
                     tqdm.write(_line(record, steps))
-            if progress.step == steps:
+            if progress.step == steps or trainer.is_out_of_patience():
                 return True
             if not distributed.everywhere(not stop.is_set() and time.monotonic() <= deadline, device):
                 trainer.save()
@@ -147,7 +156,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
             if figures := trainer.step():
                 evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
                 bar.set_postfix(loss=f"{figures['loss']:.3f}", nfe=evaluations, refresh=False)
-            bar.update()
+            bar.update(progress.step - bar.n)
 
 
 @dataclass
@@ -157,6 +166,7 @@ class Progress:
     step: int = 0
     recorded: int = -1  # step of the last record
     best: float = math.inf  # smallest value of the criterion
+    waited: int = 0  # validations in a row without progress
     seconds: float = 0.0
     seconds_validating: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)  # of figures of successful steps since the last record
@@ -221,6 +231,10 @@ class Trainer:
         due = step % self.training.validate_every == 0 or step == self.training.steps
         return due and step > self.progress.recorded
 
+    def is_out_of_patience(self) -> bool:
+        """Return True if as many validations in a row as ``patience`` were without progress."""
+        return 0 < self.training.patience <= self.progress.waited
+
     def record(self) -> dict[str, Any]:
         """Validate the averaged weights, keep them if they are the best, and save record and state in the run."""
         progress, criterion = self.progress, self.task.criterion
@@ -232,8 +246,9 @@ class Trainer:
         with averaged_weights(self.task.model, self.average):
             record |= self._validate()
             value = -progress.step if criterion is None else record[criterion]
+            progress.waited += 1
             if value < progress.best:
-                progress.best = value
+                progress.best, progress.waited = value, 0
                 self.run.keep_best(self.task.model)
         record |= {"skipped": progress.skipped, "lr": self.optimizer.param_groups[0]["lr"]}
         record |= {name: round(seconds, 2) for name, seconds in times.items()}
