@@ -35,7 +35,7 @@ class TestHelp:
         assert status == 0
         assert len(out.splitlines()) <= 60
 
-    @pytest.mark.parametrize(("command", "most"), [("density", 50), ("classify", 50)])
+    @pytest.mark.parametrize(("command", "most"), [("density", 52), ("classify", 50)])
     def test_all_options_are_few(self, run, command, most):
         program, default = PROGRAMS[command]
         hidden = set(program.api_only)
@@ -112,6 +112,18 @@ class TestRecipes:
     def test_classifiers(self, typed, expected):
         found = {option.name: option.default for option in options_of(settings(*typed, command="classify"))}
         assert {name: found[name] for name in expected} == expected
+
+    @pytest.mark.parametrize(("rows", "name"), [(144, "small table"), (1999, "small table"), (2000, "table")])
+    def test_tables_by_their_size(self, tmp_path, rows, name):
+        (tmp_path / "table.csv").write_text("x,y\n")
+        args = [str(tmp_path / "table.csv")]
+        found, line = parse(*PROGRAMS["density"], args, rows, 13)
+        assert line.startswith(f"recipe for {name} (table.csv): ")
+        assert (found.objective.smoothing > 0) == (name == "small table")
+        assert found.training.patience > 0
+        assert found.training.steps % found.training.validate_every == 0
+        typed = parse(*PROGRAMS["density"], [*args, "--patience", "0", "--smoothing", "0"], rows, 13)[0]
+        assert (typed.training.patience, typed.objective.smoothing) == (0, 0.0)
 
     def test_one_line_says_what_was_chosen(self):
         line = parse(*PROGRAMS["density"], ["moons", "--steps", "7", "--out", "mine"])[1]

@@ -21,7 +21,14 @@ TWO_STAGES: Recipe = {  # tanh first, for outliers
 }
 DENSITY: dict[str, Recipe] = {
     "points": {**SOLVES_IN_MEMORY, "hidden": (64, 64), "steps": 1200},
-    "table": {**TWO_STAGES, "whiten": True, "acceleration": 1e-2, "steps": 30000, "validate_every": 1000},
+    "table": {
+        **TWO_STAGES,
+        "whiten": True,
+        "acceleration": 1e-2,
+        "steps": 30000,
+        "validate_every": 1000,
+        "patience": 5,
+    },
     "small table": {  # with smoothing and steps by the numbers of rows and columns
         **SOLVES_IN_MEMORY,
         "whiten": True,

@@ -113,7 +113,8 @@ class Training:
         weight_decay: weight decay of Adam
         ema: decay of the moving average of the weights that is validated and stored; 0 for none
         validate_every: steps between validations, records and saved states
-        patience: stop after this many validations in a row without progress; 0 to take all steps
+        patience: stop after this many validations in a row without progress, or go from flow matching to likelihood;
+            0 to take all steps
         likelihood_from: step at which likelihood follows flow matching, where a cosine restarts
         restart_lr: learning rate after the restart; that of the start if omitted
         precision: precision of the fields in training; states and figures keep theirs

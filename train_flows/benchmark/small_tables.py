@@ -36,7 +36,11 @@ OF_SKLEARN = {
     "breast-cancer": datasets.load_breast_cancer,
     "diabetes": datasets.load_diabetes,
 }
-FILES = {"penguins": ("penguins.csv", 344), "protein": ("protein.csv.gz", 200), "parkinsons": ("parkinsons.csv.gz", 300)}
+FILES = {
+    "penguins": ("penguins.csv", 344),
+    "protein": ("protein.csv.gz", 200),
+    "parkinsons": ("parkinsons.csv.gz", 300),
+}
 CNF, GAUSSIAN = "CNF", "Gaussian"
 
 

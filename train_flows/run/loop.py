@@ -254,10 +254,19 @@ class Trainer:
         record |= {name: round(seconds, 2) for name, seconds in times.items()}
         if self.plateau is not None:
             self.plateau.step(value)
+        if self.is_out_of_patience() and progress.step < (self.training.likelihood_from or 0):
+            self._begin_likelihood()
         progress.sums, progress.skipped, progress.recorded = {}, 0, progress.step
         self.run.log(record)
         self.save()
         return record
+
+    def _begin_likelihood(self) -> None:
+        """Leave out the other steps before likelihood, which begins with the best weights."""
+        self.run.load_best(self.task.model)
+        self.average = moving_average(self.task.model, self.training.ema)
+        self.progress.step, self.progress.waited = self.training.likelihood_from or 0, 0
+        self._set_learning_rate()
 
     def save(self) -> None:
         """Save the state in the run."""
