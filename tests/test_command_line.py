@@ -122,6 +122,8 @@ class TestRecipes:
         assert (found.objective.smoothing > 0) == (name == "small table")
         assert found.training.patience > 0
         assert found.training.steps % found.training.validate_every == 0
+        frequent = parse(*PROGRAMS["density"], [*args, "--validate-every", "5"], rows, 13)[0]
+        assert 5 * frequent.training.patience == found.training.validate_every * found.training.patience
         typed = parse(*PROGRAMS["density"], [*args, "--patience", "0", "--smoothing", "0"], rows, 13)[0]
         assert (typed.training.patience, typed.objective.smoothing) == (0, 0.0)
 

@@ -188,7 +188,7 @@ def test_the_average_is_the_recursion_written_out(run):
 
 @pytest.mark.parametrize(("patience", "steps"), [(2, 5), (3, 6), (0, 12)])
 def test_patience_ends_training(run, patience, steps):
-    """The same figure again is no progress."""
+    """An equal figure does not count as progress."""
     figures = iter([5.0, 4.0, 6.0, 3.0, 4.0, *[3.0] * 8])
     training = Training(steps=12, lr=0.1, validate_every=1, patience=patience)
     assert train(Quadratic(training, validate=lambda: {"nll": next(figures)}), run)

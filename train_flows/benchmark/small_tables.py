@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
@@ -24,7 +23,6 @@ import cnf
 from anode.errors import config
 from train_flows import benchmark, density
 from train_flows.command_line import parse, read
-from train_flows.data import Dataset
 from train_flows.evaluation import likelihood
 from train_flows.results_pages import contest_rows
 from train_flows.run.folder import Run
@@ -90,14 +88,18 @@ def read_table(name: str, root: Path) -> pd.DataFrame:
 
 
 def contest(table: Path, seed: int) -> dict[str, Any]:
-    """Learn a table by the program, and return the test NLL in nats of both contenders with their difference."""
+    """Learn a table by the program, and return the test NLL in nats of flow and Gaussian with their difference."""
     args = [str(table), "--seed", str(seed), "--device", "cpu", "--out", str(table.with_suffix(""))]
     started = time.process_time()
     density.main(args)
     minutes = (time.process_time() - started) / 60
     dataset = density.load(parse(density.PROGRAM, DensitySettings(), args)[0])
     run = Run.open(table.with_suffix(""), density.KIND)
-    flow, gaussian = log_probs(cnf.load(run.folder), dataset)
+    model, gaussian = cnf.load(run.folder), likelihood.gaussian_log_prob(dataset)
+    assert isinstance(model, cnf.Density)
+    assert gaussian is not None
+    with torch.no_grad():
+        flow = model.log_prob(dataset.test.x).double().numpy()
     difference = gaussian - flow
     return {
         "sha256": dataset.digest(),
@@ -116,12 +118,3 @@ def contest(table: Path, seed: int) -> dict[str, Any]:
             }
         ],
     }
-
-
-def log_probs(model: cnf.Density, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the log-densities of the test rows in nats, (N,) each, of a model and of the Gaussian."""
-    with torch.no_grad():
-        flow = model.log_prob(dataset.test.x).double().numpy()
-    gaussian = likelihood.gaussian_log_prob(dataset)
-    assert gaussian is not None
-    return flow, gaussian

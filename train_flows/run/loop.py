@@ -102,10 +102,10 @@ def fit(task: Task, run: Run, settings: RunSettings, command: str, started: floa
         note = f"training is at step {run.step} of {task.training.steps}, its time was up"
         print(f"{note}; {how_to_continue(run, command)}")
         return [note]
-    records = run.records()
-    if task.criterion is None or records[-1]["step"] == task.training.steps:
+    records, criterion = run.records(), task.criterion
+    if criterion is None or records[-1]["step"] == task.training.steps:
         return []
-    best = min(records, key=lambda record: record[task.criterion])
+    best = min(records, key=lambda record: record[criterion])
     note = (
         f"stopped at step {records[-1]['step']} of {task.training.steps}, after {task.training.patience} validations "
         f"without progress: best weights are those of step {best['step']}"
