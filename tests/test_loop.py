@@ -1,5 +1,6 @@
 """The training loop against a loop written out, and what it does when things go wrong."""
 
+import dataclasses
 import math
 import signal
 import time
@@ -284,8 +285,11 @@ class TestResuming:
         assert train(second, run)
         assert (run.step, len(run.records())) == (4, 3)
         assert torch.equal(whole.weight, second.weight)
+        longer = Quadratic(dataclasses.replace(training, steps=20), validate=second.validate)
         second.batch = None
         assert train(second, run)  # at once
+        assert train(longer, run)
+        assert run.step == 8
 
     @pytest.mark.parametrize(
         "change",

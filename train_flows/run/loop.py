@@ -275,6 +275,7 @@ class Trainer:
         random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if on_gpu else None}
         state = {
             "progress": asdict(self.progress) | {"sums": distributed.means(self.progress.sums)},
+            "steps": self.training.steps,
             "random": distributed.gathered(random),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
@@ -296,6 +297,8 @@ class Trainer:
             progress = Progress(**state["progress"])
             if progress.step > self.training.steps:
                 raise ValueError(f"it is at step {progress.step} of {self.training.steps}")
+            if self.training.steps != state["steps"]:
+                progress.waited = 0  # a longer training has its patience again
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
             if rank < len(state["random"]):  # an additional process keeps its stream of random numbers
