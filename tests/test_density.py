@@ -150,7 +150,7 @@ class TestRuns:
                 "exact",
             ),
             (
-                ("--base", "mixture", "--components", "3", "--time", "squash", "--coupling", "optimal-transport"),
+                ("--base", "mixture", "--time", "squash", *STAGES, "3", "--coupling", "optimal-transport"),
                 "exact",
             ),
             (("--divergence", "hutchinson", "--kinetic", "0.1", "--frobenius", "0.1", "--ema", "0.9"), "estimate"),

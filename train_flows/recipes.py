@@ -153,7 +153,8 @@ def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1)
     if name == "small table":
         recipe |= _by_size(rows or 1, columns)
     if "patience" in recipe and "validate_every" in typed:  # for the same number of steps
-        recipe["patience"] = math.ceil(recipe["patience"] * recipe["validate_every"] / typed["validate_every"])
+        often = recipe["validate_every"] / max(1, typed["validate_every"])
+        recipe["patience"] = math.ceil(recipe["patience"] * often)
     if source in DARK_IMAGES:
         recipe["alpha"] = 1e-6
     mixes = typed.get("augmentation") == "categorical" or typed.get("base") == "mixture"
