@@ -34,7 +34,8 @@ UNTRAINED = (
 PROGRAM = Program(
     name="density",
     about="Train a continuous normalizing flow on samples, measure it on held-out samples and draw it. The defaults "
-    "depend on the data: train-flows density DATA --help shows them.",
+    "depend on the data: train-flows density DATA --help shows them. A table of few rows has others, which the first "
+    "line of its run states.",
     kind=KIND,
     recipe=recipes.density,
     known=lambda source: source in DENSITY_NAMES,
