@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.datasets import load_iris
 
 from anode import InputError, MLPField
 from cnf import Flow, MaximumLikelihood, Normal, density_model
 from train_flows import benchmark, data, density
-from train_flows.benchmark import density_contest, image_block, packages, speed, timing
+from train_flows.benchmark import density_contest, image_block, packages, small_tables, speed, timing
 from train_flows.benchmark.density_contest import Peer, peer
 from train_flows.command_line import parse
 from train_flows.data import Dataset, Split
@@ -317,6 +318,25 @@ def test_a_table_from_start_to_end(run, tmp_path, small):
         assert difference["of"] == f"CNF - {name}"
         assert difference["value"] == pytest.approx(rows["CNF"]["value"] - rows[name]["value"], abs=1e-9)
     assert "exists" in run("benchmark", "tabular", "people.csv", "--minutes", 0.01, *ONE_SEED)[2]
+
+
+def test_small_tables_add_up_and_are_compared_in_pairs(run, tmp_path, monkeypatch, undrawn):
+    train = density.main
+    monkeypatch.setattr(density, "main", lambda args: train([*args, "--steps", "2", "--validate-every", "1"]))
+    monkeypatch.setattr(small_tables, "OF_SKLEARN", {"iris": load_iris})
+    monkeypatch.setattr(small_tables, "FILES", {})
+    for seeds in (1, 2):
+        assert run("benchmark", "small-tables", "--seeds", seeds)[0] == 0
+    assert run("benchmark", "small-tables", "--seeds", 9, "--budget-minutes", "1e-9")[0] == 0
+    contests = json.loads(Path("small-tables.json").read_text())["contests"]
+    assert [contest["seed"] for contest in contests] == [0, 1]
+    load_iris(as_frame=True).data.to_csv("iris.csv", index=False)
+    for seed, contest in enumerate(contests):
+        cnf, gaussian = (row["value"] for row in contest["rows"])
+        assert gaussian == pytest.approx(likelihood.gaussian_nll(data.load_density_data("iris.csv", seed=seed)))
+        (difference,) = contest["differences"]
+        assert difference["value"] == pytest.approx(cnf - gaussian)
+        assert difference["standard_error"] < 0.05  # of one model next to nearly the same
 
 
 def test_differences_are_paired_and_figures_finite_or_none(monkeypatch):

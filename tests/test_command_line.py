@@ -152,6 +152,20 @@ class TestRecipes:
         found = {option.name: option.default for option in options_of(settings(*typed, command="classify"))}
         assert {name: found[name] for name in expected} == expected
 
+    @pytest.mark.parametrize(("rows", "name"), [(144, "small table"), (1999, "small table"), (2000, "table")])
+    def test_tables_by_their_size(self, tmp_path, rows, name):
+        (tmp_path / "table.csv").write_text("x,y\n")
+        args = [str(tmp_path / "table.csv")]
+        found, line = parse(*PROGRAMS["density"], args, rows, 13)
+        assert line.startswith(f"recipe for {name} (table.csv): ")
+        assert (found.objective.smoothing > 0) == (name == "small table")
+        assert found.training.patience > 0
+        assert found.training.steps % found.training.validate_every == 0
+        frequent = parse(*PROGRAMS["density"], [*args, "--validate-every", "5"], rows, 13)[0]
+        assert 5 * frequent.training.patience == found.training.validate_every * found.training.patience
+        typed = parse(*PROGRAMS["density"], [*args, "--patience", "0", "--smoothing", "0"], rows, 13)[0]
+        assert (typed.training.patience, typed.objective.smoothing) == (0, 0.0)
+
     def test_one_line_says_what_was_chosen(self):
         line = parse(*PROGRAMS["density"], ["moons", "--steps", "7", "--out", "mine"])[1]
         assert line == "recipe for points (moons): gradient direct, hidden 64 64; command line: steps 7"

@@ -32,6 +32,19 @@ def people(tmp_path):
     return tmp_path / "people.csv"
 
 
+def test_smoothed_batches_keep_mean_and_covariance():
+    """As many noisy copies as to see it, of few correlated samples in different units; all noise is the Gaussian."""
+    x = torch.randn(50, 3) @ torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.5, 30.0], [0.0, 0.0, 20.0]]) + 10
+    many = x.repeat(4000, 1)
+    for share, correlation in ((0.0, 1.0), (0.6, 0.8), (1.0, 0.0)):
+        smooth = density.smoothed(lambda _: many, x, share)(0)
+        torch.testing.assert_close(smooth.mean(0), x.mean(0), rtol=0, atol=0.1)
+        torch.testing.assert_close(smooth.T.cov(), x.T.cov(correction=0), rtol=0.02, atol=0.2)
+        found = torch.stack([smooth[:, 0], many[:, 0]]).corrcoef()[0, 1].item()
+        assert found == pytest.approx(correlation, abs=0.01)
+    assert density.smoothed(lambda _: (x, x[:, :1]), x, 0.5)(0)[1].equal(x[:, :1])  # contexts stay
+
+
 @pytest.fixture
 def greys(tmp_path):
     """Images in two classes, bright ones and dark ones."""
@@ -106,6 +119,23 @@ class TestRuns:
         standardize = cnf.load("runs/people").transform.transforms[0]
         torch.testing.assert_close(standardize.mean, dataset.train.x.mean(0), rtol=1e-6, atol=1e-6)
 
+    def test_a_small_table_by_its_size(self, run, people, undrawn):
+        status, out, _ = run("density", "people.csv", "--steps", "4", "--validate-every", "1", "--patience", "2")
+        assert status == 0
+        assert out.startswith("recipe for small table (people.csv): ")
+        assert "smoothing 0.096; command line: steps 4, validate every 1, patience 2\n" in out  # sqrt(3 / (320 + 3))
+        assert storage.read_config("runs/people", "density")["settings"]["objective"]["smoothing"] == 0.096
+
+    def test_training_without_progress_stops_and_says_so(self, run, people, undrawn):
+        ruin = ("--lr", "3", "--ema", "0", "--validate-every", "1", "--patience", "3")
+        status, out, _ = run("density", "people.csv", *ruin)
+        assert status == 0
+        assert "stopped at step 3 of 550, after 3 validations without progress: best weights are those of step 0" in out
+        assert "the stored model is the untrained one" in out
+        assert len(result("runs/people")["notes"]) == 2
+        figures = result("runs/people")
+        assert figures["nll"]["value"] == pytest.approx(figures["gaussian_nll"], abs=1e-3)
+
     def test_columns_that_are_given(self, run, people, undrawn):
         assert run("density", "people.csv", *TINY, "--context", "age")[0] == 0
         stored = storage.read_config("runs/people", "density")
@@ -122,7 +152,7 @@ class TestRuns:
                 "exact",
             ),
             (
-                ("--base", "mixture", "--components", "3", "--time", "squash", "--coupling", "optimal-transport"),
+                ("--base", "mixture", "--time", "squash", *STAGES, "3", "--coupling", "optimal-transport"),
                 "exact",
             ),
             (("--divergence", "hutchinson", "--kinetic", "0.1", "--frobenius", "0.1", "--ema", "0.9"), "estimate"),

@@ -1,5 +1,6 @@
 """The training loop against a loop written out, and what it does when things go wrong."""
 
+import dataclasses
 import math
 import signal
 import time
@@ -210,6 +211,15 @@ def test_the_average_is_the_recursion_written_out(run):
     assert torch.equal(task.weight, seen[-1])
 
 
+@pytest.mark.parametrize(("patience", "steps"), [(2, 5), (3, 6), (0, 12)])
+def test_patience_ends_training(run, patience, steps):
+    """An equal figure does not count as progress."""
+    figures = iter([5.0, 4.0, 6.0, 3.0, 4.0, *[3.0] * 8])
+    training = Training(steps=12, lr=0.1, validate_every=1, patience=patience)
+    assert train(Quadratic(training, validate=lambda: {"nll": next(figures)}), run)
+    assert run.records()[-1]["step"] == steps
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_objectives_work_in_a_precision_and_validation_in_full(run, precision, dtype):
     seen, validated = [], []
@@ -268,6 +278,42 @@ class TestResuming:
         assert train(second, run)
         assert torch.equal(whole.weight, second.weight)
         assert without_times(run.records()) == without_times(whole_run.records())
+
+    def test_patience_goes_from_one_objective_to_the_next(self, run):
+        """From step 2, two validations after the best, to step 8, with the weights and the rate that belong there."""
+        figures, seen = iter([1.0, 2.0, 2.0, 0.5, 0.5, 0.5]), []
+        training = Training(steps=12, lr=0.1, validate_every=1, patience=2, likelihood_from=8, restart_lr=0.05)
+        task = Quadratic(training, validate=lambda: {"nll": next(figures)})
+        start, objective = task.weight.detach().clone(), task.objective
+        task.objective = lambda batch, step: (
+            seen.append((step, task.weight.detach().clone())),
+            objective(batch, step),
+        )[1]
+        assert train(task, run)
+        records = run.records()
+        assert [record["step"] for record in records] == [0, 1, 2, 9, 10, 11]
+        assert [step for step, _ in seen] == [0, 1, 8, 9, 10]
+        assert torch.equal(seen[2][1], start)
+        assert records[3]["lr"] == pytest.approx(0.1 * learning_rate(training, 9))
+        assert math.isfinite(records[3]["loss"])
+
+    def test_patience_is_remembered(self, run):
+        training = Training(steps=12, lr=0.1, validate_every=2, patience=2)
+        whole, first, second = (Quadratic(training, validate=lambda: {"nll": 1.0}) for _ in range(3))
+        train(whole, Run.temporary())
+        batch = first.batch
+        first.batch = lambda step: (step == 2 and signal.raise_signal(signal.SIGINT), batch(step))[1]
+        with pytest.raises(KeyboardInterrupt):
+            train(first, run)
+        assert run.step == 3
+        assert train(second, run)
+        assert (run.step, len(run.records())) == (4, 3)
+        assert torch.equal(whole.weight, second.weight)
+        longer = Quadratic(dataclasses.replace(training, steps=20), validate=second.validate)
+        second.batch = None
+        assert train(second, run)  # at once
+        assert train(longer, run)
+        assert run.step == 8
 
     @pytest.mark.parametrize(
         "change",

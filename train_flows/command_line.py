@@ -57,20 +57,21 @@ class Program:
     name: str  # its command
     about: str  # description at the top of its help
     kind: str  # of its models
-    recipe: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]]]  # from typed options to name and options
+    recipe: Callable[..., tuple[str, dict[str, Any]]]  # from typed options, and the data's size, to name and options
     length: str  # the option that says how long to train
     known: Callable[[str], bool]  # True for the name of a data set, False for a path
     common: Sequence[str]  # options that --help lists; --help-all lists all
     api_only: Sequence[str]  # settings that are not options
 
 
-def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
+def parse(program: Program, default: S, args: Sequence[str], *size: int) -> tuple[S, str]:
     """Parse the command line of a training program, or take over the settings of the run to resume.
 
     Args:
         program: the program.
         default: its default settings.
         args: command line without the command.
+        size: rows and columns of the training part for the recipe, once the data are read.
 
     Returns:
         The settings, and one line that says where they come from.
@@ -83,7 +84,7 @@ def parse(program: Program, default: S, args: Sequence[str]) -> tuple[S, str]:
     options = [option for option in options_of(default) if option.name not in program.api_only]
     parser = Parser(program.name, program.about, options, {"source": "DATA"})
     typed = parser.typed([arg for arg in args if arg not in asked])
-    name, recipe = program.recipe(typed)
+    name, recipe = program.recipe(typed, *size)
     if asked:
         everything = "--help-all" in asked
         about = program.about if everything else f"{program.about} --help-all lists all options."

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode import Solver
+from anode import InputError, Solver
 from cnf import Density, FlowMatching, MaximumLikelihood, density_model
-from cnf.maximum_likelihood import Batch
+from cnf.maximum_likelihood import Batch, split_batch
 from cnf.models import KIND
 from train_flows import recipes
 from train_flows.command_line import Program, parse
@@ -34,10 +34,15 @@ from train_flows.settings import (
 )
 
 VALIDATION_SAMPLES = 5000  # at most
+UNTRAINED = (
+    "no step had a better validation NLL than the untrained model, which is a Gaussian unless --base or --augmentation "
+    "makes it a mixture: the stored model is the untrained one"
+)
 PROGRAM = Program(
     name="density",
     about="Train a continuous normalizing flow on samples, measure it on held-out samples and draw it. The defaults "
-    "depend on the data: train-flows density DATA --help shows them.",
+    "depend on the data: train-flows density DATA --help shows them. A table of few rows has others, which the first "
+    "line of its run states.",
     kind=KIND,
     recipe=recipes.density,
     length="steps",
@@ -68,11 +73,11 @@ PROGRAM = Program(
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows density``; nothing is written before everything typed is known to be good."""
     started = time.monotonic()
-    settings, origin = parse(PROGRAM, DensitySettings(), args)
-    print(origin, flush=True)  # before anything slow
+    settings, _ = parse(PROGRAM, DensitySettings(), args)
     device = session.begin(settings.run)
     dataset = load(settings)
-    print(*(f"note: {note}\n" for note in dataset.notes), sep="", end="")
+    settings, origin = parse(PROGRAM, DensitySettings(), args, *size(dataset))
+    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n", flush=True)
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device)
     session.take_initial_weights(settings.run, model)
@@ -97,8 +102,15 @@ def load(settings: DensitySettings) -> Dataset:
     return session.match_initial_run(settings.run, dataset)
 
 
+def size(dataset: Dataset) -> tuple[int, int]:
+    """Return the numbers of training samples and of dimensions, which the recipe of a table follows."""
+    return len(dataset.train), math.prod(dataset.shape)
+
+
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
     """Return the settings with a batch no larger than the data, and with the step at which likelihood begins."""
+    if settings.objective.smoothing and dataset.levels is not None:
+        raise InputError(f"--smoothing {settings.objective.smoothing} is for real numbers, not for pixels: omit it")
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
     training = staged(settings.objective, dataclasses.replace(settings.training, batch_size=batch_size))
     return dataclasses.replace(settings, training=training)
@@ -136,6 +148,35 @@ def staged(objective: Objective, training: Training) -> Training:
         return training
     last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
     return dataclasses.replace(training, likelihood_from=training.steps - last or None)
+
+
+def smoothed(batch: Callable[[int], Any], samples: Tensor, share: float) -> Callable[[int], Any]:
+    """Return batches with normal noise, so that a model cannot learn the single samples.
+
+    A sample x becomes m + sqrt(1 - b^2) (x - m) + b e with the share b, the mean m of the samples, and e ~ N(0, C) of
+    their covariance C. Mean and covariance stay those of the samples, and b = 1 leaves the Gaussian alone.
+
+    Args:
+        batch: from a step to its samples, with or without contexts.
+        samples: all samples, (N, *S).
+        share: b.
+
+    References:
+        Rothfuss et al. 2019, arXiv 1907.08982 (noise as regularisation); West 1993, Approximating posterior
+        distributions by mixtures (kernels that keep the covariance).
+    """
+    mean = samples.mean(0)
+    centred = (samples - mean).flatten(1)
+    scale = centred.std(0)  # factored out, for columns of very different units
+    root = torch.linalg.qr(centred / scale / math.sqrt(len(samples))).R * scale
+
+    def smooth(step: int) -> Any:
+        x, c = split_batch(batch(step))
+        noise = (torch.randn(len(x), len(root), dtype=x.dtype, device=x.device) @ root).view(x.shape)
+        x = mean + math.sqrt(1 - share**2) * (x - mean) + share * noise
+        return x if c is None else (x, c)
+
+    return smooth
 
 
 class DensityObjective:
@@ -208,10 +249,13 @@ class DensityTask:
 
     def _shuffle(self) -> Callable[[int], Any]:
         train, size, seed = self.dataset.train, self.training.batch_size, self.settings.run.seed
-        if not train.mapped:
-            return shuffled_batches(to_model(self.model, train.batch(slice(None))), size, seed)
-        rows = shuffled_batches(torch.arange(len(train)), size, seed)
-        return lambda step: to_model(self.model, train.batch(rows(step)))
+        if train.mapped:
+            rows = shuffled_batches(torch.arange(len(train)), size, seed)
+            batch = lambda step: to_model(self.model, train.batch(rows(step)))  # noqa: E731
+        else:
+            batch = shuffled_batches(to_model(self.model, train.batch(slice(None))), size, seed)
+        share = self.settings.objective.smoothing
+        return smoothed(batch, to_model(self.model, train.head().x), share) if share else batch
 
 
 def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> None:
@@ -232,6 +276,9 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     figures |= likelihood.grid_figures(figures["nll"], dataset)
     rows = [wording.likelihood_table(figures)]
     best = min(records, key=lambda record: record["nll"])
+    if best["step"] == 0 < records[-1]["step"]:
+        notes = [*notes, UNTRAINED]
+        print(UNTRAINED)
     if "drift" in best:
         figures["drift"] = best["drift"]
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"

@@ -21,7 +21,25 @@ TWO_STAGES: Recipe = {  # tanh first, for outliers
 }
 DENSITY: dict[str, Recipe] = {
     "points": {**SOLVES_IN_MEMORY, "hidden": (64, 64), "steps": 1200},
-    "table": {**TWO_STAGES, "whiten": True, "acceleration": 1e-2, "steps": 30000, "validate_every": 1000},
+    "table": {
+        **TWO_STAGES,
+        "whiten": True,
+        "acceleration": 1e-2,
+        "steps": 30000,
+        "validate_every": 1000,
+        "patience": 5,
+    },
+    "small table": {  # with smoothing and steps by the numbers of rows and columns
+        **SOLVES_IN_MEMORY,
+        "whiten": True,
+        "hidden": (32, 32),
+        "activation": ("tanh", "silu"),
+        "acceleration": 0.1,
+        "loosen": 100.0,
+        "batch_size": 128,
+        "lr": 5e-3,
+        "ema": 0.99,
+    },
     "digits": {
         **TWO_STAGES,
         "acceleration": 0.1,
@@ -70,6 +88,7 @@ DENSITY: dict[str, Recipe] = {
         "validate_every": 1000,
     },
 }
+FEW_ROWS = 2000  # of a training part; more can train a perceptron without smoothing
 SMALL_SIZE = 16  # pixels per side; a perceptron for such images trains within minutes
 DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
 FFJORD: Recipe = {  # the published settings for two dimensions, to compare with
@@ -108,11 +127,13 @@ CLASSIFY: dict[str, Recipe] = {
 ODENET: Recipe = {"field": "norm-conv", "stem": "conv", "readout": "pool", "hidden": (64,)}
 
 
-def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
+def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1) -> tuple[str, Recipe]:
     """Choose the recipe of ``train-flows density``.
 
     Args:
         typed: typed options by name, among them the ``source`` of the data.
+        rows: number of training samples, once the data are read; a table is taken for a large one before.
+        columns: number of dimensions of a sample.
 
     Returns:
         The name of the recipe and its options.
@@ -121,7 +142,7 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     if source in toy.DENSITIES:
         name = "points"
     elif not is_images(source):
-        name = "table"
+        name = "table" if rows is None or rows >= FEW_ROWS else "small table"
     elif source == "digits":
         name = "digits"
     elif typed.get("image_size", SMALL_SIZE + 1) <= SMALL_SIZE:
@@ -129,6 +150,11 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     else:
         name = "multiscale images" if objective == "likelihood" else "matched images"
     recipe = dict(DENSITY[name])
+    if name == "small table":
+        recipe |= _by_size(rows or 1, columns)
+    if "patience" in recipe and "validate_every" in typed:  # for the same number of steps
+        often = recipe["validate_every"] / max(1, typed["validate_every"])
+        recipe["patience"] = math.ceil(recipe["patience"] * often)
     if source in DARK_IMAGES:
         recipe["alpha"] = 1e-6
     mixes = typed.get("augmentation") == "categorical" or typed.get("base") == "mixture"
@@ -141,6 +167,20 @@ def density(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
         recipe = {o: v for o, v in recipe.items() if o not in ("objective", "restart_lr")}
         recipe |= {"steps": steps, "lr": lr}  # the second stage alone: the weights have had the first one
     return name, recipe
+
+
+def _by_size(rows: int, columns: int) -> Recipe:
+    """Return the options of a small table that follow its size.
+
+    The squared smoothing is D / (N + D) for D columns and N rows: the variance of the noise falls like 1 / N.
+    """
+    every = 25 * math.ceil((200 + rows) / 500)
+    return {
+        "smoothing": round(math.sqrt(columns / (rows + columns)), 3),
+        "steps": every * math.ceil((200 + rows) / every),
+        "validate_every": every,
+        "patience": 6,
+    }
 
 
 def classify(typed: Mapping[str, Any]) -> tuple[str, Recipe]:

@@ -146,7 +146,8 @@ def contest_rows(content: Row) -> Iterator[Row]:
     """Yield the mean NLL of every contender over the seeds, and paired differences: a row a data set."""
     for data in dict.fromkeys(contest["data"] for contest in content["contests"]):
         own = [contest for contest in content["contests"] if contest["data"] == data]
-        row = {"data": data, "unit": own[0]["unit"], "minutes": own[0]["minutes"], "seeds": len(own)}
+        row = {"data": data, "unit": own[0]["unit"], "seeds": len(own)}
+        row["minutes"] = max(contest["minutes"] for contest in own)
         for found in zip(*(contest["rows"] for contest in own), strict=True):
             row[found[0]["contender"]] = fmean(each["value"] for each in found)
         for found in zip(*(contest["differences"] for contest in own), strict=True):

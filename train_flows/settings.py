@@ -86,6 +86,7 @@ class Objective:
         kinetic: weight of the kinetic energy of the paths
         frobenius: weight of the squared Frobenius norm of the Jacobian
         acceleration: weight of the squared acceleration, which makes solves cheap
+        smoothing: share b of normal noise in training samples, sqrt(1 - b^2) x + b e, with their mean and covariance
         loosen: factor of the tolerances in training
     """
 
@@ -95,6 +96,7 @@ class Objective:
     kinetic: Weight = 0.0
     frobenius: Weight = 0.0
     acceleration: Weight = 0.0
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     loosen: Positive = 10.0
 
 
@@ -112,6 +114,8 @@ class Training:
         weight_decay: weight decay of Adam
         ema: decay of the moving average of the weights that is validated and stored; 0 for none
         validate_every: steps between validations, records and saved states
+        patience: stop after this many validations in a row without progress, or go from flow matching to likelihood;
+            0 to take all steps
         likelihood_from: step at which likelihood follows flow matching, where a cosine restarts
         restart_lr: learning rate after the restart; that of the start if omitted
         precision: precision of the fields in training; states and figures keep theirs
@@ -131,6 +135,7 @@ class Training:
     weight_decay: Weight = 0.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     validate_every: Count = 100
+    patience: CountFromZero = 0
     likelihood_from: Count | None = None
     restart_lr: Positive | None = None
     precision: Precision = "float32"

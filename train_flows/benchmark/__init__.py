@@ -16,6 +16,7 @@ WORKS = {  # with the module of each
     "image-block": ("image_block", "an image block's training step, timed against plain torchdiffeq"),
     "scaling": ("scaling", "throughput of a training by one process and by several"),
     "tabular": ("density_contest", "likelihoods of CNF, MAF and NSF on tables, each trained for the same time"),
+    "small-tables": ("small_tables", "likelihoods of the default density of small tables, next to their Gaussian"),
 }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -83,12 +84,11 @@ def main(args: list[str]) -> None:
     zuko()  # raises an error before anything runs
     torch.set_num_threads(settings.threads)
     seeds = range(settings.seeds)
-    jobs = [(seed, recipe_of(settings, source, seed)) for seed in seeds for source in settings.sources]
-    for _, recipe in jobs[: len(settings.sources)]:
-        density.load(recipe)  # raises an error before anything runs, like the parser
+    for source in settings.sources:
+        recipe_of(settings, source, 0)  # raises an error before anything runs
     contests: list[dict[str, Any]] = []
-    for seed, recipe in jobs:
-        dataset = density.load(recipe)
+    for seed, source in itertools.product(seeds, settings.sources):
+        recipe, dataset = recipe_of(settings, source, seed)
         about = {"data": dataset.name, "seed": seed, "sha256": dataset.digest(), "minutes": settings.minutes}
         sections = {name: part for name, part in dataclasses.asdict(recipe).items() if name not in ("data", "run")}
         about["recipe"] = {CNF: sections, "peers": PEER_SIZE | dataclasses.asdict(PEER_TRAINING)}
@@ -98,10 +98,11 @@ def main(args: list[str]) -> None:
     print("", table(contests), settings.out, sep="\n")
 
 
-def recipe_of(settings: Settings, source: str, seed: int) -> DensitySettings:
-    """Return the settings of ``train-flows density`` for a data set."""
+def recipe_of(settings: Settings, source: str, seed: int) -> tuple[DensitySettings, Dataset]:
+    """Return the settings of ``train-flows density`` for a data set, and the data."""
     args = [source, "--seed", str(seed), "--data-root", settings.data_root, "--device", "cpu"]
-    return parse(density.PROGRAM, DensitySettings(), args)[0]
+    dataset = density.load(parse(density.PROGRAM, DensitySettings(), args)[0])
+    return parse(density.PROGRAM, DensitySettings(), args, *density.size(dataset))[0], dataset
 
 
 def contest(dataset: Dataset, recipe: DensitySettings, seconds: float) -> dict[str, Any]:

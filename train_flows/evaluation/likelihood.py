@@ -242,9 +242,15 @@ def log_scale(model: nn.Module) -> float:
 
 
 def gaussian_nll(dataset: Dataset) -> float | None:
-    """Return the test NLL in nats of the Gaussian with mean and full covariance of the training part.
+    """Return the test NLL in nats of the Gaussian, which a flow should beat; None if the covariance is singular."""
+    log_p = gaussian_log_prob(dataset)
+    return None if log_p is None else float(-log_p.mean())
 
-    A flow should be better than that. None if the covariance is singular.
+
+def gaussian_log_prob(dataset: Dataset) -> np.ndarray | None:
+    """Return log-densities (N,) of the test part in nats by the Gaussian with mean and covariance of the training part.
+
+    None if the covariance is singular.
     """
     from scipy.stats import multivariate_normal  # seconds, which images need not wait for
 
@@ -255,7 +261,7 @@ def gaussian_nll(dataset: Dataset) -> float | None:
         gaussian = multivariate_normal(x.mean(axis=0) / scale, covariance)
     except np.linalg.LinAlgError:
         return None
-    return float(np.log(scale).sum() - gaussian.logpdf(test / scale).mean())
+    return gaussian.logpdf(test / scale) - np.log(scale).sum()
 
 
 def grid_figures(figure: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:

@@ -111,14 +111,23 @@ def fit(task: Task, run: Run, settings: RunSettings, command: str, started: floa
     Other models that share weights with the task's are compiled as well.
 
     Returns:
-        A note if time was up before the last step.
+        A note if training ended before the last step.
     """
     if settings.compile:
         print(f"compiled in {compile_fields(task, *others):.0f} s")
-    if train(task, run, deadline=settings.deadline(started)):
+    if not train(task, run, deadline=settings.deadline(started)):
+        note = f"training is at step {run.step} of {task.training.steps}, its time was up"
+        print(f"{note}; {how_to_continue(run, command)}")
+        return [note]
+    records, criterion = run.records(), task.criterion
+    if criterion is None or records[-1]["step"] == task.training.steps:
         return []
-    note = f"training is at step {run.step} of {task.training.steps}, its time was up"
-    print(f"{note}; {how_to_continue(run, command)}")
+    best = min(records, key=lambda record: record[criterion])
+    note = (
+        f"stopped at step {records[-1]['step']} of {task.training.steps}, after {task.training.patience} validations "
+        f"without progress: best weights are those of step {best['step']}"
+    )
+    print(note)
     return [note]
 
 
@@ -135,7 +144,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
         quiet: show neither records nor a progress bar.
 
     Returns:
-        True if all steps were taken, False at the deadline.
+        True if training is complete: all steps are taken, or patience is at its end. False at the deadline.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
@@ -153,7 +162,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                 record = trainer.record()
                 if not quiet and is_shown(record["step"], steps, task.training.validate_every):
                     bar.write(line(record, steps))
-            if progress.step == steps:
+            if progress.step == steps or trainer.is_out_of_patience():
                 return True
             if not distributed.everywhere(not stop.is_set() and time.monotonic() <= deadline, device):
                 trainer.save()
@@ -164,7 +173,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                 evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
                 loss = figures[task.loss_name(progress.step - 1)]
                 bar.set_postfix(loss=f"{loss:.3f}", evaluations=evaluations, refresh=False)
-            bar.update()
+            bar.update(progress.step - bar.n)
 
 
 @dataclass
@@ -174,6 +183,7 @@ class Progress:
     step: int = 0
     recorded: int = -1  # step of the last record
     best: float = math.inf  # smallest value of the criterion
+    waited: int = 0  # validations in a row without progress
     seconds: float = 0.0
     seconds_validating: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)  # of figures of successful steps since the last record
@@ -237,6 +247,10 @@ class Trainer:
         due = step % self.training.validate_every == 0 or step in (self.training.likelihood_from, self.training.steps)
         return due and step > self.progress.recorded
 
+    def is_out_of_patience(self) -> bool:
+        """Return True if as many validations in a row as ``patience`` were without progress."""
+        return 0 < self.training.patience <= self.progress.waited
+
     def record(self) -> dict[str, Any]:
         """Validate the averaged weights, keep them if they are the best, and save record and state in the run."""
         progress, criterion = self.progress, self.task.criterion
@@ -248,17 +262,27 @@ class Trainer:
         with averaged_weights(self.task.model, self.average):
             record |= self._validate()
             value = -progress.step if criterion is None else record[criterion]
+            progress.waited += 1
             if value < progress.best:
-                progress.best = value
+                progress.best, progress.waited = value, 0
                 self.run.keep_best(self.task.model)
         record |= {"skipped": progress.skipped, "lr": self.optimizer.param_groups[0]["lr"]}
         record |= {name: round(seconds, 2) for name, seconds in times.items()}
         if self.plateau is not None:
             self.plateau.step(value)
+        if self.is_out_of_patience() and progress.step < (self.training.likelihood_from or 0):
+            self._begin_likelihood()
         progress.sums, progress.skipped, progress.recorded = {}, 0, progress.step
         self.run.log(record)
         self.save()
         return record
+
+    def _begin_likelihood(self) -> None:
+        """Leave out the other steps before likelihood, which begins with the best weights."""
+        self.run.load_best(self.task.model)
+        self.average = moving_average(self.task.model, self.training.ema)
+        self.progress.step, self.progress.waited = self.training.likelihood_from or 0, 0
+        self._set_learning_rate()
 
     def save(self) -> None:
         """Save the state in the run."""
@@ -267,6 +291,7 @@ class Trainer:
         random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if on_gpu else None}
         state = {
             "progress": asdict(self.progress) | {"sums": distributed.means(self.progress.sums)},
+            "steps": self.training.steps,
             "random": distributed.gathered(random),
             **{name: part.state_dict() for name, part in self._parts().items()},
         }
@@ -288,6 +313,8 @@ class Trainer:
             progress = Progress(**state["progress"])
             if progress.step > self.training.steps:
                 raise ValueError(f"it is at step {progress.step} of {self.training.steps}")
+            if self.training.steps != state["steps"]:
+                progress.waited = 0  # a longer training has its patience again
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
             if rank < len(state["random"]):  # an additional process keeps its stream of random numbers
