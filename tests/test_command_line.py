@@ -152,7 +152,7 @@ class TestRecipes:
         found = {option.name: option.default for option in options_of(settings(*typed, command="classify"))}
         assert {name: found[name] for name in expected} == expected
 
-    @pytest.mark.parametrize(("rows", "name"), [(144, "small table"), (1999, "small table"), (2000, "table")])
+    @pytest.mark.parametrize(("rows", "name"), [(144, "small table"), (999, "small table"), (1000, "table")])
     def test_tables_by_their_size(self, tmp_path, rows, name):
         (tmp_path / "table.csv").write_text("x,y\n")
         args = [str(tmp_path / "table.csv")]

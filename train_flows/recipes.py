@@ -88,7 +88,7 @@ DENSITY: dict[str, Recipe] = {
         "validate_every": 1000,
     },
 }
-FEW_ROWS = 2000  # of a training part; more can train a perceptron without smoothing
+FEW_ROWS = 1000  # of a training part; with more, flow matching needs no smoothing
 SMALL_SIZE = 16  # pixels per side; a perceptron for such images trains within minutes
 DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
 FFJORD: Recipe = {  # the published settings for two dimensions, to compare with
