@@ -65,7 +65,16 @@ PROGRAM = Program(
             "lr_warm_up",
             "first_step",
         ),
-        *("lr_warm_up", "kl_warm_up", "clip", "weight_decay", "likelihood_from", "restart_lr", "max_skipped"),
+        *(
+            "smoothing",
+            "lr_warm_up",
+            "kl_warm_up",
+            "clip",
+            "weight_decay",
+            "likelihood_from",
+            "restart_lr",
+            "max_skipped",
+        ),
     ),
 )
 
@@ -109,8 +118,6 @@ def size(dataset: Dataset) -> tuple[int, int]:
 
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
     """Return the settings with a batch no larger than the data, and with the step at which likelihood begins."""
-    if settings.objective.smoothing and dataset.levels is not None:
-        raise InputError(f"--smoothing {settings.objective.smoothing} is for real numbers, not for pixels: omit it")
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
     training = staged(settings.objective, dataclasses.replace(settings.training, batch_size=batch_size))
     return dataclasses.replace(settings, training=training)
