@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode import InputError, Solver
+from anode import Solver
 from cnf import Density, FlowMatching, MaximumLikelihood, density_model
 from cnf.maximum_likelihood import Batch, split_batch
 from cnf.models import KIND
@@ -54,27 +54,9 @@ PROGRAM = Program(
         *("out", "seed", "device", "overwrite", "budget_minutes", "init", "resume"),
     ),
     api_only=(
-        *(
-            "train_size",
-            "test_size",
-            "correlated",
-            "probes",
-            "noise",
-            "dequantization",
-            "alpha",
-            "lr_warm_up",
-            "first_step",
-        ),
-        *(
-            "smoothing",
-            "lr_warm_up",
-            "kl_warm_up",
-            "clip",
-            "weight_decay",
-            "likelihood_from",
-            "restart_lr",
-            "max_skipped",
-        ),
+        *("train_size", "test_size", "correlated", "probes", "noise", "dequantization", "alpha", "first_step"),
+        *("smoothing", "kl_warm_up", "clip", "weight_decay", "likelihood_from", "max_skipped"),
+        *("lr_warm_up", "restart_lr"),
     ),
 )
 
