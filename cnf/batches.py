@@ -72,5 +72,5 @@ def warn_of_units(c: Tensor, scale: MeanScale | None) -> None:
         warnings.warn(
             "contexts are far from unit scale, where a model learns little from them: standardise them, for example by "
             "density_model(shape, data=x, context_data=c)",
-            stacklevel=5,  # the caller of log_prob
+            stacklevel=6,  # the caller of log_prob
         )

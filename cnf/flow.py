@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,21 @@ if TYPE_CHECKING:
     from cnf.models import DensityConfig
 
 HALF = (torch.float16, torch.bfloat16)
+
+D = TypeVar("D", bound="Density")
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def without_autocast(method: Callable[Concatenate[D, P], Result]) -> Callable[Concatenate[D, P], Result]:
+    """Run a method of a density in the precision of the model, also under ``torch.autocast``."""
+
+    @wraps(method)
+    def call(self: D, *args: P.args, **kwargs: P.kwargs) -> Result:
+        with torch.autocast(self.like.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return call
 
 
 class Elbo(NamedTuple):
@@ -114,7 +130,7 @@ class Density(nn.Module):
 
         The tolerance of the solver is for the root mean square of the errors in the batch. A row that is harder than
         the others is less accurate among them than alone: pass it alone, or lower the tolerance by :meth:`with_solver`.
-        ``torch.autocast`` has no effect here; it lowers the precision of :meth:`elbo` and of objectives.
+        ``torch.autocast`` has no effect here nor on samples; it lowers the precision of :meth:`elbo` and of objectives.
 
         Args:
             x: (B, *S), in the units of the data.
@@ -277,11 +293,11 @@ class Flow(Density):
         return self.base.like
 
     @override
+    @without_autocast
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         x, c = self.prepare("x", x, c)
-        with torch.autocast(x.device.type, enabled=False):
-            z, log_det, _ = self.transform(x, c)
-            return self.base.log_prob(z) + log_det
+        z, log_det, _ = self.transform(x, c)
+        return self.base.log_prob(z) + log_det
 
     @override
     def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
@@ -303,12 +319,14 @@ class Flow(Density):
         return parts
 
     @override
+    @without_autocast
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         n, c = self.prepare_draws(n, c)
         return self.transform.decode(self.base.sample(n, temperature), c)
 
     @override
+    @without_autocast
     def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
         if not self.has_rsample:
             raise self._no_rsample()
@@ -316,6 +334,7 @@ class Flow(Density):
         return self.transform.decode(self.base.sample(n), c)
 
     @override
+    @without_autocast
     def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if not self.has_rsample:
             raise self._no_rsample()
@@ -324,14 +343,17 @@ class Flow(Density):
         x, log_det, _ = self.transform.inverse(z, c)
         return x, self.base.log_prob(z) - log_det
 
+    @without_autocast
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Map data x (B, *S) to base points z, without the log-determinant."""
         return self.transform.encode(*self.prepare("x", x, c))
 
+    @without_autocast
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Map base points z to data x (B, *S), without the log-determinant."""
         return self.transform.decode(*self.prepare("z", z, c))
 
+    @without_autocast
     @torch.no_grad()
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         """Return the paths of base points to data, in the units of the data at every time.
@@ -350,6 +372,7 @@ class Flow(Density):
         return self._paths(*self.prepare("z", z, c), path_times(times))
 
     @override
+    @without_autocast
     @torch.no_grad()
     def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         n, c = self.prepare_draws(n, c)

@@ -14,7 +14,7 @@ from anode.errors import InputError
 from anode.inputs import whole_number
 from cnf.batches import max_copies, repeat_samples
 from cnf.continuous import Continuous
-from cnf.flow import Density, Elbo, MatchingPair
+from cnf.flow import Density, Elbo, MatchingPair, without_autocast
 from cnf.lifts import Lift
 from cnf.transforms import Compose, SolveOptions
 
@@ -77,6 +77,7 @@ class LiftedFlow(Density):
         return Elbo(bound.value - log_q, bound.energies, kl)
 
     @override
+    @without_autocast
     def log_prob(self, x: Tensor, c: Tensor | None = None, samples: int = 64) -> Tensor:
         """Compute the importance-weighted bound log (1/K) sum_k p(y_k) / q(y_k given x), (B,), in nats.
 
@@ -100,8 +101,7 @@ class LiftedFlow(Density):
         self.lift.check_values(x)
         copies = min(samples, max_copies(x))
         counts = [min(copies, samples - done) for done in range(0, samples, copies)]
-        with torch.autocast(x.device.type, enabled=False):
-            log_weights = torch.cat([self._log_weight(*repeat_samples(k, x, c)).view(k, len(x)) for k in counts])
+        log_weights = torch.cat([self._log_weight(*repeat_samples(k, x, c)).view(k, len(x)) for k in counts])
         return log_weights.logsumexp(0) - math.log(samples)
 
     @override
@@ -123,11 +123,13 @@ class LiftedFlow(Density):
         return self.flow.split_at_ode()
 
     @override
+    @without_autocast
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         return self.lift.project(self.flow.sample(*self.prepare_draws(n, c), temperature))
 
     @override
+    @without_autocast
     @torch.no_grad()
     def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         n, c = self.prepare_draws(n, c)

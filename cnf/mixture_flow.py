@@ -15,7 +15,7 @@ from anode.errors import InputError
 from cnf.bases import Mixture, Normal, sample_categorical
 from cnf.batches import max_copies, repeat_samples
 from cnf.continuous import Continuous
-from cnf.flow import Density, Elbo, MatchingPair
+from cnf.flow import Density, Elbo, MatchingPair, without_autocast
 from cnf.transforms import Compose, SolveOptions, Transform
 
 
@@ -82,11 +82,11 @@ class MixtureFlow(Density):
     def log_prob(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.log_joint(x, c).logsumexp(0)
 
+    @without_autocast
     def log_joint(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Compute log p(x, k given c) in nats for every component, (K, B); its softmax is p(k given x)."""
         x, c = self.prepare("x", x, c)
-        with torch.autocast(x.device.type, enabled=False):
-            return self._log_joint_of_all(x, c, None)[0]
+        return self._log_joint_of_all(x, c, None)[0]
 
     @override
     def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
@@ -115,6 +115,7 @@ class MixtureFlow(Density):
         return Compose([self.static]), self.ode
 
     @override
+    @without_autocast
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0) -> Tensor:
         n, c = self.prepare_draws(n, c)
@@ -122,6 +123,7 @@ class MixtureFlow(Density):
         return self._decode(self.base.sample(n, temperature), k, c)
 
     @override
+    @without_autocast
     @torch.no_grad()
     def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         n, c = self.prepare_draws(n, c)
@@ -130,6 +132,7 @@ class MixtureFlow(Density):
         return torch.stack([self.static.decode(self.mixture.from_component(x, k)) for x in paths])
 
     @override
+    @without_autocast
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         x, c = self.prepare("x", x, c)
         k = self._log_joint_of_all(x, c, None)[0].argmax(0)

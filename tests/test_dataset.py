@@ -191,6 +191,19 @@ class TestMatch:
         assert torch.equal(found.test.x, other.test.x[:, [1, 0]])
         assert found.notes == ("log_prob: left out, for runs/t was trained without",)
 
+    def test_grids_and_heavy_tails_are_those_of_columns_of_the_model(self, tmp_path):
+        rng = np.random.default_rng(0)
+        x = np.stack([rng.integers(9, size=200), rng.normal(size=200).round(1), rng.standard_cauchy(200)], axis=1)
+        trained = self.described(load_density_data(self.table(tmp_path / "t.csv", ["b", "c"])))
+        pd.DataFrame(x, columns=["spare", "c", "b"]).to_csv(tmp_path / "o.csv", index=False)
+        other = load_density_data(str(tmp_path / "o.csv"))
+        assert (sorted(other.grids), other.heavy_tailed) == (["c", "spare"], ("b",))
+        found = other.match(trained, "runs/t")
+        assert (found.grids, found.heavy_tailed) == ({"c": other.grids["c"]}, ("b",))
+        np.save(tmp_path / "o.npy", x[:, :0:-1])
+        unnamed = load_density_data(str(tmp_path / "o.npy")).match(trained, "runs/t")
+        assert (unnamed.columns, [*unnamed.grids], unnamed.heavy_tailed) == (("b", "c"), ["c"], ("b",))
+
     def test_other_columns(self, tmp_path):
         trained = self.described(load_density_data(self.table(tmp_path / "t.csv", ["b", "a", "c"])))
         for columns, message in (

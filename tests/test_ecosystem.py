@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, IterableDataset
 
 from anode import InputError, Solver
-from cnf import MaximumLikelihood, density_model, load, save
+from cnf import Flow, MaximumLikelihood, density_model, load, save
 
 DENSITIES = {
     "flow": {"whiten": True},
@@ -129,6 +129,21 @@ def test_autocast_leaves_log_densities_exact_and_training_fast(density):
     fine = before(x, c)
     assert rough != fine
     torch.testing.assert_close(rough, fine, rtol=0.2, atol=0.2)
+
+
+def test_autocast_leaves_samples_and_paths_exact(density):
+    model, x, c = density
+    uses = [lambda: model.sample(len(x), c), lambda: model.sample_paths(len(x), [0, 1], c)]
+    if isinstance(model, Flow):
+        uses += [lambda: model.encode(x, c), lambda: model.decode(x, c), lambda: model.trajectory(x, [0, 1], c)]
+    if model.has_rsample:
+        uses += [lambda: model.rsample(len(x), c), lambda: model.rsample_and_log_prob(len(x), c)[1]]
+    for use in uses:
+        torch.manual_seed(0)
+        exact = use()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(use(), exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

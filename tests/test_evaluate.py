@@ -186,6 +186,7 @@ def test_what_is_refused_is_one_line(run, tmp_path):
         (["mlp", "--rtol", "1e-6"], "--rtol and --atol have no effect on mlp"),
         (["runs/greys", "more"], "more holds the class light, runs/greys knows bright, dark"),
         (["runs/moons", "greys"], "runs/moons was trained on 2"),
+        (["mlp", "x.npy"], "mlp does not know which column of x.npy to predict: use train-flows predict mlp x.npy"),
         (["mine", "x.npy"], "mine is a density given 2 numbers without names: use it by cnf.load"),
         (["runs/moons", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
     ):

@@ -69,6 +69,16 @@ def test_a_regression_writes_one_column(run, rows):
     np.testing.assert_allclose(found.predicted.astype(float), wanted, atol=1e-5)
 
 
+def test_a_model_in_double_precision_sees_all_digits(run, rows):
+    x = 1.7e9 + 600 * np.random.default_rng(0).random((60, 1))
+    model = anode.classifier_model((1,), 2, data=x, model="mlp").double()
+    model.lift[0].fit(torch.from_numpy(x))
+    anode.save(model, "mine")
+    pd.DataFrame(x, columns=["t"]).to_csv("t.csv", index=False)
+    found, _ = predicted(run, "mine", "t.csv")
+    np.testing.assert_allclose(found.p_1.astype(float), model.predict_proba(x)[:, 1], rtol=1e-12)
+
+
 def test_functions_have_a_class_by_sign(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network, dataset = store_classifier("runs/spheres", "spheres")

@@ -19,7 +19,7 @@ from anode.solver import solvers_in
 from cnf import Density
 from cnf.models import KIND as DENSITY
 from train_flows.command_line import read
-from train_flows.data import Dataset, is_images, load_density_data, load_labelled_data
+from train_flows.data import Dataset, is_images, known_labelled_data, load_density_data, load_labelled_data
 from train_flows.data.grids import Grid
 from train_flows.evaluation import accuracy, likelihood, wording
 from train_flows.run import distributed, session
@@ -168,6 +168,10 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     options |= {"image_size": settings.data.image_size} if is_images(source) else {}
     if kind == CLASSIFIER:
         options["target"] = None if is_images(source) else settings.data.target
+        if options["target"] is None and not (is_images(source) or known_labelled_data(source)):
+            raise InputError(
+                f"{folder} does not know which column of {source} to predict: use train-flows predict {folder} {source}"
+            )
     elif trained["context"]:
         given = trained["context"] == trained["classes"]
         options |= {"conditional": True} if given else {"context": tuple(trained["context"])}

@@ -98,7 +98,7 @@ def _table(path: Path, about: Mapping[str, Any], target: str | None) -> tuple[pd
         raise InputError(f"{path} lacks the columns {abbreviate(missing)} of the run: add or rename them")
     if not found:  # without names
         found = [name for name in rows if rows.shape[1] == math.prod(about["shape"]) or name != target]
-    x = torch.from_numpy(tables.numbers(str(path), rows[found], min_rows=1)).float()
+    x = torch.from_numpy(tables.numbers(str(path), rows[found], min_rows=1))
     if others := [name for name in rows if name not in found]:
         texts = _rows(tables.read(path, others))[others]
         rows[others] = texts.map(lambda text: text.decode() if isinstance(text, bytes) else text)

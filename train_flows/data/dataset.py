@@ -223,7 +223,18 @@ class Dataset:
             return dataclasses.replace(part, x=x, y=y, c=c)
 
         parts = {name: matched(getattr(self, name)) for name in ("train", "validation", "test")}
-        return dataclasses.replace(self, **parts, columns=columns, levels=levels, classes=classes, notes=notes)
+        own = self.columns if isinstance(order, slice) else columns
+        name_of = dict(zip(own, columns, strict=False))  # without columns that are left out
+        return dataclasses.replace(
+            self,
+            **parts,
+            columns=columns,
+            levels=levels,
+            classes=classes,
+            grids={name_of[name]: grid for name, grid in self.grids.items() if name in name_of},
+            heavy_tailed=tuple(name_of[name] for name in self.heavy_tailed if name in name_of),
+            notes=notes,
+        )
 
     def limited(self, train_size: int | None, test_size: int | None, seed: int) -> Dataset:
         """Return a data set with fewer training and test samples, drawn by the seed; a tenth as many validate."""

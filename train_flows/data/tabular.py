@@ -170,6 +170,12 @@ def _checked(raw: Dataset, seed: int = 0, jitter: bool = True, dtype: torch.dtyp
             *column_checks.far_from_zero(exact, columns, dtype),
             *_repeated_rows(dataset),
         )
+    if raw.train.c is not None:
+        given = raw.train.c.double().numpy()
+        notes += (
+            *column_checks.scale_notes(given, raw.context)[1],
+            *column_checks.far_from_zero(given, raw.context, dtype),
+        )
     train, validation, test = (part.to(dtype) for part in (dataset.train, dataset.validation, dataset.test))
     return dataclasses.replace(
         dataset, train=train, validation=validation, test=test, heavy_tailed=tuple(heavy), notes=notes
