@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
 from anode.errors import InputError
-from anode.inputs import to_tensor
+from anode.inputs import to_tensor, whole_number
 
 if TYPE_CHECKING:
     from cnf.flow import Density
@@ -81,20 +81,26 @@ class FlowDistribution(Distribution):
 
     @override
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        batch = Size(sample_shape) + self.batch_shape
+        batch = _sizes(sample_shape) + self.batch_shape
         return self.density.sample(batch.numel(), self._contexts(batch)).reshape(*batch, *self.event_shape)
 
     @override
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        batch = Size(sample_shape) + self.batch_shape
+        batch = _sizes(sample_shape) + self.batch_shape
         return self.density.rsample(batch.numel(), self._contexts(batch)).reshape(*batch, *self.event_shape)
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw samples and their log-densities in one solve, with gradients through both."""
-        batch = Size(sample_shape) + self.batch_shape
+        batch = _sizes(sample_shape) + self.batch_shape
         x, log_p = self.density.rsample_and_log_prob(batch.numel(), self._contexts(batch))
         return x.reshape(*batch, *self.event_shape), log_p.reshape(batch)
 
     def _contexts(self, batch: Size) -> Tensor | None:
         """Return one context for each sample of a flattened batch, (B, C)."""
         return None if self.c is None else self.c.expand(*batch, -1).reshape(batch.numel(), self.c.shape[-1])
+
+
+def _sizes(sample_shape: Sequence[int] | float) -> Size:
+    """Return the sizes of a sample shape; a number n stands for (n,)."""
+    sizes = sample_shape if isinstance(sample_shape, Sequence) else [sample_shape]
+    return Size([whole_number("sample_shape", size, 0) for size in sizes])

@@ -49,6 +49,15 @@ def test_contexts_are_batches(float64, batch):
     assert not x.requires_grad
 
 
+@pytest.mark.parametrize("size", [5, 5.0, [5], (5,), torch.Size([5])])
+def test_sample_shapes_are_numbers_or_sequences(size):
+    p = conditional_flow()(torch.randn(4, 3))
+    assert p.sample(size).shape == p.rsample(size).shape == p.rsample_and_log_prob(size)[0].shape == (5, 4, 2)
+    for wrong in (-1, 2.5, (2, "3")):
+        with pytest.raises(InputError, match="sample_shape=.* must be a whole number of at least 0"):
+            p.sample(wrong)
+
+
 def test_batches_expand(float64):
     p, c = conditional_flow()(torch.randn(3, 3)), None
     wide = p.expand((4, 3))
