@@ -235,7 +235,10 @@ class ResNet(nn.Module):
         """Return the states (T, B, *S) at times in [0, 1]; block k ends at k/K, with straight lines between blocks."""
         x = _state("x", x, next(self.parameters(), None))
         states = torch.stack(self._states(x))
-        depth = torch.as_tensor(times, dtype=x.dtype, device=x.device).clamp(0, 1) * len(self.fields)
+        times = to_tensor("times", times).to(x)
+        if not ((times >= 0) & (times <= 1)).all():
+            raise InputError(f"times={times.tolist()} must lie from 0, before the first block, to 1, after the last")
+        depth = times * len(self.fields)
         before = depth.long().clamp(max=len(self.fields) - 1)
         share = (depth - before).view(-1, *[1] * x.ndim)
         return torch.lerp(states[before], states[before + 1], share)

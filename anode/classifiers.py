@@ -258,8 +258,10 @@ class Classifier(nn.Module):
         """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet."""
         if not isinstance(self.body, ODEBlock | ResNet):
             raise InputError(f"model has a body {type(self.body).__name__}, without trajectories: use an ODE")
-        if len(times) == 0 or float(times[0]) != 0:
-            raise InputError(f"times={times} must begin at 0, the time of the lifted inputs")
+        if len(times) == 0 or float(times[0]) != 0 or float(max(times)) > 1:
+            raise InputError(
+                f"times={times} must begin at 0, the time of the lifted inputs, and not pass 1, that of the features"
+            )
         return self.body.trajectory(self.state(x), times)
 
     def with_solver(self, solver: Solver) -> Classifier:

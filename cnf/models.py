@@ -299,7 +299,8 @@ def _to_real_numbers(data: Any, shape: Sequence[int], levels: int | None, alpha:
         places = ", ".join(map(str, constant.nonzero().flatten()[:8].tolist()))
         raise InputError(
             f"data is constant in {int(constant.sum())} of {len(constant)} dimensions (first {places}) in "
-            f"{rounded.dtype}, where a density is infinite: drop those dimensions"
+            f"{rounded.dtype}, where a density is infinite: drop those dimensions, or if they vary, subtract an offset "
+            "and rescale them"
         )
     return data
 

@@ -121,6 +121,7 @@ class TestResNet:
         (lambda: ODEBlock(MLPField(2))(torch.ones(4, 2, dtype=torch.int64)), "the state has dtype torch.int64"),
         (lambda: ScalePixels(1), "levels=1"),
         (lambda: ResNet([]), "at least one block"),
+        (lambda: ResNet([MLPField(2)]).trajectory(torch.ones(4, 2), [0, 2]), r"times=\[0.0, 2.0\] must lie from 0"),
         (lambda: MLP(2, ()), "hidden"),
         (lambda: ODEBlock(MLPField(2), 4), "solver=4 is not a Solver"),
         (lambda: with_solver(ODEBlock(MLPField(2)), "rk5"), "method='rk5' is unknown"),

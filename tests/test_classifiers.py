@@ -89,8 +89,9 @@ class TestEveryModel:
         path = model.trajectory(x, [0.0, 0.5, 1.0])
         torch.testing.assert_close(path[0], model.state(x))
         torch.testing.assert_close(path[-1], model.features(x), rtol=1e-3, atol=1e-3)
-        with pytest.raises(InputError, match="must begin at 0"):
-            model.trajectory(x, [0.5, 1.0])
+        for times in ([0.5, 1.0], [0.0, 2.0], []):
+            with pytest.raises(InputError, match=r"must begin at 0.* and not pass 1"):
+                model.trajectory(x, times)
 
     def test_it_survives_storage(self, variant, tmp_path):
         model, x = variant

@@ -54,7 +54,7 @@ def test_sample_shapes_are_numbers_or_sequences(size):
     p = conditional_flow()(torch.randn(4, 3))
     assert p.sample(size).shape == p.rsample(size).shape == p.rsample_and_log_prob(size)[0].shape == (5, 4, 2)
     for wrong in (-1, 2.5, (2, "3")):
-        with pytest.raises(InputError, match="sample_shape=.* must be a whole number of at least 0"):
+        with pytest.raises(InputError, match=r"sample_shape=.* must be a whole number of at least 0"):
             p.sample(wrong)
 
 
