@@ -35,21 +35,26 @@ class MeanScale(nn.Module):
 
     def fit(self, x: Tensor) -> Self:
         """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1."""
-        check_fit_samples(x, self.mean.shape)
-        std = x.double().std(dim=0, correction=0)
-        self.mean.copy_(x.double().mean(dim=0))
+        x = samples_to_fit("x", x, self.mean.shape).double()
+        std = x.std(dim=0, correction=0)
+        self.mean.copy_(x.mean(dim=0))
         self.scale.copy_(torch.where(std > 0, std, 1.0))
         return self
 
+    @property
+    def fitted(self) -> bool:
+        """True if a mean or scale differs from 0 and 1."""
+        return bool(self.mean.any() or (self.scale != 1).any())
 
-def check_fit_samples(x: Tensor, shape: Sequence[int]) -> None:
-    """Raise an :class:`InputError` unless x holds samples (N, *S), at least one and all finite."""
-    if not isinstance(x, Tensor):
-        raise InputError(f"the samples are of type {type(x).__name__}: pass a tensor, such as torch.as_tensor(x)")
+
+def samples_to_fit(name: str, x: Any, shape: Sequence[int]) -> Tensor:
+    """Return samples (N, *S), at least one and all finite, as a tensor without a graph; ``name`` is for messages."""
+    x = to_tensor(name, x).detach()
     if x.shape[1:] != torch.Size(shape) or x.numel() == 0:
         raise InputError(f"samples of shape {tuple(x.shape)} do not fit: pass one or more of shape {tuple(shape)}")
     if not torch.isfinite(x).all():
         raise InputError("the samples are not all finite: remove rows with NaN or infinity")
+    return x
 
 
 def magnitude(x: Tensor) -> float:

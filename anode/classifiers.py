@@ -16,10 +16,10 @@ from typing_extensions import override
 
 from anode import storage
 from anode.blocks import MLP, Augment, Denormalize, FirstComponents, Normalize, ODEBlock, ResNet, ScalePixels, magnitude
-from anode.errors import InputError, check_choice, config
+from anode.errors import InputError, check_choice, config, config_of
 from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, NormConvField
-from anode.inputs import check_finite, to_tensor
+from anode.inputs import check_batch, check_finite, check_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm, stem
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
@@ -78,9 +78,7 @@ class ClassifierConfig:
 
     def validate(self, shape: Sequence[int], outputs: int) -> None:
         """Raise an :class:`InputError` unless the values suit each other, samples of shape S and K outputs."""
-        shape = check_shape(shape)
-        if type(outputs) is not int or outputs < 1:
-            raise InputError(f"outputs={outputs} must be a whole number of at least 1")
+        shape, outputs = check_shape(shape), whole_number("outputs", outputs)
         if self.model == "second-order" and self.extra != shape[0]:
             raise InputError(
                 f"extra={self.extra} must be {shape[0]} with model='second-order', one velocity for each position"
@@ -118,14 +116,6 @@ class ClassifierConfig:
         round_up = 1 if self.stem == "residual" else 0  # a stem takes 2 off a side and halves it twice
         halved = [(max(side - 2, 0) + round_up) // 2 for side in shape[1:]]
         return (self.hidden[0], *((side + round_up) // 2 for side in halved))
-
-
-def check_shape(shape: Any) -> tuple[int, ...]:
-    """Return the shape S of a sample; raise an :class:`InputError` unless it is that of a vector or an image."""
-    sides = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, Sequence) else ()
-    if len(sides) not in (1, 3) or any(type(side) is not int or side < 1 for side in sides):
-        raise InputError(f"shape={shape!r} must be (D,) for vectors or (C, H, W) for images")
-    return sides
 
 
 class Classifier(nn.Module):
@@ -228,9 +218,7 @@ class Classifier(nn.Module):
         x = x if like is None else x.to(like.device, like.dtype)
         if self.shape is None:
             return x
-        if x.ndim == 0 or tuple(x.shape[1:]) != self.shape:
-            size = ", ".join(map(str, ("B", *self.shape)))
-            raise InputError(f"x of shape {tuple(x.shape)} does not fit the classifier: pass ({size})")
+        check_batch("x", x, self.shape, "classifier")
         if len(x) and not (whole and self.levels) and (x.device.type == "cpu" or not torch.is_grad_enabled()):
             self._check_values(x.detach())
         return x
@@ -248,7 +236,7 @@ class Classifier(nn.Module):
             return
         if self.levels is not None:
             warnings.warn("x is far from the range of pixels: pass whole numbers from 0 to levels - 1", stacklevel=2)
-        elif torch.equal(scaling.get_buffer("scale"), torch.ones_like(x[0])):
+        elif not scaling.fitted:
             remedy = "pass data=x to classifier_model, which stores its mean and scale to standardise inputs"
             warnings.warn(f"x is far from unit scale, so the network learns little of it: {remedy}", stacklevel=2)
         elif size > 1:
@@ -300,12 +288,10 @@ def classifier_model(
         >>> anode(torch.randn(8, 2)).shape, anode.features(torch.randn(8, 2)).shape
         (torch.Size([8, 1]), torch.Size([8, 7]))
     """
-    if config is not None and fields:
-        raise InputError(f"config and {', '.join(fields)} exclude each other: use dataclasses.replace(config, ...)")
+    config = config_of(ClassifierConfig, config, fields)
     if data is not None and levels is not None:
         raise InputError(f"levels={levels} already scales the inputs: leave out data, or levels")
-    config = config or ClassifierConfig(**fields)
-    shape = check_shape(shape)
+    shape, outputs = check_shape(shape), whole_number("outputs", outputs)
     config.validate(shape, outputs)
     classes = tuple(map(str, classes))
     if classes and (config.task == "regression" or len(set(classes)) != max(outputs, 2)):
@@ -334,7 +320,7 @@ def classifier_model(
             values = to_tensor("target", target)
             units.fit(values[:, None] if values.ndim == 1 else values)
     network = Classifier(nn.Sequential(*first), body, readout)
-    network.shape, network.outputs, network.levels, network._config = tuple(shape), outputs, levels, config
+    network.shape, network.outputs, network.levels, network._config = shape, outputs, levels, config
     network.classes = classes
     return network
 

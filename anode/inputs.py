@@ -58,6 +58,21 @@ def to_shape(shape: Any) -> tuple[int, ...]:
     return (whole_number("shape", shape),)
 
 
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape S of a vector or an image; see :func:`to_shape`."""
+    sides = to_shape(shape)
+    if len(sides) not in (1, 3):
+        raise InputError(f"shape={sides} must be (D,) for vectors or (C, H, W) for images")
+    return sides
+
+
+def check_batch(name: str, x: Tensor, shape: Sequence[int], model: str) -> None:
+    """Raise an :class:`InputError` unless x is a batch (B, *S) for a kind of model."""
+    if x.ndim == 0 or x.shape[1:] != torch.Size(shape):
+        size = ", ".join(map(str, ("B", *shape)))
+        raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the {model}: pass ({size})")
+
+
 def check_finite(name: str, values: Tensor) -> None:
     """Raise an :class:`InputError` unless all values of samples (B, ...) are finite; waits for the device."""
     if not torch.isfinite(values).all():

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from itertools import chain, pairwise
-from typing import Any, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -35,7 +35,7 @@ ADAPTIVE_METHODS: tuple[str, ...] = get_args(AdaptiveMethod)
 FIXED_METHODS: tuple[str, ...] = get_args(FixedMethod)
 
 PRECISIONS = (torch.float32, torch.float64)  # of states
-STEP_SIZE = 0.1  # of a method with fixed steps that is given by its name alone
+STEP_SIZE = 0.25  # of a method with fixed steps, if none is given
 
 M = TypeVar("M", bound=nn.Module)
 P = ParamSpec("P")
@@ -77,7 +77,7 @@ class Solver:
             with adjoint gradients; the others take the same steps with less overhead.
         rtol: relative tolerance of an adaptive method, per step.
         atol: absolute tolerance of an adaptive method, per step, in the units of the state.
-        step_size: largest step of a fixed-step method; the steps divide each interval evenly.
+        step_size: largest step of a fixed-step method, 0.25 if omitted; the steps divide each interval evenly.
         max_steps: a solve that needs more steps than this, rejected ones included, is a :class:`SolverError`.
         gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
             that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
@@ -105,7 +105,7 @@ class Solver:
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         """Take the name of a method for a solver in other configurations."""
-        return _settings_of(value) if isinstance(value, str) else value
+        return {"method": value} if isinstance(value, str) else value
 
     def __post_init__(self) -> None:
         replayable = self.method in TABLEAUS
@@ -120,7 +120,7 @@ class Solver:
                 f"step_size={self.step_size} has no effect on the adaptive method {self.method!r}: remove it"
             )
         if not self.adaptive and self.step_size is None:
-            raise InputError(f"method={self.method!r} takes fixed steps: pass a step_size, such as 0.1")
+            object.__setattr__(self, "step_size", STEP_SIZE)
         if not self.adaptive and self.first_step is not None:
             raise InputError(f"first_step={self.first_step} has no effect on fixed steps ({self.method!r}): remove it")
 
@@ -319,14 +319,10 @@ def with_solver(model: M, solver: Solver) -> M:
 def check_solver(solver: Any) -> Solver:
     """Return a solver, by its method's name too, or raise an :class:`InputError` for anything else."""
     if isinstance(solver, str):
-        return Solver(**_settings_of(solver))
+        return Solver(cast(Any, solver))
     if not isinstance(solver, Solver):
         raise InputError(f"solver={solver!r} is not a Solver: pass a Solver, such as Solver('dopri5')")
     return solver
-
-
-def _settings_of(method: str) -> dict[str, Any]:
-    return {"method": method, **({"step_size": STEP_SIZE} if method in FIXED_METHODS else {})}
 
 
 def _check_monotone(times: Sequence[float]) -> None:
@@ -337,12 +333,10 @@ def _check_monotone(times: Sequence[float]) -> None:
 
 def _check_state(y0: Any) -> Any:
     """Return a state in single or double precision; half precision is raised to single under ``torch.autocast``."""
+    if isinstance(y0, tuple | list) and y0 and all(isinstance(part, Tensor) for part in y0):
+        return tuple([_check_state(part) for part in y0])
     if not isinstance(y0, Tensor):
-        if not isinstance(y0, tuple | list) or not y0 or not all(isinstance(part, Tensor) for part in y0):
-            raise InputError(f"y0 is of type {type(y0).__name__}: pass a tensor, or a tuple of tensors")
-        if all(part.dtype in PRECISIONS for part in y0):
-            return y0
-        return tuple(_check_state(part) for part in y0)
+        raise InputError(f"y0 is of type {type(y0).__name__}: pass a tensor, or a tuple of tensors")
     if y0.dtype in PRECISIONS:
         return y0
     if y0.dtype not in (torch.float16, torch.bfloat16):

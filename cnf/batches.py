@@ -34,6 +34,17 @@ def split_batch(batch: Batch, c: Any = None) -> tuple[Tensor, Tensor | None]:
     return x, None if c is None else to_tensor("c", c)
 
 
+def check_contexts(c: Tensor | None, n: int, features: int | None) -> None:
+    """Raise an :class:`anode.InputError` unless contexts fit n samples.
+
+    They are (n, C) for C features, None for 0 features, and either if the number of features is None.
+    """
+    size = None if c is None else tuple(c.shape)
+    wanted = "(B, C)" if features is None else (n, features) if features else None
+    if not (size == wanted or (features is None and (c is None or (c.ndim == 2 and len(c) == n)))):
+        raise InputError(f"c of shape {size} does not fit {n} samples: pass {wanted}")
+
+
 def max_copies(x: Tensor) -> int:
     """Return the number of copies of samples to solve together: at most 16,384 points of a million numbers in all.
 
@@ -64,7 +75,7 @@ def warn_of_units(c: Tensor, scale: MeanScale | None) -> None:
 
     Features are far if their mean or spread is large, or if they vary but hardly leave 0.
     """
-    if len(c) == 0 or (scale is not None and (scale.mean.any() or (scale.scale != 1).any())):
+    if len(c) == 0 or (scale is not None and scale.fitted):
         return
     std, mean = torch.std_mean(c.detach(), 0, correction=0)
     far = (torch.maximum(mean.abs(), std) > FAR_CONTEXT) | ((std > 0) & (c.detach().abs().amax(0) < NEAR_CONTEXT))

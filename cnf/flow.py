@@ -14,10 +14,10 @@ from typing_extensions import override
 from anode.blocks import Normalize
 from anode.errors import InputError
 from anode.gradients import explain_vmap
-from anode.inputs import check_finite, to_tensor, whole_number
+from anode.inputs import check_batch, check_finite, to_tensor, whole_number
 from anode.solver import Solver, solvers_in, with_solver
 from cnf.bases import Base
-from cnf.batches import warn_of_units
+from cnf.batches import check_contexts, warn_of_units
 from cnf.continuous import Continuous, path_times, split_at_ode
 from cnf.distribution import FlowDistribution
 from cnf.transforms import Compose, SolveOptions, Transform
@@ -140,9 +140,7 @@ class Density(nn.Module):
         returned standardised.
         """
         x = (x if isinstance(x, Tensor) and x.dtype == self.like.dtype else to_tensor(name, x)).to(self.like)
-        if x.shape[1:] != self.event_shape or x.ndim == 0:
-            size = ", ".join(map(str, ("B", *self.event_shape)))
-            raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
+        check_batch(name, x, self.event_shape, "flow")
         c = self.prepare_context(c, len(x), finite)
         if finite:
             with explain_vmap():
@@ -154,11 +152,7 @@ class Density(nn.Module):
         if self.like.dtype in HALF:
             raise InputError(f"the model is in {self.like.dtype}, too coarse for a density: call its float() first")
         c = None if c is None else to_tensor("c", c)
-        size = None if c is None else tuple(c.shape)
-        wanted = "(B, C)" if self.context is None else (n, self.context) if self.context else None
-        fits = c is None or (c.ndim == 2 and len(c) == n) if self.context is None else size == wanted
-        if not fits:
-            raise InputError(f"c of shape {size} does not fit {n} samples: pass {wanted}")
+        check_contexts(c, n, self.context)
         if c is None:
             return None
         c = c.to(self.like.device)
