@@ -163,8 +163,8 @@ class TestRecipes:
         assert found.training.steps % found.training.validate_every == 0
         frequent = parse(*PROGRAMS["density"], [*args, "--validate-every", "5"], rows, 13)[0]
         assert 5 * frequent.training.patience == found.training.validate_every * found.training.patience
-        typed = parse(*PROGRAMS["density"], [*args, "--patience", "0", "--smoothing", "0"], rows, 13)[0]
-        assert (typed.training.patience, typed.objective.smoothing) == (0, 0.0)
+        typed = parse(*PROGRAMS["density"], [*args, "--patience", "0", "--lr", "0.1"], rows, 13)[0]
+        assert (typed.training.patience, typed.training.lr) == (0, 0.1)
 
     def test_one_line_says_what_was_chosen(self):
         line = parse(*PROGRAMS["density"], ["moons", "--steps", "7", "--out", "mine"])[1]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode import InputError, Solver
+from anode import Solver
 from cnf import Density, FlowMatching, MaximumLikelihood, density_model
 from cnf.maximum_likelihood import Batch, split_batch
 from cnf.models import KIND
@@ -54,18 +54,9 @@ PROGRAM = Program(
         *("out", "seed", "device", "overwrite", "budget_minutes", "init", "resume"),
     ),
     api_only=(
-        *(
-            "train_size",
-            "test_size",
-            "correlated",
-            "probes",
-            "noise",
-            "dequantization",
-            "alpha",
-            "lr_warm_up",
-            "first_step",
-        ),
-        *("lr_warm_up", "kl_warm_up", "clip", "weight_decay", "likelihood_from", "restart_lr", "max_skipped"),
+        *("train_size", "test_size", "correlated", "probes", "noise", "dequantization", "alpha", "first_step"),
+        *("smoothing", "kl_warm_up", "clip", "weight_decay", "likelihood_from", "max_skipped"),
+        *("lr_warm_up", "restart_lr"),
     ),
 )
 
@@ -109,8 +100,6 @@ def size(dataset: Dataset) -> tuple[int, int]:
 
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
     """Return the settings with a batch no larger than the data, and with the step at which likelihood begins."""
-    if settings.objective.smoothing and dataset.levels is not None:
-        raise InputError(f"--smoothing {settings.objective.smoothing} is for real numbers, not for pixels: omit it")
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
     training = staged(settings.objective, dataclasses.replace(settings.training, batch_size=batch_size))
     return dataclasses.replace(settings, training=training)
