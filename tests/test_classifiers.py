@@ -278,7 +278,7 @@ class TestInputs:
         [
             (torch.zeros(2), "x of shape (2,) does not fit the classifier: pass (B, 2)"),
             (np.zeros((4, 3)), "x of shape (4, 3) does not fit the classifier: pass (B, 2)"),
-            ([[1.0, "a"]], "x is of type list and does not hold real numbers"),
+            ([[1.0, "a"]], "x of type list cannot become a tensor"),
             (pd.DataFrame({"a": [1.0], "b": ["word"]}), "x of type DataFrame cannot become a tensor"),
             (
                 pd.DataFrame({"a": pd.to_datetime(["2020-01-01"]), "b": [1.0]}),
@@ -443,8 +443,8 @@ class TestRefusals:
             ({"extr": 1}, "did you mean extra?"),
             ({"extra": -1}, "extra=-1"),
             ({"shape": (2, 2)}, "shape=(2, 2)"),
-            ({"shape": (0,)}, "shape=(0,)"),
-            ({"shape": (2.5,)}, "shape=(2.5,)"),
+            ({"shape": (0,)}, "shape=0 must be a whole number"),
+            ({"shape": (2.5,)}, "shape=2.5"),
             ({"outputs": 0}, "outputs=0"),
             ({"blocks": 0}, "blocks=0"),
             ({"model": "second-order"}, "extra=0 must be 2"),
@@ -478,7 +478,7 @@ class TestRefusals:
             ({"task": "values"}, "task='values' is unknown; choose one of classes, regression"),
             ({"target": torch.zeros(5)}, "target has an effect with task='regression' only"),
             ({"task": "regression", "target": torch.zeros(5, 2)}, "(5, 2) do not fit"),
-            ({"data": [["a", "b"]]}, "data is of type list and does not hold real numbers"),
+            ({"data": [["a", "b"]]}, "data of type list cannot become a tensor"),
         ],
     )
     def test_bad_values_are_named(self, options, words):

@@ -81,7 +81,7 @@ class TestDensities:
         pd.DataFrame(x[:50, ::-1], columns=["b", "a"]).to_csv("swapped.csv", index=False)
         flow, _ = store_density("runs/whole", "whole.csv")
         report = report_of(run, "evaluate", "runs/whole", "other.csv")
-        part = load_test_part("runs/whole", "other.csv").test.x
+        part = load_test_part("runs/whole", "other.csv")[0].test.x
         noise = part - torch.from_numpy(x[:50])
         assert noise[:, 0].abs().max() == 0
         assert 0.04 < noise[:, 1].abs().max() <= 0.05
@@ -100,8 +100,8 @@ class TestDensities:
         pd.DataFrame(t, columns=["a", "b"]).to_csv("whole.csv", index=False)
         pd.DataFrame(t[:50], columns=["a", "b"]).to_csv("other.csv", index=False)
         store_density("runs/whole", "whole.csv", run={"dtype": "float64"})
-        assert load_test_part("runs/whole").test.x.dtype == torch.float64
-        np.testing.assert_array_equal(load_test_part("runs/whole", "other.csv").test.x, t[:50])
+        assert load_test_part("runs/whole")[0].test.x.dtype == torch.float64
+        np.testing.assert_array_equal(load_test_part("runs/whole", "other.csv")[0].test.x, t[:50])
         assert report_of(run, "evaluate", "runs/whole", "other.csv")["inverse_error_standardized"] < 1e-3
 
     def test_named_data_keep_the_split_of_the_run(self, run):

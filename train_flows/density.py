@@ -87,10 +87,7 @@ def main(args: list[str]) -> None:
 
 def load(settings: DensitySettings) -> Dataset:
     """Load the data of a run."""
-    wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "dtype": getattr(torch, settings.run.dtype)}
-    with distributed.progress_bar("reading"):
-        dataset = distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # may download
-    return session.match_initial_run(settings.run, dataset)
+    return session.load_data(load_density_data, settings.data, settings.run)
 
 
 def size(dataset: Dataset) -> tuple[int, int]:

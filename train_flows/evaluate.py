@@ -89,10 +89,9 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
         solver = Solver(rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps)
     solver = _with_tolerances(settings, solver)
     likelihood.check_importance_samples(model, settings.samples)
-    dataset, part = load_test_part(settings.run, settings.data)
+    dataset = _load(settings)
     if settings.classify and not (dataset.context and dataset.context == dataset.classes):
         raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
-    _announce(settings, part, dataset)
     distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
@@ -117,19 +116,19 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
                 f"--rtol and --atol have no effect on {settings.run}, which takes no adaptive steps: drop them"
             )
         model = model.with_solver(_with_tolerances(settings, solver))
-    dataset, part = load_test_part(settings.run, settings.data)
-    _announce(settings, part, dataset)
-    return accuracy.measure(model, dataset.test)
+    return accuracy.measure(model, _load(settings).test)
 
 
 def _with_tolerances(settings: Settings, solver: Solver) -> Solver:
     return dataclasses.replace(solver, rtol=settings.rtol or solver.rtol, atol=settings.atol or solver.atol)
 
 
-def _announce(settings: Settings, part: str, dataset: Dataset) -> None:
-    """Say which samples are measured."""
+def _load(settings: Settings) -> Dataset:
+    """Load the samples to measure, and say which they are."""
+    dataset, part = load_test_part(settings.run, settings.data)
     if not settings.json:
         print(f"{part}: {len(dataset.test):,} samples")
+    return dataset
 
 
 def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import Field
 from sklearn import datasets
 
 import cnf
@@ -26,7 +26,7 @@ from train_flows.command_line import parse, read
 from train_flows.evaluation import likelihood
 from train_flows.results_pages import contest_rows
 from train_flows.run.folder import Run
-from train_flows.settings import DensitySettings
+from train_flows.settings import Count, DensitySettings, Positive
 
 OF_SKLEARN = {
     "wine": datasets.load_wine,
@@ -55,21 +55,22 @@ class Settings:
     """
 
     data_root: Path = Path("data")
-    seeds: Annotated[int, Field(ge=1)] = 5
-    budget_minutes: Annotated[float, Field(gt=0)] = float("inf")
+    seeds: Count = 5
+    budget_minutes: Positive | None = None
     out: Path = Path("small-tables.json")
     overwrite: bool = False
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows benchmark small-tables``."""
-    settings, started = read(Settings, args, "benchmark small-tables"), time.monotonic()
+    settings = read(Settings, args, "benchmark small-tables")
+    deadline = time.monotonic() + 60 * (settings.budget_minutes or math.inf)
     earlier = settings.out.is_file() and not settings.overwrite
     benchmark.prepare(settings.out, overwrite=True)
     contests: list[dict[str, Any]] = json.loads(settings.out.read_text("utf-8"))["contests"] if earlier else []
     done = {(contest["data"], contest["seed"]) for contest in contests}
     for seed, name in itertools.product(range(settings.seeds), (*OF_SKLEARN, *FILES)):
-        if (name, seed) not in done and time.monotonic() <= started + 60 * settings.budget_minutes:
+        if (name, seed) not in done and time.monotonic() <= deadline:
             with tempfile.TemporaryDirectory() as folder:
                 table = Path(folder, f"{name}.csv")
                 read_table(name, settings.data_root).to_csv(table, index=False)
