@@ -62,6 +62,29 @@ def untrained(folder, source, kind=DENSITY, **settings):
     return Run.open(folder, kind)
 
 
+def result_of(folder):
+    """Return the content of ``result.json``."""
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def have_same_weights(one, other):
+    """Return True if the stored weights of two runs are equal."""
+    one, other = (storage.read_weights(name) for name in (one, other))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def let_time_run_out(patch, program, step):
+    """Let the budget of a program end at the batch of a step."""
+    shuffled, late = program.shuffled_batches, []
+
+    def counted(*args):
+        batch = shuffled(*args)
+        return lambda now: (now == step and late.append(now), batch(now))[1]
+
+    patch.setattr(program, "shuffled_batches", counted)
+    patch.setattr("train_flows.run.loop.time.monotonic", lambda: 1e9 if late else 0.0)
+
+
 def report_of(run, *args):
     """Return the JSON that a program prints."""
     status, out, err = run(*args, "--json")

@@ -216,7 +216,7 @@ class DensityTask:
         self._drifts = settings.objective.objective != MATCHING and not settings.model.solver.adaptive
 
     def loss_name(self, step: int) -> str:
-        """Return the name of the loss of a step; that of flow matching is no likelihood."""
+        """Return the name of the loss of a step; flow matching does not give a likelihood."""
         return "matching_loss" if self.objective.matches(step) else "loss"
 
     def validate(self) -> dict[str, float]:

@@ -368,7 +368,7 @@ def _explain_failures(run: Run) -> Generator[None]:
 
 
 def is_shown(step: int, steps: int, every: int) -> bool:
-    """Return True for the first and last of the records, one every so many steps, and for about 20 in between."""
+    """Return True for the first and the last of the records, taken ``every`` steps, and for about 20 between them."""
     stride = max(1, math.ceil(steps / every / SHOWN))
     return step % (stride * every) == 0 or step == steps
 
