@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,17 +14,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from anode import storage
-from anode.blocks import MLP, Augment, Denormalize, FirstComponents, Normalize, ODEBlock, ResNet, ScalePixels, magnitude
+from anode.blocks import MLP, Augment, FirstComponents, ODEBlock, ResNet
 from anode.errors import InputError, check_choice, config, config_of
 from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, NormConvField
-from anode.inputs import check_batch, check_finite, check_shape, to_tensor, whole_number
+from anode.inputs import check_batch, check_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm, stem
+from anode.scaling import Denormalize, Normalize, ScalePixels, check_units
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
 
 KIND = "classifier"
-UNIT_SCALE = (0.01, 30.0)  # mean magnitudes between which inputs are near unit scale
 
 
 @config
@@ -87,8 +86,8 @@ class ClassifierConfig:
             raise InputError("model='mlp' does not augment its state: leave out extra, lift and readout")
         if self.readout == "none" and (len(shape) != 1 or outputs > shape[0] + self.extra):
             raise InputError(f"readout='none' needs vectors of at least outputs={outputs} components, not {shape}")
-        if self.model == "mlp" and not self.hidden:
-            raise InputError("hidden=() needs at least one width with model='mlp'")
+        if not self.hidden and (self.model == "mlp" or self.field == "conv" or self.stem != "none"):
+            raise InputError("hidden=() needs a first value: a width, or the number of filters")
 
         convolves = self.field != "mlp" or self.stem != "none"
         if (convolves or self.readout == "pool") and len(shape) != 3:
@@ -102,8 +101,6 @@ class ClassifierConfig:
             )
         if self.readout == "pool" and not convolves:
             raise InputError("readout='pool' averages over a map: pass a convolutional field or a stem")
-        if (self.field == "conv" or self.stem != "none") and not self.hidden:
-            raise InputError("hidden=() needs a first value, the number of filters")
         if self.field != "mlp" and self.model == "node":
             check_choice("time", self.time, CONV_TIMES)
         if self.stem != "none" and math.prod(self.map_shape(shape)[1:]) < 2:
@@ -220,27 +217,8 @@ class Classifier(nn.Module):
             return x
         check_batch("x", x, self.shape, "classifier")
         if len(x) and not (whole and self.levels) and (x.device.type == "cpu" or not torch.is_grad_enabled()):
-            self._check_values(x.detach())
+            check_units(x.detach(), next(self.lift.children()))
         return x
-
-    def _check_values(self, x: Tensor) -> None:
-        """Raise an error unless samples are finite, and warn of units that the network can hardly learn from.
-
-        By the rules of Python, a warning is shown once.
-        """
-        scaling = next(self.lift.children())
-        size = magnitude(scaling(x))
-        if not math.isfinite(size):
-            check_finite("x", x)
-        if UNIT_SCALE[0] < size < UNIT_SCALE[1] or size == 0:
-            return
-        if self.levels is not None:
-            warnings.warn("x is far from the range of pixels: pass whole numbers from 0 to levels - 1", stacklevel=2)
-        elif not scaling.fitted:
-            remedy = "pass data=x to classifier_model, which stores its mean and scale to standardise inputs"
-            warnings.warn(f"x is far from unit scale, so the network learns little of it: {remedy}", stacklevel=2)
-        elif size > 1:
-            warnings.warn("x is far from the data that the model is fitted to: check its units", stacklevel=2)
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet."""

@@ -14,12 +14,13 @@ from torch import Tensor
 from anode.errors import InputError
 
 
-def to_tensor(name: str, values: Any) -> Tensor:
+def to_tensor(name: str, values: Any, like: Tensor | None = None) -> Tensor:
     """Return real numbers as a tensor; a tensor stays itself, with its gradient.
 
     Args:
         name: name of the argument, for messages.
         values: a tensor, an array, a data frame, a list of tensors, or nested lists of numbers.
+        like: a tensor whose dtype and device other values get; float64 on the CPU without it.
     """
     try:
         if isinstance(values, Tensor):
@@ -36,7 +37,7 @@ def to_tensor(name: str, values: Any) -> Tensor:
         raise InputError(f"{name} of type {kind} cannot become a tensor ({error}): pass real numbers") from error
     if tensor.is_complex():
         raise InputError(f"{name} holds complex numbers: pass real and imaginary parts as dimensions")
-    return tensor
+    return tensor if like is None or tensor is values else tensor.to(like)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

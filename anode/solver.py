@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain, pairwise
-from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -23,6 +22,7 @@ from anode.gradients import (
     is_differentiable,
     is_transformed,
     make_times_states,
+    never_compiled,
     solve_with_checkpoints,
     solve_with_torchdiffeq,
 )
@@ -38,27 +38,6 @@ PRECISIONS = (torch.float32, torch.float64)  # of states
 STEP_SIZE = 0.25  # of a method with fixed steps, if none is given
 
 M = TypeVar("M", bound=nn.Module)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def never_compiled(f: Callable[P, R]) -> Callable[P, R]:
-    """Exclude a function and all that it calls from ``torch.compile``, as ``torch.compiler.disable`` does.
-
-    The compiler takes seconds to import. Until something else imports it there is nothing to exclude.
-    """
-    excluded = None
-
-    @wraps(f)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal excluded
-        if "torch._dynamo" not in sys.modules:
-            return f(*args, **kwargs)
-        if excluded is None:
-            excluded = torch.compiler.disable(f)
-        return excluded(*args, **kwargs)
-
-    return call
 
 
 @config
@@ -211,10 +190,7 @@ class Solver:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
         """
         y0 = _check_state(y0)
-        if not hasattr(times, "__len__") or (isinstance(times, Tensor) and times.ndim == 0):
-            raise InputError(f"times={times!r} must be two or more numbers, such as [0.0, 1.0]")
-        numbers = [as_number(t) for t in times]
-        _check_monotone(numbers)
+        numbers = _as_monotone(times)
         if any(map(is_differentiable, times)):
             path = [y0]
             for start, end in pairwise(times):
@@ -237,7 +213,7 @@ class Solver:
         roles: ComponentRoles,
     ) -> Solution:
         """Return the states at every time but the first."""
-        _check_monotone(times)
+        times = _as_monotone(times)
         if not callable(f):
             raise InputError(f"f={f!r} is not a function: pass f(t, y), which returns dy/dt")
         if field is None and isinstance(f, nn.Module):
@@ -325,10 +301,15 @@ def check_solver(solver: Any) -> Solver:
     return solver
 
 
-def _check_monotone(times: Sequence[float]) -> None:
-    gaps = [(after - before) * (times[-1] - times[0]) for before, after in pairwise(times)]
+def _as_monotone(times: Any) -> list[float]:
+    single = not hasattr(times, "__len__") or (isinstance(times, Tensor) and times.ndim == 0)
+    numbers = [] if single else [as_number(t) for t in times]
+    gaps = [(after - before) * (numbers[-1] - numbers[0]) for before, after in pairwise(numbers)]
     if not gaps or not all(gap > 0 for gap in gaps):
-        raise InputError(f"times={list(times)} must be two or more strictly increasing or strictly decreasing numbers")
+        raise InputError(
+            f"times={numbers or times} must be two or more strictly increasing or strictly decreasing numbers"
+        )
+    return numbers
 
 
 def _check_state(y0: Any) -> Any:

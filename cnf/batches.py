@@ -5,17 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from anode.blocks import MeanScale
 from anode.errors import InputError
 from anode.inputs import to_tensor
+from anode.scaling import MeanScale, has_unit_scale, magnitude
 
 Batch = Any  # samples x (B, *S), or a list or tuple (x,) or (x, c) with contexts (B, C)
 
 MAX_POINTS, MAX_NUMBERS = 2**14, 2**20  # of one solve, if a density needs many points for each sample
-FAR_CONTEXT, NEAR_CONTEXT = 10.0, 0.1  # a field learns little from contexts beyond 10, or all within 0.1 of 0
 
 
 def split_batch(batch: Batch, c: Any = None) -> tuple[Tensor, Tensor | None]:
@@ -71,15 +69,8 @@ def weighted_mean(values: Tensor, weights: Any) -> Tensor:
 
 
 def warn_of_units(c: Tensor, scale: MeanScale | None) -> None:
-    """Warn of contexts (B, C) far from unit scale, unless a fitted layer has standardised them.
-
-    Features are far if their mean or spread is large, or if they vary but hardly leave 0.
-    """
-    if len(c) == 0 or (scale is not None and scale.fitted):
-        return
-    std, mean = torch.std_mean(c.detach(), 0, correction=0)
-    far = (torch.maximum(mean.abs(), std) > FAR_CONTEXT) | ((std > 0) & (c.detach().abs().amax(0) < NEAR_CONTEXT))
-    if far.any():
+    """Warn of contexts (B, C) far from unit scale, unless a fitted layer has standardised them."""
+    if len(c) and not (scale is not None and scale.fitted) and not has_unit_scale(magnitude(c.detach())):
         warnings.warn(
             "contexts are far from unit scale, where a model learns little from them: standardise them, for example by "
             "density_model(shape, data=x, context_data=c)",

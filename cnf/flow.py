@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
-from anode.blocks import Normalize
 from anode.errors import InputError
 from anode.gradients import explain_vmap
 from anode.inputs import check_batch, check_finite, to_tensor, whole_number
+from anode.scaling import Normalize
 from anode.solver import Solver, solvers_in, with_solver
 from cnf.bases import Base
 from cnf.batches import check_contexts, warn_of_units
@@ -203,14 +203,11 @@ class Density(nn.Module):
 
     def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
         """Draw n samples (n, *S) with gradients to parameters and contexts, if ``has_rsample`` is True."""
-        raise self._no_rsample()
+        return self.rsample_and_log_prob(n, c)[0]
 
     def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw n samples (n, *S) and their log-densities (n,) in one solve, with gradients; see :meth:`rsample`."""
-        raise self._no_rsample()
-
-    def _no_rsample(self) -> InputError:
-        return InputError(
+        raise InputError(
             f"samples of {type(self).__name__} have no gradient: a lift or the choice of a component is in the way; "
             "use sample, or a Flow with a Normal base"
         )
@@ -305,14 +302,14 @@ class Flow(Density):
     @override
     def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
         if not self.has_rsample:
-            raise self._no_rsample()
+            return super().rsample(n, c)
         n, c = self.prepare_draws(n, c)
         return self.transform.decode(self.base.sample(n), c)
 
     @override
     def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if not self.has_rsample:
-            raise self._no_rsample()
+            return super().rsample_and_log_prob(n, c)
         n, c = self.prepare_draws(n, c)
         z = self.base.sample(n)
         x, log_det, _ = self.transform.inverse(z, c)

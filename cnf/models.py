@@ -13,11 +13,11 @@ from pydantic import Field as Range
 from torch import Tensor
 
 from anode import ConvField, ConvStackField, Field, MLPField, SecondOrderField, Solver, UNetField, classifiers, storage
-from anode.blocks import Normalize, samples_to_fit
 from anode.classifiers import Classifier
 from anode.errors import InputError, config, config_of
 from anode.inputs import check_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths
+from anode.scaling import Normalize, samples_to_fit
 from cnf.bases import Mixture, Normal
 from cnf.continuous import Continuous
 from cnf.flow import Density, Flow

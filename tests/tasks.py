@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from train_flows.run.loop import shuffled_batches
+from train_flows.run.step import shuffled_batches
 
 
 class Quadratic:

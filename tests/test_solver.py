@@ -261,7 +261,7 @@ class TestBadInput:
             with pytest.raises(InputError, match=names):
                 Solver().integrate(*arguments)
         for times in (1.0, torch.tensor(1.0)):
-            with pytest.raises(InputError, match="two or more numbers"):
+            with pytest.raises(InputError, match="two or more strictly"):
                 Solver().trajectory(MLPField(2), x, times)
 
 

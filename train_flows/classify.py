@@ -20,7 +20,8 @@ from train_flows.data import Dataset, known_labelled_data, load_labelled_data
 from train_flows.evaluation import accuracy, to_model, wording
 from train_flows.run import TrainingError, distributed, session
 from train_flows.run.folder import Run
-from train_flows.run.loop import fit, shuffled_batches
+from train_flows.run.loop import fit
+from train_flows.run.step import shuffled_batches
 from train_flows.settings import ClassifySettings, to_sections
 
 MEASURED_SAMPLES, MEASURED_IMAGES = 5000, 1000  # training samples that a record measures, at most

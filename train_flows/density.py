@@ -21,7 +21,8 @@ from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
 from train_flows.evaluation import likelihood, to_model, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
-from train_flows.run.loop import fit, shuffled_batches
+from train_flows.run.loop import fit
+from train_flows.run.step import shuffled_batches
 from train_flows.settings import (
     BOTH,
     LIKELIHOOD,
