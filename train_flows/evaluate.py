@@ -20,6 +20,7 @@ from cnf import Density
 from cnf.models import KIND as DENSITY
 from train_flows.command_line import read
 from train_flows.data import Dataset, is_images, load_density_data, load_labelled_data
+from train_flows.data.dataset import description_of
 from train_flows.data.grids import Grid
 from train_flows.evaluation import accuracy, likelihood, wording
 from train_flows.run import distributed, session
@@ -160,8 +161,7 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
         others = "" if source is None else f", on whose other samples {folder} was trained"
         return dataset, f"test part of {dataset.name}{others}"
 
-    unknown = {"shape": model["shape"], "levels": model["levels"], "classes": model.get("classes", [])}
-    trained = {"columns": [], "context": [], **unknown, **config.get("data", {})}
+    trained = description_of(config)
     if kind == DENSITY and model["context"] and not trained["context"]:
         raise InputError(f"{folder} is a density given {model['context']} numbers without names: use it by cnf.load")
     options |= {"image_size": settings.data.image_size} if is_images(source) else {}
@@ -173,7 +173,7 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     if not is_images(source):
         options["dtype"] = torch.float64  # models have their own
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
-    grids = {column: Grid(**values) for column, values in config.get("data", {}).get("grids", {}).items()}
+    grids = {column: Grid(**values) for column, values in trained["grids"].items()}
     dataset = dataset.match(trained, folder).jittered(grids, settings.run.seed)
     for note in dataset.notes:
         print(f"note: {note}", file=sys.stderr)
