@@ -30,7 +30,7 @@ def to_tensor(name: str, values: Any, like: Tensor | None = None) -> Tensor:
         else:
             array = np.asarray(values)
             if values is None or array.dtype.kind not in "biufO":
-                raise TypeError(f"it holds {array.dtype}")
+                raise TypeError(f"it holds {'text' if array.dtype.kind in 'US' else array.dtype}")
             tensor = torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
     except (TypeError, ValueError, RuntimeError) as error:  # text, ragged lists, missing values
         kind = type(values).__name__

@@ -61,7 +61,7 @@ def test_the_works_are_listed(run):
     ("args", "message"),
     [
         (["speed", "--works", "cnf-3d"], "cnf-3d"),
-        (["speed", "--repeats", "0"], "repeats=0 must be at least 1"),
+        (["speed", "--repeats", "0"], "--repeats 0 must be at least 1"),
         (["speed", "--out", "some.csv"], "must end in .json"),
         (["speed", "--against", "."], "lacks the package anode"),
         (["image-block", "--out", "there.json"], "exists"),
@@ -70,8 +70,8 @@ def test_the_works_are_listed(run):
         (["tabular"], "no data set given"),
         (["tabular", "nonsense"], "is unknown"),
         (["tabular", "few.csv"], "has 12 rows: at least 20 are needed"),
-        (["tabular", "moons", "--minutes", "0"], "minutes=0.0 must be greater than 0"),
-        (["tabular", "moons", "--seeds", "0"], "seeds=0 must be at least 1"),
+        (["tabular", "moons", "--minutes", "0"], "--minutes 0.0 must be greater than 0"),
+        (["tabular", "moons", "--seeds", "0"], "--seeds 0 must be at least 1"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, args, message):

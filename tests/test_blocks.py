@@ -112,7 +112,7 @@ class TestResNet:
         (lambda: Augment(-1), "extra=-1"),
         (lambda: Augment("2"), "extra='2'"),
         (lambda: Augment(1)(torch.ones(3)), r"x of shape \(3,\) does not have a dimension 1"),
-        (lambda: ODEBlock(MLPField(2))("text"), "x of type str"),
+        (lambda: ODEBlock(MLPField(2))("text"), r"x of type str cannot become a tensor \(it holds text\)"),
         (lambda: ODEBlock(MLPField(2))(torch.ones(4, 2, dtype=torch.int64)), "the state has dtype torch.int64"),
         (lambda: ScalePixels(1), "levels=1"),
         (lambda: ResNet([]), "at least one block"),

@@ -279,7 +279,7 @@ class TestInputs:
         [
             (torch.zeros(2), "x of shape (2,) does not fit the classifier: pass (B, 2)"),
             (np.zeros((4, 3)), "x of shape (4, 3) does not fit the classifier: pass (B, 2)"),
-            ([[1.0, "a"]], "x of type list cannot become a tensor"),
+            ([[1.0, "a"]], "x of type list cannot become a tensor (it holds text)"),
             (pd.DataFrame({"a": [1.0], "b": ["word"]}), "x of type DataFrame cannot become a tensor"),
             (
                 pd.DataFrame({"a": pd.to_datetime(["2020-01-01"]), "b": [1.0]}),
@@ -469,7 +469,7 @@ class TestRefusals:
             ({"task": "values"}, "task='values' is unknown; choose one of classes, regression"),
             ({"target": torch.zeros(5)}, "target has an effect with task='regression' only"),
             ({"task": "regression", "target": torch.zeros(5, 2)}, "(5, 2) do not fit"),
-            ({"data": [["a", "b"]]}, "data of type list cannot become a tensor"),
+            ({"data": [["a", "b"]]}, "data of type list cannot become a tensor (it holds text)"),
         ],
     )
     def test_bad_values_are_named(self, options, words):

@@ -224,11 +224,11 @@ class TestResuming:
         assert status == 2
         assert "people.csv has changed" in err
 
-    @pytest.mark.parametrize("options", [STAGES[:2], ()], ids=["two stages", "one stage"])
-    def test_a_finished_run_is_trained_longer(self, run, people, undrawn, options):
+    @pytest.mark.parametrize("start", [0, 5])
+    def test_a_finished_run_is_trained_longer(self, run, people, undrawn, start):
         """Twice the same, and again from its own length; the stage that has begun keeps its first step."""
         for out in ("one", "other"):
-            assert run("density", people, *TINY, *options, "--out", out)[0] == 0
+            assert run("density", people, *TINY, *([*STAGES, 1] if start else []), "--out", out)[0] == 0
             status, said, _ = run("density", "--resume", out, "--steps", "9")
             assert status == 0
             assert said.startswith(
@@ -237,10 +237,10 @@ class TestResuming:
         assert have_same_weights("one", "other")
         records = untimed("one")
         assert records == untimed("other")
-        assert [record["step"] for record in records] == [0, 2, 4, 6, 8, 9]
-        assert [record["nfe_forward"] > 0 for record in records[1:]] == [not options] * 2 + [True] * 3
-        start = 5 if options else 0
-        assert records[4]["lr"] == pytest.approx(5e-3 * (1 + np.cos(np.pi * (8 - start) / (9 - start))) / 2)
+        found = {record["step"]: record for record in records}
+        assert sorted(found) == sorted({0, 2, 4, 6, 8, 9, start})
+        assert [step for step, record in found.items() if "matching_loss" in record] == ([2, 4, 5] if start else [])
+        assert found[8]["lr"] == pytest.approx(5e-3 * (1 + np.cos(np.pi * (8 - start) / (9 - start))) / 2)
         opened = Run.open("one", "density")
         assert (opened.settings["training"]["steps"], opened.step) == (9, 9)
         assert result_of("one")["settings"]["training"]["steps"] == 9

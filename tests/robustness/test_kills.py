@@ -92,5 +92,5 @@ def test_runs_that_differ_are_told_apart(tmp_path):
     train_small(tmp_path / "run")
     records, weights, nll = outcome(tmp_path / "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().replace('"loss": 1.', '"loss": 2.', 1))
+    metrics.write_text(metrics.read_text().replace('"nll": 2.', '"nll": 3.', 1))
     assert outcome(tmp_path / "run") != (records, weights, nll)
