@@ -91,8 +91,6 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     solver = _with_tolerances(settings, solver)
     likelihood.check_importance_samples(model, settings.samples)
     dataset = _load(settings)
-    if settings.classify and not (dataset.context and dataset.context == dataset.classes):
-        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
     distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
@@ -127,6 +125,8 @@ def _with_tolerances(settings: Settings, solver: Solver) -> Solver:
 def _load(settings: Settings) -> Dataset:
     """Load the samples to measure, and say which they are."""
     dataset, part = load_test_part(settings.run, settings.data)
+    if settings.classify and not (dataset.context and dataset.context == dataset.classes):
+        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
     if not settings.json:
         print(f"{part}: {len(dataset.test):,} samples")
     return dataset

@@ -15,7 +15,6 @@ import torch
 
 from anode import InputError
 from train_flows.data import benchmark_tables, column_checks, tables
-from train_flows.data.csv_tables import MISSING
 from train_flows.data.dataset import (
     MAX_HEAD,
     Dataset,
@@ -28,6 +27,7 @@ from train_flows.data.dataset import (
 from train_flows.data.grids import find_grid
 
 MIN_ROWS = {"all": tables.MIN_ROWS, "train": tables.MIN_ROWS, "validation": 2, "test": 2}
+MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among class names that are numbers
 CHUNK_ROWS = 50_000  # rows of a mapped table that are checked together
 
 
@@ -214,9 +214,9 @@ def _class_names(path: str | Path, labels: pd.Series) -> list[str]:
     """Return the class of every row as it is written; numbers, if all are, without a needless point: 1.0 is 1."""
     decoded = (label.decode(errors="replace") if isinstance(label, bytes) else label for label in labels)
     texts = ["" if pd.isna(label) else str(label).strip() for label in decoded]
-    numeric = all(finite_number(text) is not None for text in texts if text.lower() not in MISSING)
+    numeric = all(finite_number(text) is not None for text in texts if text not in MISSING)
     for row, text in enumerate(texts, start=1):
-        if not text or (numeric and text.lower() in MISSING):
+        if not text or (numeric and text in MISSING):
             raise InputError(f"{path}: {labels.name} is empty in data row {row}: fill it in or drop the row")
     return [re.sub(r"(\d)\.0*$", r"\1", text) for text in texts] if numeric else texts
 
