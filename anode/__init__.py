@@ -9,9 +9,9 @@ from anode.errors import CheckpointError, InputError, SolverError
 from anode.evaluations import Evaluations, count_evals
 from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, ConvStackField, NormConvField, UNetField
-from anode.scaling import Normalize, ScalePixels
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, with_solver
+from anode.units import Normalize, ScalePixels
 
 __all__ = [
     "MLP",

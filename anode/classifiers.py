@@ -20,9 +20,9 @@ from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, NormConvField
 from anode.inputs import check_batch, check_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm, stem
-from anode.scaling import Denormalize, Normalize, ScalePixels, check_units
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
+from anode.units import Denormalize, Normalize, ScalePixels, check_units
 
 KIND = "classifier"
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from anode.errors import InputError
 from anode.inputs import to_shape, whole_number
-from anode.scaling import samples_to_fit
+from anode.units import samples_to_fit
 
 MAX_FIT_POINTS = 20_000
 ADDED_VARIANCES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # to those of fitted components, as shares of the data's

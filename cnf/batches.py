@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anode.errors import InputError
 from anode.inputs import to_tensor
-from anode.scaling import MeanScale, has_unit_scale, magnitude
+from anode.units import MeanScale, has_unit_scale, magnitude
 
 Batch = Any  # samples x (B, *S), or a list or tuple (x,) or (x, c) with contexts (B, C)
 

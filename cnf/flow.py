@@ -14,8 +14,8 @@ from typing_extensions import override
 from anode.errors import InputError
 from anode.gradients import explain_vmap
 from anode.inputs import check_batch, check_finite, to_tensor, whole_number
-from anode.scaling import Normalize
 from anode.solver import Solver, solvers_in, with_solver
+from anode.units import Normalize
 from cnf.bases import Base
 from cnf.batches import check_contexts, warn_of_units
 from cnf.continuous import Continuous, path_times, split_at_ode

@@ -17,7 +17,7 @@ from anode.classifiers import Classifier
 from anode.errors import InputError, config, config_of
 from anode.inputs import check_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths
-from anode.scaling import Normalize, samples_to_fit
+from anode.units import Normalize, samples_to_fit
 from cnf.bases import Mixture, Normal
 from cnf.continuous import Continuous
 from cnf.flow import Density, Flow

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from anode.errors import InputError, check_choice, config
 from anode.inputs import to_shape
-from anode.scaling import MeanScale, samples_to_fit
+from anode.units import MeanScale, samples_to_fit
 
 ENERGIES = ("kinetic", "frobenius", "acceleration")
 MANY, WORTH = 100, 0.01  # samples a dimension, or the gain in nats a sample, that spare the shrinking of a covariance
