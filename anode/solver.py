@@ -32,7 +32,6 @@ from anode.tableaus import TABLEAUS, Components, State
 AdaptiveMethod = Literal["dopri5", "tsit5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams"]
 ADAPTIVE_METHODS: tuple[str, ...] = get_args(AdaptiveMethod)
-FIXED_METHODS: tuple[str, ...] = get_args(FixedMethod)
 
 PRECISIONS = (torch.float32, torch.float64)  # of states
 STEP_SIZE = 0.25  # of a method with fixed steps, if none is given

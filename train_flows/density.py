@@ -99,7 +99,10 @@ def size(dataset: Dataset) -> tuple[int, int]:
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
     """Return the settings with a batch no larger than the data, and with the step at which likelihood begins."""
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
-    training = staged(settings.objective, dataclasses.replace(settings.training, batch_size=batch_size))
+    training, objective = dataclasses.replace(settings.training, batch_size=batch_size), settings.objective
+    if objective.objective == BOTH:
+        last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
+        training = dataclasses.replace(training, likelihood_from=training.steps - last or None)
     return dataclasses.replace(settings, training=training)
 
 
@@ -127,14 +130,6 @@ def figures_solver(settings: DensitySettings) -> Solver:
     solver = settings.model.solver
     method = solver.method if solver.adaptive else "dopri5"
     return dataclasses.replace(solver, method=method, step_size=None, gradient="direct")
-
-
-def staged(objective: Objective, training: Training) -> Training:
-    """Return the settings of training with the step at which likelihood follows flow matching."""
-    if objective.objective != BOTH:
-        return training
-    last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
-    return dataclasses.replace(training, likelihood_from=training.steps - last or None)
 
 
 def smoothed(batch: Callable[[int], Any], samples: Tensor, share: float) -> Callable[[int], Any]:
