@@ -1,4 +1,4 @@
-"""What is refused, in one line that names it."""
+"""Refusals: an InputError of one line that names what is wrong."""
 
 from pathlib import Path
 
