@@ -4,7 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from anode import storage
 from cnf import density_model
@@ -51,6 +53,16 @@ def store_classifier(folder, source, *, model=None, **data):
     stored = Run.create(folder, "classifier", to_sections(settings), network.arguments, dataset.describe())
     stored.keep_best(network)
     return network.eval(), dataset
+
+
+def write_greys(folder, n=20, names=("bright", "dark"), side=2):
+    """Write square grey images of noise, bright and dark ones, in two folders."""
+    rng = np.random.default_rng(n)
+    for name, (low, high) in zip(names, ((150, 256), (0, 100)), strict=False):
+        Path(folder, name).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(low, high, (side, side)).astype(np.uint8)
+            Image.fromarray(pixels).save(Path(folder, name, f"{i:02}.png"))
 
 
 def untrained(folder, source, kind=DENSITY, **settings):

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from stored_runs import have_same_weights, let_time_run_out, result_of
+from stored_runs import have_same_weights, let_time_run_out, result_of, write_greys
 from tasks import without_times
 
 import cnf
@@ -22,7 +21,6 @@ from train_flows.run.folder import Run
 
 TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
 STAGES = ("--objective", "flow-matching+likelihood", "--likelihood-steps")
-BARS = ("bright", "dark")
 
 
 @pytest.fixture
@@ -50,12 +48,7 @@ def test_smoothed_batches_keep_mean_and_covariance():
 @pytest.fixture
 def greys(tmp_path):
     """Images in two classes, bright ones and dark ones."""
-    rng = np.random.default_rng(0)
-    for name, (low, high) in zip(BARS, ((150, 256), (0, 100)), strict=True):
-        (tmp_path / "greys" / name).mkdir(parents=True)
-        for i in range(40):
-            pixels = rng.integers(low, high, (4, 4)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "greys" / name / f"{i}.png")
+    write_greys(tmp_path / "greys", 40, side=4)
     return "greys"
 
 
@@ -283,7 +276,7 @@ class TestImages:
         status, _, err = run("density", greys, *learning, "--hidden", "16", "16", "--conditional")
         assert (status, err) == (0, "")
         stored = storage.read_config("runs/greys", "density")
-        assert (stored["data"]["classes"], stored["model"]["context"]) == (list(BARS), 2)
+        assert (stored["data"]["classes"], stored["model"]["context"]) == (["bright", "dark"], 2)
         assert run("density", "--resume", "runs/greys")[0] == 0
         report = json.loads(run("evaluate", "runs/greys", "--classify", "--samples", 4, "--json")[1])
         assert report["classifier"]["accuracy"] == 1
