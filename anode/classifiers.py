@@ -151,11 +151,8 @@ class Classifier(nn.Module):
     @property
     def arguments(self) -> dict[str, Any] | None:
         """The plain values from which :func:`classifier_model` rebuilds the network; None if composed by hand."""
-        config = self.config
-        if config is None:
-            return None
-        given = {name: getattr(self, name) for name in ("shape", "outputs", "levels", "classes")}
-        return {**given, **asdict(config)}
+        config, names = self.config, ("shape", "outputs", "levels", "classes")
+        return None if config is None else {**{name: getattr(self, name) for name in names}, **asdict(config)}
 
     @property
     def target(self) -> Denormalize | None:
@@ -289,8 +286,7 @@ def classifier_model(
         first.append(nn.Linear(mapped[0], lifted[0]))
     else:
         first.append(nn.Conv2d(mapped[0], lifted[0], 3, padding=1))
-    body = _body(config, lifted)
-    readout = _readout(config, lifted, outputs)
+    body, readout = _body(config, lifted), _readout(config, lifted, outputs)
     if config.task == "regression":
         units = Denormalize((outputs,))
         readout = nn.Sequential(readout, units)
@@ -298,8 +294,8 @@ def classifier_model(
             values = to_tensor("target", target)
             units.fit(values[:, None] if values.ndim == 1 else values)
     network = Classifier(nn.Sequential(*first), body, readout)
-    network.shape, network.outputs, network.levels, network._config = shape, outputs, levels, config
-    network.classes = classes
+    network.shape, network.outputs, network.levels, network.classes = shape, outputs, levels, classes
+    network._config = config
     return network
 
 

@@ -89,10 +89,8 @@ class Density(nn.Module):
     def arguments(self) -> dict[str, Any] | None:
         """The plain values from which :func:`cnf.density_model` rebuilds the model; None if composed by hand."""
         config = self.config
-        if config is None:
-            return None
         of_data = {"shape": tuple(self.event_shape), "context": self.context, "levels": self.levels}
-        return {**of_data, **asdict(config)}
+        return None if config is None else {**of_data, **asdict(config)}
 
     @property
     def kind(self) -> str:
