@@ -3,7 +3,7 @@
 nn.Sequential(Augment(5), ODEBlock(MLPField(7)), nn.Linear(7, 10))
 """
 
-from anode.blocks import MLP, Augment, Normalize, ODEBlock, ResNet, ScalePixels
+from anode.blocks import MLP, Augment, ODEBlock, ResNet
 from anode.classifiers import Classifier, ClassifierConfig, classifier_model, load, save
 from anode.errors import CheckpointError, InputError, SolverError
 from anode.evaluations import Evaluations, count_evals
@@ -11,6 +11,7 @@ from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, ConvStackField, NormConvField, UNetField
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, with_solver
+from anode.units import Normalize, ScalePixels
 
 __all__ = [
     "MLP",

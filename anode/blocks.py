@@ -1,11 +1,10 @@
-"""Layers for ``nn.Sequential``: scaling, zero augmentation, the flow of an ODE, and discrete networks to compare."""
+"""Layers for ``nn.Sequential``: zero augmentation, the flow of an ODE, and discrete networks to compare."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,100 +15,6 @@ from anode.fields import Field
 from anode.inputs import to_tensor, whole_number
 from anode.layers import activation_named, widths_of
 from anode.solver import Solver, check_solver
-
-
-class MeanScale(nn.Module):
-    """Mean and scale of every element of a sample, as buffers.
-
-    Args:
-        shape: shape S of one sample.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(*shape))
-        self.register_buffer("scale", torch.ones(*shape))
-
-    def fit(self, x: Tensor) -> Self:
-        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1."""
-        check_fit_samples(x, self.mean.shape)
-        std = x.double().std(dim=0, correction=0)
-        self.mean.copy_(x.double().mean(dim=0))
-        self.scale.copy_(torch.where(std > 0, std, 1.0))
-        return self
-
-
-def check_fit_samples(x: Tensor, shape: Sequence[int]) -> None:
-    """Raise an :class:`InputError` unless x holds samples (N, *S), at least one and all finite."""
-    if not isinstance(x, Tensor):
-        raise InputError(f"the samples are of type {type(x).__name__}: pass a tensor, such as torch.as_tensor(x)")
-    if x.shape[1:] != torch.Size(shape) or x.numel() == 0:
-        raise InputError(f"samples of shape {tuple(x.shape)} do not fit: pass one or more of shape {tuple(shape)}")
-    if not torch.isfinite(x).all():
-        raise InputError("the samples are not all finite: remove rows with NaN or infinity")
-
-
-def magnitude(x: Tensor) -> float:
-    """Return the largest mean of |x| over a batch (B, *S), of the elements of a sample: near 1 if standardised.
-
-    It is 1 where values cannot be seen: within ``torch.func.vmap`` and on the device "meta".
-    """
-    try:
-        return x.abs().flatten(1).mean(0, dtype=torch.promote_types(x.dtype, torch.float32)).max().item()
-    except RuntimeError:
-        return 1.0
-
-
-class Normalize(MeanScale):
-    """A layer that standardises its input, (x - mean) / scale elementwise; the identity until it is fitted.
-
-    Example:
-        >>> Normalize((2,)).fit(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))(torch.tensor([[2.0, 20.0]]))
-        tensor([[1., 0.]])
-    """
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return (_state("x", x, self.mean) - self.mean) / self.scale
-
-
-class Denormalize(MeanScale):
-    """A layer that gives standardised outputs the units of a target, mean + scale y elementwise.
-
-    Example:
-        >>> Denormalize((1,)).fit(torch.tensor([[0.0], [2.0]]))(torch.tensor([[1.0]]))
-        tensor([[2.]])
-    """
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mean + self.scale * x
-
-
-class ScalePixels(nn.Module):
-    """A layer that maps whole numbers 0 ... levels - 1 to [0, 1], so that data sets of images can stay in bytes.
-
-    Args:
-        levels: number of values of a pixel: 256 for 8 bits.
-
-    Example:
-        >>> ScalePixels(256)(torch.tensor([[0, 51, 255]], dtype=torch.uint8))
-        tensor([[0.0000, 0.2000, 1.0000]])
-    """
-
-    def __init__(self, levels: int = 256) -> None:
-        super().__init__()
-        if levels < 2:
-            raise InputError(f"levels={levels} must be at least 2")
-        self.levels = levels
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        x = _state("x", x)
-        return (x if x.is_floating_point() else x.to(torch.get_default_dtype())) / (self.levels - 1)
 
 
 class Augment(nn.Module):
@@ -135,7 +40,7 @@ class Augment(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        x = _state("x", x)
+        x = to_tensor("x", x, torch.empty(0))
         if x.ndim < 2:
             raise InputError(f"x of shape {tuple(x.shape)} does not have a dimension 1: pass (B, D), or x.unsqueeze(1)")
         return torch.cat([x, x.new_zeros(len(x), self.extra, *x.shape[2:])], dim=1)
@@ -198,8 +103,8 @@ class ODEBlock(nn.Module):
         return self.solver.trajectory(partial(self.field, c=c), x, times, (c,), self.field)
 
     def _inputs(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        like = next(self.field.parameters(), None)
-        return _state("x", x, like), None if c is None else _state("c", c, like)
+        like = next(self.field.parameters(), torch.empty(0))
+        return to_tensor("x", x, like), None if c is None else to_tensor("c", c, like)
 
     @override
     def extra_repr(self) -> str:
@@ -229,11 +134,11 @@ class ResNet(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return self._states(_state("x", x, next(self.parameters(), None)))[-1]
+        return self._states(to_tensor("x", x, next(self.parameters(), torch.empty(0))))[-1]
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """Return the states (T, B, *S) at times in [0, 1]; block k ends at k/K, with straight lines between blocks."""
-        x = _state("x", x, next(self.parameters(), None))
+        x = to_tensor("x", x, next(self.parameters(), torch.empty(0)))
         states = torch.stack(self._states(x))
         times = to_tensor("times", times).to(x)
         if not ((times >= 0) & (times <= 1)).all():
@@ -269,14 +174,7 @@ class MLP(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        h = _state("x", x, next(self.parameters())).flatten(1)
+        h = to_tensor("x", x, next(self.parameters())).flatten(1)
         for layer in self.layers:
             h = self.activation.value(layer(h))
         return h
-
-
-def _state(name: str, x: Any, like: Tensor | None = None) -> Tensor:
-    """Return a tensor as it is; convert arrays and lists to the dtype and device of ``like``, or the default ones."""
-    if isinstance(x, Tensor):
-        return x
-    return to_tensor(name, x).to(torch.empty(0) if like is None else like)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,17 +14,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from anode import storage
-from anode.blocks import MLP, Augment, Denormalize, FirstComponents, Normalize, ODEBlock, ResNet, ScalePixels, magnitude
-from anode.errors import InputError, check_choice, config
+from anode.blocks import MLP, Augment, FirstComponents, ODEBlock, ResNet
+from anode.errors import InputError, check_choice, config, config_of
 from anode.fields import Field, MLPField
 from anode.image_fields import ConvField, NormConvField
-from anode.inputs import check_finite, to_tensor
+from anode.inputs import check_batch, check_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm, stem
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
+from anode.units import Denormalize, Normalize, ScalePixels, check_units
 
 KIND = "classifier"
-UNIT_SCALE = (0.01, 30.0)  # mean magnitudes between which inputs are near unit scale
 
 
 @config
@@ -78,9 +77,7 @@ class ClassifierConfig:
 
     def validate(self, shape: Sequence[int], outputs: int) -> None:
         """Raise an :class:`InputError` unless the values suit each other, samples of shape S and K outputs."""
-        shape = check_shape(shape)
-        if type(outputs) is not int or outputs < 1:
-            raise InputError(f"outputs={outputs} must be a whole number of at least 1")
+        shape, outputs = check_shape(shape), whole_number("outputs", outputs)
         if self.model == "second-order" and self.extra != shape[0]:
             raise InputError(
                 f"extra={self.extra} must be {shape[0]} with model='second-order', one velocity for each position"
@@ -89,8 +86,8 @@ class ClassifierConfig:
             raise InputError("model='mlp' does not augment its state: leave out extra, lift and readout")
         if self.readout == "none" and (len(shape) != 1 or outputs > shape[0] + self.extra):
             raise InputError(f"readout='none' needs vectors of at least outputs={outputs} components, not {shape}")
-        if self.model == "mlp" and not self.hidden:
-            raise InputError("hidden=() needs at least one width with model='mlp'")
+        if not self.hidden and (self.model == "mlp" or self.field == "conv" or self.stem != "none"):
+            raise InputError("hidden=() needs a first value: a width, or the number of filters")
 
         convolves = self.field != "mlp" or self.stem != "none"
         if (convolves or self.readout == "pool") and len(shape) != 3:
@@ -104,8 +101,6 @@ class ClassifierConfig:
             )
         if self.readout == "pool" and not convolves:
             raise InputError("readout='pool' averages over a map: pass a convolutional field or a stem")
-        if (self.field == "conv" or self.stem != "none") and not self.hidden:
-            raise InputError("hidden=() needs a first value, the number of filters")
         if self.field != "mlp" and self.model == "node":
             check_choice("time", self.time, CONV_TIMES)
         if self.stem != "none" and math.prod(self.map_shape(shape)[1:]) < 2:
@@ -118,14 +113,6 @@ class ClassifierConfig:
         round_up = 1 if self.stem == "residual" else 0  # a stem takes 2 off a side and halves it twice
         halved = [(max(side - 2, 0) + round_up) // 2 for side in shape[1:]]
         return (self.hidden[0], *((side + round_up) // 2 for side in halved))
-
-
-def check_shape(shape: Any) -> tuple[int, ...]:
-    """Return the shape S of a sample; raise an :class:`InputError` unless it is that of a vector or an image."""
-    sides = (shape,) if isinstance(shape, int) else tuple(shape) if isinstance(shape, Sequence) else ()
-    if len(sides) not in (1, 3) or any(type(side) is not int or side < 1 for side in sides):
-        raise InputError(f"shape={shape!r} must be (D,) for vectors or (C, H, W) for images")
-    return sides
 
 
 class Classifier(nn.Module):
@@ -164,11 +151,8 @@ class Classifier(nn.Module):
     @property
     def arguments(self) -> dict[str, Any] | None:
         """The plain values from which :func:`classifier_model` rebuilds the network; None if composed by hand."""
-        config = self.config
-        if config is None:
-            return None
-        given = {name: getattr(self, name) for name in ("shape", "outputs", "levels", "classes")}
-        return {**given, **asdict(config)}
+        config, names = self.config, ("shape", "outputs", "levels", "classes")
+        return None if config is None else {**{name: getattr(self, name) for name in names}, **asdict(config)}
 
     @property
     def target(self) -> Denormalize | None:
@@ -228,31 +212,10 @@ class Classifier(nn.Module):
         x = x if like is None else x.to(like.device, like.dtype)
         if self.shape is None:
             return x
-        if x.ndim == 0 or tuple(x.shape[1:]) != self.shape:
-            size = ", ".join(map(str, ("B", *self.shape)))
-            raise InputError(f"x of shape {tuple(x.shape)} does not fit the classifier: pass ({size})")
+        check_batch("x", x, self.shape, "classifier")
         if len(x) and not (whole and self.levels) and (x.device.type == "cpu" or not torch.is_grad_enabled()):
-            self._check_values(x.detach())
+            check_units(x.detach(), next(self.lift.children()))
         return x
-
-    def _check_values(self, x: Tensor) -> None:
-        """Raise an error unless samples are finite, and warn of units that the network can hardly learn from.
-
-        By the rules of Python, a warning is shown once.
-        """
-        scaling = next(self.lift.children())
-        size = magnitude(scaling(x))
-        if not math.isfinite(size):
-            check_finite("x", x)
-        if UNIT_SCALE[0] < size < UNIT_SCALE[1] or size == 0:
-            return
-        if self.levels is not None:
-            warnings.warn("x is far from the range of pixels: pass whole numbers from 0 to levels - 1", stacklevel=2)
-        elif torch.equal(scaling.get_buffer("scale"), torch.ones_like(x[0])):
-            remedy = "pass data=x to classifier_model, which stores its mean and scale to standardise inputs"
-            warnings.warn(f"x is far from unit scale, so the network learns little of it: {remedy}", stacklevel=2)
-        elif size > 1:
-            warnings.warn("x is far from the data that the model is fitted to: check its units", stacklevel=2)
 
     def trajectory(self, x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
         """Return the states (T, B, ...) at times from 0 to 1; straight lines between the blocks of a ResNet."""
@@ -302,12 +265,10 @@ def classifier_model(
         >>> anode(torch.randn(8, 2)).shape, anode.features(torch.randn(8, 2)).shape
         (torch.Size([8, 1]), torch.Size([8, 7]))
     """
-    if config is not None and fields:
-        raise InputError(f"config and {', '.join(fields)} exclude each other: use dataclasses.replace(config, ...)")
+    config = config_of(ClassifierConfig, config, fields)
     if data is not None and levels is not None:
         raise InputError(f"levels={levels} already scales the inputs: leave out data, or levels")
-    config = config or ClassifierConfig(**fields)
-    shape = check_shape(shape)
+    shape, outputs = check_shape(shape), whole_number("outputs", outputs)
     config.validate(shape, outputs)
     classes = tuple(map(str, classes))
     if classes and (config.task == "regression" or len(set(classes)) != max(outputs, 2)):
@@ -327,8 +288,7 @@ def classifier_model(
         first.append(nn.Linear(mapped[0], lifted[0]))
     else:
         first.append(nn.Conv2d(mapped[0], lifted[0], 3, padding=1))
-    body = _body(config, lifted)
-    readout = _readout(config, lifted, outputs)
+    body, readout = _body(config, lifted), _readout(config, lifted, outputs)
     if config.task == "regression":
         units = Denormalize((outputs,))
         readout = nn.Sequential(readout, units)
@@ -336,8 +296,8 @@ def classifier_model(
             values = to_tensor("target", target)
             units.fit(values[:, None] if values.ndim == 1 else values)
     network = Classifier(nn.Sequential(*first), body, readout)
-    network.shape, network.outputs, network.levels, network._config = tuple(shape), outputs, levels, config
-    network.classes = classes
+    network.shape, network.outputs, network.levels, network.classes = shape, outputs, levels, classes
+    network._config = config
     return network
 
 

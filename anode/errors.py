@@ -104,6 +104,17 @@ def config(cls: type[T]) -> type[T]:
     return made
 
 
+def config_of(kind: type[T], config: T | None, fields: Mapping[str, Any]) -> T:
+    """Return a configuration that is given as a whole, or made of its fields."""
+    if config is None:
+        return kind(**fields)
+    if fields:
+        raise InputError(f"config and {', '.join(fields)} exclude each other: use dataclasses.replace(config, ...)")
+    if not isinstance(config, kind):
+        raise InputError(f"config of type {type(config).__name__} is not a {kind.__name__}: pass one, or its fields")
+    return config
+
+
 def _explain(error: ValidationError, cls: Any, args: tuple[Any, ...], values: Mapping[str, Any]) -> str:
     """Explain the first invalid argument of a configuration; if it is a union, the branch that got furthest."""
     errors = error.errors(include_url=False)

@@ -1,12 +1,13 @@
-"""Gradients of ODE solves: from checkpoints, by the adjoint of torchdiffeq, and checks of the autograd graph."""
+"""Gradients of ODE solves: from checkpoints, by the adjoint, of times; and how torch transforms a solve."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from anode.runge_kutta import AcceptedStep, ComponentRoles, RungeKutta, Solution
 from anode.tableaus import Components, State
 
 ADAMS_MAX_ORDER = 5  # torchdiffeq's default of 12 amplifies rounding errors until they dominate
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def solve_with_checkpoints(
@@ -181,6 +185,25 @@ def gradients(
     needed = [tensor for tensor in inputs if tensor.requires_grad]
     found = iter(torch.autograd.grad(outputs, needed, grads, create_graph=create_graph, allow_unused=True))
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
+
+
+def never_compiled(f: Callable[P, R]) -> Callable[P, R]:
+    """Exclude a function and all that it calls from ``torch.compile``, as ``torch.compiler.disable`` does.
+
+    The compiler takes seconds to import. Until something else imports it there is nothing to exclude.
+    """
+    excluded = None
+
+    @wraps(f)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal excluded
+        if "torch._dynamo" not in sys.modules:
+            return f(*args, **kwargs)
+        if excluded is None:
+            excluded = torch.compiler.disable(f)
+        return excluded(*args, **kwargs)
+
+    return call
 
 
 def is_transformed() -> bool:

@@ -14,12 +14,13 @@ from torch import Tensor
 from anode.errors import InputError
 
 
-def to_tensor(name: str, values: Any) -> Tensor:
+def to_tensor(name: str, values: Any, like: Tensor | None = None) -> Tensor:
     """Return real numbers as a tensor; a tensor stays itself, with its gradient.
 
     Args:
         name: name of the argument, for messages.
         values: a tensor, an array, a data frame, a list of tensors, or nested lists of numbers.
+        like: a tensor whose dtype and device other values get; float64 on the CPU without it.
     """
     try:
         if isinstance(values, Tensor):
@@ -36,7 +37,7 @@ def to_tensor(name: str, values: Any) -> Tensor:
         raise InputError(f"{name} of type {kind} cannot become a tensor ({error}): pass real numbers") from error
     if tensor.is_complex():
         raise InputError(f"{name} holds complex numbers: pass real and imaginary parts as dimensions")
-    return tensor
+    return tensor if like is None or tensor is values else tensor.to(like)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
@@ -56,6 +57,21 @@ def to_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, Real):
         raise InputError(f"shape of type {type(shape).__name__} must be D, (D,) or (C, H, W), the shape of one sample")
     return (whole_number("shape", shape),)
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape S of a vector or an image; see :func:`to_shape`."""
+    sides = to_shape(shape)
+    if len(sides) not in (1, 3):
+        raise InputError(f"shape={sides} must be (D,) for vectors or (C, H, W) for images")
+    return sides
+
+
+def check_batch(name: str, x: Tensor, shape: Sequence[int], model: str) -> None:
+    """Raise an :class:`InputError` unless x is a batch (B, *S) for a kind of model."""
+    if x.ndim == 0 or x.shape[1:] != torch.Size(shape):
+        size = ", ".join(map(str, ("B", *shape)))
+        raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the {model}: pass ({size})")
 
 
 def check_finite(name: str, values: Tensor) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial, wraps
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain, pairwise
-from typing import Any, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from pydantic import PositiveFloat, PositiveInt, model_validator
@@ -23,6 +22,7 @@ from anode.gradients import (
     is_differentiable,
     is_transformed,
     make_times_states,
+    never_compiled,
     solve_with_checkpoints,
     solve_with_torchdiffeq,
 )
@@ -32,33 +32,11 @@ from anode.tableaus import TABLEAUS, Components, State
 AdaptiveMethod = Literal["dopri5", "tsit5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 FixedMethod = Literal["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams"]
 ADAPTIVE_METHODS: tuple[str, ...] = get_args(AdaptiveMethod)
-FIXED_METHODS: tuple[str, ...] = get_args(FixedMethod)
 
 PRECISIONS = (torch.float32, torch.float64)  # of states
-STEP_SIZE = 0.1  # of a method with fixed steps that is given by its name alone
+STEP_SIZE = 0.25  # of a method with fixed steps, if none is given
 
 M = TypeVar("M", bound=nn.Module)
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def never_compiled(f: Callable[P, R]) -> Callable[P, R]:
-    """Exclude a function and all that it calls from ``torch.compile``, as ``torch.compiler.disable`` does.
-
-    The compiler takes seconds to import. Until something else imports it there is nothing to exclude.
-    """
-    excluded = None
-
-    @wraps(f)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal excluded
-        if "torch._dynamo" not in sys.modules:
-            return f(*args, **kwargs)
-        if excluded is None:
-            excluded = torch.compiler.disable(f)
-        return excluded(*args, **kwargs)
-
-    return call
 
 
 @config
@@ -77,7 +55,7 @@ class Solver:
             with adjoint gradients; the others take the same steps with less overhead.
         rtol: relative tolerance of an adaptive method, per step.
         atol: absolute tolerance of an adaptive method, per step, in the units of the state.
-        step_size: largest step of a fixed-step method; the steps divide each interval evenly.
+        step_size: largest step of a fixed-step method, 0.25 if omitted; the steps divide each interval evenly.
         max_steps: a solve that needs more steps than this, rejected ones included, is a :class:`SolverError`.
         gradient: ``"direct"`` backpropagates through the steps: exact gradients of the discrete solution, memory
             that grows with the steps; the fastest. ``"checkpoint"`` gives the same gradients in the memory of one step,
@@ -105,7 +83,7 @@ class Solver:
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         """Take the name of a method for a solver in other configurations."""
-        return _settings_of(value) if isinstance(value, str) else value
+        return {"method": value} if isinstance(value, str) else value
 
     def __post_init__(self) -> None:
         replayable = self.method in TABLEAUS
@@ -120,7 +98,7 @@ class Solver:
                 f"step_size={self.step_size} has no effect on the adaptive method {self.method!r}: remove it"
             )
         if not self.adaptive and self.step_size is None:
-            raise InputError(f"method={self.method!r} takes fixed steps: pass a step_size, such as 0.1")
+            object.__setattr__(self, "step_size", STEP_SIZE)
         if not self.adaptive and self.first_step is not None:
             raise InputError(f"first_step={self.first_step} has no effect on fixed steps ({self.method!r}): remove it")
 
@@ -211,10 +189,7 @@ class Solver:
             The states, shaped like ``y0`` with a leading axis of ``len(times)``.
         """
         y0 = _check_state(y0)
-        if not hasattr(times, "__len__") or (isinstance(times, Tensor) and times.ndim == 0):
-            raise InputError(f"times={times!r} must be two or more numbers, such as [0.0, 1.0]")
-        numbers = [as_number(t) for t in times]
-        _check_monotone(numbers)
+        numbers = _as_monotone(times)
         if any(map(is_differentiable, times)):
             path = [y0]
             for start, end in pairwise(times):
@@ -237,7 +212,7 @@ class Solver:
         roles: ComponentRoles,
     ) -> Solution:
         """Return the states at every time but the first."""
-        _check_monotone(times)
+        times = _as_monotone(times)
         if not callable(f):
             raise InputError(f"f={f!r} is not a function: pass f(t, y), which returns dy/dt")
         if field is None and isinstance(f, nn.Module):
@@ -319,30 +294,29 @@ def with_solver(model: M, solver: Solver) -> M:
 def check_solver(solver: Any) -> Solver:
     """Return a solver, by its method's name too, or raise an :class:`InputError` for anything else."""
     if isinstance(solver, str):
-        return Solver(**_settings_of(solver))
+        return Solver(cast(Any, solver))
     if not isinstance(solver, Solver):
         raise InputError(f"solver={solver!r} is not a Solver: pass a Solver, such as Solver('dopri5')")
     return solver
 
 
-def _settings_of(method: str) -> dict[str, Any]:
-    return {"method": method, **({"step_size": STEP_SIZE} if method in FIXED_METHODS else {})}
-
-
-def _check_monotone(times: Sequence[float]) -> None:
-    gaps = [(after - before) * (times[-1] - times[0]) for before, after in pairwise(times)]
+def _as_monotone(times: Any) -> list[float]:
+    single = not hasattr(times, "__len__") or (isinstance(times, Tensor) and times.ndim == 0)
+    numbers = [] if single else [as_number(t) for t in times]
+    gaps = [(after - before) * (numbers[-1] - numbers[0]) for before, after in pairwise(numbers)]
     if not gaps or not all(gap > 0 for gap in gaps):
-        raise InputError(f"times={list(times)} must be two or more strictly increasing or strictly decreasing numbers")
+        raise InputError(
+            f"times={numbers or times} must be two or more strictly increasing or strictly decreasing numbers"
+        )
+    return numbers
 
 
 def _check_state(y0: Any) -> Any:
     """Return a state in single or double precision; half precision is raised to single under ``torch.autocast``."""
+    if isinstance(y0, tuple | list) and y0 and all(isinstance(part, Tensor) for part in y0):
+        return tuple([_check_state(part) for part in y0])
     if not isinstance(y0, Tensor):
-        if not isinstance(y0, tuple | list) or not y0 or not all(isinstance(part, Tensor) for part in y0):
-            raise InputError(f"y0 is of type {type(y0).__name__}: pass a tensor, or a tuple of tensors")
-        if all(part.dtype in PRECISIONS for part in y0):
-            return y0
-        return tuple(_check_state(part) for part in y0)
+        raise InputError(f"y0 is of type {type(y0).__name__}: pass a tensor, or a tuple of tensors")
     if y0.dtype in PRECISIONS:
         return y0
     if y0.dtype not in (torch.float16, torch.bfloat16):

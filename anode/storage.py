@@ -61,11 +61,7 @@ def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: t
         CheckpointError: if the folder is missing, damaged, or holds something else.
         InputError: if the device cannot be used.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # of an unknown name, or a torch without that device
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"device={str(device)!r} cannot be used here ({reason}): omit it, or pass 'cpu'") from error
+    device = check_device(device or "cpu")
     config = read_config(folder, kind)
     weights = read_weights(folder, config)
     try:
@@ -77,7 +73,7 @@ def load_model(folder: str | Path, kind: str, build: Callable[..., M], device: t
         _check_same_tensors(model.state_dict(), weights)
     except Exception as error:  # a crafted value can raise any exception
         raise CheckpointError(f"{folder} does not describe a {kind} model ({error}); restore it") from error
-    model.to_empty(device=check_device(device or "cpu")).load_state_dict(weights)
+    model.to_empty(device=device).load_state_dict(weights)
     return model.eval()
 
 

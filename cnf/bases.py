@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from anode.blocks import check_fit_samples
 from anode.errors import InputError
-from anode.inputs import to_shape, to_tensor, whole_number
+from anode.inputs import to_shape, whole_number
+from anode.units import samples_to_fit
 
 MAX_FIT_POINTS = 20_000
 ADDED_VARIANCES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # to those of fitted components, as shares of the data's
@@ -166,8 +166,7 @@ class Mixture(Base):
         """
         from sklearn.mixture import GaussianMixture  # imported here: it is slow, and only fitting needs it
 
-        z = to_tensor("z", z).detach()
-        check_fit_samples(z, self.shape)
+        z = samples_to_fit("z", z, self.shape)
         k = len(self.logits)
         if len(z) < max(2, k):
             raise InputError(f"{len(z)} points are too few to fit components={k} to: pass at least {max(2, k)}")

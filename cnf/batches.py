@@ -5,17 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from anode.blocks import MeanScale
 from anode.errors import InputError
 from anode.inputs import to_tensor
+from anode.units import MeanScale, has_unit_scale, magnitude
 
 Batch = Any  # samples x (B, *S), or a list or tuple (x,) or (x, c) with contexts (B, C)
 
 MAX_POINTS, MAX_NUMBERS = 2**14, 2**20  # of one solve, if a density needs many points for each sample
-FAR_CONTEXT, NEAR_CONTEXT = 10.0, 0.1  # a field learns little from contexts beyond 10, or all within 0.1 of 0
 
 
 def split_batch(batch: Batch, c: Any = None) -> tuple[Tensor, Tensor | None]:
@@ -32,6 +30,17 @@ def split_batch(batch: Batch, c: Any = None) -> tuple[Tensor, Tensor | None]:
     if x.ndim and len(x) == 0:
         raise InputError("the batch is empty: pass at least one sample")
     return x, None if c is None else to_tensor("c", c)
+
+
+def check_contexts(c: Tensor | None, n: int, features: int | None) -> None:
+    """Raise an :class:`anode.InputError` unless contexts fit n samples.
+
+    They are (n, C) for C features, None for 0 features, and either if the number of features is None.
+    """
+    size = None if c is None else tuple(c.shape)
+    wanted = "(B, C)" if features is None else (n, features) if features else None
+    if not (size == wanted or (features is None and (c is None or (c.ndim == 2 and len(c) == n)))):
+        raise InputError(f"c of shape {size} does not fit {n} samples: pass {wanted}")
 
 
 def max_copies(x: Tensor) -> int:
@@ -60,15 +69,8 @@ def weighted_mean(values: Tensor, weights: Any) -> Tensor:
 
 
 def warn_of_units(c: Tensor, scale: MeanScale | None) -> None:
-    """Warn of contexts (B, C) far from unit scale, unless a fitted layer has standardised them.
-
-    Features are far if their mean or spread is large, or if they vary but hardly leave 0.
-    """
-    if len(c) == 0 or (scale is not None and (scale.mean.any() or (scale.scale != 1).any())):
-        return
-    std, mean = torch.std_mean(c.detach(), 0, correction=0)
-    far = (torch.maximum(mean.abs(), std) > FAR_CONTEXT) | ((std > 0) & (c.detach().abs().amax(0) < NEAR_CONTEXT))
-    if far.any():
+    """Warn of contexts (B, C) far from unit scale, unless a fitted layer has standardised them."""
+    if len(c) and not (scale is not None and scale.fitted) and not has_unit_scale(magnitude(c.detach())):
         warnings.warn(
             "contexts are far from unit scale, where a model learns little from them: standardise them, for example by "
             "density_model(shape, data=x, context_data=c)",

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
-from anode.blocks import Normalize
 from anode.errors import InputError
 from anode.gradients import explain_vmap
-from anode.inputs import check_finite, to_tensor, whole_number
+from anode.inputs import check_batch, check_finite, to_tensor, whole_number
 from anode.solver import Solver, solvers_in, with_solver
+from anode.units import Normalize
 from cnf.bases import Base
-from cnf.batches import warn_of_units
+from cnf.batches import check_contexts, warn_of_units
 from cnf.continuous import Continuous, path_times, split_at_ode
 from cnf.distribution import FlowDistribution
 from cnf.transforms import Compose, SolveOptions, Transform
@@ -105,10 +105,8 @@ class Density(nn.Module):
     def arguments(self) -> dict[str, Any] | None:
         """The plain values from which :func:`cnf.density_model` rebuilds the model; None if composed by hand."""
         config = self.config
-        if config is None:
-            return None
         of_data = {"shape": tuple(self.event_shape), "context": self.context, "levels": self.levels}
-        return {**of_data, **asdict(config)}
+        return None if config is None else {**of_data, **asdict(config)}
 
     @property
     def kind(self) -> str:
@@ -156,9 +154,7 @@ class Density(nn.Module):
         returned standardised.
         """
         x = (x if isinstance(x, Tensor) and x.dtype == self.like.dtype else to_tensor(name, x)).to(self.like)
-        if x.shape[1:] != self.event_shape or x.ndim == 0:
-            size = ", ".join(map(str, ("B", *self.event_shape)))
-            raise InputError(f"{name} of shape {tuple(x.shape)} does not fit the flow: pass ({size})")
+        check_batch(name, x, self.event_shape, "flow")
         c = self.prepare_context(c, len(x), finite)
         if finite:
             with explain_vmap():
@@ -170,11 +166,7 @@ class Density(nn.Module):
         if self.like.dtype in HALF:
             raise InputError(f"the model is in {self.like.dtype}, too coarse for a density: call its float() first")
         c = None if c is None else to_tensor("c", c)
-        size = None if c is None else tuple(c.shape)
-        wanted = "(B, C)" if self.context is None else (n, self.context) if self.context else None
-        fits = c is None or (c.ndim == 2 and len(c) == n) if self.context is None else size == wanted
-        if not fits:
-            raise InputError(f"c of shape {size} does not fit {n} samples: pass {wanted}")
+        check_contexts(c, n, self.context)
         if c is None:
             return None
         c = c.to(self.like.device)
@@ -225,14 +217,11 @@ class Density(nn.Module):
 
     def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
         """Draw n samples (n, *S) with gradients to parameters and contexts, if ``has_rsample`` is True."""
-        raise self._no_rsample()
+        return self.rsample_and_log_prob(n, c)[0]
 
     def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw n samples (n, *S) and their log-densities (n,) in one solve, with gradients; see :meth:`rsample`."""
-        raise self._no_rsample()
-
-    def _no_rsample(self) -> InputError:
-        return InputError(
+        raise InputError(
             f"samples of {type(self).__name__} have no gradient: a lift or the choice of a component is in the way; "
             "use sample, or a Flow with a Normal base"
         )
@@ -329,7 +318,7 @@ class Flow(Density):
     @without_autocast
     def rsample(self, n: int, c: Tensor | None = None) -> Tensor:
         if not self.has_rsample:
-            raise self._no_rsample()
+            return super().rsample(n, c)
         n, c = self.prepare_draws(n, c)
         return self.transform.decode(self.base.sample(n), c)
 
@@ -337,7 +326,7 @@ class Flow(Density):
     @without_autocast
     def rsample_and_log_prob(self, n: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if not self.has_rsample:
-            raise self._no_rsample()
+            return super().rsample_and_log_prob(n, c)
         n, c = self.prepare_draws(n, c)
         z = self.base.sample(n)
         x, log_det, _ = self.transform.inverse(z, c)

@@ -81,7 +81,7 @@ class LiftedFlow(Density):
     def log_prob(self, x: Tensor, c: Tensor | None = None, samples: int = 64) -> Tensor:
         """Compute the importance-weighted bound log (1/K) sum_k p(y_k) / q(y_k given x), (B,), in nats.
 
-        The draws of :func:`cnf.flow.max_copies` copies of x are solved together.
+        The draws of :func:`cnf.batches.max_copies` copies of x are solved together.
 
         Args:
             x: (B, *S).

@@ -13,11 +13,11 @@ from pydantic import Field as Range
 from torch import Tensor
 
 from anode import ConvField, ConvStackField, Field, MLPField, SecondOrderField, Solver, UNetField, classifiers, storage
-from anode.blocks import Normalize, check_fit_samples
-from anode.classifiers import Classifier, check_shape
-from anode.errors import InputError, config
-from anode.inputs import to_shape, to_tensor, whole_number
+from anode.classifiers import Classifier
+from anode.errors import InputError, config, config_of
+from anode.inputs import check_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths
+from anode.units import Normalize, samples_to_fit
 from cnf.bases import Mixture, Normal
 from cnf.continuous import Continuous
 from cnf.flow import Density, Flow
@@ -100,7 +100,7 @@ class DensityConfig:
             context: number of context features.
             levels: number of values of each element of discrete data; None for real numbers.
         """
-        shape = check_shape(to_shape(shape))
+        shape = check_shape(shape)
         context = whole_number("context", context, 0)
         levels = None if levels is None else whole_number("levels", levels, 2)
         self._validate_field(shape)
@@ -192,15 +192,12 @@ def density_model(
         >>> density_model((3,), extra=2).log_prob(torch.randn(5, 3), samples=8).shape  # a bound
         torch.Size([5])
     """
-    if config is not None and values:
-        raise InputError(f"config and {', '.join(values)} exclude each other: use dataclasses.replace(config, ...)")
-    config = DensityConfig(**values) if config is None else config
-    if not isinstance(config, DensityConfig):
-        raise InputError(f"config of type {type(config).__name__} is not a DensityConfig: pass one, or its fields")
-    shape = check_shape(to_shape(shape))
+    config = config_of(DensityConfig, config, values)
+    shape = check_shape(shape)
     if context_data is not None:
-        context_data = _to_contexts(context_data, context)
-        context = context_data.shape[1]
+        context_data = to_tensor("context_data", context_data).to(torch.empty(0).device)
+        if context is None:
+            context = context_data.shape[1] if context_data.ndim == 2 else 1
     context = 0 if context is None else whole_number("context", context, 0)
     levels = None if levels is None else whole_number("levels", levels, 2)
     config.validate(shape, context, levels)
@@ -237,7 +234,7 @@ def density_model(
         lifts += [TransformLift(Compose(static)), augment]
     if lifts:
         model = LiftedFlow(lifts[0] if len(lifts) == 1 else ComposeLifts(lifts), model)
-    if context:
+    if context or context_data is not None:
         scale = Normalize((context,))
         model.context_scale = scale if context_data is None else scale.fit(context_data)
     model.description, model.context, model.levels = config, context, levels
@@ -287,8 +284,7 @@ def _build_field(config: DensityConfig, channels: int, pixels: int, context: int
 
 def _to_real_numbers(data: Any, shape: Sequence[int], levels: int | None, alpha: float) -> Tensor:
     """Convert and check the data; dequantise them and apply the logit if they are discrete."""
-    data = to_tensor("data", data).detach().to(torch.empty(0).device)
-    check_fit_samples(data, shape)
+    data = samples_to_fit("data", data, shape).to(torch.empty(0).device)
     if levels is not None:
         lift = Dequantize(levels)
         lift.check_values(data)
@@ -303,11 +299,3 @@ def _to_real_numbers(data: Any, shape: Sequence[int], levels: int | None, alpha:
             "and rescale them"
         )
     return data
-
-
-def _to_contexts(context_data: Any, context: int | None) -> Tensor:
-    """Convert and check contexts (N, C), of ``context`` features if that is given."""
-    c = to_tensor("context_data", context_data).detach().to(torch.empty(0).device)
-    features = c.shape[1] if c.ndim == 2 and context is None else whole_number("context", context or 1)
-    check_fit_samples(c, (features,))
-    return c

@@ -15,9 +15,9 @@ from torch.distributions import constraints
 from torch.nn import functional as F
 from typing_extensions import override
 
-from anode.blocks import MeanScale, check_fit_samples
 from anode.errors import InputError, check_choice, config
-from anode.inputs import to_shape, to_tensor
+from anode.inputs import to_shape
+from anode.units import MeanScale, samples_to_fit
 
 ENERGIES = ("kinetic", "frobenius", "acceleration")
 MANY, WORTH = 100, 0.01  # samples a dimension, or the gain in nats a sample, that spare the shrinking of a covariance
@@ -156,10 +156,6 @@ class Standardize(MeanScale, Transform):
         super().__init__(to_shape(shape))
 
     @override
-    def fit(self, x: Tensor) -> Self:
-        return super().fit(to_tensor("x", x).detach())
-
-    @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
         return Transport((x - self.mean) / self.scale, -self.scale.log().sum().expand(len(x)))
 
@@ -207,9 +203,7 @@ class Whiten(Transform):
 
     def fit(self, x: Tensor) -> Self:
         """Take mean and covariance from the samples ``x`` (N, *S)."""
-        x = to_tensor("x", x)
-        check_fit_samples(x, self.shape)
-        x = x.detach().flatten(1).double()
+        x = samples_to_fit("x", x, self.shape).flatten(1).double()
         scale = x.std(0, correction=0)
         scale = torch.where(scale > 0, scale, 1.0)
         standard = (x - x.mean(0)) / scale

@@ -27,7 +27,7 @@ class Linear(Field):
 
 
 class Conv(Field):
-    """A small convolutional field without a rule of its own for the divergence."""
+    """A small convolutional field that does not know its divergence."""
 
     def __init__(self, channels):
         super().__init__()

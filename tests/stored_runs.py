@@ -4,7 +4,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from anode import storage
 from cnf import density_model
@@ -53,6 +55,16 @@ def store_classifier(folder, source, *, model=None, **data):
     return network.eval(), dataset
 
 
+def write_greys(folder, n=20, names=("bright", "dark"), side=2):
+    """Write square grey images of noise, bright and dark ones, in two folders."""
+    rng = np.random.default_rng(n)
+    for name, (low, high) in zip(names, ((150, 256), (0, 100)), strict=False):
+        Path(folder, name).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.integers(low, high, (side, side)).astype(np.uint8)
+            Image.fromarray(pixels).save(Path(folder, name, f"{i:02}.png"))
+
+
 def untrained(folder, source, kind=DENSITY, **settings):
     """Write the folder of a run without a model, for what reads its settings and records."""
     sections = {"data": {"source": source}, "training": {"lr": 0.01}, "run": {"seed": 0}}
@@ -60,6 +72,29 @@ def untrained(folder, source, kind=DENSITY, **settings):
         sections[section] = {**sections.get(section, {}), **values}
     storage.write_config(Path(folder), kind, sections.pop("model", {}), settings=sections, data={"name": source})
     return Run.open(folder, kind)
+
+
+def result_of(folder):
+    """Return the content of ``result.json``."""
+    return json.loads(Path(folder, "result.json").read_text())
+
+
+def have_same_weights(one, other):
+    """Return True if the stored weights of two runs are equal."""
+    one, other = (storage.read_weights(name) for name in (one, other))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def let_time_run_out(patch, program, step):
+    """Let the budget of a program end at the batch of a step."""
+    shuffled, late = program.shuffled_batches, []
+
+    def counted(*args):
+        batch = shuffled(*args)
+        return lambda now: (now == step and late.append(now), batch(now))[1]
+
+    patch.setattr(program, "shuffled_batches", counted)
+    patch.setattr("train_flows.run.loop.time.monotonic", lambda: 1e9 if late else 0.0)
 
 
 def report_of(run, *args):

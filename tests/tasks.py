@@ -1,9 +1,9 @@
-"""A training task of two parameters, for the tests of runs."""
+"""Small trainings: a task of two parameters for the tests of runs, and a loop for those of models."""
 
 import torch
 from torch import nn
 
-from train_flows.run.loop import shuffled_batches
+from train_flows.run.step import shuffled_batches
 
 
 class Quadratic:
@@ -37,6 +37,18 @@ class Quadratic:
         if self.failure is not None:
             raise self.failure
         return self.weight.sum() * torch.nan
+
+
+def minimise(loss, model, steps, lr):
+    """Minimise loss() by Adam, and return its values."""
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
 
 
 def without_times(records):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tasks import minimise
 
 from anode import InputError
 from cnf import Mixture, Normal
@@ -21,13 +22,13 @@ def far_mixture(shape=(2,), components=5, correlated=False):
 
 
 def by_torch(base):
-    """The same mixture, of samples of one dimension of shape, by torch.distributions."""
+    """Return a mixture over vectors by torch.distributions."""
     normal = torch.distributions.MultivariateNormal(base.means, covariances(base))
     return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(logits=base.logits), normal)
 
 
 def covariances(base):
-    """Those of the components (K, D, D), from the definition of their parameters."""
+    """Return the covariances of the components (K, D, D), from the definition of their parameters."""
     roots = []
     for k, scales in enumerate(base.log_scales.exp()):
         upper, above = (
@@ -137,11 +138,7 @@ def test_components_part_to_fit_separate_pieces(float64):
     """Two narrow pieces of unequal weight are found from the start at one place."""
     x = torch.cat([0.3 * torch.randn(1500, 2) + 3, 0.3 * torch.randn(500, 2) - 3])
     base = Mixture((2,), 2)
-    optimizer = torch.optim.Adam(base.parameters(), 0.1)
-    for _ in range(400):
-        optimizer.zero_grad()
-        (-base.log_prob(x).mean()).backward()
-        optimizer.step()
+    minimise(lambda: -base.log_prob(x).mean(), base, 400, 0.1)
     order = base.means[:, 0].argsort()
     torch.testing.assert_close(base.means[order].mean(1), torch.tensor([-3.0, 3.0]), rtol=0, atol=0.1)
     torch.testing.assert_close(base.weights[order], torch.tensor([0.25, 0.75]), rtol=0, atol=0.02)

@@ -1,13 +1,13 @@
 """train-flows classify as a user runs it: from data to figures, resuming, images and the experiments' options."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from stored_runs import have_same_weights, result_of
 from torch.nn import functional as F
 
 import anode
@@ -50,15 +50,6 @@ def records(folder):
     return Run.open(folder, "classifier").records()
 
 
-def result(folder):
-    return json.loads(Path(folder, "result.json").read_text())
-
-
-def same_weights(one, other):
-    one, other = (storage.read_weights(name) for name in (one, other))
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_from_points_to_figures(run, tmp_path):
     status, out, err = run("classify", "spheres", *TINY, "--extra", 2)
     assert (status, err) == (0, "")
@@ -82,10 +73,10 @@ def test_from_points_to_figures(run, tmp_path):
     assert model.config.extra == 2
     with torch.no_grad():
         values = model(test.x)
-    assert result("runs/spheres")["accuracy"] == pytest.approx(float(((values > 0) == (test.y > 0)).double().mean()))
-    assert result("runs/spheres")["loss"] == pytest.approx(float(F.smooth_l1_loss(values, test.y)), rel=1e-5)
+    assert result_of("runs/spheres")["accuracy"] == pytest.approx(float(((values > 0) == (test.y > 0)).double().mean()))
+    assert result_of("runs/spheres")["loss"] == pytest.approx(float(F.smooth_l1_loss(values, test.y)), rel=1e-5)
     report = json.loads(run("evaluate", "runs/spheres", "--json")[1])
-    assert report == {name: result("runs/spheres")[name] for name in report}
+    assert report == {name: result_of("runs/spheres")[name] for name in report}
 
 
 def test_a_table_with_classes_in_words(run, flowers, undrawn):
@@ -94,7 +85,7 @@ def test_a_table_with_classes_in_words(run, flowers, undrawn):
     assert "(cross-entropy)" in out
     about = storage.read_config("runs/flowers", "classifier")["data"]
     assert (about["classes"], about["columns"]) == (["lily", "oak", "rose"], ["width", "height"])
-    assert result("runs/flowers")["accuracy"] > 0.8
+    assert result_of("runs/flowers")["accuracy"] > 0.8
     assert anode.load("runs/flowers").classes == ("lily", "oak", "rose")
     row = {"width": [1.0], "height": [900.0]}
     assert anode.load("runs/flowers").predict(pd.DataFrame(row)) == ["rose"]
@@ -111,7 +102,7 @@ def test_a_regression_in_the_units_of_its_target(run, tmp_path):
     assert "price holds 400 distinct values in 400 rows, which are not classes: pass --task regression" in err
     status, out, err = run("classify", "rö w.csv", *typed, "--task", "regression")
     assert (status, err) == (0, "")
-    found = result("runs/rö w")
+    found = result_of("runs/rö w")
     test = load_labelled_data("rö w.csv", target="price", task="regression").test
     errors = anode.load("runs/rö w").predict(test.x) - test.y
     assert found["rmse"] == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-5)
@@ -137,12 +128,12 @@ def test_a_regression_in_the_units_of_its_target(run, tmp_path):
 def test_networks_to_compare_with(run, undrawn, typed, nfe):
     status, _, err = run("classify", "wine", *TINY, *typed)
     assert (status, err) == (0, "")
-    assert result("runs/wine")["nfe"] == pytest.approx(nfe, abs=8 if nfe == 20 else 0)
+    assert result_of("runs/wine")["nfe"] == pytest.approx(nfe, abs=8 if nfe == 20 else 0)
     assert (records("runs/wine")[-1]["nfe_backward"] > 0) == ("adjoint" in typed)
     assert run("evaluate", "runs/wine")[0] == 0
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(run, undrawn, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_have_same_weights(run, undrawn, monkeypatch):
     assert run("classify", "spheres", *TINY, "--out", "whole")[0] == 0
     with monkeypatch.context() as patch:
         shuffled, late = classify.shuffled_batches, []
@@ -157,7 +148,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run, undrawn, monkeypatch):
     assert status == 0
     assert "continue with: train-flows classify --resume parts" in out
     assert run("classify", "--resume", "parts")[0] == 0
-    assert same_weights("whole", "parts")
+    assert have_same_weights("whole", "parts")
     assert [record["step"] for record in records("parts")] == [record["step"] for record in records("whole")]
 
 
@@ -167,7 +158,7 @@ def test_a_finished_run_is_trained_for_more_epochs(run, undrawn):
         status, said, _ = run("classify", "--resume", out, "--epochs", 3)
         assert status == 0
         assert said.startswith(f"settings: those of {out}, but --epochs 3, from step ")
-    assert same_weights("one", "other")
+    assert have_same_weights("one", "other")
     steps = [record["step"] for record in records("one")]
     assert steps == [i * steps[1] for i in range(4)]
     assert Run.open("one").settings["epochs"]["epochs"] == 3
@@ -253,8 +244,8 @@ class TestImages:
         assert (model.levels, model.config.field) == (256, "conv")
         with torch.no_grad():
             right = (model(dataset.test.x).argmax(1) == dataset.test.y).double().mean()
-        assert result("runs/bars")["accuracy"] == pytest.approx(float(right))
-        assert result("runs/bars")["nfe_backward"] == records("runs/bars")[-1]["nfe_backward"]
+        assert result_of("runs/bars")["accuracy"] == pytest.approx(float(right))
+        assert result_of("runs/bars")["nfe_backward"] == records("runs/bars")[-1]["nfe_backward"]
 
     @pytest.mark.parametrize(
         "typed",
@@ -287,5 +278,5 @@ class TestImages:
         assert (status, err) == (0, "")
         assert "training ended early: step " in out
         assert "too many steps" in out
-        assert "training ended early" in result("runs/bars")["notes"][-1]
+        assert "training ended early" in result_of("runs/bars")["notes"][-1]
         assert len(records("runs/bars")) < 41

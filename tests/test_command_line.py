@@ -11,14 +11,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from train_flows import classify, command_line, density, evaluate, experiments, recipes, report, sample
-from train_flows.benchmark import density_contest, image_block, scaling, speed
+from train_flows import classify, command_line, density, evaluate, experiments, predict, recipes, report, sample
+from train_flows.benchmark import density_contest, image_block, scaling, small_tables, speed
 from train_flows.command_line import name_advice, name_options, options_of, parse
 from train_flows.settings import ClassifySettings, DensitySettings
 
 TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
 MATCHING = ("--objective", "flow-matching")
 CATEGORICAL = ("--extra", "2", "--augmentation", "categorical")
+BENCHMARKS = (speed, scaling, image_block, density_contest, small_tables)
 PROGRAMS = {"density": (density.PROGRAM, DensitySettings()), "classify": (classify.PROGRAM, ClassifySettings())}
 
 
@@ -52,15 +53,11 @@ class TestHelp:
     def test_the_version(self, run):
         assert run("--version") == (0, f"train-flows {version('augmented-flows')}\n", "")
 
-    @pytest.mark.parametrize(
-        "settings",
-        [evaluate.Settings, sample.Settings, report.Settings, experiments.Settings]
-        + [module.Settings for module in (speed, scaling, image_block, density_contest)],
-    )
-    def test_every_option_is_explained(self, settings):
-        for option in options_of(settings):
-            assert option.help, option.name
-            assert option.help[-1] != ".", option.name
+    @pytest.mark.parametrize("module", [density, classify, evaluate, predict, sample, report, experiments, *BENCHMARKS])
+    def test_every_option_is_explained(self, module):
+        hidden = module.PROGRAM.api_only if hasattr(module, "PROGRAM") else ()
+        for option in options_of(PROGRAMS[module.PROGRAM.name][1] if hidden else module.Settings):
+            assert option.name in hidden or (option.help and option.help[-1] != "."), option.name
 
     def test_what_can_be_left_out_is_in_brackets(self, run):
         assert "evaluate RUN [DATA] [OPTION ...]" in run("evaluate", "--help")[1]
@@ -88,13 +85,6 @@ class TestHelp:
         assert "(default: 128 128)" in run("density", "--help")[1]
         assert "(default: 64 64)" in run("density", "moons", "--help")[1]
         assert "(default: 256)" in run("classify", "mnist", "--help")[1]
-
-    @pytest.mark.parametrize("program", PROGRAMS)
-    def test_fragments_stand_alone(self, program):
-        hidden = set(PROGRAMS[program][0].api_only)
-        for option in (option for option in options_of(PROGRAMS[program][1]) if option.name not in hidden):
-            assert option.help, option.name
-            assert option.help[-1] != ".", option.name
 
 
 class TestRecipes:

@@ -6,16 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from refusals import refused
 
-from anode import InputError
 from train_flows.data import Dataset, Split, class_contexts, is_images, load_density_data, load_labelled_data
 from train_flows.data.dataset import abbreviate, three_splits
-
-
-def refused(message, call, *args, **kwargs):
-    with pytest.raises(InputError, match=message) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

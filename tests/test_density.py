@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from stored_runs import have_same_weights, let_time_run_out, result_of, write_greys
+from tasks import without_times
 
 import cnf
 from anode import storage
@@ -20,7 +21,6 @@ from train_flows.run.folder import Run
 
 TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
 STAGES = ("--objective", "flow-matching+likelihood", "--likelihood-steps")
-BARS = ("bright", "dark")
 
 
 @pytest.fixture
@@ -48,27 +48,12 @@ def test_smoothed_batches_keep_mean_and_covariance():
 @pytest.fixture
 def greys(tmp_path):
     """Images in two classes, bright ones and dark ones."""
-    rng = np.random.default_rng(0)
-    for name, (low, high) in zip(BARS, ((150, 256), (0, 100)), strict=True):
-        (tmp_path / "greys" / name).mkdir(parents=True)
-        for i in range(40):
-            pixels = rng.integers(low, high, (4, 4)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "greys" / name / f"{i}.png")
+    write_greys(tmp_path / "greys", 40, side=4)
     return "greys"
 
 
-def result(folder):
-    return json.loads(Path(folder, "result.json").read_text())
-
-
 def untimed(folder):
-    """The records of a run without what the clock says."""
-    return [{k: v for k, v in record.items() if "seconds" not in k} for record in Run.open(folder, "density").records()]
-
-
-def same_weights(one, other):
-    one, other = (storage.read_weights(name) for name in (one, other))
-    return all(torch.equal(one[name], other[name]) for name in one)
+    return without_times(Run.open(folder, "density").records())
 
 
 class TestRuns:
@@ -90,9 +75,9 @@ class TestRuns:
         records = Run.open(folder, "density").records()
         assert [record["step"] for record in records] == [0, 2, 4, 6]
         assert {"loss", "nll", "nfe_forward", "nfe_backward", "nfe_log_prob", "grad_norm", "lr"} <= set(records[1])
-        assert result(folder)["nll"]["kind"] == "exact"
-        assert result(folder)["nll_tighter"]["value"] == pytest.approx(result(folder)["nll"]["value"], abs=1e-3)
-        assert {"command", "machine", "versions", "seed", "seconds"} <= set(result(folder))
+        assert result_of(folder)["nll"]["kind"] == "exact"
+        assert result_of(folder)["nll_tighter"]["value"] == pytest.approx(result_of(folder)["nll"]["value"], abs=1e-3)
+        assert {"command", "machine", "versions", "seed", "seconds"} <= set(result_of(folder))
 
     def test_a_table_in_its_own_units(self, run, people, undrawn):
         status, out, _ = run("density", "people.csv", *TINY)
@@ -101,7 +86,7 @@ class TestRuns:
         x = cnf.load("runs/people").sample(2000)
         torch.testing.assert_close(x.mean(0), torch.tensor([0.0, 10.0, 1000.0]), rtol=0.1, atol=2.0)
         own = json.loads(run("evaluate", "runs/people", "--json")[1])
-        assert own["nll"] == result("runs/people")["nll"]
+        assert own["nll"] == result_of("runs/people")["nll"]
 
     def test_each_part_of_the_data_serves_its_purpose(self, run, people, undrawn, monkeypatch):
         seen = {"validation_nll": [], "measure": []}
@@ -132,8 +117,8 @@ class TestRuns:
         assert status == 0
         assert "stopped at step 3 of 550, after 3 validations without progress: best weights are those of step 0" in out
         assert "the stored model is the untrained one" in out
-        assert len(result("runs/people")["notes"]) == 2
-        figures = result("runs/people")
+        assert len(result_of("runs/people")["notes"]) == 2
+        figures = result_of("runs/people")
         assert figures["nll"]["value"] == pytest.approx(figures["gaussian_nll"], abs=1e-3)
 
     def test_columns_that_are_given(self, run, people, undrawn):
@@ -164,7 +149,7 @@ class TestRuns:
     def test_every_kind_of_density(self, run, people, undrawn, typed, kind):
         status, _, err = run("density", "people.csv", *TINY, *typed)
         assert (status, err) == (0, "")
-        assert result("runs/people")["nll"]["kind"] == kind
+        assert result_of("runs/people")["nll"]["kind"] == kind
         assert storage.read_config("runs/people", "density")["model"]["solver"]["method"] == "dopri5"
         assert run("sample", "runs/people", "-n", "20", "--log-prob")[0] == 0
         columns = pd.read_csv("samples.csv").columns
@@ -181,7 +166,7 @@ class TestRuns:
         status, out, _ = run("density", "people.csv", *TINY, *typed)
         assert status == 0
         best = min(untimed("runs/people"), key=lambda record: record["nll"])
-        assert result("runs/people")["drift"] == best["drift"]
+        assert result_of("runs/people")["drift"] == best["drift"]
         assert best["drift"] == pytest.approx(best["nll_training_solver"] - best["nll"], abs=1e-4)
         assert "drift of training" in out
         assert untimed("runs/people")[1]["nfe_forward"] == 8
@@ -208,24 +193,17 @@ class TestResuming:
     def test_continues_bit_for_bit(self, run, people, undrawn, monkeypatch, steps):
         assert run("density", people, *self.OPTIONS, "--out", "whole")[0] == 0
         with monkeypatch.context() as patch:
-            shuffled, late = density.shuffled_batches, []
-
-            def counted(*args):
-                batch = shuffled(*args)
-                return lambda step: (step == steps and late.append(step), batch(step))[1]
-
-            patch.setattr(density, "shuffled_batches", counted)
-            patch.setattr("train_flows.run.loop.time.monotonic", lambda: 1e9 if late else 0.0)
+            let_time_run_out(patch, density, steps)
             budget = "9" if steps else "1e-9"
             status, out, _ = run("density", people, *self.OPTIONS, "--out", "parts", "--budget-minutes", budget)
         assert status == 0
         assert "its time was up; continue with: train-flows density --resume parts" in out
         assert Run.open("parts", "density").step < 6
-        assert "its time was up" in result("parts")["notes"][-1]
+        assert "its time was up" in result_of("parts")["notes"][-1]
         status, out, _ = run("density", "--resume", "parts")
         assert status == 0
         assert out.startswith("settings: those of parts")
-        assert same_weights("whole", "parts")
+        assert have_same_weights("whole", "parts")
         assert untimed("whole") == untimed("parts")
 
     def test_refuses_other_settings_and_data(self, run, people, undrawn):
@@ -249,7 +227,7 @@ class TestResuming:
             assert said.startswith(
                 f"settings: those of {out}, but --steps 9, from step 6 on; the cosine of the learning"
             )
-        assert same_weights("one", "other")
+        assert have_same_weights("one", "other")
         records = untimed("one")
         assert records == untimed("other")
         found = {record["step"]: record for record in records}
@@ -258,7 +236,7 @@ class TestResuming:
         assert found[8]["lr"] == pytest.approx(5e-3 * (1 + np.cos(np.pi * (8 - start) / (9 - start))) / 2)
         opened = Run.open("one", "density")
         assert (opened.settings["training"]["steps"], opened.step) == (9, 9)
-        assert result("one")["settings"]["training"]["steps"] == 9
+        assert result_of("one")["settings"]["training"]["steps"] == 9
         assert run("density", "--resume", "one")[0] == 0
         status, _, err = run("density", "--resume", "one", "--steps", "9")
         assert status == 2
@@ -290,7 +268,7 @@ class TestImages:
         assert (status, err) == (0, "")
         assert storage.read_config("runs/greys", "density")["model"]["field"] == field
         assert len(drawn) == 3
-        assert "drift" in result("runs/greys")  # of rk4
+        assert "drift" in result_of("runs/greys")  # of rk4
         assert run("evaluate", "runs/greys", greys)[0] == 0
 
     def test_a_density_given_the_class(self, run, greys, undrawn):
@@ -298,7 +276,7 @@ class TestImages:
         status, _, err = run("density", greys, *learning, "--hidden", "16", "16", "--conditional")
         assert (status, err) == (0, "")
         stored = storage.read_config("runs/greys", "density")
-        assert (stored["data"]["classes"], stored["model"]["context"]) == (list(BARS), 2)
+        assert (stored["data"]["classes"], stored["model"]["context"]) == (["bright", "dark"], 2)
         assert run("density", "--resume", "runs/greys")[0] == 0
         report = json.loads(run("evaluate", "runs/greys", "--classify", "--samples", 4, "--json")[1])
         assert report["classifier"]["accuracy"] == 1
@@ -334,7 +312,7 @@ class TestFromAnotherRun:
             assert torch.equal(weight, tuned.transform.transforms[0].state_dict()[name])
         assert untimed("runs/другие данные")[1]["nfe_forward"] > 0  # likelihood alone
         figures = json.loads(run("evaluate", "runs/другие данные", "--json")[1])
-        assert figures["nll"] == result("runs/другие данные")["nll"]
+        assert figures["nll"] == result_of("runs/другие данные")["nll"]
         assert run("density", "--resume", "runs/другие данные", "--steps", "3")[0] == 0
 
     def test_refuses_what_contradicts_it(self, run, people, other, greys, undrawn):

@@ -109,7 +109,7 @@ def _quadratic(folder):
 
 
 def test_the_gradient_of_two_is_that_of_one(tmp_path):
-    """So are weights and records; a training of one process has no share."""
+    """So are weights and records."""
     weight, records = _quadratic(tmp_path / "one")
     for other, others in together(_quadratic, tmp_path):
         torch.testing.assert_close(other, weight, rtol=1e-5, atol=1e-6)

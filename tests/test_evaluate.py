@@ -1,14 +1,12 @@
 """The program that measures stored models: its own test part, other data, and what is refused."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from stored_runs import report_of, spread, store_classifier, store_density
+from stored_runs import report_of, spread, store_classifier, store_density, write_greys
 
 import anode
 import cnf
@@ -24,15 +22,6 @@ def table(tmp_path, monkeypatch):
     frame = pd.DataFrame(x, columns=["height", "weight", "age"])
     frame.to_csv("people.csv", index=False)
     return frame, *store_density("runs/people", "people.csv")
-
-
-def greys(folder, n=20, names=("bright", "dark")):
-    """Write grey images of noise, bright and dark ones, in two folders."""
-    rng = np.random.default_rng(n)
-    for name, (low, high) in zip(names, ((150, 256), (0, 100)), strict=False):
-        Path(folder, name).mkdir(parents=True)
-        for i in range(n):
-            Image.fromarray(rng.integers(low, high, (2, 2)).astype(np.uint8)).save(Path(folder, name, f"{i}.png"))
 
 
 class TestDensities:
@@ -141,8 +130,8 @@ class TestDensities:
 
 class TestClasses:
     def test_a_density_given_the_class_classifies(self, run):
-        greys("greys")
-        greys("swapped", names=("dark", "bright"))
+        write_greys("greys")
+        write_greys("swapped", names=("dark", "bright"))
         store_density("runs/greys", "greys", conditional=True)
         report, swapped = (
             report_of(run, "evaluate", "runs/greys", *source, "--classify", "--samples", 4)
@@ -167,8 +156,8 @@ class TestClasses:
 
 
 def test_what_is_refused_is_one_line(run, tmp_path):
-    greys("greys")
-    greys("more", names=("dark", "light"))
+    write_greys("greys")
+    write_greys("more", names=("dark", "light"))
     store_density("runs/greys", "greys", conditional=True)
     store_density("runs/plain", "greys")
     store_density("runs/moons", "moons")

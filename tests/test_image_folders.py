@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
-from anode import InputError
 from train_flows.data import image_folders, load_density_data, load_labelled_data
-
-
-def refused(message, call, *args, **kwargs):
-    with pytest.raises(InputError, match=message) as caught:
-        call(*map(str, args), **kwargs)
-    assert "\n" not in str(caught.value)
 
 
 def by_pixels(data, *parts):

@@ -10,19 +10,13 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from scipy.io import savemat
 from torchvision.datasets import CIFAR10, SVHN
 
-from anode import InputError
 from train_flows.data import images, load_density_data, load_labelled_data
 
 COUNTS = {"train": 40, "test": 12}
-
-
-def refused(message, call, *args, **kwargs):
-    with pytest.raises(InputError, match=message) as caught:
-        call(*map(str, args), **kwargs)
-    assert "\n" not in str(caught.value)
 
 
 def drawn(part, *shape):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tasks import minimise
 from torch import nn
 
 from anode import Augment, InputError, Solver, count_evals
@@ -122,14 +123,7 @@ def test_training_raises_the_bound_and_samples_are_levels():
     data = 4 * torch.randint(2, (64, 1, 1, 1)).expand(64, 1, 2, 2)  # all pixels alike: far from the initial Gaussian
     model = density_model((1, 2, 2), data, hidden=(16,), levels=5)
     objective = MaximumLikelihood(model)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
-    losses = []
-    for _ in range(25):
-        optimizer.zero_grad()
-        loss = objective(data)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = minimise(lambda: objective(data), model, 25, 2e-2)
     assert sum(losses[-5:]) < sum(losses[:5]) - 1
     x = model.sample(50)
     assert x.shape == (50, 1, 2, 2)

@@ -317,7 +317,12 @@ def test_path_energies_come_with_the_nll():
         ({"extra": 2}, 10_000, 10**6, (10_000, 64)),
         ({"extra": 2}, 10_000, 614_400, (10_000, 32)),
         ({"extra": 2}, 10_000, 2560, (4096, 16)),  # 2^17 numbers in all
-        ({"extra": 2, "divergence": "hutchinson"}, 10_000, 2560, (10_000, 1)),  # estimates have no importance weights
+        (
+            {"extra": 2, "divergence": "hutchinson"},
+            10_000,
+            2560,
+            (10_000, 1),
+        ),  # no bound by estimates
     ],
 )
 def test_as_many_points_are_measured_as_training_took(options, count, points, expected):

@@ -13,8 +13,8 @@ from torch import nn
 from anode import CheckpointError, Solver, SolverError
 from train_flows.run import TrainingError
 from train_flows.run.folder import Run
-from train_flows.run.loop import line, shuffled_batches, train
-from train_flows.run.step import learning_rate
+from train_flows.run.loop import line, train
+from train_flows.run.step import learning_rate, shuffled_batches
 from train_flows.settings import Training
 
 UNDERFLOW = SolverError("step underflow", 0.25, 99, Solver())

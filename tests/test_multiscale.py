@@ -11,7 +11,7 @@ from cnf import Compose, Continuous, Multiscale, Squeeze, Standardize
     ("shape", "expected"), [((1, 28, 28), 800_636), ((3, 32, 32), 1_358_868), ((3, 64, 64), 1_996_116)]
 )
 def test_published_multiscale_models_have_their_parameters(shape, expected):
-    """Those of FFJORD's code: two blocks before and after each squeeze, 64-64-64, time as a channel."""
+    """FFJORD's code has two blocks before and after each squeeze, 64-64-64, time as a channel."""
     model = Multiscale.of_blocks(shape, lambda channels: Continuous(ConvStackField(channels)))
     assert sum(weight.numel() for weight in model.parameters()) == expected
 

@@ -66,7 +66,7 @@ def test_log_det_is_that_of_the_jacobian(float64, layers, std):
 
 @torch.no_grad()
 def test_far_from_the_hinge_a_layer_translates_by_the_constrained_u(float64):
-    """What is left of a layer where tanh = ±1 is û: u but for a part along w, such that w'û = -1 + log(1 + e^{w'u})."""
+    """Where tanh = ±1 a layer adds û: u but for a part along w, such that w'û = -1 + log(1 + e^{w'u})."""
     transform = planar(4, 1, std=2.0)
     w, u = transform.w[0], transform.u[0]
     for sign in (-1, 1):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from stored_runs import store_classifier, store_density
+from stored_runs import store_classifier, store_density, write_greys
 
 import anode
 
@@ -98,12 +98,7 @@ def test_models_saved_by_the_api(run, rows):
 
 def test_images_with_their_files(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    for name, low in (("bright", 150), ("dark", 0)):
-        (tmp_path / "greys" / name).mkdir(parents=True)
-        for i in range(20):
-            image = rng.integers(low, low + 100, (4, 4)).astype(np.uint8)
-            Image.fromarray(image).save(tmp_path / "greys" / name / f"{i:02}.png")
+    write_greys("greys", side=4)
     network, _ = store_classifier("runs/greys", "greys")
     found, _ = predicted(run, "runs/greys", "greys/dark")
     assert found.file.tolist() == [f"greys/dark/{i:02}.png" for i in range(20)]

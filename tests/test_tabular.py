@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
-from anode import InputError
 from train_flows.data import load_density_data, load_labelled_data, tables, tabular
 
 
@@ -23,12 +23,6 @@ def write(path, x, columns="abc"):
 
 def density(*args, **kwargs):
     return load_density_data(*map(str, args), **kwargs)
-
-
-def refused(message, call, *args, **kwargs):
-    with pytest.raises(InputError, match=message) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
 
 
 class TestSplit:

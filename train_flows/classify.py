@@ -6,7 +6,6 @@ import dataclasses
 import io
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,8 @@ from train_flows.data import Dataset, known_labelled_data, load_labelled_data
 from train_flows.evaluation import accuracy, to_model, wording
 from train_flows.run import TrainingError, distributed, session
 from train_flows.run.folder import Run
-from train_flows.run.loop import fit, shuffled_batches
+from train_flows.run.loop import fit
+from train_flows.run.step import shuffled_batches
 from train_flows.settings import ClassifySettings, to_sections
 
 MEASURED_SAMPLES, MEASURED_IMAGES = 5000, 1000  # training samples that a record measures, at most
@@ -73,11 +73,7 @@ def main(args: list[str]) -> None:
 
 def load(settings: ClassifySettings) -> Dataset:
     """Load the data of a run."""
-    wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "task": settings.model.task}
-    wanted["dtype"] = getattr(torch, settings.run.dtype)
-    with distributed.progress_bar("reading"):
-        dataset = distributed.first_alone(lambda: load_labelled_data(**wanted, seed=settings.run.seed))  # may download
-    return session.match_initial_run(settings.run, dataset)
+    return session.load_data(load_labelled_data, settings.data, settings.run, task=settings.model.task)
 
 
 def fit_to_data(settings: ClassifySettings, dataset: Dataset) -> ClassifySettings:

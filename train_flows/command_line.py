@@ -16,14 +16,13 @@ from typing import Any, NoReturn, TypeVar
 from typing_extensions import override
 
 from anode import InputError, Solver
-from anode.solver import FIXED_METHODS
+from anode.solver import STEP_SIZE
 from train_flows.run.folder import Run
 from train_flows.settings import ClassifySettings, DensitySettings, RunSettings, Training, from_config
 
 T = TypeVar("T")
 S = TypeVar("S", DensitySettings, ClassifySettings)
 
-FIXED_STEP = 0.25  # of a fixed-step solver, if --step-size is omitted
 OF_A_SITTING = ("resume", "device", "budget_minutes")  # a resumed run takes other settings from its folder
 OF_WEIGHTS = ("dtype", "context", "conditional")  # settings besides the model's that weights are tied to
 GROUPS = {"objective": "training", "epochs": "training", "solver": "training", "run": "output"}  # by section
@@ -33,7 +32,7 @@ SOLVER_HELP = {
     "solver": "method of the ODE solver",
     "rtol": "relative tolerance of the ODE solver",
     "atol": "absolute tolerance of the ODE solver",
-    "step_size": f"step of a fixed-step solver; {FIXED_STEP} if omitted",
+    "step_size": f"step of a fixed-step solver; {STEP_SIZE} if omitted",
     "max_steps": "largest number of steps of a solve",
     "gradient": "backward pass: checkpoint takes little memory, direct little time; or adjoint",
 }
@@ -251,8 +250,6 @@ def with_options(settings: Any, values: Mapping[str, Any]) -> Any:
             changes[field.name] = with_options(value, values)
         elif name in values:
             changes[field.name] = values[name]
-    if isinstance(settings, Solver) and {**vars(settings), **changes}["method"] in FIXED_METHODS:
-        changes["step_size"] = changes.get("step_size") or settings.step_size or FIXED_STEP
     return dataclasses.replace(settings, **changes)
 
 

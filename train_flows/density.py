@@ -21,7 +21,8 @@ from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
 from train_flows.evaluation import likelihood, to_model, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
-from train_flows.run.loop import fit, shuffled_batches
+from train_flows.run.loop import fit
+from train_flows.run.step import shuffled_batches
 from train_flows.settings import (
     BOTH,
     LIKELIHOOD,
@@ -87,10 +88,7 @@ def main(args: list[str]) -> None:
 
 def load(settings: DensitySettings) -> Dataset:
     """Load the data of a run."""
-    wanted: dict[str, Any] = {**dataclasses.asdict(settings.data), "dtype": getattr(torch, settings.run.dtype)}
-    with distributed.progress_bar("reading"):
-        dataset = distributed.first_alone(lambda: load_density_data(**wanted, seed=settings.run.seed))  # may download
-    return session.match_initial_run(settings.run, dataset)
+    return session.load_data(load_density_data, settings.data, settings.run)
 
 
 def size(dataset: Dataset) -> tuple[int, int]:
@@ -101,7 +99,10 @@ def size(dataset: Dataset) -> tuple[int, int]:
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
     """Return the settings with a batch no larger than the data, and with the step at which likelihood begins."""
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
-    training = staged(settings.objective, dataclasses.replace(settings.training, batch_size=batch_size))
+    training, objective = dataclasses.replace(settings.training, batch_size=batch_size), settings.objective
+    if objective.objective == BOTH:
+        last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
+        training = dataclasses.replace(training, likelihood_from=training.steps - last or None)
     return dataclasses.replace(settings, training=training)
 
 
@@ -129,14 +130,6 @@ def figures_solver(settings: DensitySettings) -> Solver:
     solver = settings.model.solver
     method = solver.method if solver.adaptive else "dopri5"
     return dataclasses.replace(solver, method=method, step_size=None, gradient="direct")
-
-
-def staged(objective: Objective, training: Training) -> Training:
-    """Return the settings of training with the step at which likelihood follows flow matching."""
-    if objective.objective != BOTH:
-        return training
-    last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
-    return dataclasses.replace(training, likelihood_from=training.steps - last or None)
 
 
 def smoothed(batch: Callable[[int], Any], samples: Tensor, share: float) -> Callable[[int], Any]:
@@ -219,7 +212,7 @@ class DensityTask:
         self._drifts = settings.objective.objective != MATCHING and not settings.model.solver.adaptive
 
     def loss_name(self, step: int) -> str:
-        """Return the name of the loss of a step; that of flow matching is no likelihood."""
+        """Return the name of the loss of a step; flow matching does not give a likelihood."""
         return "matching_loss" if self.objective.matches(step) else "loss"
 
     def validate(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from cnf import Density
 from cnf.models import KIND as DENSITY
 from train_flows.command_line import read
 from train_flows.data import Dataset, is_images, known_labelled_data, load_density_data, load_labelled_data
+from train_flows.data.dataset import description_of
 from train_flows.data.grids import Grid
 from train_flows.evaluation import accuracy, likelihood, wording
 from train_flows.run import distributed, session
@@ -89,10 +90,7 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
         solver = Solver(rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps)
     solver = _with_tolerances(settings, solver)
     likelihood.check_importance_samples(model, settings.samples)
-    dataset, part = load_test_part(settings.run, settings.data)
-    if settings.classify and not (dataset.context and dataset.context == dataset.classes):
-        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
-    _announce(settings, part, dataset)
+    dataset = _load(settings)
     distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
@@ -117,19 +115,21 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
                 f"--rtol and --atol have no effect on {settings.run}, which takes no adaptive steps: drop them"
             )
         model = model.with_solver(_with_tolerances(settings, solver))
-    dataset, part = load_test_part(settings.run, settings.data)
-    _announce(settings, part, dataset)
-    return accuracy.measure(model, dataset.test)
+    return accuracy.measure(model, _load(settings).test)
 
 
 def _with_tolerances(settings: Settings, solver: Solver) -> Solver:
     return dataclasses.replace(solver, rtol=settings.rtol or solver.rtol, atol=settings.atol or solver.atol)
 
 
-def _announce(settings: Settings, part: str, dataset: Dataset) -> None:
-    """Say which samples are measured."""
+def _load(settings: Settings) -> Dataset:
+    """Load the samples to measure, and say which they are."""
+    dataset, part = load_test_part(settings.run, settings.data)
+    if settings.classify and not (dataset.context and dataset.context == dataset.classes):
+        raise InputError(f"--classify is for densities given the class, {settings.run} is given none: omit it")
     if not settings.json:
         print(f"{part}: {len(dataset.test):,} samples")
+    return dataset
 
 
 def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str]:
@@ -161,8 +161,7 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
         others = "" if source is None else f", on whose other samples {folder} was trained"
         return dataset, f"test part of {dataset.name}{others}"
 
-    unknown = {"shape": model["shape"], "levels": model["levels"], "classes": model.get("classes", [])}
-    trained = {"columns": [], "context": [], **unknown, **config.get("data", {})}
+    trained = description_of(config)
     if kind == DENSITY and model["context"] and not trained["context"]:
         raise InputError(f"{folder} is a density given {model['context']} numbers without names: use it by cnf.load")
     options |= {"image_size": settings.data.image_size} if is_images(source) else {}
@@ -178,7 +177,7 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     if not is_images(source):
         options["dtype"] = torch.float64  # models have their own
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
-    grids = {column: Grid(**values) for column, values in config.get("data", {}).get("grids", {}).items()}
+    grids = {column: Grid(**values) for column, values in trained["grids"].items()}
     dataset = dataset.match(trained, folder).jittered(grids, settings.run.seed)
     for note in dataset.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -19,7 +19,7 @@ from anode.errors import config
 from cnf.models import KIND as DENSITY
 from train_flows.command_line import read
 from train_flows.data import Dataset, Split, image_folders, images, tables
-from train_flows.data.dataset import abbreviate
+from train_flows.data.dataset import abbreviate, description_of
 from train_flows.evaluation import in_chunks
 from train_flows.run import session
 from train_flows.sample import check_out
@@ -55,8 +55,7 @@ def main(args: list[str]) -> None:
     if stored["kind"] == DENSITY:
         raise InputError(f"{settings.run} is a density, which does not predict: use train-flows evaluate or sample")
     model = anode.load(settings.run, session.find_device(settings.device))
-    about = {"columns": [], **stored.get("data", {}), "classes": [], "context": []}
-    about |= {name: stored["model"][name] for name in ("shape", "levels")}
+    about = {**description_of(stored), "classes": [], "context": []}
     typed = stored.get("settings", {}).get("data", {})
     rows, dataset = (
         _images(settings.data, typed.get("image_size"))

@@ -71,13 +71,6 @@ class ComparedRun:
     records: list[dict[str, Any]]
     result: dict[str, Any] | None
 
-    @property
-    def drawn(self) -> list[dict[str, Any]]:
-        """See :func:`train_flows.figures.of_runs.drawn_records`."""
-        from train_flows.figures import of_runs
-
-        return of_runs.drawn_records(self.records)
-
     def figures(self) -> dict[str, Any]:
         """Return the last record's figures, the best validation and the test; None for a missing figure."""
         last, best, test = self.records[-1] if self.records else {}, None, None
@@ -190,8 +183,9 @@ def draw(runs: Sequence[ComparedRun]) -> Figure:
     density, criterion = runs[0].kind == DENSITY, CRITERIA[runs[0].kind]
     loss: plots.Panels = {"loss": {criterion: "validation", "loss": "training"}, of_runs.COST: of_runs.SOLVES}
     cost = "nfe_log_prob" if density else "nfe_forward"
+    drawn = {run.name: of_runs.drawn_records(run.records) for run in runs}
     panels = of_runs.likelihood_panels() if density else loss
-    return plots.compare_runs({run.name: run.drawn for run in runs}, panels, (cost, criterion), log=not density)
+    return plots.compare_runs(drawn, panels, (cost, criterion), log=not density)
 
 
 def _settings(run: Run) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from cnf import Density
 from cnf.models import KIND
 from train_flows.command_line import read
 from train_flows.data import class_contexts
-from train_flows.data.dataset import abbreviate
+from train_flows.data.dataset import abbreviate, description_of
 from train_flows.data.grids import Grid
 from train_flows.evaluation import chunk_size, likelihood, to_model
 from train_flows.run import session
@@ -71,7 +71,7 @@ def main(args: list[str]) -> None:
     model = cnf.load(settings.run, session.find_device(settings.device))
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
-    data = {"columns": (), "classes": (), "context": (), "grids": {}, "from_zero": (), **stored.get("data", {})}
+    data = description_of(stored)
     classes = data["classes"] if model.context else []
     if model.context and (not classes or data["context"] != classes):
         raise InputError(

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from anode import Solver
 from cnf import FlowMatching, MaximumLikelihood, density_model
 from train_flows.run.folder import Run
-from train_flows.run.loop import shuffled_batches, train
+from train_flows.run.loop import train
+from train_flows.run.step import shuffled_batches
 from train_flows.settings import Training
 
 CONTEXT = multiprocessing.get_context("forkserver")

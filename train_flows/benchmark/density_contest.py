@@ -242,7 +242,7 @@ def train_stage(trainer: Trainer, seconds: float) -> None:
         trainer.record()
 
 
-def figure(nll: Tensor, offset: float, nats: float) -> dict[str, float | None]:
+def figure(nll: Tensor, offset: float = 0.0, nats: float = 1.0) -> dict[str, float | None]:
     """Return the mean over samples as (nll - offset) / nats with its standard error, and nats; None if not finite."""
     mean, error = nll.mean().item(), nll.std().item() / math.sqrt(len(nll))
     found = {"value": (mean - offset) / nats, "standard_error": error / nats, "nll": mean}

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import Field
 from sklearn import datasets
 
 import cnf
 from anode.errors import config
 from train_flows import benchmark, density
+from train_flows.benchmark.density_contest import CNF, GAUSSIAN, figure
+from train_flows.benchmark.density_contest import table as table_of
 from train_flows.command_line import parse, read
 from train_flows.evaluation import likelihood
-from train_flows.results_pages import contest_rows
 from train_flows.run.folder import Run
-from train_flows.settings import DensitySettings
+from train_flows.settings import Count, DensitySettings, Positive
 
 OF_SKLEARN = {
     "wine": datasets.load_wine,
@@ -39,7 +40,6 @@ FILES = {
     "protein": ("protein.csv.gz", 200),
     "parkinsons": ("parkinsons.csv.gz", 300),
 }
-CNF, GAUSSIAN = "CNF", "Gaussian"
 
 
 @config
@@ -55,27 +55,28 @@ class Settings:
     """
 
     data_root: Path = Path("data")
-    seeds: Annotated[int, Field(ge=1)] = 5
-    budget_minutes: Annotated[float, Field(gt=0)] = float("inf")
+    seeds: Count = 5
+    budget_minutes: Positive | None = None
     out: Path = Path("small-tables.json")
     overwrite: bool = False
 
 
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows benchmark small-tables``."""
-    settings, started = read(Settings, args, "benchmark small-tables"), time.monotonic()
+    settings = read(Settings, args, "benchmark small-tables")
+    deadline = time.monotonic() + 60 * (settings.budget_minutes or math.inf)
     earlier = settings.out.is_file() and not settings.overwrite
     benchmark.prepare(settings.out, overwrite=True)
     contests: list[dict[str, Any]] = json.loads(settings.out.read_text("utf-8"))["contests"] if earlier else []
     done = {(contest["data"], contest["seed"]) for contest in contests}
     for seed, name in itertools.product(range(settings.seeds), (*OF_SKLEARN, *FILES)):
-        if (name, seed) not in done and time.monotonic() <= started + 60 * settings.budget_minutes:
+        if (name, seed) not in done and time.monotonic() <= deadline:
             with tempfile.TemporaryDirectory() as folder:
                 table = Path(folder, f"{name}.csv")
                 read_table(name, settings.data_root).to_csv(table, index=False)
                 contests.append({"data": name, "seed": seed, **contest(table, seed)})
             benchmark.write(settings.out, __doc__, contests=contests)
-    print(pd.DataFrame(contest_rows({"contests": contests})).to_string(index=False), settings.out, sep="\n")
+    print(table_of(contests), settings.out, sep="\n")
 
 
 def read_table(name: str, root: Path) -> pd.DataFrame:
@@ -95,12 +96,12 @@ def contest(table: Path, seed: int) -> dict[str, Any]:
     minutes = (time.process_time() - started) / 60
     dataset = density.load(parse(density.PROGRAM, DensitySettings(), args)[0])
     run = Run.open(table.with_suffix(""), density.KIND)
-    model, gaussian = cnf.load(run.folder), likelihood.gaussian_log_prob(dataset)
+    model, by_gaussian = cnf.load(run.folder), likelihood.gaussian_log_prob(dataset)
     assert isinstance(model, cnf.Density)
-    assert gaussian is not None
+    assert by_gaussian is not None
+    gaussian = torch.from_numpy(by_gaussian)
     with torch.no_grad():
-        flow = model.log_prob(dataset.test.x).double().numpy()
-    difference = gaussian - flow
+        flow = model.log_prob(dataset.test.x).double()
     return {
         "sha256": dataset.digest(),
         "unit": "nats",
@@ -109,12 +110,6 @@ def contest(table: Path, seed: int) -> dict[str, Any]:
         "best_step": min(run.records(), key=lambda record: record["nll"])["step"],
         "samples": {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")},
         "shape": list(dataset.shape),
-        "rows": [{"contender": CNF, "value": -flow.mean()}, {"contender": GAUSSIAN, "value": -gaussian.mean()}],
-        "differences": [
-            {
-                "of": f"{CNF} - {GAUSSIAN}",
-                "value": difference.mean(),
-                "standard_error": difference.std(ddof=1) / len(difference) ** 0.5,
-            }
-        ],
+        "rows": [{"contender": CNF, **figure(-flow)}, {"contender": GAUSSIAN, **figure(-gaussian)}],
+        "differences": [{"of": f"{CNF} - {GAUSSIAN}", **figure(gaussian - flow)}],
     }

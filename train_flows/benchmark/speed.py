@@ -32,7 +32,7 @@ from train_flows.benchmark.timing import compare_checkouts, in_child, medians, p
 from train_flows.command_line import read
 from train_flows.figures.plots import LINE_COLORS
 from train_flows.results_pages import OURS, speed_rows
-from train_flows.run.loop import shuffled_batches
+from train_flows.run.step import shuffled_batches
 
 Count = Annotated[int, Field(ge=1)]
 Row = dict[str, Any]

@@ -10,14 +10,13 @@ import torch
 from anode import InputError
 from train_flows.data import tables
 from train_flows.data.dataset import abbreviate
-from train_flows.data.grids import Grid
+from train_flows.data.grids import Grid, spread_of_quartiles
 
 UNEXPLAINED = 1e-5  # share of the variance of a column, below which other columns determine it
 NEAR_DISCRETE = 0.05  # fewer distinct values than this share of the rows, or one value more often
 HEAVY = 10  # standard deviations for one of the normal distribution with the same quartiles
 FAR = 5  # such standard deviations between a repeated value and all others
 FAR_SHARE = 0.005  # of the rows, at least, hold that value
-NORMAL_QUARTILES = 1.349  # distance of the quartiles of a normal distribution, in standard deviations
 LOST_DIGITS = 1e-3  # rounding of the data in standard deviations
 FUNCTION_SHARE = 0.9  # of the rows in which a column follows from another one
 FUNCTION_ROWS, FUNCTION_WORK = 2000, 5e7  # rows in which functions are looked for; rows times columns squared
@@ -95,7 +94,7 @@ def scale_notes(train: np.ndarray, columns: Sequence[str]) -> tuple[list[str], l
     """Return columns of training rows (N, D), float64, whose standard deviation a few rows set, and notes on them."""
     codes: dict[float, dict[str, float]] = {}  # shares of the rows by value and column
     heavy, notes = [], []
-    for column, values, spread in zip(columns, train.T, _spread(_standardised(train)), strict=True):
+    for column, values, spread in zip(columns, train.T, spread_of_quartiles(_standardised(train)), strict=True):
         far = _far_values(values)
         for value, share in far.items():
             codes.setdefault(value, {})[column] = share
@@ -144,11 +143,6 @@ def _standardised(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(axis=0)) / np.where(std > 0, std, 1)
 
 
-def _spread(x: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of a normal distribution with the quartiles of the columns (N, D)."""
-    return np.subtract(*np.quantile(x, [0.75, 0.25], axis=0)) / NORMAL_QUARTILES
-
-
 def _far_values(values: np.ndarray) -> dict[float, float]:
     """Return repeated values at the ends of a column (N,), far from all others, with their share of the rows."""
     found, counts = np.unique(values, return_counts=True)
@@ -156,7 +150,7 @@ def _far_values(values: np.ndarray) -> dict[float, float]:
     for end, neighbour in ((-1, -2), (0, 1)):
         if len(found) > 2 and max(2, FAR_SHARE * len(values)) < counts[end] < len(values) / 2:
             others = values[values != found[end]]
-            spread = _spread(others) or others.std()
+            spread = spread_of_quartiles(others) or others.std()
             if abs(found[end] - found[neighbour]) > FAR * spread:
                 far[float(found[end])] = counts[end] / len(values)
     return far
@@ -176,7 +170,7 @@ def _functions(z: np.ndarray) -> np.ndarray:
     z = z[: int(min(FUNCTION_ROWS, FUNCTION_WORK / z.shape[1] ** 2))]
     if len(z) < tables.MIN_ROWS:
         return np.zeros(z.shape[1], dtype=bool)
-    limit = np.sqrt(UNEXPLAINED) * _spread(z)
+    limit = np.sqrt(UNEXPLAINED) * spread_of_quartiles(z)
     return _functions_of_one(z, limit) | _quadratic_functions(z, limit)
 
 

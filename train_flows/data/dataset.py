@@ -259,6 +259,13 @@ class Dataset:
         return dataclasses.replace(self, train=train, validation=validation, test=test, notes=tuple(notes))
 
 
+def description_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :meth:`Dataset.describe` found for the data of a model, as far as its ``config.json`` knows it."""
+    model = config["model"]
+    known = {"shape": model["shape"], "levels": model["levels"], "classes": model.get("classes", [])}
+    return {"columns": [], "context": [], "grids": {}, "from_zero": [], **known, **config.get("data", {})}
+
+
 def three_splits(
     samples: Split, seed: int, split: bool = True, max_held_out: int | None = None
 ) -> tuple[Split, Split, Split]:

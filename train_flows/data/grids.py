@@ -18,6 +18,7 @@ FEW = 0.05  # distinct values for each row; with fewer of them, the step of a gr
 LARGE = 0.01  # of the spread: step of a grid with more distinct values, at least
 BOUND = 0.02  # share of the rows at an end of the range that is a bound
 DIGITS = 12  # decimals of a step that are kept
+NORMAL_QUARTILES = 1.349  # distance of the quartiles of a normal distribution, in standard deviations
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _of_precision(
     filled = len(np.unique(places[(places >= low) & (places <= high)])) / (high - low + 1)
     if tolerance > STRAY * step or on_grid.mean() < ON_GRID or filled < FILLED:
         return None
-    spread = min(values.std(), np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.349)
+    spread = min(values.std(), spread_of_quartiles(values))
     if step < LARGE * spread and len(found) > FEW * len(values):
         return None
     bounds = (
@@ -87,6 +88,11 @@ def _of_precision(
         for end, count in ((found[0], counts[0]), (found[-1], counts[-1]))
     )
     return Grid(step, origin, *bounds)
+
+
+def spread_of_quartiles(x: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of a normal distribution with the quartiles of columns (N, ...)."""
+    return np.subtract(*np.quantile(x, [0.75, 0.25], axis=0)) / NORMAL_QUARTILES
 
 
 def _merged(found: np.ndarray, counts: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:

@@ -205,15 +205,15 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, jitter: bool, split: b
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         samples = Split(torch.from_numpy(array), rows=torch.arange(len(array)), dtype=torch.float64)
     train, validation, test = three_splits(samples, seed, split, MAX_HEAD)
-    if not split:
-        train, validation, test = train.to(dtype), validation.to(dtype), test.to(dtype)
-        return Dataset(name, train, validation, test, columns, is_table=True, named=False)
-    note = (
-        f"{len(array):,} rows stay on disk: {len(test):,} each validate and test; columns are checked in "
-        f"{min(len(train), MAX_HEAD):,} others, and rows that occur twice are not looked for"
-    )
-    about: dict[str, Any] = {"is_table": True, "named": False, "notes": (note,)}
-    return _checked(Dataset(name, train, validation.head(), test.head(), columns, **about), seed, jitter, dtype)
+    notes: tuple[str, ...] = ()
+    if split:
+        validation, test = validation.head(), test.head()
+        notes = (
+            f"{len(array):,} rows stay on disk: {len(test):,} each validate and test; columns are checked in "
+            f"{min(len(train), MAX_HEAD):,} others, and rows that occur twice are not looked for",
+        )
+    raw = Dataset(name, train, validation, test, columns, is_table=True, named=False, notes=notes)
+    return _checked(raw, seed, jitter, dtype)
 
 
 def _class_names(path: str | Path, labels: pd.Series) -> list[str]:

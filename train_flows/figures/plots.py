@@ -31,6 +31,7 @@ MORE_COLORS = (  # the muted scheme of Tol
 MARKERS = ("o", "^", "s", "v", "D", "P", "X", "<", "p", "*")
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKED_POINTS = 20  # of a line, about
+FRAME_DPI, FRAME_MILLISECONDS, HELD_MILLISECONDS = 80, 67, 1000  # of a GIF
 FEW_POINTS = 5000  # up to which a histogram in two dimensions is full of holes
 
 
@@ -180,10 +181,10 @@ def flow_animation(frames: Array, times: Sequence[float], box: Box) -> Iterator[
     return drawn_frames(figure, draw, len(frames))
 
 
-def drawn_frames(figure: Figure, draw: Callable[[int], None], count: int, dpi: int = 80) -> Iterator[Image]:
+def drawn_frames(figure: Figure, draw: Callable[[int], None], count: int) -> Iterator[Image]:
     """Yield a figure as an image after every call of ``draw(i)``, laid out as in the first one."""
     canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(dpi)
+    figure.set_dpi(FRAME_DPI)
     for i in range(count):
         draw(i)
         canvas.draw()
@@ -191,10 +192,10 @@ def drawn_frames(figure: Figure, draw: Callable[[int], None], count: int, dpi: i
         yield fromarray(np.array(canvas.buffer_rgba())).convert("RGB")
 
 
-def save_gif(frames: Iterable[Image], path: Path, seconds: float = 1 / 15, held: float = 1.0) -> None:
-    """Write images as a GIF, each shown for that many seconds, and the last one held."""
+def save_gif(frames: Iterable[Image], path: Path) -> None:
+    """Write images as a GIF, of which the last one is held."""
     first, *others = frames
-    durations = [*[round(1000 * seconds)] * len(others), round(1000 * held)]
+    durations = [*[FRAME_MILLISECONDS] * len(others), HELD_MILLISECONDS]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 

@@ -87,11 +87,11 @@ def samples(x: Array, columns: Sequence[str]) -> Figure:
     return figure
 
 
-def dependent_pairs(x: Array, count: int = PAIRS) -> Array:
-    """Return the disjoint pairs (count, 2) of columns of x (N, D) that depend most on each other, the strongest first.
+def dependent_pairs(x: Array) -> Array:
+    """Return three disjoint pairs (3, 2) of columns of x (N, D) that depend most on each other, the strongest first.
 
     The strength of a pair is the largest correlation, in absolute value, between the normal scores of one column or
-    their squares and those of the other, so that a parabola counts like a line; D is at least 2 count.
+    their squares and those of the other, so that a parabola counts like a line; D is at least 6.
     """
     scores = norm.ppf(rankdata(x, axis=0) / (len(x) + 1))
     scores = np.concatenate([scores, scores**2], axis=1)
@@ -100,7 +100,7 @@ def dependent_pairs(x: Array, count: int = PAIRS) -> Array:
     d = x.shape[1]
     strength = np.abs(scores.T @ scores).reshape(2, d, 2, d).max(axis=(0, 2))
     pairs = []
-    for _ in range(count):
+    for _ in range(PAIRS):
         np.fill_diagonal(strength, -1)
         pairs.append(np.unravel_index(strength.argmax(), strength.shape))
         strength[pairs[-1], :] = strength[:, pairs[-1]] = -2

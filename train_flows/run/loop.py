@@ -9,15 +9,13 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from anode import CheckpointError, SolverError
-from train_flows.data.dataset import SEED_STRIDE
 from train_flows.run import TrainingError, distributed
 from train_flows.run.folder import Run
 from train_flows.run.session import compile_fields, handling, how_to_continue
@@ -39,8 +37,6 @@ WORDS = {  # of figures of records, those that tell most first
     "drift": "drift",
     "nfe_forward": "evaluations",
 }
-
-X = TypeVar("X", bound=Tensor | tuple[Tensor, Tensor])
 
 
 class Task(Protocol):
@@ -73,36 +69,6 @@ class Task(Protocol):
     @property
     def validate(self) -> Callable[[], dict[str, float]]:
         """Return figures of the current weights."""
-
-
-def shuffled_batches(x: X, batch_size: int, seed: int) -> Callable[[int], X]:
-    """Shuffle each epoch, and return batches as a function of the step alone, so that resuming needs no state.
-
-    Args:
-        x: samples (N, *S), or a pair of such tensors, such as inputs and targets. N is at least the batch size; the
-            remainder of an epoch is left out.
-        batch_size: B.
-        seed: of the shuffles.
-
-    Returns:
-        A function from the step to its batch (B, *S), or to a pair of batches; each of several processes gets its
-        share of the batch.
-    """
-    tensors: tuple[Tensor, ...] = x if isinstance(x, tuple) else (x,)
-    per_epoch = len(tensors[0]) // batch_size
-
-    @lru_cache(maxsize=1)
-    def order(epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(SEED_STRIDE * seed + epoch)
-        return torch.randperm(len(tensors[0]), generator=generator).to(tensors[0].device)
-
-    def batch(step: int) -> Any:
-        epoch, position = divmod(step, per_epoch)
-        rows = distributed.share_of(order(epoch)[position * batch_size : (position + 1) * batch_size])
-        parts = tuple(tensor[rows] for tensor in tensors)
-        return parts if isinstance(x, tuple) else parts[0]
-
-    return batch
 
 
 def fit(task: Task, run: Run, settings: RunSettings, command: str, started: float, *others: nn.Module) -> list[str]:
@@ -368,7 +334,7 @@ def _explain_failures(run: Run) -> Generator[None]:
 
 
 def is_shown(step: int, steps: int, every: int) -> bool:
-    """Return True for the first and last of the records, one every so many steps, and for about 20 in between."""
+    """Return True for the first and the last of the records, taken ``every`` steps, and for about 20 between them."""
     stride = max(1, math.ceil(steps / every / SHOWN))
     return step % (stride * every) == 0 or step == steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import signal
 import threading
@@ -25,7 +26,7 @@ LENGTHS = {"training": "steps", "epochs": "epochs", "objective": "likelihood_ste
 if TYPE_CHECKING:
     from train_flows.data import Dataset
     from train_flows.run.loop import Task
-    from train_flows.settings import RunSettings
+    from train_flows.settings import Data, RunSettings
 
 
 def begin(settings: RunSettings) -> torch.device:
@@ -121,8 +122,18 @@ def _default_folder(dataset: Dataset, overwrite: bool) -> Path:
     return folder
 
 
-def match_initial_run(settings: RunSettings, dataset: Dataset) -> Dataset:
-    """Return the data with columns and classes in the order of the run that ``--init`` names, if any."""
+def load_data(load: Callable[..., Dataset], data: Data, settings: RunSettings, **options: Any) -> Dataset:
+    """Load the data of a run, with columns and classes in the order of the run that ``--init`` names, if any.
+
+    Args:
+        load: reads data, from the settings ``data`` and the ``options``.
+        data: the settings of the data.
+        settings: seed and precision.
+        options: other arguments of ``load``.
+    """
+    options |= {**dataclasses.asdict(data), "seed": settings.seed, "dtype": getattr(torch, settings.dtype)}
+    with distributed.progress_bar("reading"):
+        dataset = distributed.first_alone(lambda: load(**options))  # may download
     if settings.init is None:
         return dataset
     folder = settings.resume or os.path.relpath(settings.init)

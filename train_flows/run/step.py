@@ -1,17 +1,19 @@
-"""One optimiser step: mixed precision, clipping, failed solves; learning rate and moving average."""
+"""One optimiser step: its batch, mixed precision, clipping, failed solves; learning rate and moving average."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from anode import SolverError, count_evals
+from train_flows.data.dataset import SEED_STRIDE
 from train_flows.run import distributed
 
 if TYPE_CHECKING:
@@ -19,6 +21,39 @@ if TYPE_CHECKING:
     from train_flows.settings import Training
 
 NOT_FINITE = "non-finite state"  # the cause of a failed solve that a smaller learning rate may cure
+
+
+X = TypeVar("X", bound=Tensor | tuple[Tensor, Tensor])
+
+
+def shuffled_batches(x: X, batch_size: int, seed: int) -> Callable[[int], X]:
+    """Shuffle each epoch, and return batches as a function of the step alone, so that resuming needs no state.
+
+    Args:
+        x: samples (N, *S), or a pair of such tensors, such as inputs and targets. N is at least the batch size; the
+            remainder of an epoch is left out.
+        batch_size: B.
+        seed: of the shuffles.
+
+    Returns:
+        A function from the step to its batch (B, *S), or to a pair of batches; each of several processes gets its
+        share of the batch.
+    """
+    tensors: tuple[Tensor, ...] = x if isinstance(x, tuple) else (x,)
+    per_epoch = len(tensors[0]) // batch_size
+
+    @lru_cache(maxsize=1)
+    def order(epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(SEED_STRIDE * seed + epoch)
+        return torch.randperm(len(tensors[0]), generator=generator).to(tensors[0].device)
+
+    def batch(step: int) -> Any:
+        epoch, position = divmod(step, per_epoch)
+        rows = distributed.share_of(order(epoch)[position * batch_size : (position + 1) * batch_size])
+        parts = tuple(tensor[rows] for tensor in tensors)
+        return parts if isinstance(x, tuple) else parts[0]
+
+    return batch
 
 
 class StepFailed(Exception):
