@@ -113,7 +113,8 @@ def marginals(axes: Axes, sets: Sequence[Array], low: float, high: float, labels
     bins = int(np.clip(2 * len(sets[0]) ** (1 / 3), 8, 60))
     kinds: tuple[dict[str, Any], ...] = ({"histtype": "stepfilled", "alpha": 0.3}, {"histtype": "step", "lw": 1.8})
     for x, label, color, kind in zip(sets, labels, LINE_COLORS, kinds, strict=False):
-        axes.hist(x.astype(float), bins, range=(low, high), density=True, color=color, label=label, **kind)
+        x = x[(low <= x) & (x <= high)].astype(float)  # none, if samples follow one far value of the data
+        axes.hist(x, bins, range=(low, high), density=len(x) > 0, color=color, label=label, **kind)
 
 
 def density_2d(data: Array, log_density: Array, samples: Array, columns: Sequence[str] = ("x", "y")) -> Figure:

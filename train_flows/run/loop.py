@@ -136,9 +136,8 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                     raise KeyboardInterrupt
                 return False
             if figures := trainer.step():
-                evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
                 loss = figures[task.loss_name(progress.step - 1)]
-                bar.set_postfix(loss=f"{loss:.3f}", evaluations=evaluations, refresh=False)
+                bar.set_postfix_str(f"loss {loss:.4g}, {figures['nfe_forward']:.0f} evaluations", refresh=False)
             bar.update(progress.step - bar.n)
 
 
