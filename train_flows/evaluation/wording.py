@@ -24,8 +24,8 @@ def likelihood_table(figures: dict[str, Any]) -> str:
         if key in figures
     ]
     if "grid" in figures:
-        steps, bound = figures["grid"]["steps"], figures["grid"]["nll_bound"]
-        what = f"NLL less log step, for values before the noise in their grid: {abbreviate([*steps])}"
+        count, bound = len(figures["grid"]["steps"]), figures["grid"]["nll_bound"]
+        what = f"NLL less log step of {count} column{'' if count == 1 else 's'} on a grid"
         rows.append(("NLL, recorded", f"at most {bound:.4f} nats ({what})"))
     relative = figures["inverse_error_standardized"]
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
@@ -70,11 +70,11 @@ def how(figure: dict[str, Any]) -> str:
 
 
 def _kind(figure: dict[str, Any]) -> str:
-    probes = f"{figure['probes']} probe(s)"
+    probes = f"{figure['probes']} probe{'' if figure['probes'] == 1 else 's'}"
     if figure["kind"] != "bound":
         return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
     if figure["samples"] > 1:
-        return f"upper bound, {figure['samples']} importance sample(s)"
+        return f"upper bound, {figure['samples']} importance samples"
     noise = {"uniform": " of uniform dequantisation as in FFJORD", "learned": " of learned dequantisation", None: ""}
     draw = f"one draw{noise[figure['dequantisation']]}" + (" and of augmented variables" if figure["augmented"] else "")
     return f"upper bound, {draw}" if figure["probes"] is None else f"estimated upper bound, {draw}, {probes}"
