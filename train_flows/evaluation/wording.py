@@ -108,7 +108,7 @@ def accuracy_table(measured: dict[str, Any]) -> str:
         return f"RMSE {found[f'{part}rmse']:.4g}" if regression else f"accuracy {found[f'{part}accuracy']:.4f}"
 
     if measured["nfe"]:
-        backward = f", {measured['nfe_backward']:.0f} backward in training" if "nfe_backward" in measured else ""
+        backward = f", {measured['nfe_backward']:.0f} backward in training" if measured.get("nfe_backward") else ""
         rows.append(("NFE", f"{measured['nfe']:.0f}{backward}"))
     if "train_loss" in measured:
         rows.append(("training", f"{figure(measured, 'train_')}, loss {measured['train_loss']:.4g}"))

@@ -91,7 +91,7 @@ def drawn_records(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def likelihood_panels(unit: str = "nats") -> plots.Panels:
     """Return the panels of the training of a density: likelihood, flow matching and cost, each in one unit."""
-    likelihood = {"nll": "validation", "loss": "training, with penalties if any"}
+    likelihood = {"nll": "validation", "loss": "training, with any penalties"}
     cost = {"nfe_log_prob": "validation, log_prob", **SOLVES}
     panels = {f"negative log-likelihood in {unit}": likelihood, "loss of flow matching": {"matching_loss": "training"}}
     return {**panels, COST: cost}
