@@ -97,7 +97,7 @@ def accuracy_table(measured: dict[str, Any]) -> str:
     tested = f"({measured['samples']} samples{how})"
     if regression:
         mean = f"RMSE of the mean {measured['rmse_of_mean']:.4g}"
-        value = f"{measured['rmse']:.4g} +- {measured['standard_error']:.2g}"
+        value = f"{measured['rmse']:.4g} +- {measured['standard_error']:.3g}"
         rows = [("RMSE", f"{value} {tested}; {mean}"), ("R^2", f"{measured['r2']:.4f}")]
     else:
         rows = [("accuracy", f"{measured['accuracy']:.4f} +- {measured['standard_error']:.4f} {tested}")]

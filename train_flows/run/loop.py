@@ -81,6 +81,8 @@ def fit(task: Task, run: Run, settings: RunSettings, command: str, started: floa
     """
     if settings.compile:
         print(f"compiled in {compile_fields(task, *others):.0f} s")
+    if run.step == task.training.steps:
+        print(f"training is complete at step {run.step}; a larger --steps (--epochs of a classifier) trains longer")
     if not train(task, run, deadline=settings.deadline(started)):
         note = f"training is at step {run.step} of {task.training.steps}, its time was up"
         print(f"{note}; {how_to_continue(run, command)}")
@@ -340,6 +342,7 @@ def is_shown(step: int, steps: int, every: int) -> bool:
 
 def line(record: Mapping[str, float], steps: int) -> str:
     """Return a record as the line that is printed: up to four figures in words, and failed steps."""
-    figures = [f"{words} {record[name]:.4g}" for name, words in WORDS.items() if name in record][:4]
+    shown = {name: words for name, words in WORDS.items() if name in record and (record[name] or name != "nfe_forward")}
+    figures = [f"{words} {record[name]:.4g}" for name, words in shown.items()][:4]
     figures += [f"skipped {record['skipped']:.0f}"] if record["skipped"] else []
     return "  ".join([f"step {record['step']:>{len(str(steps))}}/{steps}", *figures, f"{record['seconds']:.0f} s"])
