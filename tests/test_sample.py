@@ -179,7 +179,10 @@ def test_what_is_refused_is_one_line(run, tmp_path):
     for typed, message in (
         (["nowhere"], "nowhere is not the folder"),
         (["classifier"], "classifier holds a classifier model, not a density model"),
-        (["given"], "given is a density given columns without names: pass 2 values in this order by --context, not none"),
+        (
+            ["given"],
+            "given is a density given columns without names: pass 2 values in this order by --context, not none",
+        ),
         (["plain", "--context", "3"], "--context 3 is for densities given columns, plain is not: omit it"),
         (["plain", "--label", "dark"], "--label dark is for densities given the class, plain is not"),
         (["digits", "--label", "ten"], "--label ten is not a class of digits: choose one of 0, 1, 2"),

@@ -203,8 +203,8 @@ def save_gif(frames: Iterable[Image], path: Path) -> None:
 # Classifiers
 
 
-def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str]) -> Figure:
-    """Scatter points (N, D) of every set by class (N,), with the names of the classes in a legend.
+def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str], what: str = "class") -> Figure:
+    """Scatter points (N, D) of every set by class (N,), with the names of the classes in a legend, titled ``what``.
 
     More than two dimensions are shown by principal components. Of more than ten classes, a bar of colours shows the
     number.
@@ -218,10 +218,10 @@ def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str]) ->
         if x.shape[1] > 2:
             _, scales, directions = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
             share = (scales[:2] ** 2).sum() / max((scales**2).sum(), np.finfo(float).tiny)
-            x, title = x @ directions[:2].T, f"{title}, {x.shape[1]} dimensions ({share:.0%} of the variance shown)"
+            x, title = x @ directions[:2].T, f"{title}, {x.shape[1]} dimensions\n({share:.0%} of the variance shown)"
             labels = ("first principal component", "second principal component")
         if x.shape[1] == 1:  # classes above each other
-            x, labels = np.stack([x[:, 0], classes], axis=1), ("coordinate", "class")
+            x, labels = np.stack([x[:, 0], classes], axis=1), ("coordinate", what)
             axes.set_yticks(range(len(names)) if not many else [])
         for k in np.unique(classes):
             own, marker = x[classes == k], "o" if many else MARKERS[k]
@@ -236,7 +236,7 @@ def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str]) ->
             Line2D([], [], ls="", marker=marker, color=color, label=plain(name))
             for marker, color, name in zip(MARKERS, colors, names, strict=False)
         ]
-        figure.legend(handles=handles, loc="outside right center", title="class")
+        figure.legend(handles=handles, loc="outside right center", title=what)
     return figure
 
 
