@@ -139,7 +139,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                 return False
             if figures := trainer.step():
                 loss = figures[task.loss_name(progress.step - 1)]
-                bar.set_postfix_str(f"loss {loss:.4g}, {figures['nfe_forward']:.0f} evaluations", refresh=False)
+                bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
             bar.update(progress.step - bar.n)
 
 
