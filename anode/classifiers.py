@@ -309,6 +309,8 @@ def save(model: Classifier, folder: str | Path, **notes: Any) -> None:
         folder: created if missing; files with these names are replaced.
         notes: further plain values for ``config.json``.
     """
+    if not isinstance(model, Classifier):
+        raise InputError(f"model of type {type(model).__name__} is not a classifier: pass densities to cnf.save")
     storage.save_model(folder, KIND, model, model.arguments, **notes)
 
 

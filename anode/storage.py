@@ -84,6 +84,7 @@ def check_device(device: torch.device | str) -> torch.device:
         torch.zeros(1).to(found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:100]
+        reason = "unknown type" if reason.startswith("Expected one of") else reason  # a long list follows
         raise InputError(f"device={str(device)!r} cannot be used here ({reason}): pass another one, or cpu") from error
     return found
 

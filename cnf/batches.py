@@ -39,8 +39,12 @@ def check_contexts(c: Tensor | None, n: int, features: int | None) -> None:
     """
     size = None if c is None else tuple(c.shape)
     wanted = "(B, C)" if features is None else (n, features) if features else None
-    if not (size == wanted or (features is None and (c is None or (c.ndim == 2 and len(c) == n)))):
-        raise InputError(f"c of shape {size} does not fit {n} samples: pass {wanted}")
+    if size == wanted or (features is None and (c is None or (c.ndim == 2 and len(c) == n))):
+        return
+    if c is None:
+        raise InputError(f"c is missing, the context of the density: pass it in shape {wanted}")
+    remedy = f"pass {wanted}" if wanted else "omit it, the density does not take a context"
+    raise InputError(f"c of shape {size} does not fit {n} samples: {remedy}")
 
 
 def max_copies(x: Tensor) -> int:

@@ -97,6 +97,8 @@ class TestEveryModel:
     def test_it_survives_storage(self, variant, tmp_path):
         model, x = variant
         anode.save(model, tmp_path / "model", note="mine")
+        with pytest.raises(InputError, match="model of type Linear is not a classifier"):
+            anode.save(torch.nn.Linear(2, 2), tmp_path / "other")
         loaded = anode.load(tmp_path / "model")
         assert torch.equal(loaded(x), model(x))
         assert (loaded.config, loaded.shape, loaded.levels) == (model.config, model.shape, model.levels)

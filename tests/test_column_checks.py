@@ -103,6 +103,11 @@ class TestScale:
         assert note.startswith(f"u: {code:g} in ")
         assert "of the rows is far from all other values" in note
 
+    def test_a_code_of_many_rows_is_one_note(self, z, notes):
+        z[::9, 1] = 99
+        (note,) = notes(z)
+        assert note.startswith("b: 99 in 11")
+
     def test_codes_at_both_ends_and_on_a_grid(self, z, notes):
         age = np.random.default_rng(0).integers(18, 90, N)
         age[::40], age[1::40] = 999, -1000

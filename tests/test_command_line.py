@@ -105,6 +105,13 @@ class TestRecipes:
         assert (typed.model.solver.gradient, typed.training.lr) == ("direct", found.training.lr)
         assert settings("moons").model.hidden == (64, 64)
 
+    @pytest.mark.parametrize(("rows", "size"), [(20, 8), (32, 8), (120, 24), (256, 64), (5000, 64)])
+    def test_batches_of_few_rows_are_small(self, tmp_path, rows, size):
+        (tmp_path / "t.csv").write_text("x,y\n")
+        args = (str(tmp_path / "t.csv"), "--target", "y")
+        assert parse(*PROGRAMS["classify"], args, rows)[0].training.batch_size == size
+        assert parse(*PROGRAMS["classify"], [*args, "--batch-size", "50"], rows)[0].training.batch_size == 50
+
     def test_fixed_steps_have_a_size(self):
         assert settings("moons", "--solver", "rk4").model.solver.step_size == 0.25
         assert settings("moons", "--solver", "rk4", "--step-size", "0.1").model.solver.step_size == 0.1

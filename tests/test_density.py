@@ -237,7 +237,9 @@ class TestResuming:
         opened = Run.open("one", "density")
         assert (opened.settings["training"]["steps"], opened.step) == (9, 9)
         assert result_of("one")["settings"]["training"]["steps"] == 9
-        assert run("density", "--resume", "one")[0] == 0
+        status, out, _ = run("density", "--resume", "one")
+        assert status == 0
+        assert "training is complete at step" in out
         status, _, err = run("density", "--resume", "one", "--steps", "9")
         assert status == 2
         assert "--steps 9 must be more than the 9 steps of one so far" in err

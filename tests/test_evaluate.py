@@ -142,7 +142,7 @@ class TestClasses:
             assert found["classifier"]["samples"] == 4
         assert swapped["classifier"]["tested"] == 40
         _, out, _ = run("evaluate", "runs/greys", "swapped", "--classify", "--samples", 4)
-        assert "40 samples, by the NLL given each of 2 classes: upper bound, 4 importance sample(s), rtol" in out
+        assert "40 samples, by the NLL given each of 2 classes: upper bound, 4 importance samples, rtol" in out
 
     def test_a_classifier(self, run):
         network, dataset = store_classifier("runs/wine", "wine")

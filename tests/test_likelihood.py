@@ -59,7 +59,7 @@ class TestBitsPerDimension:
             error = figure["bits_per_dim_standard_error"]
             assert error == pytest.approx(figure["standard_error"] / 4 / math.log(2))
         said = wording.likelihood_table(report)
-        assert "bits/dim (upper bound, 16 importance sample(s), rtol" in said
+        assert "bits/dim (upper bound, 16 importance samples, rtol" in said
         assert "bits/dim (upper bound, one draw of uniform dequantisation as in FFJORD, rtol" in said
 
     def test_one_draw_is_that_of_training(self, monkeypatch):
@@ -84,7 +84,7 @@ class TestKinds:
         report = likelihood.measure(wild(divergence="hutchinson", probes=2), images(), SOLVER)
         assert "nll_one_draw" not in report
         assert (report["nll"]["samples"], report["nll"]["probes"]) == (1, 2)
-        expected = "estimated upper bound, one draw of uniform dequantisation as in FFJORD, 2 probe(s)"
+        expected = "estimated upper bound, one draw of uniform dequantisation as in FFJORD, 2 probes"
         assert expected in wording.likelihood_table(report)
 
     def test_draws_that_would_not_tighten_are_refused(self):

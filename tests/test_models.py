@@ -218,9 +218,11 @@ def test_every_field_takes_the_context(field):
 @pytest.mark.parametrize("more", [{}, {"extra": 2}, {"extra": 2, "augmentation": "categorical"}])
 def test_contexts_that_do_not_fit_are_named_as_they_were_passed(more):
     x, c = torch.randn(4, 2), torch.randn(4, 3)
-    with pytest.raises(InputError, match=r"c of shape \(4, 3\) does not fit 4 samples: pass None"):
+    with pytest.raises(InputError, match=r"c of shape \(4, 3\) does not fit 4 samples: omit it"):
         density_model((2,), **more).log_prob(x, c)
-    for wrong in (None, c[:, :2], c[:3]):
+    with pytest.raises(InputError, match=r"c is missing.*: pass it in shape \(4, 3\)"):
+        density_model((2,), context=3, **more).log_prob(x)
+    for wrong in (c[:, :2], c[:3]):
         with pytest.raises(InputError, match=r"does not fit 4 samples: pass \(4, 3\)"):
             density_model((2,), context=3, **more).elbo(x, wrong)
 

@@ -127,7 +127,10 @@ class TestPictures:
         assert colors[0] != colors[1]
         np.testing.assert_array_equal(self.lines(loss)[0], [[0, 3], [10, 2], [20, 2.5]])
         np.testing.assert_array_equal(self.lines(loss)[2], [[10, 2.5], [20, 3]])
-        assert [text.get_text() for text in loss.get_legend().get_texts()] == ["validation", "training, with penalties"]
+        assert [text.get_text() for text in loss.get_legend().get_texts()] == [
+            "validation",
+            "training, with any penalties",
+        ]
         np.testing.assert_array_equal(self.lines(cost)[0], [[10, 21], [20, 22]])
         np.testing.assert_array_equal(self.lines(cost)[2], [[10, 13], [20, 14]])
         words = ["training step, forward", "training step, backward"]

@@ -137,6 +137,23 @@ class TestFiles:
         np.testing.assert_allclose(np.load("cool.npy"), 0.5 * np.load("warm.npy"), rtol=1e-6)  # the field is zero
 
 
+def test_samples_given_values_of_columns(run):
+    torch.manual_seed(0)
+    c = 10 * torch.rand(50, 2) - 5
+    flow = density_model((2,), context_data=c)
+    for weight in flow.parameters():
+        torch.nn.init.normal_(weight, 0, 0.3)
+    cnf.save(flow, "given", data={"columns": ["a", "b"], "context": ["u", "v"], "classes": []})
+    assert run("sample", "given", "-n", 20, "--context", "-3.5", "2", "--log-prob", "--out", "s.csv")[0] == 0
+    frame = pd.read_csv("s.csv")
+    assert list(frame) == ["a", "b", "log_prob"]
+    expected = flow.log_prob(frame[["a", "b"]], torch.tensor([[-3.5, 2.0]]).expand(20, 2)).detach()
+    np.testing.assert_allclose(frame.log_prob, expected, atol=1e-3)
+    status, _, err = run("sample", "given", "--context", "2", "--out", "x.csv")
+    assert status == 2
+    assert "given is a density given u, v: pass 2 values in this order by --context, not 2" in err
+
+
 def test_samples_are_of_their_class(run, tmp_path):
     store_density("runs/digits", "digits", conditional=True, image_size=4)
     assert run("sample", "runs/digits", "-n", 12, "--out", "all.csv", "--log-prob", "--samples", 2)[0] == 0
@@ -162,7 +179,11 @@ def test_what_is_refused_is_one_line(run, tmp_path):
     for typed, message in (
         (["nowhere"], "nowhere is not the folder"),
         (["classifier"], "classifier holds a classifier model, not a density model"),
-        (["given"], "given is a density given 2 numbers that are not classes: use it by cnf.load"),
+        (
+            ["given"],
+            "given is a density given columns without names: pass 2 values in this order by --context, not none",
+        ),
+        (["plain", "--context", "3"], "--context 3 is for densities given columns, plain is not: omit it"),
         (["plain", "--label", "dark"], "--label dark is for densities given the class, plain is not"),
         (["digits", "--label", "ten"], "--label ten is not a class of digits: choose one of 0, 1, 2"),
         (["plain", "--out", "taken.csv"], "--out taken.csv exists: pass another name, or --overwrite"),

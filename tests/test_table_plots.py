@@ -52,6 +52,10 @@ class TestCorner:
         x[:, 1] = np.arange(300) == 7
         table_plots.corner({"data": x.astype(np.float32), "samples": x.astype(np.float32)}, NAMES).savefig(io.BytesIO())
 
+    @pytest.mark.filterwarnings("error")
+    def test_samples_out_of_range(self):
+        table_plots.corner({"data": table(), "samples": table(shift=1e6)}, NAMES).savefig(io.BytesIO())
+
 
 class TestDependentPairs:
     def test_lines_and_parabolas_come_first(self):

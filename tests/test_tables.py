@@ -132,6 +132,11 @@ class TestParquet:
         pd.DataFrame({"a": np.arange(30) / 7, "b": column}).to_parquet(path)
         refused(path, message)
 
+    def test_all_columns_of_words_are_named_at_once(self, tmp_path):
+        frame = pd.DataFrame({"a": np.arange(30) / 7, "kind": "u", "b": [None, *np.arange(29.0)], "sex": "v"})
+        frame.to_parquet(tmp_path / "t.parquet")
+        refused(tmp_path / "t.parquet", r"column kind holds text in 30 .*; these cannot be used .* either: b, sex$")
+
     def test_a_folder_is_one_table(self, tmp_path, x):
         frame = pd.DataFrame(x, columns=list("abc")).assign(part=np.arange(200) // 100)
         frame.to_parquet(tmp_path / "partitions", partition_cols=["part"])

@@ -60,11 +60,13 @@ def _main(args: list[str]) -> None:
 
 
 def _run(command: str, args: list[str]) -> None:
+    _show("loading torch ...")
     from anode import InputError, SolverError  # torch takes seconds, which --help need not wait for
     from train_flows.command_line import name_advice, name_options, options_of
     from train_flows.run import TrainingError, distributed
 
     program = importlib.import_module(f"train_flows.{MODULES.get(command, command)}")
+    _show("")
     options = options_of(program.Settings) if hasattr(program, "Settings") else ()
     try:
         rank, count = distributed.started()
@@ -81,6 +83,12 @@ def _run(command: str, args: list[str]) -> None:
         _fail(f"{error.strerror or error}: {error.filename or ''}", status=2)
     except (SolverError, TrainingError) as error:
         _fail(name_advice(str(error), options), status=1)
+
+
+def _show(words: str) -> None:
+    """Show words in the last line of a terminal, in place of those before."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
 
 
 def _fail(message: str, status: int) -> None:

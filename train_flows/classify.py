@@ -51,19 +51,20 @@ PROGRAM = Program(
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows classify``; nothing is written before everything typed is known to be good."""
     started = time.monotonic()
-    settings, origin = parse(PROGRAM, ClassifySettings(), args)
-    print(origin, flush=True)  # before anything slow
+    settings, _ = parse(PROGRAM, ClassifySettings(), args)
     device = session.begin(settings.run)
     dataset = load(settings)
-    print(*(f"note: {note}\n" for note in dataset.notes), sep="", end="")
+    settings, origin = parse(PROGRAM, ClassifySettings(), args, len(dataset.train))
+    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n", flush=True)
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device)
     session.take_initial_weights(settings.run, model)
     run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, dataset)
     task = ClassifyTask(settings, dataset, model, run)
+    measured = len(task.parts["train"])
     print(
-        f"{len(dataset.train)} samples to train on, {len(dataset.validation)} to validate on, "
-        f"{len(dataset.test)} to test on; figures of training are of {len(task.parts['train'])}"
+        f"{len(dataset.train)} samples to train on, {len(dataset.validation)} to validate on, {len(dataset.test)} to "
+        f"test on{f'; figures of training are of {measured}' if measured < len(dataset.train) else ''}"
     )
     before = time.monotonic() - started
     with session.resumable(run, PROGRAM.name):

@@ -110,7 +110,7 @@ PAIRS: dict[str, dict[str, Recipe]] = {  # NODE and ANODE with nearly the same n
 IMAGES: Recipe = {"field": "conv", "time": "none", "epochs": 20, "batch_size": 256, **PAIRS["mnist"]["ANODE"]}
 CLASSIFY: dict[str, Recipe] = {
     "function": SOLVES_IN_MEMORY,
-    "table": {**SOLVES_IN_MEMORY, "epochs": 100, "extra": 5},
+    "table": {**SOLVES_IN_MEMORY, "epochs": 100, "batch_size": 64, "extra": 5},
     "images": IMAGES,
     "cifar10": {**IMAGES, **PAIRS["cifar10"]["ANODE"]},
     "svhn": {**IMAGES, **PAIRS["svhn"]["ANODE"]},
@@ -183,12 +183,17 @@ def _by_size(rows: int, columns: int) -> Recipe:
     }
 
 
-def classify(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
-    """Choose the recipe of ``train-flows classify``; see :func:`density`."""
+def classify(typed: Mapping[str, Any], rows: int | None = None) -> tuple[str, Recipe]:
+    """Choose the recipe of ``train-flows classify``; see :func:`density`.
+
+    The batches of few rows are smaller, so that an epoch has four steps or more, from 32 rows on.
+    """
     source = typed.get("source", "")
     kind = "function" if paper_functions.is_function(source) else "images" if is_images(source) else "table"
     name = source if source in CLASSIFY else kind
     recipe, unsuitable = dict(CLASSIFY[name]), set()
+    if name == "table" and rows is not None:
+        recipe["batch_size"] = min(recipe["batch_size"], 8 * max(1, rows // 32))
     if typed.get("model") in ("second-order", "mlp"):
         unsuitable = {"extra", "field", "hidden"}
     elif typed.get("field") == "mlp":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 import cnf
@@ -42,6 +42,7 @@ class Settings:
         n: number of samples
         out: file to write: .csv, .npy (samples x columns, a class by its number) or .png
         label: class of the samples, for a density given the class; all classes in turn if omitted
+        context: values of the columns of --context of the run, in their order, for a density given these
         log_prob: add the log-density, in nats, as last column
         samples: importance samples of the log-density, if it is a bound; 64 if omitted
         temperature: factor of the noise of the base: below 1, samples are less varied and more typical
@@ -55,6 +56,7 @@ class Settings:
     n: Count = 1000
     out: Path = Path("samples.csv")
     label: str | None = None
+    context: tuple[FiniteFloat, ...] = ()
     log_prob: bool = False
     samples: int | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -72,12 +74,9 @@ def main(args: list[str]) -> None:
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
     data = description_of(stored)
-    classes = data["classes"] if model.context else []
-    if model.context and (not classes or data["context"] != classes):
-        raise InputError(
-            f"{settings.run} is a density given {model.context} numbers that are not classes: use it by cnf.load"
-        )
+    classes = data["classes"] if model.context and data["context"] == data["classes"] else []
     labels = _labels(settings, classes)
+    given = _given(settings, model, data["context"]) if not classes else None
     columns = [*(data["columns"] or [f"x{i}" for i in range(model.event_shape.numel())]), *([LABEL] if classes else [])]
     if settings.log_prob:
         columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
@@ -90,7 +89,7 @@ def main(args: list[str]) -> None:
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     below: Counter[str] = Counter()
-    parts = _as_recorded(_parts(model, settings, labels, len(classes)), data, below)
+    parts = _as_recorded(_parts(model, settings, labels, len(classes), given), data, below)
     with storage.written_atomically(settings.out) as file:
         if settings.out.suffix == ".png":
             dpi = 150 if len(model.event_shape) == 1 else "figure"
@@ -139,15 +138,30 @@ def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
     return torch.full((settings.n,), classes.index(settings.label))
 
 
+def _given(settings: Settings, model: Density, names: Sequence[str]) -> Tensor | None:
+    """Return the context of all samples, (C,); None for a density without one."""
+    values = settings.context
+    if len(values) != model.context:
+        typed = " ".join(f"{value:g}" for value in values)
+        if not model.context:
+            raise InputError(f"--context {typed} is for densities given columns, {settings.run} is not: omit it")
+        given = f"{settings.run} is a density given {abbreviate(names) or 'columns without names'}"
+        count = f"{model.context} value{'' if model.context == 1 else 's'}"
+        raise InputError(f"{given}: pass {count} in this order by --context, not {typed or 'none'}")
+    return torch.tensor(values, dtype=torch.float64) if values else None
+
+
 @torch.no_grad()
-def _parts(model: Density, settings: Settings, labels: Tensor | None, classes: int) -> Iterator[np.ndarray]:
+def _parts(
+    model: Density, settings: Settings, labels: Tensor | None, classes: int, given: Tensor | None
+) -> Iterator[np.ndarray]:
     """Yield the rows of the file chunk by chunk; a class is its number."""
     size = chunk_size(model.event_shape)
     samples = likelihood.IMPORTANCE_SAMPLES if settings.samples is None else settings.samples
     for start in range(0, settings.n, size):
         n = min(size, settings.n - start)
         y = None if labels is None else labels[start : start + n]
-        c = None if y is None else to_model(model, class_contexts(y, classes))
+        c = to_model(model, given if y is None else class_contexts(y, classes))
         if settings.log_prob and model.has_rsample:  # one solve gives both
             x, log_p = model.rsample_and_log_prob(n, c)
         else:

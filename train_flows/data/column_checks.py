@@ -68,7 +68,7 @@ def notes(train: np.ndarray, columns: Sequence[str], known: Mapping[str, Grid]) 
     counts = [np.unique(values, return_counts=True)[1] for values in train.T]
     other = np.array([column not in known for column in columns])
     few = np.array([len(count) < NEAR_DISCRETE * len(train) for count in counts]) & other
-    common = np.array([count.max() > max(2, NEAR_DISCRETE * len(train)) for count in counts]) & other
+    common = np.array([_most_common(values) > max(2, NEAR_DISCRETE * len(train)) for values in train.T]) & other
     z = _standardised(train)
     wide = len(train) <= train.shape[1]
     linear = np.zeros_like(few) if wide else _unexplained(z) < UNEXPLAINED
@@ -130,6 +130,11 @@ def far_from_zero(train: np.ndarray, columns: Sequence[str], dtype: torch.dtype 
 def flagged(columns: Sequence[str], flags: np.ndarray) -> str:
     """Return the first names of the columns that are flagged, (D,), for a message."""
     return abbreviate([column for column, flag in zip(columns, flags, strict=True) if flag])
+
+
+def _most_common(values: np.ndarray) -> int:
+    """Return the count of the most common value (N,), without codes, on which :func:`scale_notes` has a note."""
+    return np.unique(values[~np.isin(values, [*_far_values(values)])], return_counts=True)[1].max()
 
 
 def _rounded(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:

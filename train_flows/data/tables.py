@@ -100,7 +100,16 @@ def numbers(name: str, frame: pd.DataFrame, min_rows: int = MIN_ROWS) -> np.ndar
     """Return the finite numbers of a table, (N, D), float64; ``name`` names it in the error if it holds others."""
     if len(frame) == 0 or frame.shape[1] == 0:
         raise InputError(f"{name} is empty: pass a table of at least {min_rows} rows")
-    columns = [_column_numbers(name, frame[column]) for column in frame]
+    columns, faults = [], {}
+    for column in frame:
+        try:
+            columns.append(_column_numbers(name, frame[column]))
+        except InputError as error:
+            faults[str(column)] = str(error)
+    if faults:
+        first, *others = faults
+        more = f"; these cannot be used as they are either: {abbreviate(others)}" if others else ""
+        raise InputError(faults[first] + more)
     if len(frame) < min_rows:
         raise InputError(f"{name} has {len(frame)} rows: at least {min_rows} are needed")
     return np.stack(columns, axis=1)

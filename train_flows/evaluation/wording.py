@@ -24,8 +24,8 @@ def likelihood_table(figures: dict[str, Any]) -> str:
         if key in figures
     ]
     if "grid" in figures:
-        steps, bound = figures["grid"]["steps"], figures["grid"]["nll_bound"]
-        what = f"NLL less log step, for values before the noise in their grid: {abbreviate([*steps])}"
+        count, bound = len(figures["grid"]["steps"]), figures["grid"]["nll_bound"]
+        what = f"NLL less log step of {count} column{'' if count == 1 else 's'} on a grid"
         rows.append(("NLL, recorded", f"at most {bound:.4f} nats ({what})"))
     relative = figures["inverse_error_standardized"]
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
@@ -70,11 +70,11 @@ def how(figure: dict[str, Any]) -> str:
 
 
 def _kind(figure: dict[str, Any]) -> str:
-    probes = f"{figure['probes']} probe(s)"
+    probes = f"{figure['probes']} probe{'' if figure['probes'] == 1 else 's'}"
     if figure["kind"] != "bound":
         return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
     if figure["samples"] > 1:
-        return f"upper bound, {figure['samples']} importance sample(s)"
+        return f"upper bound, {figure['samples']} importance samples"
     noise = {"uniform": " of uniform dequantisation as in FFJORD", "learned": " of learned dequantisation", None: ""}
     draw = f"one draw{noise[figure['dequantisation']]}" + (" and of augmented variables" if figure["augmented"] else "")
     return f"upper bound, {draw}" if figure["probes"] is None else f"estimated upper bound, {draw}, {probes}"
@@ -97,7 +97,7 @@ def accuracy_table(measured: dict[str, Any]) -> str:
     tested = f"({measured['samples']} samples{how})"
     if regression:
         mean = f"RMSE of the mean {measured['rmse_of_mean']:.4g}"
-        value = f"{measured['rmse']:.4g} +- {measured['standard_error']:.2g}"
+        value = f"{measured['rmse']:.4g} +- {measured['standard_error']:.3g}"
         rows = [("RMSE", f"{value} {tested}; {mean}"), ("R^2", f"{measured['r2']:.4f}")]
     else:
         rows = [("accuracy", f"{measured['accuracy']:.4f} +- {measured['standard_error']:.4f} {tested}")]
@@ -108,7 +108,7 @@ def accuracy_table(measured: dict[str, Any]) -> str:
         return f"RMSE {found[f'{part}rmse']:.4g}" if regression else f"accuracy {found[f'{part}accuracy']:.4f}"
 
     if measured["nfe"]:
-        backward = f", {measured['nfe_backward']:.0f} backward in training" if "nfe_backward" in measured else ""
+        backward = f", {measured['nfe_backward']:.0f} backward in training" if measured.get("nfe_backward") else ""
         rows.append(("NFE", f"{measured['nfe']:.0f}{backward}"))
     if "train_loss" in measured:
         rows.append(("training", f"{figure(measured, 'train_')}, loss {measured['train_loss']:.4g}"))

@@ -36,7 +36,7 @@ IMAGES, CLASSES = 64, 10  # images in a square; classes in rows, and images of e
 PAIRS, STEPS_BETWEEN = 8, 10  # pairs of test images, and images on the way from one to the other, both included
 MOVING, FRAMES, FEWER_FRAMES = 25, 45, 12  # images; times of one ODE, of several
 COST = "evaluations of the field"
-SIGNS = ("target up to 0", "target above 0")
+SIGNS = ("up to 0", "above 0")
 SOLVES = {"nfe_forward": "training step, forward", "nfe_backward": "training step, backward"}
 Picture = Figure | Iterator[Image]
 
@@ -58,8 +58,8 @@ def draw_density(run: Run, dataset: Dataset, model: Density) -> list[Path]:
 
 def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> list[Path]:
     """Draw the curves of training, test samples with their features, and images taken for another class."""
-    names = ("loss", "accuracy" if model.target is None else "rmse")
-    panels = {name: {f"train_{name}": "training samples", f"validation_{name}": "validation"} for name in names}
+    names = {"loss": "loss", **({"accuracy": "accuracy"} if model.target is None else {"RMSE": "rmse"})}
+    panels = {label: {f"train_{n}": "training samples", f"validation_{n}": "validation"} for label, n in names.items()}
     curves = plots.run_curves(drawn_records(run.records()), {**panels, COST: SOLVES})
     return _save(run, curves, _classifier_pictures(dataset, model))
 
@@ -91,7 +91,7 @@ def drawn_records(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def likelihood_panels(unit: str = "nats") -> plots.Panels:
     """Return the panels of the training of a density: likelihood, flow matching and cost, each in one unit."""
-    likelihood = {"nll": "validation", "loss": "training, with penalties"}
+    likelihood = {"nll": "validation", "loss": "training, with any penalties"}
     cost = {"nfe_log_prob": "validation, log_prob", **SOLVES}
     panels = {f"negative log-likelihood in {unit}": likelihood, "loss of flow matching": {"matching_loss": "training"}}
     return {**panels, COST: cost}
@@ -159,8 +159,11 @@ def _classifier_pictures(dataset: Dataset, model: Classifier) -> Generator[tuple
     if dataset.is_table:  # columns of any unit, as the classifier sees them
         x, title = (x - x.mean(0)) / x.std(0).clamp(min=torch.finfo(x.dtype).tiny), "standardized inputs"
     sets = {title: x.numpy(), "features": states.cpu().flatten(1).numpy()}
-    sides = SIGNS if model.target is None else (f"target up to {middle:.4g}", f"target above {middle:.4g}")
-    yield "features.png", plots.features(sets, targets, dataset.classes or sides)
+    sides = SIGNS if model.target is None else (f"up to {middle:.4g}", f"above {middle:.4g}")
+    yield (
+        "features.png",
+        plots.features(sets, targets, dataset.classes or sides, "class" if dataset.classes else "target"),
+    )
 
 
 # Images

@@ -113,7 +113,8 @@ def marginals(axes: Axes, sets: Sequence[Array], low: float, high: float, labels
     bins = int(np.clip(2 * len(sets[0]) ** (1 / 3), 8, 60))
     kinds: tuple[dict[str, Any], ...] = ({"histtype": "stepfilled", "alpha": 0.3}, {"histtype": "step", "lw": 1.8})
     for x, label, color, kind in zip(sets, labels, LINE_COLORS, kinds, strict=False):
-        axes.hist(x.astype(float), bins, range=(low, high), density=True, color=color, label=label, **kind)
+        x = x[(low <= x) & (x <= high)].astype(float)  # none, if samples follow one far value of the data
+        axes.hist(x, bins, range=(low, high), density=len(x) > 0, color=color, label=label, **kind)
 
 
 def density_2d(data: Array, log_density: Array, samples: Array, columns: Sequence[str] = ("x", "y")) -> Figure:
@@ -202,8 +203,8 @@ def save_gif(frames: Iterable[Image], path: Path) -> None:
 # Classifiers
 
 
-def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str]) -> Figure:
-    """Scatter points (N, D) of every set by class (N,), with the names of the classes in a legend.
+def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str], what: str = "class") -> Figure:
+    """Scatter points (N, D) of every set by class (N,), with the names of the classes in a legend, titled ``what``.
 
     More than two dimensions are shown by principal components. Of more than ten classes, a bar of colours shows the
     number.
@@ -217,10 +218,10 @@ def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str]) ->
         if x.shape[1] > 2:
             _, scales, directions = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
             share = (scales[:2] ** 2).sum() / max((scales**2).sum(), np.finfo(float).tiny)
-            x, title = x @ directions[:2].T, f"{title}, {x.shape[1]} dimensions ({share:.0%} of the variance shown)"
+            x, title = x @ directions[:2].T, f"{title}, {x.shape[1]} dimensions\n({share:.0%} of the variance shown)"
             labels = ("first principal component", "second principal component")
         if x.shape[1] == 1:  # classes above each other
-            x, labels = np.stack([x[:, 0], classes], axis=1), ("coordinate", "class")
+            x, labels = np.stack([x[:, 0], classes], axis=1), ("coordinate", what)
             axes.set_yticks(range(len(names)) if not many else [])
         for k in np.unique(classes):
             own, marker = x[classes == k], "o" if many else MARKERS[k]
@@ -235,7 +236,7 @@ def features(sets: Mapping[str, Array], classes: Array, names: Sequence[str]) ->
             Line2D([], [], ls="", marker=marker, color=color, label=plain(name))
             for marker, color, name in zip(MARKERS, colors, names, strict=False)
         ]
-        figure.legend(handles=handles, loc="outside right center", title="class")
+        figure.legend(handles=handles, loc="outside right center", title=what)
     return figure
 
 

@@ -81,6 +81,8 @@ def fit(task: Task, run: Run, settings: RunSettings, command: str, started: floa
     """
     if settings.compile:
         print(f"compiled in {compile_fields(task, *others):.0f} s")
+    if run.step == task.training.steps:
+        print(f"training is complete at step {run.step}; a larger --steps (--epochs of a classifier) trains longer")
     if not train(task, run, deadline=settings.deadline(started)):
         note = f"training is at step {run.step} of {task.training.steps}, its time was up"
         print(f"{note}; {how_to_continue(run, command)}")
@@ -136,9 +138,8 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
                     raise KeyboardInterrupt
                 return False
             if figures := trainer.step():
-                evaluations = f"{figures['nfe_forward']:.0f}+{figures['nfe_backward']:.0f}"
                 loss = figures[task.loss_name(progress.step - 1)]
-                bar.set_postfix(loss=f"{loss:.3f}", evaluations=evaluations, refresh=False)
+                bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
             bar.update(progress.step - bar.n)
 
 
@@ -341,6 +342,7 @@ def is_shown(step: int, steps: int, every: int) -> bool:
 
 def line(record: Mapping[str, float], steps: int) -> str:
     """Return a record as the line that is printed: up to four figures in words, and failed steps."""
-    figures = [f"{words} {record[name]:.4g}" for name, words in WORDS.items() if name in record][:4]
+    shown = {name: words for name, words in WORDS.items() if name in record and (record[name] or name != "nfe_forward")}
+    figures = [f"{words} {record[name]:.4g}" for name, words in shown.items()][:4]
     figures += [f"skipped {record['skipped']:.0f}"] if record["skipped"] else []
     return "  ".join([f"step {record['step']:>{len(str(steps))}}/{steps}", *figures, f"{record['seconds']:.0f} s"])
