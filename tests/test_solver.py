@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from fields import Blowup, Broken, Linear
 
 from anode import Field, InputError, MLPField, ODEBlock, Solver, SolverError, classifier_model, count_evals
 from anode.runge_kutta import ComponentRoles
-from anode.solver import ADAPTIVE_METHODS, FIXED_METHODS, solvers_in, with_solver
+from anode.solver import ADAPTIVE_METHODS, FixedMethod, solvers_in, with_solver
 
 LOOSER = ("fehlberg2", "adaptive_heun")  # of second order
 SOLVERS = [
     Solver(method, *(2 * [1e-6 if method in LOOSER else 1e-8]), max_steps=100_000) for method in ADAPTIVE_METHODS
 ]
+FIXED_METHODS = get_args(FixedMethod)
 SOLVERS += [Solver(method, step_size=1e-3) for method in FIXED_METHODS]
 ORDERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4}
 

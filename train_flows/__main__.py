@@ -37,8 +37,9 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(141)
-    except KeyboardInterrupt:
-        _fail("interrupted", status=130)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def _main(args: list[str]) -> None:

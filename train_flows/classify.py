@@ -55,7 +55,7 @@ def main(args: list[str]) -> None:
     device = session.begin(settings.run)
     dataset = load(settings)
     settings, origin = parse(PROGRAM, ClassifySettings(), args, len(dataset.train))
-    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n", flush=True)
+    session.tell(origin, *(f"note: {note}" for note in dataset.notes))
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device)
     session.take_initial_weights(settings.run, model)

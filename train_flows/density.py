@@ -69,13 +69,13 @@ def main(args: list[str]) -> None:
     device = session.begin(settings.run)
     dataset = load(settings)
     settings, origin = parse(PROGRAM, DensitySettings(), args, *size(dataset))
-    print(origin, *(f"note: {note}" for note in dataset.notes), sep="\n", flush=True)
+    session.tell(origin, *(f"note: {note}" for note in dataset.notes))
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device)
     session.take_initial_weights(settings.run, model)
     task = DensityTask(settings, dataset, model)
     task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
-    print(
+    session.tell(
         f"{len(dataset.train)} samples to train on, {min(VALIDATION_SAMPLES, len(dataset.validation))} to validate on; "
         f"nll: {wording.validated_as(task.validated)}"
     )
@@ -260,7 +260,7 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     best = min(records, key=lambda record: record["nll"])
     if best["step"] == 0 < records[-1]["step"]:
         notes = [*notes, UNTRAINED]
-        print(UNTRAINED)
+        session.tell(UNTRAINED)
     if "drift" in best:
         figures["drift"] = best["drift"]
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"

@@ -152,6 +152,8 @@ def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1)
     recipe = dict(DENSITY[name])
     if name == "small table":
         recipe |= _by_size(rows or 1, columns)
+    if "validate_every" in recipe and typed.get("steps", recipe["steps"]) < recipe["steps"]:
+        recipe["validate_every"] = min(recipe["validate_every"], math.ceil(typed["steps"] / 10))
     if "patience" in recipe and "validate_every" in typed:  # for the same number of steps
         often = recipe["validate_every"] / max(1, typed["validate_every"])
         recipe["patience"] = math.ceil(recipe["patience"] * often)

@@ -31,13 +31,15 @@ def chunks(data: Split) -> list[slice]:
     return [slice(start, min(start + size, len(data))) for start in range(0, len(data), size)]
 
 
-def in_chunks(model: nn.Module, data: Split, work: Callable[[Tensor, Any], Result], name: str) -> list[Result]:
+def in_chunks(
+    model: nn.Module, data: Split, work: Callable[[Tensor, Any], Result], name: str, delay: float = 0.0
+) -> list[Result]:
     """Return ``work(x, given)`` of all chunks in order, with contexts or targets, which are None without any.
 
-    A progress bar shows the name of the work.
+    A progress bar shows the name of the work, if it takes longer than ``delay`` seconds.
     """
     parts = chunks(data)
-    with distributed.progress_bar(name, len(parts)) as bar:
+    with distributed.progress_bar(name, len(parts), delay=delay) as bar:
 
         def counted(rows: slice) -> Result:
             done = work(*to_model(model, split_batch(data.batch(rows))))

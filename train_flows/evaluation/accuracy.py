@@ -43,7 +43,7 @@ def figures(model: Classifier, data: Split) -> tuple[dict[str, float], Tensor]:
         share 1 - rmse^2 / var(y) of the variance that is explained; with the predicted values (N, K).
     """
     with count_evals(model) as nfe:
-        found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()), "measuring")
+        found = in_chunks(model, data, lambda x, y: (model(x).cpu(), y.cpu()), "measuring", delay=2.0)
     outputs, y = to_model(model, tuple(torch.cat(parts) for parts in zip(*found, strict=True)))
     scale, evaluations = None if model.target is None else model.target.scale, sum(distributed.gathered(nfe.forward))
     common = {"loss": float(loss(outputs, y, scale)), "nfe": evaluations / len(chunks(data))}

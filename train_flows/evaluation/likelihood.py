@@ -135,7 +135,7 @@ def validation_nll(model: Density, data: Split, energies: Sequence[str] = ()) ->
             bound = model.elbo(x, c, SolveOptions(tuple(energies)))
         return torch.stack([-bound.value, *(bound.energies[name] for name in energies)]).cpu(), nfe
 
-    found, counts = zip(*in_chunks(model, data, solve, "validating"), strict=True)
+    found, counts = zip(*in_chunks(model, data, solve, "validating", delay=2.0), strict=True)
     value, *of_paths = (row.mean().item() for row in torch.cat(found, 1).double())
     bits = {"bits_per_dim": value / (math.log(2) * math.prod(model.event_shape))} if _dequantisation(model) else {}
     return {"nll": value, **bits, "nfe_log_prob": _nfe(model, counts), **dict(zip(energies, of_paths, strict=True))}

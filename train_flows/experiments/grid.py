@@ -241,8 +241,6 @@ def perform(job: Job, device: str, deadline: float) -> None:
             if (status := _cause(error)) is None:
                 raise
             storage.write_json(job.folder / FAILED_FILE, {"status": status, "message": str(error)})
-    if job.outcome() is None and time.time() < deadline - 1:
-        raise KeyboardInterrupt  # which the program turned into a line that says how to continue
 
 
 def _cause(error: BaseException | None) -> str | None:

@@ -52,11 +52,17 @@ def count() -> int:
     return distributed.get_world_size() if _connected() else 1
 
 
-def progress_bar(name: str, total: int = 1, initial: int = 0, unit: str = "part", quiet: bool = False) -> tqdm:
-    """Return a bar for work that may take a while; the first process alone shows it, and only on a terminal."""
+def progress_bar(name: str, total: int = 1, *, quiet: bool = False, **options: Any) -> tqdm:
+    """Return a bar for work that may take a while; the first process alone shows it, and only on a terminal.
+
+    Args:
+        name: of the work.
+        total: number of its parts.
+        quiet: show nothing.
+        options: others of tqdm.
+    """
     hidden = quiet or rank() > 0 or None  # None: shown on a terminal
-    stays = unit == "step"
-    return tqdm(desc=name, total=total, initial=initial, unit=unit, leave=stays, dynamic_ncols=True, disable=hidden)
+    return tqdm(**{"desc": name, "total": total, "leave": False, "dynamic_ncols": True, "disable": hidden} | options)
 
 
 def wait() -> None:

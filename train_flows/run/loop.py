@@ -122,7 +122,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
         distributed.seed_noise(torch.initial_seed())
     trainer, stop = Trainer(task, run), threading.Event()
     progress, steps, device = trainer.progress, task.training.steps, trainer.device
-    bar = distributed.progress_bar("training", steps, progress.step, unit="step", quiet=quiet)
+    bar = distributed.progress_bar("training", steps, quiet=quiet, initial=progress.step, unit="step", leave=True)
     signals = handling((signal.SIGINT, signal.SIGTERM), lambda *_: stop.set())  # the current step can end
     with _explain_failures(run), signals, bar:
         while True:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shutil
 import signal
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -42,6 +45,13 @@ def begin(settings: RunSettings) -> torch.device:
     return device
 
 
+def tell(*sentences: str) -> None:
+    """Print sentences, each filled at the width of the terminal if there is one."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for sentence in sentences:
+        print(textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+
+
 def find_device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` prefers a CUDA GPU. Each process takes one GPU."""
     if name == "auto":
@@ -76,7 +86,7 @@ def fitting_batch(batch_size: int, samples: int) -> int:
     if samples >= batch_size:
         return batch_size
     fitting = samples - samples % n
-    print(f"note: the batch shrinks from {batch_size} to the {fitting} training samples")
+    tell(f"note: the batch shrinks from {batch_size} to the {fitting} training samples")
     return fitting
 
 
@@ -179,12 +189,12 @@ def compile_fields(task: Task, *models: nn.Module) -> float:
 
 @contextmanager
 def resumable(run: Run, command: str) -> Generator[None]:
-    """Turn Ctrl-C and SIGTERM within the block into a line that says how to continue."""
+    """Say how to continue after Ctrl-C or SIGTERM within the block, in the message of the KeyboardInterrupt."""
     try:
         with handling((signal.SIGTERM,), signal.default_int_handler):
             yield
     except KeyboardInterrupt:
-        print(f"stopped; {how_to_continue(run, command)}")
+        raise KeyboardInterrupt(f"stopped; {how_to_continue(run, command)}") from None
 
 
 def how_to_continue(run: Run, command: str) -> str:
