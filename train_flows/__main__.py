@@ -87,7 +87,7 @@ def _run(command: str, args: list[str]) -> None:
 
 
 def _show(words: str) -> None:
-    """Show words in the last line of a terminal, in place of those before."""
+    """Show words in the last line of a terminal; they replace the words shown before."""
     if sys.stderr.isatty():
         print(f"\r\033[K{words}", end="", file=sys.stderr, flush=True)
 
