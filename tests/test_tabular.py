@@ -205,7 +205,8 @@ class TestClasses:
     @pytest.mark.parametrize(
         ("labels", "target", "message"),
         [
-            (["a", "b"] * 15, "sort", "--target sort is not a column of .*: choose one of x, kind, z"),
+            (["a", "b"] * 15, "sort", "--target sort is not a column of .*: choose one of x, kind, z$"),
+            (["a", "b"] * 15, "knd", r"choose one of x, kind, z \(did you mean kind\?\)"),
             (["a", "b"] * 15, None, "--target is missing: choose one of x, kind, z"),
             (["a"] * 30, "kind", r"one class only \(a\)"),
             ([*range(30)], "kind", "30 distinct values in 30 rows, which are not classes: pass --task regression"),

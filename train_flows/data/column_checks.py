@@ -16,7 +16,7 @@ UNEXPLAINED = 1e-5  # share of the variance of a column, below which other colum
 NEAR_DISCRETE = 0.05  # fewer distinct values than this share of the rows, or one value more often
 HEAVY = 10  # standard deviations for one of the normal distribution with the same quartiles
 FAR = 5  # such standard deviations between a repeated value and all others
-FAR_SHARE = 0.005  # of the rows, at least, hold that value
+FAR_ROWS, FAR_SHARE = 5, 0.005  # rows, and share of the rows, that hold that value, at least
 LOST_DIGITS = 1e-3  # rounding of the data in standard deviations
 FUNCTION_SHARE = 0.9  # of the rows in which a column follows from another one
 FUNCTION_ROWS, FUNCTION_WORK = 2000, 5e7  # rows in which functions are looked for; rows times columns squared
@@ -153,7 +153,7 @@ def _far_values(values: np.ndarray) -> dict[float, float]:
     found, counts = np.unique(values, return_counts=True)
     far = {}
     for end, neighbour in ((-1, -2), (0, 1)):
-        if len(found) > 2 and max(2, FAR_SHARE * len(values)) < counts[end] < len(values) / 2:
+        if len(found) > 2 and max(FAR_ROWS, FAR_SHARE * len(values)) <= counts[end] < len(values) / 2:
             others = values[values != found[end]]
             spread = spread_of_quartiles(others) or others.std()
             if abs(found[end] - found[neighbour]) > FAR * spread:

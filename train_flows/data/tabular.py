@@ -6,6 +6,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,9 @@ def _others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: s
     names = [*next(iter(frames.values()))]
     for column in chosen:
         if column not in names:
-            raise InputError(f"--{option} {column} is not a column of {path}: choose one of {abbreviate(names)}")
+            nearest = get_close_matches(column, names, n=1)
+            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+            raise InputError(f"--{option} {column} is not a column of {path}: choose one of {abbreviate(names)}{hint}")
     return tuple(name for name in names if name not in chosen)
 
 
