@@ -100,6 +100,9 @@ class TestSplitByClass:
         assert 30 < train.y[:80].sum() < 50
         assert train.x[:, 0].diff().sign().mean(dtype=torch.float32).abs() < 0.1
         assert not torch.equal(validation.y, three_splits(Split(train.x, train.y), seed=1)[1].y)
+        many = Split(train.x, torch.arange(len(train)) % 10)
+        first = [len(set(three_splits(many, seed)[0].y[:10].tolist())) for seed in range(40)]
+        assert np.mean(first) == pytest.approx(10 * (1 - 0.9**10), abs=0.6)  # classes among ten rows, four errors
 
     def test_classes_of_too_few_rows_are_noted(self, tmp_path):
         rng = np.random.default_rng(0)

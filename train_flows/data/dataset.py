@@ -279,7 +279,8 @@ def three_splits(
         return samples.take(slice(0)), samples.take(slice(0)), samples
     order, tenth = shuffled(len(samples), seed), min(len(samples) // 10, max_held_out or len(samples))
     if samples.y is not None and not samples.y.is_floating_point():
-        order = _by_class(order, samples.y, tenth)
+        held_out, rest = _by_class(order, samples.y, tenth)
+        order = torch.cat([held_out, rest[shuffled(len(rest), seed)]])  # its first rows are not of all classes
     return samples.take(order[2 * tenth :]), samples.take(order[tenth : 2 * tenth]), samples.take(order[:tenth])
 
 
@@ -288,8 +289,8 @@ def shuffled(n: int, seed: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
-def _by_class(order: Tensor, y: Tensor, size: int) -> Tensor:
-    """Return rows in another order, whose first two parts of a size hold the classes y[rows] in proportion.
+def _by_class(order: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return two parts of a size that hold the classes y[rows] in proportion, joined, and the other rows.
 
     The j-th of n rows of a class has the place j / n; those with the smallest places are held out.
     """
@@ -303,8 +304,8 @@ def _by_class(order: Tensor, y: Tensor, size: int) -> Tensor:
         first = place.argsort(stable=True)[:size]
         held_out.append(order[first])
         rest = torch.ones(len(order), dtype=torch.bool).index_fill(0, first, False)
-        order = order[rest]  # in random order
-    return torch.cat([*held_out, order])
+        order = order[rest]
+    return torch.cat(held_out), order
 
 
 def class_contexts(labels: Tensor, n_classes: int) -> Tensor:
