@@ -99,7 +99,7 @@ def _image_files(part: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     return found
 
 
-class Picture(NamedTuple):
+class _Picture(NamedTuple):
     """An image of a folder."""
 
     pixels: np.ndarray  # uint8 (H, W, 3), or (H, W, 1) if all are grey
@@ -134,7 +134,7 @@ def _read_images(paths: list[str], size: int | None, one_mode: bool) -> tuple[to
     return x.permute(0, 3, 1, 2).contiguous(), notes
 
 
-def _notes(paths: list[str], pictures: list[Picture], all_grey: bool, grey: int) -> tuple[str, ...]:
+def _notes(paths: list[str], pictures: list[_Picture], all_grey: bool, grey: int) -> tuple[str, ...]:
     """Return what a reader of the figures should know about images: all grey, or some grey among coloured ones."""
     found, n = [], len(pictures)
     transparent = sum(picture.transparent for picture in pictures)
@@ -153,7 +153,7 @@ def _notes(paths: list[str], pictures: list[Picture], all_grey: bool, grey: int)
     return tuple(found)
 
 
-def _read_image(path: str, size: int | None) -> Picture:
+def _read_image(path: str, size: int | None) -> _Picture:
     """Read an image as a viewer shows it, cropped and resized to a square if a size is given."""
     try:
         with Image.open(path) as image:
@@ -172,7 +172,7 @@ def _read_image(path: str, size: int | None) -> Picture:
     except Exception as error:  # Pillow raises many kinds
         raise InputError(f"{path} cannot be used as an image ({error}): convert, remove or restore it") from error
     channels = 1 if (pixels == pixels[:, :, :1]).all() else 3
-    return Picture(pixels[:, :, :channels], stored_grey, transparent, frames)
+    return _Picture(pixels[:, :, :channels], stored_grey, transparent, frames)
 
 
 def _is_deep(image: Image.Image) -> bool:
