@@ -8,6 +8,7 @@ from sklearn import datasets
 
 from anode import InputError
 from train_flows.data import load_density_data, load_labelled_data
+from train_flows.data.column_checks import scale_notes
 
 N = 1000
 
@@ -102,6 +103,12 @@ class TestScale:
         (note,) = notes(catalogue)
         assert note.startswith(f"u: {code:g} in ")
         assert "of the rows is far from all other values" in note
+
+    @pytest.mark.parametrize(("rows", "noted"), [(4, False), (5, True)])
+    def test_a_code_has_five_rows(self, z, rows, noted):
+        z = z[:500]
+        z[:rows, 1] = 99
+        assert ("is far from all other values" in "".join(scale_notes(z, ("a", "b", "c"))[1])) == noted
 
     def test_a_code_of_many_rows_is_one_note(self, z, notes):
         z[::9, 1] = 99

@@ -162,6 +162,8 @@ class TestRecipes:
         assert 5 * frequent.training.patience == found.training.validate_every * found.training.patience
         typed = parse(*PROGRAMS["density"], [*args, "--patience", "0", "--lr", "0.1"], rows, 13)[0]
         assert (typed.training.patience, typed.training.lr) == (0, 0.1)
+        short = parse(*PROGRAMS["density"], [*args, "--steps", "60"], rows, 13)[0]
+        assert short.training.validate_every == 6  # ten validations at least
 
     def test_one_line_says_what_was_chosen(self):
         line = parse(*PROGRAMS["density"], ["moons", "--steps", "7", "--out", "mine"])[1]

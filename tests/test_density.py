@@ -117,6 +117,9 @@ class TestRuns:
         assert status == 0
         assert "stopped at step 3 of 550, after 3 validations without progress: best weights are those of step 0" in out
         assert "the stored model is the untrained one" in out
+        _, out, _ = run("density", people.name, *ruin, "--init", "runs/people", "--out", "tuned")
+        assert f"no step had a better validation NLL than the weights of {Path('runs/people').resolve()}\n" in out
+        assert "untrained" not in out
         assert len(result_of("runs/people")["notes"]) == 2
         figures = result_of("runs/people")
         assert figures["nll"]["value"] == pytest.approx(figures["gaussian_nll"], abs=1e-3)

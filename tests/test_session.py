@@ -17,7 +17,7 @@ from train_flows.data import toy
 from train_flows.run import distributed
 from train_flows.run.folder import Run
 from train_flows.run.loop import train
-from train_flows.run.session import begin, compile_fields, find_device, fitting_batch, open_run, resumable
+from train_flows.run.session import begin, compile_fields, find_device, fitting_batch, open_run, resumable, tell
 from train_flows.settings import RunSettings, Training
 
 MOONS = dataclasses.replace(toy.load("moons").limited(10, 10, seed=0), name="moons.csv")
@@ -102,6 +102,14 @@ def test_a_run_is_opened_or_resumed(tmp_path, monkeypatch, capsys):
     assert not again.tensorboard
     with pytest.raises(InputError, match=r"moons.csv has changed since runs/moons began"):
         open_run(RunSettings(resume="runs/moons"), {}, "test", {}, MOONS.limited(9, 10, seed=0))
+
+
+def test_sentences_fill_a_terminal_and_are_whole_elsewhere(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "16")
+    for terminal, said in ((False, "note: a well-known value\n"), (True, "note: a\n  well-known\n  value\n")):
+        monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
+        tell("note: a well-known value")
+        assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

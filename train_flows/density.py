@@ -259,8 +259,10 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     rows = [wording.likelihood_table(figures)]
     best = min(records, key=lambda record: record["nll"])
     if best["step"] == 0 < records[-1]["step"]:
-        notes = [*notes, UNTRAINED]
-        session.tell(UNTRAINED)
+        initial = task.settings.run.init
+        said = UNTRAINED if initial is None else f"no step had a better validation NLL than the weights of {initial}"
+        notes = [*notes, said]
+        session.tell(said)
     if "drift" in best:
         figures["drift"] = best["drift"]
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"
