@@ -32,12 +32,14 @@ class Evaluations:
         backward: evaluations in a backward pass, by the adjoint or by replayed steps.
         solves: number of solves.
         steps: number of steps tried while solving, rejected steps included.
+        points: forward evaluations times the samples of their batches: the work of all samples.
     """
 
     forward: int = 0
     backward: int = 0
     solves: int = 0
     steps: int = 0
+    points: int = 0
 
     @property
     def per_solve(self) -> float:
@@ -80,6 +82,15 @@ def count_evals(module: nn.Module | None = None) -> Generator[Evaluations]:
         ACTIVE_COUNTERS.reset(token)
 
 
+def open_counters(field: nn.Module | None) -> list[Evaluations]:
+    """Return the counters that count evaluations of a field; of one that is not known, those of every solve."""
+    return [
+        evaluations
+        for module, evaluations in ACTIVE_COUNTERS.get()
+        if module is None or any(field is part for part in module.modules())
+    ]
+
+
 class RightHandSide:
     """The function f of dy/dt = f(t, y), counted, whose failures become a :class:`SolverError`.
 
@@ -107,11 +118,8 @@ class RightHandSide:
         like = y0 if isinstance(y0, Tensor) else y0[0]
         self.time = like.new_empty((), dtype=torch.float32 if like.device.type == "mps" else torch.float64)
         self.parameters = self._parameters()
-        self.counters = [
-            evaluations
-            for module, evaluations in ACTIVE_COUNTERS.get()
-            if module is None or any(field is part for part in module.modules())
-        ]
+        self.batch = len(like) if like.ndim else 1
+        self.counters = open_counters(field)
         for counter in self.counters:
             counter.solves += 1
         self.phase = "forward"
@@ -129,7 +137,11 @@ class RightHandSide:
         """
         self.evaluations += 1
         for counter in self.counters:
-            setattr(counter, self.phase, getattr(counter, self.phase) + 1)
+            if self.phase == "forward":
+                counter.forward += 1
+                counter.points += self.batch
+            else:
+                counter.backward += 1
         if self.evaluations == 1:
             return self._evaluate_first(t, y)
         if self.random_states or self.buffers:

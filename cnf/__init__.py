@@ -9,14 +9,13 @@ from cnf.continuous import Continuous
 from cnf.divergence import exact_divergence, hutchinson_divergence
 from cnf.flow import Density, Flow
 from cnf.flow_matching import FlowMatching
+from cnf.kullback_leibler import MaximumLikelihood, ReverseKL
 from cnf.lifted_flow import LiftedFlow
 from cnf.lifts import Dequantize, Lift, VariationalAugment
-from cnf.maximum_likelihood import MaximumLikelihood
 from cnf.mixture_flow import MixtureFlow
 from cnf.models import DensityConfig, density_model, load, save
 from cnf.multiscale import Multiscale, Squeeze
 from cnf.planar import Planar, PlanarField
-from cnf.reverse_kl import ReverseKL
 from cnf.transforms import Compose, Logit, SolveOptions, Standardize, Transform, Whiten
 
 __all__ = [

@@ -12,7 +12,7 @@ from anode import SecondOrderField
 from anode.errors import InputError, check_choice
 from cnf.batches import Batch, split_batch, weighted_mean
 from cnf.flow import Density
-from cnf.maximum_likelihood import check_density, check_weight
+from cnf.kullback_leibler import check_density, check_weight
 
 COUPLINGS = ("independent", "optimal-transport")
 INTERPOLATIONS = ("straight", "variance-preserving")

@@ -32,7 +32,7 @@ class MixtureFlow(Density):
     Args:
         static: s, next to the data.
         mixture: the components; :meth:`cnf.Mixture.fit` starts them as the mixture of s(x).
-        ode: g, whose context is the component as K indicators, followed by the context of a conditional density.
+        transform: g, whose context is the component as K indicators, followed by the context of a conditional density.
         sample_component: if True, :meth:`elbo` draws one component instead of summing over all.
 
     Raises:
@@ -52,20 +52,22 @@ class MixtureFlow(Density):
 
     couples_base = True  # a base point belongs to the component of its data point
 
-    def __init__(self, static: Transform, mixture: Mixture, ode: Continuous, sample_component: bool = False) -> None:
+    def __init__(
+        self, static: Transform, mixture: Mixture, transform: Continuous, sample_component: bool = False
+    ) -> None:
         super().__init__()
-        if not (isinstance(static, Transform) and isinstance(mixture, Mixture) and isinstance(ode, Continuous)):
-            kinds = ", ".join(type(part).__name__ for part in (static, mixture, ode))
+        if not (isinstance(static, Transform) and isinstance(mixture, Mixture) and isinstance(transform, Continuous)):
+            kinds = ", ".join(type(part).__name__ for part in (static, mixture, transform))
             raise InputError(f"MixtureFlow({kinds}) needs a Transform, such as Compose([]), a Mixture and a Continuous")
         self.static = static
         self.mixture = mixture
-        self.ode = ode
+        self.transform = transform
         self.base = Normal(mixture.shape)
         self.event_shape = mixture.shape
         self.support = constraints.independent(static.domain, len(mixture.shape))
         self.stochastic = sample_component
         self.posterior = copy.deepcopy(mixture).requires_grad_(False) if sample_component else None
-        if ode.divergence != "exact":
+        if transform.divergence != "exact":
             raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
 
     @property
@@ -107,12 +109,12 @@ class MixtureFlow(Density):
         k, _ = self._draw_component(self.posterior or self.mixture, y)
         with torch.no_grad():  # with gradients the scales would grow until nothing is left to learn
             local = self.mixture.to_component(y, k)[0]
-        return MatchingPair(self.ode, local, self.base.sample(len(local)), self._context(k, c))
+        return MatchingPair(self.transform, local, self.base.sample(len(local)), self._context(k, c))
 
     @override
     def split_at_ode(self) -> tuple[Compose, Continuous]:
         """Return the static transforms, without the coordinates of the components, and the ODE."""
-        return Compose([self.static]), self.ode
+        return Compose([self.static]), self.transform
 
     @override
     @without_autocast
@@ -128,7 +130,7 @@ class MixtureFlow(Density):
     def sample_paths(self, n: int, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
         n, c = self.prepare_draws(n, c)
         k = self.mixture.sample_components(n)
-        paths = self.ode.trajectory(self.base.sample(n), times, self._context(k, c))
+        paths = self.transform.trajectory(self.base.sample(n), times, self._context(k, c))
         return torch.stack([self.static.decode(self.mixture.from_component(x, k)) for x in paths])
 
     @override
@@ -137,10 +139,10 @@ class MixtureFlow(Density):
         x, c = self.prepare("x", x, c)
         k = self._log_joint_of_all(x, c, None)[0].argmax(0)
         local = self.mixture.to_component(self.static.encode(x), k)[0]
-        return self._decode(self.ode.encode(local, self._context(k, c)), k, c)
+        return self._decode(self.transform.encode(local, self._context(k, c)), k, c)
 
     def _decode(self, z: Tensor, k: Tensor, c: Tensor | None) -> Tensor:
-        return self.static.decode(self.mixture.from_component(self.ode.decode(z, self._context(k, c)), k))
+        return self.static.decode(self.mixture.from_component(self.transform.decode(z, self._context(k, c)), k))
 
     def _context(self, k: Tensor, c: Tensor | None) -> Tensor:
         """Join the indicators of components (B,) and the context of a conditional density."""
@@ -160,9 +162,9 @@ class MixtureFlow(Density):
         """Compute log p(x, k) and the energies of the path, (B,), with one component for each sample."""
         y, log_det, _ = self.static(x)
         local, log_det_local = self.mixture.to_component(y, k)
-        z, log_det_ode, energies = self.ode(local, self._context(k, c), options)
+        z, log_det_flow, energies = self.transform(local, self._context(k, c), options)
         log_weight = self.mixture.logits.log_softmax(0)[k]
-        return log_weight + self.base.log_prob(z) + log_det + log_det_local + log_det_ode, energies
+        return log_weight + self.base.log_prob(z) + log_det + log_det_local + log_det_flow, energies
 
     def _log_joint_of_all(
         self, x: Tensor, c: Tensor | None, options: SolveOptions | None

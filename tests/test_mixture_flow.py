@@ -38,7 +38,7 @@ def test_the_density_is_the_explicit_sum(model):
     total = torch.zeros(7)
     for k in range(3):
         mean, scale = model.mixture.means[k], model.mixture.log_scales[k].exp()
-        z, log_det, _ = model.ode((x - mean) / scale, torch.cat([torch.eye(3)[k].expand(7, 3), c], 1))
+        z, log_det, _ = model.transform((x - mean) / scale, torch.cat([torch.eye(3)[k].expand(7, 3), c], 1))
         log_normal = Normal((2,)).log_prob(z) + log_det - scale.log().sum()
         total = total + model.mixture.weights[k] * log_normal.exp()
     torch.testing.assert_close(model.log_prob(x, c), total.log(), rtol=1e-5, atol=1e-5)
@@ -63,7 +63,7 @@ def test_energies_are_means_over_the_components(model):
     for k in range(3):
         context = torch.cat([torch.eye(3)[k].expand(5, 3), c], 1)
         local = (x - model.mixture.means[k]) / model.mixture.log_scales[k].exp()
-        energies.append(model.ode(local, context, options).energies["kinetic"])
+        energies.append(model.transform(local, context, options).energies["kinetic"])
     found = model.elbo(x, c, options).energies["kinetic"]
     torch.testing.assert_close(found, (shares * torch.stack(energies)).sum(0), rtol=1e-4, atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_flow_matching_starts_from_the_component_of_the_data(float64, posterior)
 def test_the_bound_by_one_component_has_the_known_mean(float64):
     x = two_pieces(spread=1.0, at=1.0)
     model = density_model((2,), x, hidden=(6, 6), extra=2, augmentation="categorical", posterior="fitted")
-    wild(model.ode.field)
+    wild(model.transform.field)
     nn.init.normal_(model.mixture.means, std=0.4)
     points = torch.tensor([[0.0, 0.0], [0.5, -0.2], [-0.3, 0.1]])
     shares = model.posterior.log_joint(model.static.encode(points)[:, None], slice(None)).softmax(1).T

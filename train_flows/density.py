@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anode import Solver
 from cnf import Density, FlowMatching, MaximumLikelihood, density_model
-from cnf.maximum_likelihood import Batch, split_batch
+from cnf.batches import Batch, split_batch
 from cnf.models import KIND
 from train_flows import recipes
 from train_flows.command_line import Program, parse

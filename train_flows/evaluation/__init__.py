@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from cnf.maximum_likelihood import split_batch
+from cnf.batches import split_batch
 from train_flows.data import Split
 from train_flows.run import distributed
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
 from cnf import Continuous, Density, Dequantize, LiftedFlow, MixtureFlow, Standardize, VariationalAugment
-from cnf.maximum_likelihood import split_batch
+from cnf.batches import split_batch
 from cnf.transforms import SolveOptions
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import chunks, in_chunks, to_model
