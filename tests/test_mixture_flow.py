@@ -149,7 +149,8 @@ def test_filling_errs_less_for_smaller_thresholds(trained):
     model, x, c = trained
     full = model.log_prob(x, c)
     errors = [(model.log_prob(x, c, prune=p, fill=True) - full).abs().mean() for p in (0.3, 0.03, 0.003)]
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[0] > 2 * errors[1]
+    assert 1e-6 > errors[1] > errors[2]  # what is left are components that are no candidates
     assert errors[1] < 0.2 * (model.log_prob(x, c, prune=0.03) - full).abs().mean()
 
 
