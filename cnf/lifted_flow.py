@@ -98,7 +98,7 @@ class LiftedFlow(Density):
         Raises:
             InputError: if x does not fit the model; if the flow only estimates its log-density and K > 1, because the
                 mean of exp(estimate) is too large, so that the result would not be a bound; if ``prune`` is given and
-                the flow is no mixture.
+                the flow is not a mixture.
 
         References:
             Burda et al. 2016, arXiv 1509.00519, equation 8.
@@ -156,6 +156,6 @@ class LiftedFlow(Density):
         """Return the density of y, whose components are to be pruned."""
         if not isinstance(self.flow, MixtureFlow):
             raise InputError(
-                f"prune={prune} is for a MixtureFlow, {type(self.flow).__name__} has no components: omit it"
+                f"prune={prune} is for a MixtureFlow, {type(self.flow).__name__} does not have components: omit it"
             )
         return self.flow

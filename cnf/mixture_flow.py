@@ -234,7 +234,9 @@ class MixtureFlow(Density):
         if prune is None or not self._prunes(x, prune):
             return self._log_joint_of_all(x, c, options)
         candidates = self._candidates(x)
-        rows = max(1, max_copies(x) * len(x) ** 2 // int(candidates.sum()))  # solved together: as many points as there
+        rows = max(
+            1, max_copies(x) * len(x) ** 2 // int(candidates.sum())
+        )  # of one solve: the points of a chunk of the full sum
         log_joint, energies = [], []
         for some in torch.arange(len(x), device=x.device).split(rows):
             points, contexts = x[some], None if c is None else c[some]

@@ -1,4 +1,4 @@
-"""What a likelihood costs: comparisons of densities at equal likelihood, and the samples that a figure can afford."""
+"""Costs of a likelihood: comparisons of densities at equal likelihood, and the samples that a figure can afford."""
 
 from __future__ import annotations
 

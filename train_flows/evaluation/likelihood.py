@@ -300,7 +300,7 @@ def nfe_of_pass(model: Density, counts: Sequence[Evaluations], prune: float | No
     """Return the mean evaluations from data to base, by all ODEs of the model, with the gate of a pruned mixture."""
     solves, flow = sum(nfe.solves for nfe in counts), mixture_of(model)
     if prune is not None and flow is not None and isinstance(flow.transform, Continuous):
-        solves = sum(math.ceil(nfe.solves / 2) for nfe in counts)  # gate and flow; fewer than 100 samples have no gate
+        solves = sum(math.ceil(nfe.solves / 2) for nfe in counts)  # gate and flow; fewer than 100 samples skip the gate
     return max(1, len(odes(model))) * sum(nfe.forward for nfe in counts) / max(1, solves)
 
 

@@ -34,7 +34,7 @@ def find_prune(model: nn.Module, asked: float | None = None) -> float | None:
         asked: 0 to sum all; None for the default, 0.01 for mixtures of more than two flows.
 
     Raises:
-        InputError: for a value outside [0, 1), or for a density that is no mixture of flows.
+        InputError: for a value outside [0, 1), or for a density that is not a mixture of flows.
     """
     flow = mixture_of(model)
     if asked is None:
