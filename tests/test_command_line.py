@@ -236,7 +236,10 @@ class TestRefused:
                 ["--likelihood-steps 6 must be below --steps 6"],
             ),
             (["density", "digits", *MATCHING, "--blocks", "2"], ["--objective flow-matching is for one ODE"]),
-            (["density", "digits", *MATCHING, "--coupling", "optimal-transport", "--conditional"], ["--coupling"]),
+            (
+                ["density", "moons", *MATCHING, "--coupling", "optimal-transport", "--batch-size", "1"],
+                ["--coupling optimal-transport needs --batch-size 2 or more"],
+            ),
             (["density", "moons", "--extra", "3", "--augmentation", "momentum"], ["--extra 3 must be 2"]),
             (["density", "moons", "--augmentation", "categorical"], ["--extra 0 must be at least 1"]),
             (["density", "moons", "--posterior", "learned"], ["--posterior learned", "extra"]),
@@ -249,7 +252,7 @@ class TestRefused:
             (["density", "moons", "--precision", "bfloat16", "--dtype", "float64"], ["--dtype float64"]),
             (
                 ["density", "moons", *CATEGORICAL, *MATCHING, "--coupling", "optimal-transport"],
-                ["--coupling optimal-transport"],
+                ["--coupling optimal-transport needs --batch-size", "500 for each of --extra"],
             ),
             (["density", "--resume", "nothing", "--lr", "1"], ["--resume nothing", "omit --lr"]),
             (["classify"], ["no data set"]),
