@@ -129,12 +129,12 @@ def optimal_transport(z: Tensor, x: Tensor, c: Tensor | None = None, smallest: i
         Tong et al. 2023, arXiv 2302.00482; Pooladian et al. 2023, arXiv 2304.14772; Cheng, Schwing 2025, arXiv
         2503.10636 (contexts).
     """
-    order = torch.arange(len(x), device=x.device)
-    groups = (order,) if c is None else _equal_rows(c)
+    drawn = torch.arange(len(x), device=x.device)
+    order, groups = drawn.clone(), (drawn,) if c is None else _equal_rows(c)
     needed = max(2, smallest * len(groups))
     if len(x) < needed:
         raise InputError(
-            f"a coupling within {len(groups)} groups needs {needed} points, this batch has {len(x)}: pass larger "
+            f"the coupling of a batch of {len(x)} needs {needed} points, for groups: {len(groups)}; pass larger "
             "batches, or coupling='independent'"
         )
     if c is not None and 2 * len(groups) > len(x):

@@ -226,7 +226,7 @@ class TestRefused:
             (["density", "moons", "--lr", "nan"], ["--lr nan"]),
             (["density", "moons", "--hidden", "8", "0"], ["--hidden 8 0"]),
             (["density", "power"], ["data.npy", "--data-root"]),
-            (["density", "moons", "--conditional"], ["--conditional is for images"]),
+            (["density", "wine.csv", "--conditional"], ["--conditional is for images and points by name"]),
             (["density", "moons", "--context", "x"], ["--context", "tables"]),
             (["density", "moons", "--coupling", "optimal-transport"], ["--coupling", "--objective flow-matching"]),
             (["density", "moons", *MATCHING, "--acceleration", "1"], ["--acceleration", "--objective likelihood"]),

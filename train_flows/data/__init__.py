@@ -62,7 +62,7 @@ def load_density_data(
     _refuse(source, "images", image_size=image_size, download=download)
     if source in toy.DENSITIES:
         return toy.load(source, seed, conditional).limited(train_size, test_size, seed)
-    _refuse(source, "images and points", conditional=conditional)
+    _refuse(source, "images and points by name", conditional=conditional)
     if source in benchmark_tables.BENCHMARKS:
         dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
