@@ -110,7 +110,7 @@ def optimal_transport(z: Tensor, x: Tensor, c: Tensor | None = None, smallest: i
 
     A free choice would make base points depend on contexts c (B, C), but those of sampling do not. Base points are
     therefore exchanged among equal contexts only, exactly, if a batch has at most B / 2 different ones: classes, or
-    components. Otherwise the cost is |x_i - z_j|^2 + w |c_i - c_j|^2, where z_j keeps the context c_j of its own row.
+    components. Otherwise the cost is |x_i - z_j|^2 + w |c_i - c_j|^2, where z_j was drawn for c_j.
     The weight w rises in each batch until the mean of |c_i - c_j| over the pairs is at most 5% of the root mean square
     of |c_i - mean(c)|. The more columns contexts have, the fewer are near: pairs then stay almost as drawn.
 

@@ -43,7 +43,7 @@ MATCHING = {"objective": "flow-matching", "steps": 4000, "validate_every": 200, 
 
 
 def _runs(data: str, scale: Scale) -> dict[str, str]:
-    options = {name: {"coupling": name} for name in COUPLINGS}
+    options: dict[str, dict[str, Any]] = {name: {"coupling": name} for name in COUPLINGS}
     options |= {name + GIVEN: {"coupling": name, "conditional": True} for name in COUPLINGS}
     return {label: training(data, scale, **MATCHING, **each) for label, each in options.items()}
 
