@@ -33,6 +33,7 @@ _REMEDIES = {
     "step underflow": "the dynamics are too stiff there; loosen rtol and atol, use float64, or regularise",
     "non-finite state": "the dynamics blow up; lower the learning rate, clip gradients, or check the input",
     "too many steps": "loosen rtol and atol, raise max_steps, or regularise",
+    "inverse not found": "train with certify (--certify), or with more residual steps",
 }
 
 
@@ -40,7 +41,7 @@ class SolverError(RuntimeError):
     """An ODE solve that could not reach its end time.
 
     Attributes:
-        cause: ``"step underflow"``, ``"non-finite state"`` or ``"too many steps"``.
+        cause: ``"step underflow"``, ``"non-finite state"``, ``"too many steps"`` or ``"inverse not found"``.
         time: the time reached.
         evaluations: evaluations of the right-hand side until then.
         solver: the numerics.

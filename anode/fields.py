@@ -45,6 +45,10 @@ class Field(nn.Module):
         """Return the velocity ``(B, *S)`` and the divergence tr(df/dx) ``(B,)``, or None without a closed form."""
         return None
 
+    def velocity_and_jacobian(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Return the velocity ``(B, *S)`` and the Jacobian df_i/dx_j ``(B, D, D)``, or None without a closed form."""
+        return None
+
     @staticmethod
     def wrap(net: Callable[..., Tensor]) -> Field:
         """Make a field of any module or function ``f(t, x)``, ``f(x)`` or ``f(t, x, c)``.
@@ -228,6 +232,21 @@ class MLPField(Field):
         if len(slopes) == 1:
             return velocity, slopes[0] @ (weights[0] * weights[1].T).sum(1)
         return velocity, (F.linear(slopes[0], trace_matrix(*weights)) * slopes[1]).sum(1)
+
+    @override
+    def velocity_and_jacobian(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        if t.ndim and self.time == "squash":
+            return None  # the weights differ between samples
+        check_context(c, self.context, len(x))
+        h, t = flatten_samples(x, self.dim), t.to(x.dtype)
+        tangents = torch.eye(self.dim, dtype=h.dtype, device=h.device).unsqueeze(0)  # dh/dx_j, (1 or B, D, H)
+        for i, layer in enumerate(self.layers):
+            weight, shift = layer.as_affine(t, c)
+            h, tangents = affine(h, weight, shift), tangents @ weight.T
+            if i < len(self.activations):
+                h, slope = self.activations[i].with_slope(h)
+                tangents = slope.unsqueeze(1) * tangents
+        return h.view(x.shape), tangents.mT.expand(len(x), -1, -1)
 
 
 def flatten_samples(x: Tensor, dim: int) -> Tensor:

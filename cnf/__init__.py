@@ -6,7 +6,7 @@ flow.sample(1000), flow.log_prob(x)
 
 from cnf.bases import Base, Mixture, Normal
 from cnf.continuous import Continuous
-from cnf.divergence import exact_divergence, hutchinson_divergence
+from cnf.divergence import exact_divergence, exact_jacobian, hutchinson_divergence
 from cnf.flow import Density, Flow
 from cnf.flow_matching import FlowMatching
 from cnf.kullback_leibler import MaximumLikelihood, ReverseKL
@@ -16,6 +16,7 @@ from cnf.mixture_flow import MixtureFlow
 from cnf.models import DensityConfig, density_model, load, save
 from cnf.multiscale import Multiscale, Squeeze
 from cnf.planar import Planar, PlanarField
+from cnf.residual_steps import ResidualSteps, watch_determinants
 from cnf.transforms import Compose, Logit, SolveOptions, Standardize, Transform, Whiten
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Normal",
     "Planar",
     "PlanarField",
+    "ResidualSteps",
     "ReverseKL",
     "SolveOptions",
     "Squeeze",
@@ -46,7 +48,9 @@ __all__ = [
     "Whiten",
     "density_model",
     "exact_divergence",
+    "exact_jacobian",
     "hutchinson_divergence",
     "load",
     "save",
+    "watch_determinants",
 ]

@@ -58,6 +58,7 @@ class Continuous(Transform):
     """
 
     takes_options = True
+    has_paths = True
 
     def __init__(
         self,
@@ -97,8 +98,8 @@ class Continuous(Transform):
         base, data = _times(options)
         return self._join(self.solver.integrate(self._velocity(c), self._split(z), base, data, (c,), self.field))
 
+    @override
     def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
-        """Return the states (T, B, *S) at T times from 0, the time of the base points ``z``; see :func:`path_times`."""
         times = path_times(times)
         return torch.cat(self.solver.trajectory(self._velocity(c), self._split(z), times, (c,), self.field), 2)
 
@@ -156,13 +157,13 @@ class Continuous(Transform):
         return f"solver={self.solver}, divergence={self.divergence}"
 
 
-def split_at_ode(transform: Transform) -> tuple[Compose, Continuous] | None:
-    """Split a transform into static transforms and one ODE next to the base; None for any other composition."""
-    *others, ode = transform.transforms if isinstance(transform, Compose) else [transform]
+def split_at_paths(transform: Transform) -> tuple[Compose, Transform] | None:
+    """Split a transform into static ones and one with paths next to the base; None for any other composition."""
+    *others, last = transform.transforms if isinstance(transform, Compose) else [transform]
     static = Compose(others)
-    if not isinstance(ode, Continuous) or any(isinstance(part, Continuous) for part in static.modules()):
+    if not last.has_paths or any(isinstance(part, Transform) and part.has_paths for part in static.modules()):
         return None
-    return static, ode
+    return static, last
 
 
 def path_times(times: Sequence[float] | Tensor) -> list[float]:

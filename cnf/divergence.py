@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -43,13 +44,24 @@ def exact_divergence(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None
 def exact_by_pullbacks(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None, frobenius: bool = False) -> Rates:
     """Evaluate :func:`exact_divergence` of any field by one forward pass and D pull-backs e_i' df/dx."""
     velocity, pull = _vjp(field, t, x, c)
-    positions = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
     divergence = norm = x.new_zeros(len(x))
-    for i in range(x[0].numel()):
-        row = pull((positions == i).to(x.dtype).expand_as(x))[0].flatten(1)  # e_i' df/dx
+    for i, row in enumerate(_rows(pull, x)):
         divergence = divergence + row[:, i]
         norm = norm + row.square().sum(1) if frobenius else norm
     return Rates(velocity, divergence, norm if frobenius else None)
+
+
+def exact_jacobian(field: Field, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Evaluate the velocity f(t, x, c), (B, *S), and the Jacobian df_i/dx_j of the D elements of a sample, (B, D, D).
+
+    Uses the closed form of the field if it has one, otherwise one forward pass and D pull-backs; the arguments are
+    those of :func:`exact_divergence`.
+    """
+    closed_form = field.velocity_and_jacobian(t, x, c)
+    if closed_form is not None:
+        return closed_form
+    velocity, pull = _vjp(field, t, x, c)
+    return velocity, torch.stack([*_rows(pull, x)], 1)
 
 
 def hutchinson_divergence(
@@ -90,6 +102,13 @@ def _vjp(field: Field, t: Tensor, x: Tensor, c: Tensor | None) -> tuple[Tensor, 
 
     velocity, pull, *_ = vjp(checked, x)
     return velocity, pull
+
+
+def _rows(pull: Callable[..., tuple[Tensor]], x: Tensor) -> Generator[Tensor]:
+    """Yield the rows e_i' df/dx of the Jacobian, each (B, D)."""
+    positions = torch.arange(math.prod(x.shape[1:]), device=x.device).view(x.shape[1:])
+    for i in range(positions.numel()):
+        yield pull((positions == i).to(x.dtype).expand_as(x))[0].flatten(1)
 
 
 def probe_noise(x: Tensor, probes: int = 1, noise: str = "rademacher") -> Tensor:

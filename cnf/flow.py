@@ -19,7 +19,7 @@ from anode.solver import Solver, solvers_in, with_solver
 from anode.units import Normalize
 from cnf.bases import Base
 from cnf.batches import check_contexts, warn_of_units
-from cnf.continuous import Continuous, path_times, split_at_ode
+from cnf.continuous import Continuous, path_times, split_at_paths
 from cnf.distribution import FlowDistribution
 from cnf.transforms import Compose, SolveOptions, Transform
 
@@ -193,8 +193,8 @@ class Density(nn.Module):
         """Return data in the space of the ODE and base points, for flow matching."""
         raise NotImplementedError
 
-    def split_at_ode(self) -> tuple[Compose, Continuous]:
-        """Return the static transforms next to the data, and the one ODE next to the base.
+    def split(self) -> tuple[Compose, Transform]:
+        """Return the static transforms next to the data, and the one with paths, such as an ODE, next to the base.
 
         Raises:
             InputError: for any other composition.
@@ -297,12 +297,13 @@ class Flow(Density):
     @override
     def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
         x, c = self.prepare("x", x, c, finite=False)
-        static, ode = self.split_at_ode()
+        static, ode = self.split()
+        assert isinstance(ode, Continuous), "as flow matching checks"
         return MatchingPair(ode, static.encode(x, c), self.base.sample(len(x)), c)
 
     @override
-    def split_at_ode(self) -> tuple[Compose, Continuous]:
-        parts = split_at_ode(self.transform)
+    def split(self) -> tuple[Compose, Transform]:
+        parts = split_at_paths(self.transform)
         if parts is None:
             raise InputError("transform must end with one Continuous, after static transforms only")
         return parts
@@ -368,12 +369,12 @@ class Flow(Density):
         return self._paths(self.base.sample(n), c, path_times(times))
 
     def _paths(self, z: Tensor, c: Tensor | None, times: Sequence[float]) -> Tensor:
-        parts = split_at_ode(self.transform)
+        parts = split_at_paths(self.transform)
         if parts is None:
             until = [self.transform.keywords(SolveOptions(t_data=time)) for time in times]
             return torch.stack([self.transform.decode(z, c, **options) for options in until])
-        static, ode = parts
-        return torch.stack([static.decode(x, c) for x in ode.trajectory(z, times, c)])
+        static, last = parts
+        return torch.stack([static.decode(x, c) for x in last.trajectory(z, times, c)])
 
     @override
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from anode import SecondOrderField
 from anode.errors import InputError, check_choice
 from cnf.batches import Batch, split_batch, weighted_mean
+from cnf.continuous import Continuous
 from cnf.flow import Density
 from cnf.kullback_leibler import check_density, check_weight
 
@@ -65,7 +66,12 @@ class FlowMatching(nn.Module):
         check_choice("interpolation", interpolation, INTERPOLATIONS)
         check_weight("sigma", sigma)
         check_weight("kl", kl)
-        if isinstance(model.split_at_ode()[1].field, SecondOrderField):
+        _, ode = model.split()
+        if not isinstance(ode, Continuous):
+            raise InputError(
+                f"flow matching trains the field of an ODE, not {type(ode).__name__}: use MaximumLikelihood"
+            )
+        if isinstance(ode.field, SecondOrderField):
             raise InputError(
                 "flow matching cannot train a second-order field, whose positions move by momentum: use likelihood"
             )

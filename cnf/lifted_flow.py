@@ -13,10 +13,9 @@ from typing_extensions import override
 from anode.errors import InputError
 from anode.inputs import whole_number
 from cnf.batches import max_copies, repeat_samples
-from cnf.continuous import Continuous
 from cnf.flow import Density, Elbo, MatchingPair, without_autocast
 from cnf.lifts import Lift
-from cnf.transforms import Compose, SolveOptions
+from cnf.transforms import Compose, SolveOptions, Transform
 
 
 class LiftedFlow(Density):
@@ -119,8 +118,8 @@ class LiftedFlow(Density):
         return self.flow.matching_pair(y, c)._replace(kl=kl)
 
     @override
-    def split_at_ode(self) -> tuple[Compose, Continuous]:
-        return self.flow.split_at_ode()
+    def split(self) -> tuple[Compose, Transform]:
+        return self.flow.split()
 
     @override
     @without_autocast

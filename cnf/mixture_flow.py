@@ -24,10 +24,10 @@ class MixtureFlow(Density):
 
         p(x) = sum_k weights_k N(z_k; 0, I) |det dz_k/dx|,    z_k = g(R_k (s(x) - means_k), k)
 
-    with static transforms s, the whitening R_k of component k, and the flow g of an ODE whose context is k. The mixture
-    learns modes, scales and weights, which the ODE then need not produce. The likelihood is an exact sum at K times the
-    cost of one flow; sampling costs one flow. Training can cost one flow, too: it draws k from the initial mixture,
-    q(k given x), and raises the lower bound E_q [log p(x, k) - log q(k given x)].
+    with static transforms s, the whitening R_k of component k, and the flow g, of an ODE or of residual steps, whose
+    context is k. The mixture learns modes, scales and weights, which the flow then need not produce. The likelihood is
+    an exact sum at K times the cost of one flow; sampling costs one flow. Training can cost one flow, too: it draws k
+    from the initial mixture, q(k given x), and raises the lower bound E_q [log p(x, k) - log q(k given x)].
 
     Args:
         static: s, next to the data.
@@ -53,12 +53,15 @@ class MixtureFlow(Density):
     couples_base = True  # a base point belongs to the component of its data point
 
     def __init__(
-        self, static: Transform, mixture: Mixture, transform: Continuous, sample_component: bool = False
+        self, static: Transform, mixture: Mixture, transform: Transform, sample_component: bool = False
     ) -> None:
         super().__init__()
-        if not (isinstance(static, Transform) and isinstance(mixture, Mixture) and isinstance(transform, Continuous)):
+        if not (isinstance(static, Transform) and isinstance(mixture, Mixture) and isinstance(transform, Transform)):
             kinds = ", ".join(type(part).__name__ for part in (static, mixture, transform))
-            raise InputError(f"MixtureFlow({kinds}) needs a Transform, such as Compose([]), a Mixture and a Continuous")
+            raise InputError(
+                f"MixtureFlow({kinds}) needs a Transform, such as Compose([]), a Mixture and a Transform, such as "
+                "Continuous(field)"
+            )
         self.static = static
         self.mixture = mixture
         self.transform = transform
@@ -67,7 +70,7 @@ class MixtureFlow(Density):
         self.support = constraints.independent(static.domain, len(mixture.shape))
         self.stochastic = sample_component
         self.posterior = copy.deepcopy(mixture).requires_grad_(False) if sample_component else None
-        if transform.divergence != "exact":
+        if any(isinstance(part, Continuous) and part.divergence != "exact" for part in transform.modules()):
             raise InputError("a sum over components needs divergence='exact': of estimates it would be biased")
 
     @property
@@ -109,11 +112,12 @@ class MixtureFlow(Density):
         k, _ = self._draw_component(self.posterior or self.mixture, y)
         with torch.no_grad():  # with gradients the scales would grow until nothing is left to learn
             local = self.mixture.to_component(y, k)[0]
+        assert isinstance(self.transform, Continuous), "as flow matching checks"
         return MatchingPair(self.transform, local, self.base.sample(len(local)), self._context(k, c))
 
     @override
-    def split_at_ode(self) -> tuple[Compose, Continuous]:
-        """Return the static transforms, without the coordinates of the components, and the ODE."""
+    def split(self) -> tuple[Compose, Transform]:
+        """Return the static transforms, without the coordinates of the components, and the flow that they share."""
         return Compose([self.static]), self.transform
 
     @override
@@ -162,7 +166,7 @@ class MixtureFlow(Density):
         """Compute log p(x, k) and the energies of the path, (B,), with one component for each sample."""
         y, log_det, _ = self.static(x)
         local, log_det_local = self.mixture.to_component(y, k)
-        z, log_det_flow, energies = self.transform(local, self._context(k, c), options)
+        z, log_det_flow, energies = self.transform(local, self._context(k, c), **self.transform.keywords(options))
         log_weight = self.mixture.logits.log_softmax(0)[k]
         return log_weight + self.base.log_prob(z) + log_det + log_det_local + log_det_flow, energies
 

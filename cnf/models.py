@@ -25,6 +25,7 @@ from cnf.lifted_flow import LiftedFlow
 from cnf.lifts import ComposeLifts, Dequantize, Lift, TransformLift, VariationalAugment
 from cnf.mixture_flow import MixtureFlow
 from cnf.multiscale import Multiscale
+from cnf.residual_steps import ResidualSteps, check_dim
 from cnf.transforms import Compose, Logit, Standardize, Transform, Whiten
 
 KIND = "density"
@@ -43,6 +44,8 @@ class DensityConfig:
         time: time conditioning of the field
         blocks: number of ODEs in a row; with multiscale, before and after every squeeze
         multiscale: halve the size of images in steps, and send half of the channels to the base at each
+        residual_steps: number of invertible residual steps in place of the ODE, with exact determinants; 0 for an ODE
+        certify: bound the residual steps so that they are certain to be invertible
         whiten: remove the linear correlations of the data before the ODE
         base: base distribution: the standard normal, or a learned mixture of Gaussians fitted to the data
         components: number of components of the mixture base
@@ -68,6 +71,8 @@ class DensityConfig:
     time: Literal["none", "concat", "bias", "squash"] = "bias"
     blocks: Blocks = 1
     multiscale: bool = False
+    residual_steps: NonNegativeInt = 0
+    certify: bool = False
     whiten: bool = False
     base: Literal["normal", "mixture"] = "normal"
     components: PositiveInt = 8
@@ -105,10 +110,13 @@ class DensityConfig:
         levels = None if levels is None else whole_number("levels", levels, 2)
         self._validate_field(shape)
         self._validate_augmentation(shape, context)
+        if self.residual_steps:
+            self._validate_residual_steps(shape)
         if levels is not None and self.alpha == 0:
             raise InputError("alpha=0 makes the logits of the first and last level infinite: pass 1e-6 or more")
         mixes = self.base == "mixture" or self.mixes_flows
         effects = [
+            (self.residual_steps > 0, "residual_steps of at least 1", ("certify",)),
             (self.field != "unet", "a field other than 'unet'", ("activation", "time")),
             (self.extra > 0, "extra of at least 1", ("posterior",)),
             (self.base == "mixture", "base='mixture'", ("components",)),
@@ -132,6 +140,16 @@ class DensityConfig:
                 f"multiscale=True needs a field for images of any size, {' or '.join(FIELDS_OF_ANY_SIZE)}, not "
                 f"field={self.field!r}: pass another field, or multiscale=False"
             )
+
+    def _validate_residual_steps(self, shape: Sequence[int]) -> None:
+        check_dim(math.prod(shape) + self.augmented * math.prod(shape[1:]))
+        steps = f"residual_steps={self.residual_steps}"
+        if self.field != "mlp" or self.multiscale or self.blocks > 1:
+            raise InputError(f"{steps} is for one field='mlp': leave out multiscale and blocks")
+        if self.divergence != "exact" or self.augmentation == "momentum":
+            raise InputError(f"{steps} has determinants, not a divergence or momentum: leave them out")
+        if self.hidden and self.activation[0] != "tanh" and not self.certify:
+            raise InputError(f"{steps} needs a bounded field: pass activation=('tanh', 'silu'), or certify=True")
 
     def _validate_augmentation(self, shape: Sequence[int], context: int) -> None:
         if self.augmentation != "joint":
@@ -217,8 +235,10 @@ def density_model(
             base.fit(data if augment is None else augment(data).point)
     features = context + (config.extra if config.mixes_flows else 0)
 
-    def ode(channels: int) -> Continuous:
+    def ode(channels: int) -> Continuous | ResidualSteps:
         field = _build_field(config, channels, math.prod(shape[1:]), features)
+        if config.residual_steps:
+            return ResidualSteps(field, config.residual_steps, config.certify)
         extra = 0 if config.multiscale else config.augmented  # scales mix augmented channels with the others
         return Continuous(field, config.solver, config.divergence, config.probes, config.noise, extra)
 

@@ -73,10 +73,12 @@ class Transform(nn.Module):
 
     Attributes:
         takes_options: True if the methods accept ``options``.
+        has_paths: True if a point moves to its image along a path, which :meth:`trajectory` returns.
         domain: constraint on the elements of x.
     """
 
     takes_options: ClassVar[bool] = False
+    has_paths: ClassVar[bool] = False
     domain: constraints.Constraint = constraints.real
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
@@ -99,6 +101,10 @@ class Transform(nn.Module):
     def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
         """Map base to data, points only."""
         return self.inverse(z, c).point
+
+    def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        """Return the states (T, B, *S) of base points z at T times, strictly increasing from 0 (base) to at most 1."""
+        raise NotImplementedError
 
     def keywords(self, options: SolveOptions | None) -> dict[str, Any]:
         """Return the keyword arguments that pass solve options to this transform: none for a static one."""

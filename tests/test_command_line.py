@@ -71,7 +71,7 @@ class TestHelp:
         assert status == 0
         assert len(out.splitlines()) <= 60
 
-    @pytest.mark.parametrize(("command", "most"), [("density", 52), ("classify", 50)])
+    @pytest.mark.parametrize(("command", "most"), [("density", 54), ("classify", 50)])
     def test_all_options_are_few(self, run, command, most):
         program, default = PROGRAMS[command]
         hidden = set(program.api_only)

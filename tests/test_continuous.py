@@ -133,7 +133,7 @@ def test_gradients_of_energies_are_right(float64, solver):
     flow = density_model((2,), hidden=(8, 8), solver=adaptive.get(solver) or Solver(solver, step_size=0.25))
     wild(flow)
     objective, x = MaximumLikelihood(flow, kinetic=0.1, frobenius=0.2, acceleration=0.3), torch.randn(4, 2)
-    bias = flow.split_at_ode()[1].field.layers[1].bias
+    bias = flow.split()[1].field.layers[1].bias
     (gradient,) = torch.autograd.grad(objective(x), bias)
     with torch.no_grad():
         bias[3] += 1e-5

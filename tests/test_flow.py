@@ -238,7 +238,7 @@ def test_splitting_needs_one_ode_next_to_the_base(other):
     ode = Continuous(MLPField(2))
     chain = [other, ode] if isinstance(other, Multiscale) else [ode, other]
     with pytest.raises(InputError, match="end with one Continuous"):
-        Flow(Compose(chain), Normal((2,))).split_at_ode()
+        Flow(Compose(chain), Normal((2,))).split()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_optimum_from_gaussian_to_gaussian(float64, interpolation):
 def test_flow_matching_trains_the_density():
     data = torch.randn(4000, 2) * torch.tensor([3.0, 0.5]) + torch.tensor([10.0, 0.0])
     flow = density_model((2,), data, hidden=(32, 32))
-    nn.init.normal_(flow.split_at_ode()[1].field.layers[-1].weight, std=1.0)  # away from the solution, the zero field
+    nn.init.normal_(flow.split()[1].field.layers[-1].weight, std=1.0)  # away from the solution, the zero field
     before = -flow.log_prob(data).mean()
     objective = FlowMatching(flow, coupling="optimal-transport")
     batches = itertools.cycle(data[: 15 * 256].split(256))
@@ -71,7 +71,7 @@ def test_flow_matching_trains_the_density():
 def spied(flow):
     """Record the times and points at which a zero field is evaluated."""
     seen = []
-    flow.split_at_ode()[1].field.forward = lambda t, x, c=None: seen.append((t, x)) or torch.zeros_like(x)
+    flow.split()[1].field.forward = lambda t, x, c=None: seen.append((t, x)) or torch.zeros_like(x)
     return seen
 
 

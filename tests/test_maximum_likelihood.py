@@ -86,7 +86,7 @@ def test_the_kl_weight_applies_to_the_divergence_of_the_posterior(float64, sampl
 
 def test_lifted_flows_have_energies():
     model = density_model((1, 2, 2), torch.randint(17, (50, 1, 2, 2)), hidden=(8, 8), levels=17)
-    nn.init.normal_(model.split_at_ode()[1].field.layers[-1].weight)
+    nn.init.normal_(model.split()[1].field.layers[-1].weight)
     assert MaximumLikelihood(model).terms(torch.randint(17, (9, 1, 2, 2)), energies=("kinetic",))["kinetic"] > 0
 
 

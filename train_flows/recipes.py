@@ -88,6 +88,20 @@ DENSITY: dict[str, Recipe] = {
         "validate_every": 1000,
     },
 }
+RESIDUAL_STEPS: dict[str, Recipe] = {  # in place of an ODE; of tables, in a mixture, which makes few steps enough
+    "points": {"activation": ("tanh", "silu"), "lr": 5e-3},
+    "table": {
+        "activation": ("tanh", "silu"),
+        "whiten": True,
+        "augmentation": "categorical",
+        "extra": 8,
+        "posterior": "fitted",
+        "lr": 5e-3,
+        "steps": 4000,
+        "validate_every": 200,
+        "patience": 5,
+    },
+}
 FEW_ROWS = 1000  # of a training part; with more, flow matching needs no smoothing
 SMALL_SIZE = 16  # pixels per side; a perceptron for such images trains within minutes
 DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
@@ -152,6 +166,8 @@ def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1)
     recipe = dict(DENSITY[name])
     if name == "small table":
         recipe |= _by_size(rows or 1, columns)
+    if typed.get("residual_steps") and name in ("points", "table", "small table"):
+        recipe = _of_residual_steps(name, recipe, typed)
     if "validate_every" in recipe and typed.get("steps", recipe["steps"]) < recipe["steps"]:
         recipe["validate_every"] = min(recipe["validate_every"], math.ceil(typed["steps"] / 10))
     if "patience" in recipe and "validate_every" in typed:  # for the same number of steps
@@ -169,6 +185,14 @@ def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1)
         recipe = {o: v for o, v in recipe.items() if o not in ("objective", "restart_lr")}
         recipe |= {"steps": steps, "lr": lr}  # the second stage alone: the weights have had the first one
     return name, recipe
+
+
+def _of_residual_steps(name: str, recipe: Recipe, typed: Mapping[str, Any]) -> Recipe:
+    """Return the options of a recipe with residual steps in place of the ODE."""
+    kept = {option: recipe[option] for option in ("hidden", "steps") if name == "points"}
+    unmixed = typed.get("base") == "mixture" or typed.get("extra") == 0 or typed.get("augmentation") == "joint"
+    left_out = ("augmentation", "extra", "posterior") if unmixed else ()
+    return {option: value for option, value in (kept | RESIDUAL_STEPS[name]).items() if option not in left_out}
 
 
 def _by_size(rows: int, columns: int) -> Recipe:

@@ -226,6 +226,8 @@ class DensitySettings:
             raise InputError(
                 f"--objective {objective} is for one ODE: pass --no-multiscale --blocks 1, or --objective likelihood"
             )
+        if self.model.residual_steps and objective != LIKELIHOOD:
+            raise InputError(f"--objective {objective} is for an ODE: omit it, or --residual-steps")
         components = self.model.extra if self.model.augmentation == "categorical" else 0
         needed = max(2, COMPONENT_POINTS * components)
         if self.objective.coupling != "independent" and self.training.batch_size < needed:
@@ -252,6 +254,7 @@ class ClassifySettings:
         _check_training(self.training, self.model.solver, self.run)
 
 
+_SOLVER = ("solver", "rtol", "atol", "first_step", "step_size", "gradient", "max_steps")
 Conditions = Sequence[tuple[tuple[str, ...], str, Callable[[Any], bool]]]  # options, when they have an effect, a test
 DENSITY_CONDITIONS: Conditions = (
     (ENERGIES, f"--objective {LIKELIHOOD} or {BOTH}", lambda s: s.objective.objective != MATCHING),
@@ -260,8 +263,9 @@ DENSITY_CONDITIONS: Conditions = (
     (("loosen",), "an adaptive --solver", lambda s: s.model.solver.adaptive),
     (("activation", "time"), "--field mlp, conv or stack", lambda s: s.model.field != "unet"),
     (("components",), "--base mixture", lambda s: s.model.base == "mixture"),
+    (("certify",), "--residual-steps", lambda s: s.model.residual_steps > 0),
+    ((*_SOLVER, *ENERGIES, "loosen"), "an ODE, not --residual-steps", lambda s: not s.model.residual_steps),
 )
-_SOLVER = ("solver", "rtol", "atol", "step_size", "gradient", "max_steps")
 CLASSIFY_CONDITIONS: Conditions = (
     (("blocks",), "--model resnet", lambda s: s.model.model == "resnet"),
     ((*_SOLVER, "time"), "--model node or second-order", lambda s: s.model.model in ("node", "second-order")),

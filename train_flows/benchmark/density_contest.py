@@ -303,7 +303,7 @@ def peer(name: str, cnf: Density) -> Density:
         arXiv 1906.04032 (NSF).
     """
     flow = cnf.flow if isinstance(cnf, LiftedFlow) else cnf
-    static, _ = flow.split_at_ode()
+    static, _ = flow.split()
     lazy = getattr(zuko().flows, name)(math.prod(flow.event_shape), **PEER_SIZE).transform
     found = Flow(Compose([static, Peer(lazy)]), Normal(flow.event_shape))
     return LiftedFlow(cnf.lift, found) if isinstance(cnf, LiftedFlow) else found

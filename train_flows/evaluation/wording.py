@@ -66,7 +66,8 @@ def validated_as(model: Density) -> str:
 
 def how(figure: dict[str, Any]) -> str:
     """Return the kind of a likelihood with draws, probes and tolerance, in words."""
-    return f"{_kind(figure)}, rtol {figure['tolerance']['rtol']:g}, atol {figure['tolerance']['atol']:g}"
+    tolerance = figure["tolerance"]
+    return _kind(figure) + (f", rtol {tolerance['rtol']:g}, atol {tolerance['atol']:g}" if tolerance else "")
 
 
 def _kind(figure: dict[str, Any]) -> str:

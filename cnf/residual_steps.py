@@ -1,0 +1,288 @@
+"""A flow of a few invertible residual steps, whose likelihood is exact without a solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from typing_extensions import override
+
+from anode.errors import InputError, SolverError
+from anode.evaluations import open_counters
+from anode.fields import Field, MLPField
+from anode.inputs import whole_number
+from anode.layers import ACTIVATIONS
+from cnf.continuous import path_times
+from cnf.divergence import exact_jacobian
+from cnf.transforms import Transform, Transport
+
+MAX_DIM = 64  # a step takes D tangents and a determinant of D^3 operations for each sample
+LIPSCHITZ = 0.97  # of the certified displacement of a step; the rest is for rounding
+SILU_SLOPE = 1.1  # largest slope of silu is 1.0998; of tanh, softplus and relu 1
+MAX_ITERATIONS = 60
+
+# The lists that collect determinants at the moment; see :func:`watch_determinants`.
+WATCHERS: ContextVar[tuple[list[Tensor], ...]] = ContextVar("watchers", default=())
+
+
+class ResidualSteps(Transform):
+    r"""n explicit steps of a residual network from data to base, with exact determinants.
+
+        x_{i+1} = x_i - h f(t_i, x_i, c),    h = 1 / n,  t_i = 1 - i h,  i = 0, ..., n - 1
+        log |det dz/dx| = sum_i log |det (I - h J_i)|,    J_i = df/dx at (t_i, x_i)
+
+    These are Euler's steps of the ODE dx/dt = f from data at t = 1 to base at t = 0, taken as the definition of the
+    map: what a solver would call its error does not exist here, and a density takes n evaluations.
+
+    If f is bounded, as a perceptron whose first activation is tanh, then x - h f is proper and of degree one. Where
+    every determinant is positive, each step is therefore a diffeomorphism, and the density is exact. Otherwise the map
+    folds: the density with the sign of the determinant still integrates to 1, and the density with |det| to 1 + 2m,
+    where m is the mass with a negative determinant. That is the only possible fault; it makes an NLL too low, by at
+    most log(1 + 2m). :func:`watch_determinants` collects the determinants of calls. ``certify`` makes them positive
+    everywhere: it bounds the Lipschitz constant of h f by 0.97.
+
+    The inverse solves every step by Newton's method, damped where the residual would grow, to a residual of ``tol``
+    relative to the size of the points. Gradients pass through it by the implicit function theorem.
+
+    Args:
+        field: the field f, bounded; it is told the step by its time.
+        steps: n.
+        certify: divide the weights of an :class:`anode.MLPField` by their spectral norms where that is needed.
+        tol: tolerance of the inverse, relative to 1 + |y|; 20 rounding units if omitted.
+
+    Raises:
+        InputError: for more than 64 dimensions, where determinants cost too much, or a field that is not certifiable.
+
+    References:
+        Behrmann et al. 2019, arXiv 1811.00995 (with estimated determinants); He et al. 2016, arXiv 1512.03385.
+
+    Example:
+        >>> from anode import MLPField
+        >>> from cnf import Flow, Normal
+        >>> flow = Flow(ResidualSteps(MLPField(2, activation=("tanh", "silu"))), Normal((2,)))
+        >>> flow.log_prob(torch.randn(5, 2)).shape, flow.sample(7).shape
+        (torch.Size([5]), torch.Size([7, 2]))
+    """
+
+    has_paths = True
+
+    def __init__(
+        self, field: Field | Callable[..., Tensor], steps: int = 4, certify: bool = False, tol: float | None = None
+    ) -> None:
+        super().__init__()
+        self.field = Field.wrap(field)
+        self.steps = whole_number("steps", steps)
+        self.certify = certify
+        self.tol = tol
+        if certify:
+            bound_lipschitz(self.field, LIPSCHITZ * self.steps)
+        elif not is_bounded(self.field):
+            raise InputError(
+                "residual steps need a bounded field: pass activation=('tanh', 'silu') to MLPField, or certify=True"
+            )
+
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+        check_dim(math.prod(x.shape[1:]))
+        log_det, found = x.new_zeros(len(x)), []
+        self._count(x)
+        with parametrize.cached():  # of certified weights, for all steps
+            for i in range(self.steps):
+                velocity, slopes = self._slopes(i, x, c)
+                x = x - velocity / self.steps
+                determinant, log_abs = log_determinant(slopes)
+                log_det = log_det + log_abs
+                found.append(determinant.detach())
+        for watcher in WATCHERS.get():
+            watcher.append(torch.stack(found, 1))
+        return Transport(x, log_det)
+
+    @override
+    def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        self._count(x)
+        with parametrize.cached():
+            for i in range(self.steps):
+                x = x - self._move(i, x, c)
+        return x
+
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+        x = self.decode(z, c)
+        return Transport(x, -self(x, c).log_det)
+
+    @override
+    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        return self._states(z, c)[-1]
+
+    @override
+    def trajectory(self, z: Tensor, times: Sequence[float] | Tensor, c: Tensor | None = None) -> Tensor:
+        states, found = self._states(z, c), []
+        for time in path_times(times):
+            i = min(math.floor(time * self.steps), self.steps - 1)
+            found.append(torch.lerp(states[i], states[i + 1], time * self.steps - i))
+        return torch.stack(found)
+
+    def _time(self, i: int, x: Tensor) -> Tensor:
+        return x.new_full((), 1 - i / self.steps)
+
+    def _move(self, i: int, x: Tensor, c: Tensor | None) -> Tensor:
+        """Return h f(t_i, x, c)."""
+        return self.field(self._time(i, x), x, c) / self.steps
+
+    def _slopes(self, i: int, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return f and the Jacobian I - h df/dx of step i, (B, D, D)."""
+        velocity, jacobian = exact_jacobian(self.field, self._time(i, x), x, c)
+        return velocity, torch.eye(jacobian.shape[1], dtype=x.dtype, device=x.device) - jacobian / self.steps
+
+    def _count(self, x: Tensor) -> None:
+        for counter in open_counters(self.field):
+            counter.solves += 1
+            counter.forward += self.steps
+            counter.points += self.steps * len(x)
+
+    def _states(self, z: Tensor, c: Tensor | None) -> list[Tensor]:
+        """Return the n + 1 states from base to data."""
+        for counter in open_counters(self.field):
+            counter.solves += 1
+        states = [z]
+        for i in reversed(range(self.steps)):
+            states.append(self._undo(i, states[-1], c))
+        return states
+
+    def _undo(self, i: int, y: Tensor, c: Tensor | None) -> Tensor:
+        """Return x with x - h f(t_i, x, c) = y; its gradient is that of one more Newton step."""
+        with torch.no_grad(), parametrize.cached():
+            x = self._solve(i, y.detach(), c)
+        if not torch.is_grad_enabled():
+            return x
+        with parametrize.cached():
+            residual = (x - self._move(i, x, c) - y).flatten(1)
+            slopes = self._slopes(i, x, c)[1].detach()
+        return x - torch.linalg.solve(slopes, residual).view(x.shape)
+
+    def _solve(self, i: int, y: Tensor, c: Tensor | None) -> Tensor:
+        """Solve step i for x, (B, *S), by Newton's method.
+
+        A Jacobian is kept while it divides the residual by four; a move that does not lessen the residual is halved.
+        """
+        counters, one_each = open_counters(self.field), (-1, *[1] * (y.ndim - 1))
+        tol = 20 * torch.finfo(y.dtype).eps if self.tol is None else self.tol
+        allowed = tol * (1 + y.flatten(1).abs().amax(1))
+
+        def residual_of(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            for counter in counters:
+                counter.forward += 1
+                counter.points += len(rows)
+            found = (x - self._move(i, x, _rows(c, rows)) - y[rows]).flatten(1)
+            return found, found.abs().amax(1)
+
+        x, rows = y.clone(), torch.arange(len(y), device=y.device)
+        residual, size = residual_of(x, rows)
+        inverse = y.new_empty(len(y), residual.shape[1], residual.shape[1])  # of the Jacobian
+        share = torch.ones_like(size)
+        slow, fresh = torch.ones_like(size, dtype=torch.bool), torch.zeros_like(size, dtype=torch.bool)
+        for _ in range(MAX_ITERATIONS):
+            rows = (~(size <= allowed)).nonzero().squeeze(1)
+            if len(rows) == 0:
+                return x
+            renewed = rows[slow[rows] & ~fresh[rows]]
+            inverse[renewed] = torch.linalg.inv_ex(self._slopes(i, x[renewed], _rows(c, renewed))[1]).inverse
+            fresh[renewed], slow[renewed] = True, False
+            move = (inverse[rows] @ residual[rows].unsqueeze(2)).view(len(rows), *y.shape[1:])
+            tried = x[rows] - share[rows].view(one_each) * move
+            residual_tried, size_tried = residual_of(tried, rows)
+            better = size_tried < size[rows]
+            good, bad = rows[better], rows[~better]
+            slow[good], fresh[good] = size_tried[better] > size[good] / 4, False
+            x[good], residual[good], size[good] = tried[better], residual_tried[better], size_tried[better]
+            share[good] = (2 * share[good]).clamp(max=1)
+            share[bad] = torch.where(fresh[bad], share[bad] / 2, share[bad])
+            slow[bad] = True
+        worst = float(size.nan_to_num(math.inf).max())
+        method = f"Newton's method for step {i + 1} of {self.steps}, whose residual stays at {worst:.2g}"
+        raise SolverError("inverse not found", 1 - i / self.steps, MAX_ITERATIONS, method)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, certify={self.certify}"
+
+
+@contextmanager
+def watch_determinants() -> Generator[list[Tensor]]:
+    """Collect the determinants of I - h J, with their signs, in every call of residual steps inside the block.
+
+    Yields:
+        A list that gets one tensor (B, n) from each call of B points, without a graph.
+
+    Example:
+        >>> from anode import MLPField
+        >>> from cnf import Flow, Normal
+        >>> flow = Flow(ResidualSteps(MLPField(2), certify=True), Normal((2,)))
+        >>> with watch_determinants() as determinants:
+        ...     _ = flow.log_prob(torch.randn(5, 2))
+        >>> bool((torch.cat(determinants) > 0).all())
+        True
+    """
+    found: list[Tensor] = []
+    token = WATCHERS.set((*WATCHERS.get(), found))
+    try:
+        yield found
+    finally:
+        WATCHERS.reset(token)
+
+
+def log_determinant(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return det A and log |det A| of matrices A (B, D, D), each (B,); in closed form for D = 1 and 2."""
+    if matrices.shape[1] == 1:
+        determinant = matrices[:, 0, 0]
+    elif matrices.shape[1] == 2:
+        determinant = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
+    else:
+        sign, log_abs = torch.linalg.slogdet(matrices)
+        return sign * log_abs.exp(), log_abs
+    return determinant, determinant.abs().log()
+
+
+def check_dim(dim: int) -> None:
+    """Raise an :class:`anode.InputError` for more dimensions than exact determinants can be had for."""
+    if dim > MAX_DIM:
+        raise InputError(
+            f"residual steps in {dim} dimensions would need a determinant of {dim} x {dim} for each sample and step: "
+            f"at most {MAX_DIM} are supported; use a Continuous"
+        )
+
+
+def is_bounded(field: Field) -> bool:
+    """Return False for a perceptron whose values grow without limit, by its first activation."""
+    return not isinstance(field, MLPField) or field.activations[:1] in ([], [ACTIVATIONS["tanh"]])
+
+
+def bound_lipschitz(field: Field, bound: float) -> None:
+    """Bound the Lipschitz constant of a perceptron in x, by equal bounds on the spectral norms of its weights."""
+    if not isinstance(field, MLPField):
+        raise InputError(f"certify=True needs the spectral norms of an MLPField, not of a {type(field).__name__}")
+    for activation in field.activations:
+        bound /= SILU_SLOPE if activation is ACTIVATIONS["silu"] else 1
+    for layer in field.layers:
+        parametrize.register_parametrization(layer, "weight", _Shrink(bound ** (1 / len(field.layers))))
+
+
+class _Shrink(nn.Module):
+    """W / max(1, |W| / limit) with the spectral norm |W|."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    @override
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / (torch.linalg.matrix_norm(weight, 2) / self.limit).clamp(min=1)
+
+
+def _rows(c: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if c is None else c[rows]
