@@ -103,7 +103,9 @@ def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
     if objective.objective == BOTH:
         last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
         training = dataclasses.replace(training, likelihood_from=training.steps - last or None)
-    return dataclasses.replace(settings, training=training)
+    settings = dataclasses.replace(settings, training=training)
+    settings.validate()
+    return settings
 
 
 def build(settings: DensitySettings, dataset: Dataset) -> Density:
