@@ -18,10 +18,11 @@ from cnf.bases import Mixture, Normal, sample_categorical
 from cnf.batches import max_copies, repeat_samples
 from cnf.continuous import Continuous
 from cnf.flow import Density, Elbo, MatchingPair, without_autocast
+from cnf.residual_steps import ResidualSteps
 from cnf.transforms import Compose, SolveOptions, Transform
 
 CANDIDATE = 1e-6  # responsibility by the mixture of Gaussians above which the gate looks at a component
-GATE = Solver("rk4", step_size=1.0)  # one step from data to base
+ONE_STEP = Solver("rk4", step_size=1.0)  # one step from data to base
 FEWEST_PRUNED = 100  # samples: for fewer, the gate takes longer than it saves
 
 
@@ -96,9 +97,10 @@ class MixtureFlow(Density):
         """Return log p(x given c) in nats, (B,): exact, or a lower bound without the components that hardly matter.
 
         The candidates are the components whose responsibility for x, by the mixture of Gaussians as fitted or as
-        trained, exceeds 1e-6; all of them if no fitted mixture is kept. One Runge-Kutta step over the whole interval
-        estimates log p(x, k given c) of the candidates. Those with an estimated responsibility above ``prune``, and the
-        one with the largest, are solved and summed. Fewer than 100 samples, and samples whose pruned sum is not finite,
+        trained, exceeds 1e-6; all of them if no fitted mixture is kept. One Runge-Kutta step over the whole interval, or
+        residual steps with traces in place of determinants, estimate log p(x, k given c) of the candidates. Those with
+        an estimated responsibility above ``prune``, or a tenth of it by traces, and the one with the largest are solved
+        and summed. Fewer than 100 samples, and samples whose pruned sum is not finite,
         get the sum of all components.
 
         Args:
@@ -222,10 +224,12 @@ class MixtureFlow(Density):
     @torch.no_grad()
     def _gate(self, x: Tensor, c: Tensor | None, candidates: Tensor, prune: float) -> tuple[Tensor, Tensor]:
         """Return True for the components to solve, and estimates of log p(x, k), -inf for the others, (K, B)."""
-        if not isinstance(self.transform, Continuous):  # nothing is cheaper than the transform itself
-            return candidates, torch.full_like(candidates, -math.inf, dtype=x.dtype)
-        ode = Continuous(self.transform.field, GATE, extra=self.transform.extra)
-        estimates, _ = self._log_joint_where(candidates, x, c, None, ode)
+        flow, gate = self.transform, self.transform
+        if isinstance(flow, Continuous):
+            gate = Continuous(flow.field, ONE_STEP, extra=flow.extra)
+        elif isinstance(flow, ResidualSteps):  # the same points with traces in place of determinants, hence more kept
+            gate, prune = Continuous(flow.field, Solver("euler", step_size=1 / flow.steps)), prune / 10
+        estimates, _ = self._log_joint_where(candidates, x, c, None, gate)
         solved = candidates & ~(estimates.softmax(0) <= prune)  # all candidates of a sample with a NaN
         return solved.scatter(0, estimates.argmax(0, keepdim=True), True), estimates
 
