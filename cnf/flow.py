@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
 from anode.errors import InputError
+from anode.fields import Field
 from anode.gradients import explain_vmap
 from anode.inputs import check_batch, check_finite, to_tensor, whole_number
 from anode.solver import Solver, solvers_in, with_solver
@@ -21,6 +22,7 @@ from cnf.bases import Base
 from cnf.batches import check_contexts, warn_of_units
 from cnf.continuous import Continuous, path_times, split_at_paths
 from cnf.distribution import FlowDistribution
+from cnf.residual_steps import ResidualSteps
 from cnf.transforms import Compose, SolveOptions, Transform
 
 if TYPE_CHECKING:
@@ -55,11 +57,18 @@ class Elbo(NamedTuple):
 class MatchingPair(NamedTuple):
     """Both ends of the paths that flow matching learns."""
 
-    ode: Continuous  # its field learns the paths
+    field: Field  # learns the velocity of the paths
     x: Tensor  # data in the space of the ODE, (B, *S)
     z: Tensor  # base points, drawn
     c: Tensor | None  # context of the field
     kl: Tensor | None = None  # see Elbo
+
+
+def field_of(flow: Transform) -> Field:
+    """Return the field whose paths an ODE or residual steps follow."""
+    if not isinstance(flow, Continuous | ResidualSteps):
+        raise InputError(f"{type(flow).__name__} does not have a field to train by flow matching: use Continuous")
+    return flow.field
 
 
 class Density(nn.Module):
@@ -297,9 +306,8 @@ class Flow(Density):
     @override
     def matching_pair(self, x: Tensor, c: Tensor | None = None) -> MatchingPair:
         x, c = self.prepare("x", x, c, finite=False)
-        static, ode = self.split()
-        assert isinstance(ode, Continuous), "as flow matching checks"
-        return MatchingPair(ode, static.encode(x, c), self.base.sample(len(x)), c)
+        static, flow = self.split()
+        return MatchingPair(field_of(flow), static.encode(x, c), self.base.sample(len(x)), c)
 
     @override
     def split(self) -> tuple[Compose, Transform]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from anode import SecondOrderField
 from anode.errors import InputError, check_choice
 from cnf.batches import Batch, split_batch, weighted_mean
-from cnf.continuous import Continuous
-from cnf.flow import Density
+from cnf.flow import Density, field_of
 from cnf.kullback_leibler import check_density, check_weight
 
 COUPLINGS = ("independent", "optimal-transport")
@@ -34,7 +33,8 @@ class FlowMatching(nn.Module):
     keeps a learned q near its default; it is absent if q is not learned. Parameters of the base are not trained.
 
     Args:
-        model: a flow whose transform ends with its one :class:`cnf.Continuous`, or a lifted one.
+        model: a flow whose transform ends with its one :class:`cnf.Continuous`, or a lifted one; or with residual steps,
+            which follow the paths by Euler's method only, so that likelihood should train them further.
         coupling: ``"independent"``, or ``"optimal-transport"`` within each batch, among equal or near contexts; see
             :func:`optimal_transport`. A mixture of flows couples within its components, in batches of 500 points each.
         interpolation: ``"straight"``, alpha = t and beta = 1 - t, or ``"variance-preserving"``, alpha = sin(pi t / 2)
@@ -66,12 +66,7 @@ class FlowMatching(nn.Module):
         check_choice("interpolation", interpolation, INTERPOLATIONS)
         check_weight("sigma", sigma)
         check_weight("kl", kl)
-        _, ode = model.split()
-        if not isinstance(ode, Continuous):
-            raise InputError(
-                f"flow matching trains the field of an ODE, not {type(ode).__name__}: use MaximumLikelihood"
-            )
-        if isinstance(ode.field, SecondOrderField):
+        if isinstance(field_of(model.split()[1]), SecondOrderField):
             raise InputError(
                 "flow matching cannot train a second-order field, whose positions move by momentum: use likelihood"
             )
@@ -92,7 +87,7 @@ class FlowMatching(nn.Module):
         Raises:
             InputError: if the groups of a coupling are too small.
         """
-        ode, x, z, c, kl = self.model.matching_pair(*split_batch(batch, c))
+        field, x, z, c, kl = self.model.matching_pair(*split_batch(batch, c))
         if self.coupling == "optimal-transport":
             z = optimal_transport(z, x, c, COMPONENT_POINTS if self.model.couples_base else 0)
         part = torch.randperm(len(x), device=x.device)
@@ -105,7 +100,7 @@ class FlowMatching(nn.Module):
         point = alpha * x + beta * z
         if self.sigma:
             point = point + self.sigma * torch.randn_like(x)
-        squared = (ode.field(t, point, c) - velocity).square()
+        squared = (field(t, point, c) - velocity).square()
         loss = squared.mean() if weights is None else weighted_mean(squared.flatten(1).mean(1), weights)
         return loss if kl is None else loss + self.kl * weighted_mean(kl, weights)
 

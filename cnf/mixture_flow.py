@@ -17,7 +17,7 @@ from anode.solver import Solver
 from cnf.bases import Mixture, Normal, sample_categorical
 from cnf.batches import max_copies, repeat_samples
 from cnf.continuous import Continuous
-from cnf.flow import Density, Elbo, MatchingPair, without_autocast
+from cnf.flow import Density, Elbo, MatchingPair, field_of, without_autocast
 from cnf.residual_steps import ResidualSteps
 from cnf.transforms import Compose, SolveOptions, Transform
 
@@ -97,10 +97,10 @@ class MixtureFlow(Density):
         """Return log p(x given c) in nats, (B,): exact, or a lower bound without the components that hardly matter.
 
         The candidates are the components whose responsibility for x, by the mixture of Gaussians as fitted or as
-        trained, exceeds 1e-6; all of them if no fitted mixture is kept. One Runge-Kutta step over the whole interval, or
-        residual steps with traces in place of determinants, estimate log p(x, k given c) of the candidates. Those with
-        an estimated responsibility above ``prune``, or a tenth of it by traces, and the one with the largest are solved
-        and summed. Fewer than 100 samples, and samples whose pruned sum is not finite,
+        trained, exceeds 1e-6; all of them if no fitted mixture is kept. One Runge-Kutta step over the whole interval
+        estimates log p(x, k given c) of the candidates; for residual steps, their own points do, with traces in place
+        of determinants. Components with an estimated responsibility above ``prune``, or a tenth of it by traces, and
+        the one with the largest are solved and summed. Fewer than 100 samples, and samples whose pruned sum is not finite,
         get the sum of all components.
 
         Args:
@@ -155,8 +155,7 @@ class MixtureFlow(Density):
         k, _ = self._draw_component(self.posterior or self.mixture, y)
         with torch.no_grad():  # with gradients the scales would grow until nothing is left to learn
             local = self.mixture.to_component(y, k)[0]
-        assert isinstance(self.transform, Continuous), "as flow matching checks"
-        return MatchingPair(self.transform, local, self.base.sample(len(local)), self._context(k, c))
+        return MatchingPair(field_of(self.transform), local, self.base.sample(len(local)), self._context(k, c))
 
     @override
     def split(self) -> tuple[Compose, Transform]:

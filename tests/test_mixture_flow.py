@@ -85,13 +85,13 @@ def test_it_starts_as_the_mixture_of_the_data(float64):
 def test_flow_matching_starts_from_the_component_of_the_data(float64, posterior):
     x = two_pieces()
     model = density_model((2,), x, extra=2, augmentation="categorical", posterior=posterior)
-    ode, local, _, c, _ = model.matching_pair(x)
+    field, local, _, c, _ = model.matching_pair(x)
     assert model.couples_base
     torch.testing.assert_close(local.mean(0), torch.zeros(2), rtol=0, atol=0.05)  # each piece in its own coordinates
     torch.testing.assert_close(local.std(0), torch.ones(2), rtol=0, atol=0.05)
     assert torch.equal(c.argmax(1), model.log_joint(x).argmax(0))
     FlowMatching(model)(x).backward()
-    assert ode.field.layers[-1].weight.grad.any()
+    assert field.layers[-1].weight.grad.any()
     assert all(parameter.grad is None for parameter in model.mixture.parameters())  # it would shrink to the base
 
 

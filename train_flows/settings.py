@@ -226,8 +226,8 @@ class DensitySettings:
             raise InputError(
                 f"--objective {objective} is for one ODE: pass --no-multiscale --blocks 1, or --objective likelihood"
             )
-        if self.model.residual_steps and objective != LIKELIHOOD:
-            raise InputError(f"--objective {objective} is for an ODE: omit it, or --residual-steps")
+        if self.model.residual_steps and objective == MATCHING:
+            raise InputError(f"--objective {objective} leaves residual steps with Euler's errors: take {BOTH}")
         components = self.model.extra if self.model.augmentation == "categorical" else 0
         needed = max(2, COMPONENT_POINTS * components)
         if self.objective.coupling != "independent" and self.training.batch_size < needed:
