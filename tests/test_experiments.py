@@ -295,7 +295,8 @@ def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(da
         chosen = augmented_density.CHOSEN.get(data, augmented_density.UNCHOSEN)
         assert each.objective.acceleration == (0 if label.endswith("free") else chosen[1])
         steps = 4 if label.startswith("residual steps") else 0
-        assert (each.model.residual_steps, each.training.lr) == (steps, 5e-3 if steps else settings["p=0, free"].training.lr)
+        lr = 5e-3 if steps else settings["p=0, free"].training.lr
+        assert (each.model.residual_steps, each.training.lr) == (steps, lr)
         assert each.model.mixes_flows == ("mixture" in label and "base" not in label)
 
 

@@ -143,16 +143,22 @@ def speed_rows(content: Row) -> Iterator[Row]:
 
 
 def contest_rows(content: Row) -> Iterator[Row]:
-    """Yield the mean NLL of every contender over the seeds, and paired differences: a row a data set."""
+    """Yield the mean NLL of every contender over the seeds, and paired differences: a row a data set.
+
+    A figure is None if it lacks one of the seeds.
+    """
     for data in dict.fromkeys(contest["data"] for contest in content["contests"]):
         own = [contest for contest in content["contests"] if contest["data"] == data]
         row = {"data": data, "unit": own[0]["unit"], "seeds": len(own)}
         row["minutes"] = max(contest["minutes"] for contest in own)
         for found in zip(*(contest["rows"] for contest in own), strict=True):
-            row[found[0]["contender"]] = fmean(each["value"] for each in found)
+            values = [each["value"] for each in found]
+            row[found[0]["contender"]] = None if None in values else fmean(values)
         for found in zip(*(contest["differences"] for contest in own), strict=True):
-            error = sum(each["standard_error"] ** 2 for each in found) ** 0.5 / len(found)
-            row[found[0]["of"]] = f"{fmean(each['value'] for each in found):+.3f} ± {error:.3f}"
+            values, errors = ([each[name] for each in found] for name in ("value", "standard_error"))
+            known = None not in values
+            error = sum(each**2 for each in errors) ** 0.5 / len(found) if known else None
+            row[found[0]["of"]] = f"{fmean(values):+.3f} ± {error:.3f}" if known else None
         yield row
 
 
