@@ -340,8 +340,7 @@ def test_costs_compare_at_equal_and_at_best_likelihood():
 
 def test_only_the_models_named_are_trained(run, tmp_path):
     command = ("paper", "augmented-density", "--quick", "--workers", 1, "--data", "checkerboard")
-    status, out, _ = run(*command, "--models", "p=0, free", "residual steps, free")
-    assert status == 0
+    assert run(*command, "--models", "p=0, free", "residual steps, free")[0] == 0
     content = json.loads((tmp_path / "paper" / "augmented-density-checkerboard-quick.json").read_text())
     assert content["complete"]
     assert [each["name"] for each in content["runs"]] == ["p=0, free", "residual steps, free"]
