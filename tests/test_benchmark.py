@@ -17,7 +17,7 @@ from anode import InputError, MLPField
 from cnf import Flow, MaximumLikelihood, Normal, ResidualSteps, density_model
 from train_flows import benchmark, data, density
 from train_flows.benchmark import density_contest, image_block, packages, small_tables, speed, timing
-from train_flows.benchmark.density_contest import Peer, peer
+from train_flows.benchmark.zuko_peers import Peer, peer
 from train_flows.command_line import parse
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import likelihood

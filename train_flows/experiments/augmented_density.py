@@ -1,7 +1,7 @@
 """Costs of a continuous flow, of augmented flows, and of a few residual steps: at equal likelihood and at the best.
 
 All have as many parameters. Every flow trains like the plain one, by the same recipe, without and with a penalty on
-acceleration; residual steps have no paths to penalise, and the learning rate of their own recipe. All are measured
+acceleration; residual steps follow no path, and train by the learning rate of the recipe of residual steps. All are measured
 during training in double precision (``--measure costs``). For each seed, variants are compared where their test NLL is
 equal, and where each has its lowest: with the plain flow, and with flows that differ in one point. A variant that knows
 only a bound of its likelihood is at a disadvantage; the likelihood of discrete data is a bound for all, from equal
