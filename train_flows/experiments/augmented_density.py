@@ -1,11 +1,11 @@
 """Costs of a continuous flow, of augmented flows, and of a few residual steps: at equal likelihood and at the best.
 
 All have as many parameters. Every flow trains like the plain one, by the same recipe, without and with a penalty on
-acceleration; residual steps follow no path, and train by the learning rate of the recipe of residual steps. All are measured
-during training in double precision (``--measure costs``). For each seed, variants are compared where their test NLL is
-equal, and where each has its lowest: with the plain flow, and with flows that differ in one point. A variant that knows
-only a bound of its likelihood is at a disadvantage; the likelihood of discrete data is a bound for all, from equal
-numbers of draws.
+acceleration; residual steps follow no path, and train with the learning rate of the recipe of residual steps. All are
+measured during training in double precision (``--measure costs``). For each seed, variants are compared where their
+test NLL is equal, and where each has its lowest: with the plain flow, and with flows that differ in one point. A
+variant that knows only a bound of its likelihood is at a disadvantage; the likelihood of discrete data is a bound for
+all, from equal numbers of draws.
 
 The work of log_prob is the number of evaluations for each sample, over all components and draws that are solved, and
 with those of the gate that prunes a mixture. Seconds are of the wall clock, in double precision at the tolerance named.
