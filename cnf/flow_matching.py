@@ -33,8 +33,8 @@ class FlowMatching(nn.Module):
     keeps a learned q near its default; it is absent if q is not learned. Parameters of the base are not trained.
 
     Args:
-        model: a flow whose transform ends with its one :class:`cnf.Continuous`, or a lifted one; or with residual steps,
-            which follow the paths by Euler's method only, so that likelihood should train them further.
+        model: a flow whose transform ends with its one :class:`cnf.Continuous`, or a lifted one; or with residual
+            steps, which follow the paths by Euler's method only, so that likelihood should train them further.
         coupling: ``"independent"``, or ``"optimal-transport"`` within each batch, among equal or near contexts; see
             :func:`optimal_transport`. A mixture of flows couples within its components, in batches of 500 points each.
         interpolation: ``"straight"``, alpha = t and beta = 1 - t, or ``"variance-preserving"``, alpha = sin(pi t / 2)

@@ -100,8 +100,8 @@ class MixtureFlow(Density):
         trained, exceeds 1e-6; all of them if no fitted mixture is kept. One Runge-Kutta step over the whole interval
         estimates log p(x, k given c) of the candidates; for residual steps, their own points do, with traces in place
         of determinants. Components with an estimated responsibility above ``prune``, or a tenth of it by traces, and
-        the one with the largest are solved and summed. Fewer than 100 samples, and samples whose pruned sum is not finite,
-        get the sum of all components.
+        the one with the largest are solved and summed. Fewer than 100 samples, and samples whose pruned sum is not
+        finite, get the sum of all components.
 
         Args:
             x: (B, *S), in the units of the data.
@@ -223,11 +223,13 @@ class MixtureFlow(Density):
     @torch.no_grad()
     def _gate(self, x: Tensor, c: Tensor | None, candidates: Tensor, prune: float) -> tuple[Tensor, Tensor]:
         """Return True for the components to solve, and estimates of log p(x, k), -inf for the others, (K, B)."""
-        flow, gate = self.transform, self.transform
+        flow = self.transform
         if isinstance(flow, Continuous):
             gate = Continuous(flow.field, ONE_STEP, extra=flow.extra)
         elif isinstance(flow, ResidualSteps):  # the same points with traces in place of determinants, hence more kept
             gate, prune = Continuous(flow.field, Solver("euler", step_size=1 / flow.steps)), prune / 10
+        else:  # nothing cheaper is known
+            return candidates, torch.full_like(candidates, -math.inf, dtype=x.dtype)
         estimates, _ = self._log_joint_where(candidates, x, c, None, gate)
         solved = candidates & ~(estimates.softmax(0) <= prune)  # all candidates of a sample with a NaN
         return solved.scatter(0, estimates.argmax(0, keepdim=True), True), estimates
@@ -241,9 +243,8 @@ class MixtureFlow(Density):
         if prune is None or not self._prunes(x, prune):
             return self._log_joint_of_all(x, c, options)
         candidates = self._candidates(x)
-        rows = max(
-            1, max_copies(x) * len(x) ** 2 // int(candidates.sum())
-        )  # of one solve: the points of a chunk of the full sum
+        pairs = int(candidates.sum())
+        rows = max(1, max_copies(x) * len(x) ** 2 // pairs)  # of one solve: the points of a chunk of the full sum
         log_joint, energies = [], []
         for some in torch.arange(len(x), device=x.device).split(rows):
             points, contexts = x[some], None if c is None else c[some]

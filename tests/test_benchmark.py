@@ -14,10 +14,10 @@ import torch
 from sklearn.datasets import load_iris
 
 from anode import InputError, MLPField
-from cnf import Flow, MaximumLikelihood, Normal, density_model
+from cnf import Flow, MaximumLikelihood, Normal, ResidualSteps, density_model
 from train_flows import benchmark, data, density
 from train_flows.benchmark import density_contest, image_block, packages, small_tables, speed, timing
-from train_flows.benchmark.density_contest import Peer, peer
+from train_flows.benchmark.zuko_peers import Peer, peer
 from train_flows.command_line import parse
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import likelihood
@@ -293,7 +293,7 @@ def test_a_peer_sees_the_data_of_the_cnf(float64, small, name):
 
 def test_a_table_from_start_to_end(run, tmp_path, small):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(300, 3)) @ np.array([[1, 0, 0], [2, 0.5, 0], [0, 1, 30]]) + [0, 10, 1000]
+    x = rng.normal(size=(1300, 3)) @ np.array([[1, 0, 0], [2, 0.5, 0], [0, 1, 30]]) + [0, 10, 1000]
     pd.DataFrame(x, columns=["height", "weight", "age"]).to_csv(tmp_path / "people.csv", index=False)
     status, out, err = run("benchmark", "tabular", "people.csv", "--minutes", 0.01, *ONE_SEED)
     assert (status, err) == (0, "")
@@ -301,22 +301,28 @@ def test_a_table_from_start_to_end(run, tmp_path, small):
     assert {"command", "machine", "versions", "work"} <= set(content)
     (contest,) = content["contests"]
     assert (contest["data"], contest["seed"], contest["minutes"]) == ("people.csv", 0, 0.01)
-    assert contest["samples"] == {"train": 240, "validation": 30, "test": 30}
+    assert contest["samples"] == {"train": 1040, "validation": 130, "test": 130}
     rows = {row["contender"]: row for row in contest["rows"]}
-    assert list(rows) == ["CNF", "MAF", "NSF", "Gaussian"]
+    assert list(rows) == ["CNF", "residual steps", "MAF", "NSF", "Gaussian"]
     dataset = data.load_density_data("people.csv")
     log_scale = dataset.train.x.std(0, correction=0).log().sum().item()
     for row in rows.values():
         assert row["nll"] - row["value"] == pytest.approx(log_scale, abs=1e-4)
         assert row["contender"] in out
     assert rows["Gaussian"]["nll"] == pytest.approx(likelihood.gaussian_nll(dataset))
-    for name in ("CNF", *PEERS):
+    for name in ("CNF", "residual steps", *PEERS):
         row = rows[name]
         assert row["status"] == "success"
-        assert (row["nfe_log_prob"] is not None) == (row["nfe_sample"] is not None) == (name == "CNF")
-    for difference, name in zip(contest["differences"], PEERS, strict=True):
-        assert difference["of"] == f"CNF - {name}"
-        assert difference["value"] == pytest.approx(rows["CNF"]["value"] - rows[name]["value"], abs=1e-9)
+        assert (row["nfe_log_prob"] is None) == (row["nfe_sample"] is None) == (name in PEERS)
+    model = contest["recipe"]["residual steps"]["model"]
+    assert (model["residual_steps"], model["augmentation"], model["extra"]) == (4, "categorical", 8)
+    assert rows["residual steps"]["nfe_log_prob"] == 4 * 8
+    assert rows["residual steps"]["folded"] == 0
+    for difference in contest["differences"]:
+        above, below = (rows[name]["value"] for name in difference["of"].split(" - "))
+        assert difference["value"] == pytest.approx(above - below, abs=1e-6)
+    pairs = [f"{a} - {b}" for a in ("CNF", "residual steps") for b in PEERS]
+    assert [difference["of"] for difference in contest["differences"]] == [*pairs, "residual steps - CNF"]
     assert "exists" in run("benchmark", "tabular", "people.csv", "--minutes", 0.01, *ONE_SEED)[2]
 
 
@@ -344,7 +350,7 @@ def test_differences_are_paired_and_figures_finite_or_none(monkeypatch):
     log_p["NSF"][3] = -math.inf
     measured = iter(log_p.values())
     monkeypatch.setattr(density_contest, "compete", lambda *_: ({"status": "success"}, next(measured)))
-    found = density_contest.contest(moons(), recipe(), 1.0)
+    found = density_contest.contest(moons(), {"CNF": recipe()}, 1.0)
     x = (log_p["MAF"] - log_p["CNF"]).numpy()
     paired, infinite = found["differences"]
     assert paired["value"] == pytest.approx(x.mean())
@@ -352,6 +358,33 @@ def test_differences_are_paired_and_figures_finite_or_none(monkeypatch):
     assert paired["standard_error"] < found["rows"][0]["standard_error"] / 2
     assert infinite["value"] is None
     assert "NSF -" in density_contest.line({**found, "data": "moons", "seed": 0})
+    shown = density_contest.table([{**found, "data": "moons", "minutes": 1.0}]).splitlines()[1].split()
+    assert shown[-2:] == [f"{paired['value']:+.3f} ± {paired['standard_error']:.3f}".split()[-1], "-"]
+
+
+def folding(x):
+    """Residual steps on the line that turn it around at 0 and leave it elsewhere, on a wide normal base."""
+    flow = density_model((1,), residual_steps=1, hidden=(1,), activation=("tanh",), time="none")
+    (steps,) = [part for part in flow.modules() if isinstance(part, ResidualSteps)]
+    first, last = steps.field.layers
+    with torch.no_grad():
+        first.weight.fill_(1.0), first.bias.zero_(), last.weight.fill_(2.0), last.bias.zero_()
+    return flow
+
+
+def test_a_contender_that_folds_has_no_nll(monkeypatch):
+    """z = x - 2 tanh x falls where tanh(x)^2 < 1/2."""
+    x = torch.tensor([[-3.0], [0.0], [0.5], [3.0]])
+    dataset = Dataset("line", Split(x), Split(x), Split(x), ("x",))
+    task = density_contest.enter("residual steps", recipe("--residual-steps", "4"), dataset)
+    task.validated = folding(x)
+    log_p, folded = density_contest.measure(task.validated, x)
+    assert folded.tolist() == [0, 1, 1, 0]
+    monkeypatch.setattr(density_contest, "train_for", lambda *_: {"status": "success"})
+    row, log_p = density_contest.compete(task, dataset, 1.0)
+    assert row["folded"] == 0.5
+    assert log_p.isnan().all()
+    assert "folds 0.5 of the test part" in row["status"]
 
 
 def test_the_gaussian_of_discrete_data_bounds_their_entropy():

@@ -32,17 +32,8 @@ from train_flows.settings import ClassifySettings, DensitySettings, to_sections
 SHAPES = {"identity": 1, "g1d": 1, "intervals": 1, "spheres": 2, "sines": 2}
 DATA = {"images": ("digits",), "densities": ("checkerboard",)}  # instead of the default
 RECORD = ("loss", "train_mse", "train_accuracy", "train_nfe", "validation_loss", "test_loss", "test_accuracy", "kl")
-RECORD += (
-    "nfe_forward",
-    "nfe_backward",
-    "nll",
-    "nfe_log_prob",
-    "nll_test",
-    "points_log_prob",
-    *METRICS,
-    "w2",
-    "w2_euler",
-)
+RECORD += ("nfe_forward", "nfe_backward", "nll", "nfe_log_prob", "nll_test", "points_log_prob", *METRICS)
+RECORD += ("gap_mean", "gap_error", "gap_max", "least_determinant", "w2", "w2_euler")
 
 
 def settings_of(job):
@@ -188,6 +179,7 @@ def test_experiments_are_listed_and_missing_runs_counted(run, tmp_path):
         (("table1", "--data", "some/mnist"), "is a path"),
         (("table1", "--small", "--quick"), "drop one"),
         (("nfe", "--out", "taken"), "taken is a file"),
+        (("nfe", "--models", "ResNet"), "--models='ResNet' is unknown; choose one of NODE"),
     ],
 )
 def test_command_lines_that_make_no_sense_are_refused(run, tmp_path, typed, message):
@@ -297,10 +289,10 @@ def test_the_time_to_a_likelihood_is_when_it_is_reached_for_good():
     assert times == [0.0, 3.0, 4.0, math.inf]
 
 
-@pytest.mark.parametrize(("data", "count"), [("checkerboard", 8), ("digits", 7)])
+@pytest.mark.parametrize(("data", "count"), [("checkerboard", 18), ("digits", 14)])
 def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(data, count, tmp_path):
     jobs = jobs_of(EXPERIMENTS["augmented-density"], [data], [0], Scale(), tmp_path)
-    assert len(jobs) == 2 * count
+    assert len(jobs) == count
     dataset = density.load(settings_of(jobs[0])[0])
     settings = {job.label: settings_of(job)[0] for job in jobs}
     allowed = augmented_density.parameters(settings["p=0, free"].model, dataset)
@@ -313,6 +305,10 @@ def test_variants_have_as_many_parameters_as_fit_into_those_of_the_plain_flow(da
             assert augmented_density.parameters(wider, dataset) > allowed
         chosen = augmented_density.CHOSEN.get(data, augmented_density.UNCHOSEN)
         assert each.objective.acceleration == (0 if label.endswith("free") else chosen[1])
+        steps = 4 if label.startswith("residual steps") else 0
+        lr = 5e-3 if steps else settings["p=0, free"].training.lr
+        assert (each.model.residual_steps, each.training.lr) == (steps, lr)
+        assert each.model.mixes_flows == ("mixture" in label and "base" not in label)
 
 
 def test_mixtures_of_a_table_have_full_covariances(tmp_path):
@@ -323,6 +319,44 @@ def test_mixtures_of_a_table_have_full_covariances(tmp_path):
         for job in jobs:
             model = settings_of(job)[0].model
             assert model.correlated == (model.base == "mixture" or model.augmentation == "categorical")
+
+
+def test_costs_compare_at_equal_and_at_best_likelihood():
+    def of(label, seed, nll, cost, **further):
+        figures = dict.fromkeys((*METRICS, "seconds", "points_log_prob"), cost)
+        return trained(f"{label}, free", seed, nll_test=nll, **figures, **further)
+
+    gaps = {"gap_mean": [9.0, 2e-3, 1e-3], "gap_error": [9.0, 2e-4, 1e-4], "gap_max": [9.0, 0.01, 0.02]}
+    outcomes = [
+        of("p=0", 0, [9.0, 3.0, 2.0], [1.0, 20.0, 40.0]),
+        of("p=0", 1, [9.0, 3.0, 2.0], [1.0, 20.0, 40.0]),
+        of("mixture (pruned)", 0, [9.0, 3.0, 1.0], [1.0, 10.0, 20.0], **gaps),
+        of("mixture (pruned)", 1, [9.0, 3.0, 1.0], [1.0, 10.0, 80.0]),
+        of("residual steps", 0, [9.0, 2.0, 2.5], [1.0, 4.0, 4.0], least_determinant=[-1.0, 0.5, 0.2]),
+    ]
+    found = EXPERIMENTS["augmented-density"].findings(Results(outcomes))
+    best = found["checkerboard, free: mixture (pruned) / p=0, at best NLL"]
+    assert (best["nll"], best["nll_below"]) == (1, 2)
+    assert best["work_log_prob_1e-05"] == best["seconds"] == pytest.approx(1)  # the mean of 1/2 and 2
+    assert found["checkerboard, free: mixture (pruned), gap of pruning"] == {
+        "mean": 2e-3,
+        "error": 2e-4,
+        "largest": 0.02,
+    }
+    assert found["checkerboard, free: residual steps, least determinant"] == 0.2
+    assert found["checkerboard, free: residual steps / p=0, nfe_sample_1e-07"]["ratio"] == pytest.approx(0.1)
+    assert "checkerboard, free: p=0, gap of pruning" not in found
+
+
+def test_only_the_models_named_are_trained(run, tmp_path):
+    command = ("paper", "augmented-density", "--quick", "--workers", 1, "--data", "checkerboard")
+    assert run(*command, "--models", "p=0, free", "residual steps, free")[0] == 0
+    content = json.loads((tmp_path / "paper" / "augmented-density-checkerboard-quick.json").read_text())
+    assert content["complete"]
+    assert [each["name"] for each in content["runs"]] == ["p=0, free", "residual steps, free"]
+    (least,) = (value for name, value in content["findings"].items() if name.endswith("least determinant"))
+    assert least > 0
+    assert content["findings"]["checkerboard, free: residual steps / p=0, work_log_prob_1e-05"]["cost"] == 4
 
 
 def test_settings_are_chosen_where_they_cost_least_at_no_loss():

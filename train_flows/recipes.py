@@ -166,7 +166,7 @@ def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1)
     recipe = dict(DENSITY[name])
     if name == "small table":
         recipe |= _by_size(rows or 1, columns)
-    if typed.get("residual_steps") and name in ("points", "table", "small table"):
+    if typed.get("residual_steps") and name in RESIDUAL_STEPS:
         recipe = _of_residual_steps(name, recipe, typed)
     if "validate_every" in recipe and typed.get("steps", recipe["steps"]) < recipe["steps"]:
         recipe["validate_every"] = min(recipe["validate_every"], math.ceil(typed["steps"] / 10))

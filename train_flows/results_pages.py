@@ -23,6 +23,8 @@ from anode import InputError
 Row = Mapping[str, Any]
 HOW = "Written by `train-flows report --results assets/results` from the JSON files in this folder; do not edit.\n"
 MARKED = r"(<!-- results: {} -->\n).*?(<!-- /results -->)"  # a part of the product page
+BOUNDS = r"joint|frozen|momentum|mixture \(pruned\)|residual steps, mixture"  # densities that know no exact NLL
+OF_DENSITIES = ("gap of pruning", "least determinant")  # findings that are not of pairs
 OURS, WORKS = "ours, checkpoint", ("cnf-2d", "cnf-tab")  # of the speed benchmark
 
 
@@ -143,16 +145,22 @@ def speed_rows(content: Row) -> Iterator[Row]:
 
 
 def contest_rows(content: Row) -> Iterator[Row]:
-    """Yield the mean NLL of every contender over the seeds, and paired differences: a row a data set."""
+    """Yield the mean NLL of every contender over the seeds, and paired differences: a row a data set.
+
+    A figure is None if it lacks one of the seeds.
+    """
     for data in dict.fromkeys(contest["data"] for contest in content["contests"]):
         own = [contest for contest in content["contests"] if contest["data"] == data]
         row = {"data": data, "unit": own[0]["unit"], "seeds": len(own)}
         row["minutes"] = max(contest["minutes"] for contest in own)
         for found in zip(*(contest["rows"] for contest in own), strict=True):
-            row[found[0]["contender"]] = fmean(each["value"] for each in found)
+            values = [each["value"] for each in found]
+            row[found[0]["contender"]] = None if None in values else fmean(values)
         for found in zip(*(contest["differences"] for contest in own), strict=True):
-            error = sum(each["standard_error"] ** 2 for each in found) ** 0.5 / len(found)
-            row[found[0]["of"]] = f"{fmean(each['value'] for each in found):+.3f} ± {error:.3f}"
+            values, errors = ([each[name] for each in found] for name in ("value", "standard_error"))
+            known = None not in values
+            error = sum(each**2 for each in errors) ** 0.5 / len(found) if known else None
+            row[found[0]["of"]] = f"{fmean(values):+.3f} ± {error:.3f}" if known else None
         yield row
 
 
@@ -166,7 +174,7 @@ def finding_rows(content: Row) -> Iterator[Row]:
 
 
 def pair_rows(content: Row) -> Iterator[Row]:
-    """Yield evaluations at 1e-7 of a density over those of another at equal NLL: a row a pair and penalty."""
+    """Yield costs at 1e-7 of a density over those of another at equal NLL: a row a pair and penalty."""
     pattern = re.compile(
         r"(?P<data>.+), (?P<penalty>free|penalised): (?P<density>.+) / (?P<other>.+), nfe_sample_1e-07"
     )
@@ -176,17 +184,24 @@ def pair_rows(content: Row) -> Iterator[Row]:
             row = match.groupdict()
             name, below = (f"{row[which]}, {row['penalty']}" for which in ("density", "other"))
             seeds = [seed for run, seed in best if run == name and (below, seed) in best]
+            group = f"{row['data']}, {row['penalty']}"
             yield {
                 **found,
                 **row,
-                "kind": "bound" if re.match("joint|frozen|momentum", name) else "exact",
+                "kind": "bound" if re.match(BOUNDS, name) else "exact",
                 "sampling": _ratio(found),
-                "log_prob": _ratio(content["findings"][key.replace("nfe_sample", "nfe_log_prob")]),
+                **{
+                    cost: _ratio(content["findings"].get(key.replace("nfe_sample", cost)))
+                    for cost in ("nfe_log_prob", "work_log_prob", "seconds_sample", "seconds_log_prob")
+                },
+                **{each: content["findings"].get(f"{group}: {row['density']}, {each}") for each in OF_DENSITIES},
                 "ahead": fmean(best[name, seed] - best[below, seed] for seed in seeds),
             }
 
 
-def _ratio(found: Row) -> str:
+def _ratio(found: Row | None) -> str | None:
+    if found is None:
+        return None
     interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
     return f"{found['ratio']:.2f}{interval}"
 

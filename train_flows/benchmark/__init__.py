@@ -15,7 +15,10 @@ WORKS = {  # with the module of each
     "speed": ("speed", "seconds of a continuous flow by this package and by others, at equal weights and tolerances"),
     "image-block": ("image_block", "an image block's training step, timed against plain torchdiffeq"),
     "scaling": ("scaling", "throughput of a training by one process and by several"),
-    "tabular": ("density_contest", "likelihoods of CNF, MAF and NSF on tables, each trained for the same time"),
+    "tabular": (
+        "density_contest",
+        "likelihoods of CNF, residual steps, MAF and NSF on tables, in equal time",
+    ),
     "small-tables": ("small_tables", "likelihoods of the default density of small tables, next to their Gaussian"),
 }
 

@@ -1,37 +1,39 @@
-"""``train-flows benchmark tabular DATA ...``: CNF, and MAF and NSF of zuko, trained for the same time on every table.
+"""``train-flows benchmark tabular DATA ...``: flows of this package and of zuko, trained for the same time.
 
 For each seed and data set the contenders train one after the other in one process, on the same split with the same
 standardisation (and dequantisation, and whitening where the recipe of the CNF has it), and their best weights by the
-same validation are measured on all of the test part. The CNF is trained by the recipe of ``train-flows density DATA``,
-whose cosine follows the elapsed time; with two objectives, each gets half of the time. MAF and NSF have five transforms
-of 128 + 128 hidden features and Adam at 1e-3 with batches of 512.
+same validation are measured on all of the test part: a mixture by the sum of all components. CNF and residual steps are
+trained by the recipes of ``train-flows density DATA`` without and with ``--residual-steps 4``, which are not for
+images; their cosine follows the elapsed time, and with two objectives, each gets half of it. MAF and NSF have five
+transforms of 128 + 128 hidden features and Adam at 1e-3 with batches of 512.
+
+The NLL of residual steps is reported if they are invertible on the test part: ``folded`` is the probability, by the
+density at the test samples, of components whose determinant is negative, and an NLL is too low by up to log(1 + 2m) for
+the mass m that is folded.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from typing_extensions import override
+from torch import Tensor
 
-from anode import InputError, Solver, count_evals
+from anode import InputError, Solver, SolverError, count_evals
 from anode.errors import config
-from cnf import Compose, Density, Flow, LiftedFlow, Normal, Transform
-from cnf.transforms import Transport
+from cnf import Density, MixtureFlow, watch_determinants
 from train_flows import benchmark, density
+from train_flows.benchmark.zuko_peers import PEER_SIZE, PEERS, peer, zuko
 from train_flows.command_line import parse, read
-from train_flows.data import Dataset
+from train_flows.data import Dataset, is_images
 from train_flows.density import DensityObjective
 from train_flows.evaluation import CHUNK_SAMPLES, likelihood
 from train_flows.results_pages import contest_rows
@@ -41,19 +43,18 @@ from train_flows.run.loop import Trainer
 from train_flows.settings import BOTH, LIKELIHOOD, MATCHING, DensitySettings, Objective, Training
 
 Count = Annotated[int, Field(ge=1)]
-CNF, GAUSSIAN = "CNF", "Gaussian"
-PEERS = ("MAF", "NSF")  # of zuko
-PEER_SIZE: dict[str, Any] = {"transforms": 5, "hidden_features": (128, 128)}
+CNF, STEPPED, GAUSSIAN = "CNF", "residual steps", "Gaussian"
 PEER_TRAINING = Training(batch_size=512, lr=1e-3, schedule="constant")
 MAX_STEPS = 10**9  # more than fit into any time
 VALIDATING = 0.1  # of the time
 MIN_VALIDATIONS, MAX_VALIDATIONS = 10, 200
 SAMPLES = 10_000
+FOLDED = 1e-6  # mass with a negative determinant that an NLL does not show
 
 
 @config
 class Settings:
-    """Train CNF, MAF and NSF for the same time on every data set, and compare their test likelihoods.
+    """Train CNF, residual steps, MAF and NSF for the same time on every data set, and compare their test likelihoods.
 
     Attributes:
         sources: paths of tables, or names such as digits, moons or power
@@ -85,55 +86,65 @@ def main(args: list[str]) -> None:
     torch.set_num_threads(settings.threads)
     seeds = range(settings.seeds)
     for source in settings.sources:
-        recipe_of(settings, source, 0)  # raises an error before anything runs
+        recipes_of(settings, source, 0)  # raises an error before anything runs
     contests: list[dict[str, Any]] = []
     for seed, source in itertools.product(seeds, settings.sources):
-        recipe, dataset = recipe_of(settings, source, seed)
+        recipes, dataset = recipes_of(settings, source, seed)
         about = {"data": dataset.name, "seed": seed, "sha256": dataset.digest(), "minutes": settings.minutes}
-        sections = {name: part for name, part in dataclasses.asdict(recipe).items() if name not in ("data", "run")}
-        about["recipe"] = {CNF: sections, "peers": PEER_SIZE | dataclasses.asdict(PEER_TRAINING)}
-        contests.append({**about, **contest(dataset, recipe, 60 * settings.minutes)})
+        about["recipe"] = {name: sections_of(recipe) for name, recipe in recipes.items()}
+        about["recipe"]["peers"] = PEER_SIZE | dataclasses.asdict(PEER_TRAINING)
+        contests.append({**about, **contest(dataset, recipes, 60 * settings.minutes)})
         benchmark.write(settings.out, __doc__, contests=contests)
         print(line(contests[-1]))
     print("", table(contests), settings.out, sep="\n")
 
 
-def recipe_of(settings: Settings, source: str, seed: int) -> tuple[DensitySettings, Dataset]:
-    """Return the settings of ``train-flows density`` for a data set, and the data."""
+def recipes_of(settings: Settings, source: str, seed: int) -> tuple[dict[str, DensitySettings], Dataset]:
+    """Return the settings of ``train-flows density`` for each contender of this package, and the data."""
     args = [source, "--seed", str(seed), "--data-root", settings.data_root, "--device", "cpu"]
     dataset = density.load(parse(density.PROGRAM, DensitySettings(), args)[0])
-    return parse(density.PROGRAM, DensitySettings(), args, *density.size(dataset))[0], dataset
+    options = {CNF: []} | ({} if is_images(source) else {STEPPED: ["--residual-steps", "4"]})
+    size = density.size(dataset)
+    return {
+        name: parse(density.PROGRAM, DensitySettings(), [*args, *each], *size)[0] for name, each in options.items()
+    }, dataset
 
 
-def contest(dataset: Dataset, recipe: DensitySettings, seconds: float) -> dict[str, Any]:
+def sections_of(recipe: DensitySettings) -> dict[str, Any]:
+    """Return the sections of a recipe that say how a contender is trained."""
+    return {name: part for name, part in dataclasses.asdict(recipe).items() if name not in ("data", "run")}
+
+
+def contest(dataset: Dataset, recipes: Mapping[str, DensitySettings], seconds: float) -> dict[str, Any]:
     """Train and measure all contenders, one after the other.
 
     Args:
         dataset: the data.
-        recipe: settings of the CNF.
+        recipes: settings of the contenders of this package, the CNF first.
         seconds: training time of each contender, validations included.
 
     Returns:
         Facts about the data; ``unit``; ``rows``, one for each contender and one for the Gaussian; and ``differences``,
-        the NLL of the CNF minus the NLL of each peer on the same samples. ``value`` and ``standard_error`` are in the
+        the NLL of a contender minus that of another on the same samples. ``value`` and ``standard_error`` are in the
         unit, bits per dimension of discrete data, otherwise nats of the data divided by their standard deviations;
-        ``nll`` is in nats.
+        ``nll`` is in nats; all are None if the NLL is not finite, or not exact because the contender folds.
 
     Raises:
-        SolverError: if the CNF cannot be evaluated.
+        SolverError: if the likelihood of a contender cannot be evaluated.
     """
-    rows, log_p = [], {}
-    for name in (CNF, *PEERS):
-        row, log_p[name] = compete(enter(name, recipe, dataset), dataset, seconds)
+    rows, log_p, cnf = [], {}, recipes[CNF]
+    for name in (*recipes, *PEERS):
+        row, log_p[name] = compete(enter(name, recipes.get(name, cnf), dataset), dataset, seconds)
         rows.append({"contender": name, **row})
-    offset, nats, unit = likelihood.log_scale(density.build(recipe, dataset)), 1.0, "nats, standardized"
+    offset, nats, unit = likelihood.log_scale(density.build(cnf, dataset)), 1.0, "nats, standardized"
     if dataset.levels is not None:
         offset, nats, unit = 0.0, math.prod(dataset.shape) * math.log(2), "bits/dim, upper bound by one draw"
     for row in rows:
         row |= figure(-log_p[row["contender"]], offset, nats)
     gaussian = gaussian_nll(dataset)
     rows.append({"contender": GAUSSIAN, "value": gaussian and (gaussian - offset) / nats, "nll": gaussian})
-    differences = [{"of": f"{CNF} - {name}", **figure(log_p[name] - log_p[CNF], 0.0, nats)} for name in PEERS]
+    pairs = [*itertools.product(recipes, PEERS), *((name, CNF) for name in recipes if name != CNF)]
+    differences = [{"of": f"{a} - {b}", **figure(log_p[b] - log_p[a], 0.0, nats)} for a, b in pairs]
     samples = {part: len(getattr(dataset, part)) for part in ("train", "validation", "test")}
     about = {"notes": list(dataset.notes), "samples": samples, "shape": list(dataset.shape), "unit": unit}
     return {**about, "rows": rows, "differences": differences}
@@ -143,17 +154,17 @@ def enter(name: str, recipe: DensitySettings, dataset: Dataset) -> density.Densi
     """Return the training of a contender; the peers see the data as the CNF does, and are trained by likelihood.
 
     Args:
-        name: ``"CNF"``, ``"MAF"`` or ``"NSF"``.
-        recipe: settings of the CNF; its seed is the seed of all weights.
+        name: ``"CNF"``, ``"residual steps"``, ``"MAF"`` or ``"NSF"``.
+        recipe: settings of the contender, or of the CNF for a peer; its seed is the seed of all weights.
         dataset: the data.
     """
     torch.manual_seed(recipe.run.seed)
     model = density.build(recipe, dataset)
-    training = recipe.training if name == CNF else PEER_TRAINING
+    training = PEER_TRAINING if name in PEERS else recipe.training
     batch_size = min(training.batch_size, len(dataset.train))
     training = dataclasses.replace(training, batch_size=batch_size, steps=MAX_STEPS, likelihood_from=None)
     settings = dataclasses.replace(recipe, training=training)
-    if name != CNF:
+    if name in PEERS:
         model = peer(name, model)
         numerics = dataclasses.replace(recipe.model, solver=Solver())
         settings = dataclasses.replace(settings, objective=Objective(), model=numerics)
@@ -164,25 +175,52 @@ def compete(task: density.DensityTask, dataset: Dataset, seconds: float) -> tupl
     """Train a contender and measure it with its best weights.
 
     Returns:
-        The costs of training and sampling, and log-probabilities (N,) of all test samples in nats: of discrete data, a
-        bound by one draw of the noise, which is the same for all contenders.
+        The costs of training and sampling, with evaluations for each sample, and log-probabilities (N,) of all test
+        samples in nats: of discrete data, a bound by one draw of the noise, which is the same for all contenders. They
+        are NaN if the contender folds.
     """
     row, model = train_for(task, seconds), task.validated
     torch.manual_seed(0)
     with torch.no_grad(), count_evals(model) as nfe_log_prob:
-        parts = [slice(i, i + CHUNK_SAMPLES) for i in range(0, len(dataset.test), CHUNK_SAMPLES)]
-        log_p = torch.cat([model.elbo(dataset.test.take(rows).head().x).value for rows in parts])
+        parts = [dataset.test.take(slice(i, i + CHUNK_SAMPLES)) for i in range(0, len(dataset.test), CHUNK_SAMPLES)]
+        log_p, folded = map(torch.cat, zip(*(measure(model, part.head().x) for part in parts), strict=True))
+    failures = [] if row["status"] == "success" else [row["status"]]
+    if task.settings.model.residual_steps:
+        row["folded"] = mass = folded.mean().item()
+        if mass > FOLDED:
+            failures.append(
+                f"folds {mass:.2g} of the test part, where its NLL of {-log_p.mean():.4f} nats is not exact"
+            )
+            log_p.fill_(math.nan)
     started = time.monotonic()
     with count_evals(model) as nfe_sample:
-        for _ in range(SAMPLES // CHUNK_SAMPLES):
-            model.sample(CHUNK_SAMPLES)
+        try:
+            for _ in range(SAMPLES // CHUNK_SAMPLES):
+                model.sample(CHUNK_SAMPLES)
+        except SolverError as error:
+            failures.append(f"sampling: {error}")
     row |= {
-        "nfe_log_prob": nfe_log_prob.forward / len(parts) or None,
-        "nfe_sample": nfe_sample.forward / (SAMPLES // CHUNK_SAMPLES) or None,
+        "nfe_log_prob": nfe_log_prob.points / len(dataset.test) or None,
+        "nfe_sample": nfe_sample.points / SAMPLES or None,
+        "status": "; ".join(failures) or "success",
         "seconds_sampling": time.monotonic() - started,
         "parameters": sum(weight.numel() for weight in model.parameters()),
     }
     return row, log_p.double()
+
+
+def measure(model: Density, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities (B,) in nats, of discrete data a bound, and the folded shares (B,).
+
+    A share is the responsibility of the components of a mixture that have a negative determinant at the sample.
+    """
+    with watch_determinants() as determinants:
+        log_joint = model.log_joint(x) if isinstance(model, MixtureFlow) else model.elbo(x).value.unsqueeze(0)
+    log_p = log_joint.logsumexp(0)
+    if not determinants:
+        return log_p, torch.zeros_like(log_p)
+    negative = (torch.cat(determinants) < 0).any(1).view(log_joint.shape)
+    return log_p, (log_joint.softmax(0) * negative).sum(0)
 
 
 def train_for(task: density.DensityTask, seconds: float) -> dict[str, Any]:
@@ -262,61 +300,6 @@ def gaussian_nll(dataset: Dataset) -> float | None:
     return likelihood.gaussian_nll(dataset)
 
 
-# MAF and NSF
-
-
-class Peer(Transform):
-    """The transform of a zuko flow; it flattens points to vectors.
-
-    Args:
-        lazy: a ``zuko.lazy.LazyTransform`` from data to base, such as the ``transform`` of a ``zuko.flows.MAF``; it may
-            depend on the context.
-
-    References:
-        Rozet et al. 2022, Zuko: Normalizing flows in PyTorch, doi 10.5281/zenodo.7625672.
-    """
-
-    def __init__(self, lazy: nn.Module) -> None:
-        super().__init__()
-        self.lazy = lazy
-
-    @override
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
-        z, log_det = self.lazy(c).call_and_ladj(x.flatten(1))
-        return Transport(z.reshape(x.shape), log_det)
-
-    @override
-    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
-        x, log_det = self.lazy(c).inv.call_and_ladj(z.flatten(1))
-        return Transport(x.reshape(z.shape), log_det)
-
-    @override
-    def decode(self, z: Tensor, c: Tensor | None = None) -> Tensor:
-        return self.lazy(c).inv(z.flatten(1)).reshape(z.shape)  # spares the log-determinant
-
-
-def peer(name: str, cnf: Density) -> Density:
-    """Return MAF or NSF on N(0, I) with the lift and the static transforms of a CNF, which do not learn.
-
-    References:
-        Papamakarios, Pavlakou, Murray 2017, arXiv 1705.07057 (MAF); Durkan, Bekasov, Murray, Papamakarios 2019,
-        arXiv 1906.04032 (NSF).
-    """
-    flow = cnf.flow if isinstance(cnf, LiftedFlow) else cnf
-    static, _ = flow.split()
-    lazy = getattr(zuko().flows, name)(math.prod(flow.event_shape), **PEER_SIZE).transform
-    found = Flow(Compose([static, Peer(lazy)]), Normal(flow.event_shape))
-    return LiftedFlow(cnf.lift, found) if isinstance(cnf, LiftedFlow) else found
-
-
-def zuko() -> ModuleType:
-    """Return the package of the peers; raise an InputError if it is not installed."""
-    try:
-        return importlib.import_module("zuko")
-    except ImportError as error:
-        raise InputError("MAF and NSF need zuko: python -m pip install 'augmented-flows[bench]'") from error
-
-
 # Tables
 
 
@@ -328,6 +311,6 @@ def line(result: dict[str, Any]) -> str:
 
 
 def table(contests: Sequence[dict[str, Any]]) -> str:
-    """Return the means over the seeds, a row for each data set whose figures are all finite."""
-    finite = [each for each in contests if None not in [row["value"] for row in each["rows"] + each["differences"]]]
-    return pd.DataFrame(contest_rows({"contests": finite})).to_string(index=False, float_format="{:.4f}".format)
+    """Return the means over the seeds, a row for each data set; a figure that some seed lacks is a dash."""
+    rows = pd.DataFrame(contest_rows({"contests": contests})).astype(object)
+    return rows.where(rows.notna(), "-").to_string(index=False, float_format="{:.4f}".format)

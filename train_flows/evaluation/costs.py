@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anode import Solver, count_evals
 from anode.evaluations import Evaluations
-from cnf import Density, LiftedFlow
+from cnf import Density, LiftedFlow, watch_determinants
 from cnf.mixture_flow import FEWEST_PRUNED
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import to_model
@@ -54,8 +54,9 @@ def costs(model: Density, dataset: Dataset) -> dict[str, float]:
         ``work_log_prob_1e-05`` and the same at 1e-7, evaluations for one sample by all points that are solved for it,
         gates included; ``nll_test``, in nats at 1e-4; ``points_log_prob``, the mean number of points solved for each
         sample: components times draws of a bound. The draws are doubled, from 16 on, until that raises the bound by
-        less than 0.005 nats, or the data allow no more; ``raised``, the effect of the last doubling in nats; and if
-        components are left out, ``gap_mean``, ``gap_error`` and ``gap_max``, see
+        less than 0.005 nats, or the data allow no more; ``raised``, the effect of the last doubling in nats;
+        ``least_determinant`` of residual steps, whose NLL is exact where all are positive; and if components are left
+        out, ``gap_mean``, ``gap_error`` and ``gap_max``, see
         :func:`~train_flows.evaluation.pruning.certificate`.
     """
     test = dataset.test.head(POINTS)
@@ -75,7 +76,10 @@ def costs(model: Density, dataset: Dataset) -> dict[str, float]:
             figures |= {f"nfe_{in_log_prob}": per_solve, f"seconds_{in_log_prob}": seconds}
             figures[f"work_{in_log_prob}"] = found.points / len(x)
         at = model.with_solver(Solver(rtol=NLL_TOLERANCE, atol=NLL_TOLERANCE))
-        figures |= _converged_nll(at, x, c, prune)
+        with watch_determinants() as determinants:
+            figures |= _converged_nll(at, x, c, prune)
+        if determinants:
+            figures["least_determinant"] = min(part.min().item() for part in determinants)
         if prune is not None:
             gaps = certificate(at, Split(x, c=c), prune)
             figures |= {name: value for name, value in gaps.items() if name.startswith("gap")}

@@ -47,6 +47,7 @@ class Settings:
         quick: a minute at most, to see that it runs; its figures mean nothing
         small: for images on CPUs: fewer and smaller images, half the filters and epochs
         data: names of images, densities or targets, or of folders and tables under the data root
+        models: names of the models to train and report, as printed; all if omitted
         data_root: folder of images and tables
         download: download missing images to the data root
         out: folder of the results
@@ -63,6 +64,7 @@ class Settings:
     quick: bool = False
     small: bool = False
     data: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     data_root: str = "data"
     download: bool = False
     out: Path = Path("paper")
@@ -108,6 +110,9 @@ def main(args: list[str]) -> None:
     seeds = range(first, first + (settings.seeds or (1 if settings.quick else 5)))
     folder = settings.out / "-".join([settings.experiment, *suffix])
     jobs = jobs_of(experiment, chosen or usual, seeds, Scale(size, settings.data_root, settings.download), folder)
+    for name in settings.models:
+        check_choice("--models", name, dict.fromkeys(job.label for job in jobs))
+    jobs = [job for job in jobs if not settings.models or job.label in settings.models]
     folder.mkdir(parents=True, exist_ok=True)
     prepare(jobs, settings.overwrite)
     results = run_missing(jobs, workers, str(device), deadline)

@@ -152,6 +152,20 @@ class Results(tuple[Outcome, ...]):
         pairs = [(a.records, b.records) for a, b in zip(*self.shared(label, other), strict=True)]
         return equal_nll(pairs, metric) if pairs else None
 
+    def at_best(self, label: str, other: str, metrics: Sequence[str]) -> dict[str, float] | None:
+        """Compare two labels where each has its lowest test NLL; None if no seed succeeded with both.
+
+        Returns:
+            ``nll`` and ``nll_below``, means of the two in nats, and for each metric the geometric mean of its ratio.
+        """
+        groups = self.shared(label, other)
+        found = np.array([[[_best(o.records)[x] for x in ("nll_test", *metrics)] for o in each] for each in groups])
+        if not found.size:
+            return None
+        nll, below = found[:, :, 0].mean(1).tolist()
+        ratios = np.exp(np.log(found[0, :, 1:] / found[1, :, 1:]).mean(0)).tolist()
+        return {"nll": nll, "nll_below": below, **dict(zip(metrics, ratios, strict=True))}
+
     def parameters(self) -> int | None:
         """Return the number of parameters of a network; None if all runs failed."""
         return None if self.exemplar is None else sum(weight.numel() for weight in self.exemplar.model.parameters())
@@ -210,6 +224,11 @@ def equal_nll(pairs: Sequence[tuple[Sequence[Record], Sequence[Record]]], metric
     interval = {"ratio": math.exp(center), "low": math.exp(center - half), "high": math.exp(center + half)}
     cost, below = (float(each) for each in np.mean(costs, axis=0))
     return {**interval, "pairs": n, "apart": apart, "cost": cost, "cost_below": below, "nll": float(np.mean(lowest))}
+
+
+def _best(records: Sequence[Record]) -> Record:
+    """Return the record with the lowest test NLL after the first step."""
+    return min(records[1:], key=lambda record: record["nll_test"])
 
 
 def cost_at(records: Sequence[Record], level: float, metric: str) -> float:
