@@ -1,0 +1,311 @@
+"""``train-flows distill RUN``: put a few residual steps with exact determinants in the place of a density's ODE."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+import cnf
+from anode import InputError, Solver, count_evals
+from anode.errors import config
+from cnf import Density, DensityConfig, ResidualSteps, watch_determinants
+from cnf.batches import split_batch
+from cnf.models import KIND
+from cnf.residual_steps import MAX_DIM
+from train_flows import density
+from train_flows.command_line import read
+from train_flows.data import Split
+from train_flows.evaluation import likelihood, to_model, wording
+from train_flows.run import session
+from train_flows.run.folder import Run, free_folder
+from train_flows.run.loop import Trainer, fit, train
+from train_flows.run.step import shuffled_batches
+from train_flows.settings import Count, DensitySettings, Objective, RunSettings, Training, from_config, to_sections
+
+ROWS = 8192  # whose states are learnt, at most
+REGRESSION_BATCH = 512
+LEARNING_RATE = 5e-3
+VALIDATE_EVERY = 50
+TIMED_ROWS = 1000  # at most
+REPEATS = 3
+
+
+@config
+class Settings:
+    """Distil a trained density into one of a few residual steps: regress on its states, then maximise the likelihood.
+
+    Attributes:
+        run: folder of the run of the density, whose ODE is replaced
+        steps: number of residual steps
+        regression_steps: optimiser steps of the regression on the states of the ODE
+        train_steps: optimiser steps of the likelihood
+        certify: bound the residual steps so that they are certain to be invertible
+        out: folder of the new run; RUN-distilled if omitted
+        device: cpu, cuda, cuda:1 or mps; auto takes a CUDA GPU if there is one
+        overwrite: replace an existing run
+    """
+
+    positional: ClassVar = {"run": "RUN"}
+    run: Path
+    steps: Count = 4
+    regression_steps: Count = 300
+    train_steps: Count = 400
+    certify: bool = False
+    out: Path | None = None
+    device: str = "auto"
+    overwrite: bool = False
+
+
+def main(args: list[str]) -> None:
+    """Run the command line ``train-flows distill``; the new run is written once the regression is done."""
+    started = time.monotonic()
+    typed = read(Settings, args, "distill")
+    source = Run.open(typed.run, KIND)
+    settings = student_settings(typed, source)
+    device = session.begin(settings.run)
+    teacher = cnf.load(typed.run, device)
+    assert isinstance(teacher, Density), "of that kind"
+    dataset = density.load(settings)
+    if dataset.digest() != source.config["data"]["sha256"]:
+        raise InputError(
+            f"{dataset.name} has changed since {typed.run} was trained on it, or {typed.run} has the columns of its "
+            "--init: restore the data, or pass a run without --init"
+        )
+    settings = density.fit_to_data(settings, dataset)
+    student = density.build(settings, dataset).to(device)
+    copy_weights(teacher, student)
+    regression = regress(teacher, student, dataset.train, typed.regression_steps, settings.run.seed)
+    error, rows = regression.validate()["error"], len(regression.states)
+    session.tell(f"regression on the states of {rows:,} rows: steps are wrong by {error:.1%} of their length")
+    task = density.DensityTask(settings, dataset, student)
+    task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
+    Trainer(task, run).save()  # a resumed run begins with these weights
+    before = time.monotonic() - started
+    with session.resumable(run, density.PROGRAM.name):
+        notes = fit(task, run, settings.run, density.PROGRAM.name, started, task.validated)
+        run.load_best(task.validated)
+        density.report(task, run, before, (*dataset.notes, *notes))
+        print("", compare(teacher, task, run, error), sep="\n")
+
+
+def student_settings(typed: Settings, source: Run) -> DensitySettings:
+    """Return the settings of the new run: data and seed of the teacher's run, its model with residual steps.
+
+    Raises:
+        InputError: for a density that residual steps cannot replace, or a folder that exists.
+    """
+    trained = from_config(DensitySettings, typed.run, source.config)
+    check_teacher(typed.run, trained.model, source.config["model"])
+    folder = typed.out or free_folder(typed.run.with_name(f"{typed.run.name}-distilled"))
+    if folder.resolve() == typed.run.resolve():
+        raise InputError(f"--out {folder} is the run to distil: pass another --out")
+    if free_folder(folder) != folder and not typed.overwrite:
+        raise InputError(f"--out {folder} exists: pass another --out, or replace it with --overwrite")
+    training = Training(
+        steps=typed.train_steps,
+        batch_size=trained.training.batch_size,
+        lr=LEARNING_RATE,
+        weight_decay=trained.training.weight_decay,
+        ema=trained.training.ema,
+        validate_every=min(VALIDATE_EVERY, typed.train_steps),
+    )
+    return DensitySettings(
+        data=trained.data,
+        model=student_config(trained.model, typed.steps, typed.certify),
+        objective=Objective(smoothing=trained.objective.smoothing),
+        training=training,
+        run=dataclasses.replace(
+            RunSettings(seed=trained.run.seed, dtype=trained.run.dtype),
+            out=str(folder),
+            device=typed.device,
+            overwrite=typed.overwrite,
+        ),
+    )
+
+
+def check_teacher(folder: Path, model: DensityConfig, arguments: Mapping[str, Any]) -> None:
+    """Raise an :class:`anode.InputError` for a density that does not have one ODE to replace by residual steps.
+
+    Args:
+        folder: its run.
+        model: its description.
+        arguments: the plain values that rebuild it, among them ``shape`` and ``levels``.
+    """
+    dim = math.prod(arguments["shape"])
+    again = "distil a density trained with"
+    refusals = (
+        (model.residual_steps > 0, f"has {model.residual_steps} residual steps already: {again}out --residual-steps"),
+        (len(arguments["shape"]) > 1, "is a density of images, which residual steps do not serve: sample it as it is"),
+        (arguments["levels"] is not None, f"is a density of discrete data: {again} real numbers"),
+        (
+            model.augmented > 0,
+            f"has {model.augmented} augmented dimensions, which make its likelihood a bound: {again}out --extra, or "
+            "with --augmentation categorical",
+        ),
+        (model.blocks > 1, f"has {model.blocks} ODEs in a row: {again} --blocks 1"),
+        (dim > MAX_DIM, f"has {dim} dimensions, and exact determinants are for at most {MAX_DIM}: keep its ODE"),
+    )
+    for holds, reason in refusals:
+        if holds:
+            raise InputError(f"{folder} {reason}")
+
+
+def student_config(teacher: DensityConfig, steps: int, certify: bool = False) -> DensityConfig:
+    """Return the description of a density with residual steps, of a bounded field, in place of the ODE."""
+    unbounded = teacher.hidden and teacher.activation[0] != "tanh"
+    return dataclasses.replace(
+        teacher,
+        residual_steps=steps,
+        certify=certify,
+        activation=("tanh", "silu") if unbounded else teacher.activation,
+        divergence="exact",
+        probes=1,
+        noise="rademacher",
+        solver=Solver(),
+    )
+
+
+def copy_weights(teacher: Density, student: Density) -> None:
+    """Give the student all weights of the teacher but those of the field: static transforms, mixture, context scale."""
+    own = student.state_dict()
+    student.load_state_dict(
+        own | {name: value for name, value in teacher.state_dict().items() if ".field." not in name}
+    )
+
+
+class Regression:
+    """Task of the regression: residual steps learn the states x_0, ..., x_n of paths from data to base, step by step.
+
+        loss = mean |x_i - h f(t_i, x_i, c) - x_{i+1}|^2    over rows, dimensions and steps, relative to |x_i - x_{i+1}|^2
+
+    Args:
+        training: how to optimise.
+        steps: the n residual steps.
+        states: states of N rows, (N, n + 1, D).
+        c: contexts of the field, (N, C), or None.
+        seed: of the batches.
+    """
+
+    criterion = None
+
+    def __init__(self, training: Training, steps: ResidualSteps, states: Tensor, c: Tensor | None, seed: int) -> None:
+        self.training = training
+        self.model = steps
+        self.states = states
+        self.c = c
+        rows: Any = states if c is None else (states, c)
+        self.batch: Callable[[int], Any] = shuffled_batches(rows, training.batch_size, seed)
+
+    def loss_name(self, step: int) -> str:
+        """Return the name of the loss."""
+        return "loss"
+
+    def objective(self, batch: Any, step: int) -> Tensor:
+        """Return the mean squared error of the steps of a batch, relative to the mean square of the moves."""
+        states, c = split_batch(batch)
+        n, error = self.model.steps, []
+        for i, (x, wanted) in enumerate(pairwise(states.unbind(1))):
+            velocity = self.model.field(x.new_full((), 1 - i / n), x, c)
+            error.append((x - velocity / n - wanted).square().mean())
+        return torch.stack(error).mean() / states.diff(dim=1).square().mean()
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return the root mean square of all errors, relative to that of the moves."""
+        loss = self.objective(self.states if self.c is None else (self.states, self.c), 0)
+        return {"error": loss.sqrt().item()}
+
+
+@torch.no_grad()
+def states_of(teacher: Density, data: Split, n: int) -> tuple[Tensor, Tensor | None]:
+    """Return states of the teacher's ODE at t = 1, 1 - 1/n, ..., 0 from up to 8,192 rows of data, and its contexts.
+
+    A mixture draws the component of a row as in training.
+
+    Returns:
+        States (N, n + 1, D) and contexts (N, C) or None.
+    """
+    x, c = split_batch(data.head(ROWS).batch(slice(None)))
+    pair = teacher.matching_pair(*to_model(teacher, (x, c)))
+    times = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    paths = pair.ode.trajectory(pair.ode.encode(pair.x, pair.c), times, pair.c)
+    return paths.flip(0).transpose(0, 1).contiguous(), pair.c
+
+
+def regress(teacher: Density, student: Density, data: Split, optimiser_steps: int, seed: int) -> Regression:
+    """Fit the residual steps of the student to the states of the teacher."""
+    residual = student.split()[1]
+    assert isinstance(residual, ResidualSteps), "as the description says"
+    states, c = states_of(teacher, data, residual.steps)
+    size = min(REGRESSION_BATCH, len(states))
+    training = Training(steps=optimiser_steps, batch_size=size, lr=LEARNING_RATE, validate_every=optimiser_steps)
+    task = Regression(training, residual, states, c, seed)
+    train(task, Run.temporary(), quiet=True)
+    return task
+
+
+def compare(teacher: Density, task: density.DensityTask, run: Run, error: float) -> str:
+    """Measure both flows on the same test rows; return a table, and add the figures to ``result.json``."""
+    test, trained_on = task.dataset.test, task.training.steps * task.training.batch_size
+    data = test.head(likelihood.in_proportion(task.validated, len(test), trained_on)[0])
+    one, other = measured(teacher, data), measured(task.validated, data)
+    figures = {"regression_error": error, "teacher": one, "student": other}
+    result = run.result() or {}
+    run.write_result({**result, "distillation": figures}, result.get("notes", ()))
+    return table(one, other)
+
+
+def measured(model: Density, data: Split) -> dict[str, Any]:
+    """Measure a density: likelihood and determinants of all rows, evaluations and seconds of up to 1,000 of them.
+
+    Seconds are the best of three calls after one that is not counted.
+
+    Returns:
+        ``nll`` (see :func:`likelihood.nll`); ``least_determinant`` of the residual steps, None without any;
+        ``nfe_log_prob``, ``seconds_log_prob``, ``nfe_sample``, ``seconds_sample``; the numbers of rows of both,
+        ``rows`` and ``rows_timed``.
+    """
+    with torch.no_grad(), watch_determinants() as determinants:
+        figure, _ = likelihood.nll(model, data, 1)
+    x, c = to_model(model, split_batch(data.head(TIMED_ROWS).batch(slice(None))))
+    figures = {"nll": figure, "least_determinant": min((float(d.min()) for d in determinants), default=None)}
+    calls = {"log_prob": lambda: likelihood.log_prob(model, x, 1, c), "sample": lambda: model.sample(len(x), c)}
+    for name, call in calls.items():
+        seconds = []
+        for _ in range(1 + REPEATS):
+            started = time.perf_counter()
+            with torch.no_grad(), count_evals(model) as nfe:
+                call().cpu()
+            seconds.append(time.perf_counter() - started)
+        figures |= {f"nfe_{name}": nfe.per_solve, f"seconds_{name}": min(seconds[1:])}
+    return {**figures, "rows": len(data), "rows_timed": len(x)}
+
+
+def table(teacher: dict[str, Any], student: dict[str, Any]) -> str:
+    """Return the figures of both flows as lines to read."""
+
+    def in_words(figures: dict[str, Any]) -> list[str]:
+        nll, least = figures["nll"], figures["least_determinant"]
+        return [
+            f"{nll['value']:.4f} +- {nll['standard_error']:.4f}",
+            wording.how(nll),
+            *(f"{figures[name]:.0f}" for name in ("nfe_log_prob", "nfe_sample")),
+            *(f"{1000 * figures[name]:.1f}" for name in ("seconds_log_prob", "seconds_sample")),
+            "-" if least is None else f"{least:.3g}",
+        ]
+
+    names = ("NLL in nats", "kind", "NFE of log_prob", "NFE of sampling", "ms of log_prob", "ms of sampling")
+    columns = zip((*names, "least determinant"), in_words(teacher), in_words(student), strict=True)
+    about = f"{student['rows']:,} test samples; times of {student['rows_timed']:,}"
+    return (
+        wording.lines([("", f"{'ODE':<36} residual steps"), *((n, f"{a:<36} {b}") for n, a, b in columns)])
+        + f"\n{about}"
+    )
