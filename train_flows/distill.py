@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -56,7 +57,7 @@ class Settings:
     positional: ClassVar = {"run": "RUN"}
     run: Path
     steps: Count = 4
-    regression_steps: Count = 300
+    regression_steps: Count = 1000
     train_steps: Count = 400
     certify: bool = False
     out: Path | None = None
@@ -82,9 +83,7 @@ def main(args: list[str]) -> None:
     settings = density.fit_to_data(settings, dataset)
     student = density.build(settings, dataset).to(device)
     copy_weights(teacher, student)
-    regression = regress(teacher, student, dataset.train, typed.regression_steps, settings.run.seed)
-    error, rows = regression.validate()["error"], len(regression.states)
-    session.tell(f"regression on the states of {rows:,} rows: steps are wrong by {error:.1%} of their length")
+    error = regress(teacher, student, dataset.train, typed.regression_steps, settings.run.seed)
     task = density.DensityTask(settings, dataset, student)
     task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
     Trainer(task, run).save()  # a resumed run begins with these weights
@@ -104,8 +103,10 @@ def student_settings(typed: Settings, source: Run) -> DensitySettings:
     """
     trained = from_config(DensitySettings, typed.run, source.config)
     check_teacher(typed.run, trained.model, source.config["model"])
-    folder = typed.out or free_folder(typed.run.with_name(f"{typed.run.name}-distilled"))
-    if folder.resolve() == typed.run.resolve():
+    teacher = typed.run.resolve()
+    beside = os.path.relpath(teacher.with_name(f"{teacher.name}-distilled"))
+    folder = typed.out or free_folder(Path(beside))
+    if folder.resolve() == teacher:
         raise InputError(f"--out {folder} is the run to distil: pass another --out")
     if free_folder(folder) != folder and not typed.overwrite:
         raise InputError(f"--out {folder} exists: pass another --out, or replace it with --overwrite")
@@ -122,10 +123,11 @@ def student_settings(typed: Settings, source: Run) -> DensitySettings:
         model=student_config(trained.model, typed.steps, typed.certify),
         objective=Objective(smoothing=trained.objective.smoothing),
         training=training,
-        run=dataclasses.replace(
-            RunSettings(seed=trained.run.seed, dtype=trained.run.dtype),
+        run=RunSettings(
             out=str(folder),
+            seed=trained.run.seed,
             device=typed.device,
+            dtype=trained.run.dtype,
             overwrite=typed.overwrite,
         ),
     )
@@ -174,17 +176,24 @@ def student_config(teacher: DensityConfig, steps: int, certify: bool = False) ->
 
 
 def copy_weights(teacher: Density, student: Density) -> None:
-    """Give the student all weights of the teacher but those of the field: static transforms, mixture, context scale."""
-    own = student.state_dict()
-    student.load_state_dict(
-        own | {name: value for name, value in teacher.state_dict().items() if ".field." not in name}
-    )
+    """Give the student the teacher's weights, those of the field only if both have the same activations.
+
+    Residual steps of the same field are Euler's steps of the ODE.
+    """
+    assert teacher.description is not None, "as it is stored"
+    assert student.description is not None, "as it was built from one"
+    same, weights = teacher.description.activation == student.description.activation, student.state_dict()
+    for name, value in teacher.state_dict().items():
+        if same or ".field." not in name:
+            bounded = f"{name.removesuffix('.weight')}.parametrizations.weight.original"  # with certify
+            weights[bounded if bounded in weights else name] = value
+    student.load_state_dict(weights)
 
 
 class Regression:
     """Task of the regression: residual steps learn the states x_0, ..., x_n of paths from data to base, step by step.
 
-        loss = mean |x_i - h f(t_i, x_i, c) - x_{i+1}|^2    over rows, dimensions and steps, relative to |x_i - x_{i+1}|^2
+        loss = mean |f(t_i, x_i, c) - n (x_i - x_{i+1})|^2    over rows, dimensions and steps
 
     Args:
         training: how to optimise.
@@ -199,29 +208,25 @@ class Regression:
     def __init__(self, training: Training, steps: ResidualSteps, states: Tensor, c: Tensor | None, seed: int) -> None:
         self.training = training
         self.model = steps
-        self.states = states
-        self.c = c
-        rows: Any = states if c is None else (states, c)
-        self.batch: Callable[[int], Any] = shuffled_batches(rows, training.batch_size, seed)
+        self.rows: Any = states if c is None else (states, c)
+        self.batch: Callable[[int], Any] = shuffled_batches(self.rows, training.batch_size, seed)
 
     def loss_name(self, step: int) -> str:
         """Return the name of the loss."""
         return "loss"
 
     def objective(self, batch: Any, step: int) -> Tensor:
-        """Return the mean squared error of the steps of a batch, relative to the mean square of the moves."""
+        """Return the mean squared error of the field."""
         states, c = split_batch(batch)
-        n, error = self.model.steps, []
+        n, errors = self.model.steps, []
         for i, (x, wanted) in enumerate(pairwise(states.unbind(1))):
-            velocity = self.model.field(x.new_full((), 1 - i / n), x, c)
-            error.append((x - velocity / n - wanted).square().mean())
-        return torch.stack(error).mean() / states.diff(dim=1).square().mean()
+            errors.append(self.model.field(x.new_full((), 1 - i / n), x, c) - n * (x - wanted))
+        return torch.stack(errors).square().mean()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return the root mean square of all errors, relative to that of the moves."""
-        loss = self.objective(self.states if self.c is None else (self.states, self.c), 0)
-        return {"error": loss.sqrt().item()}
+        """Return the root mean square of the errors of single steps, in standard deviations of the base."""
+        return {"error": self.objective(self.rows, 0).sqrt().item() / self.model.steps}
 
 
 @torch.no_grad()
@@ -231,7 +236,7 @@ def states_of(teacher: Density, data: Split, n: int) -> tuple[Tensor, Tensor | N
     A mixture draws the component of a row as in training.
 
     Returns:
-        States (N, n + 1, D) and contexts (N, C) or None.
+        States (N, n + 1, D), and contexts (N, C) or None.
     """
     x, c = split_batch(data.head(ROWS).batch(slice(None)))
     pair = teacher.matching_pair(*to_model(teacher, (x, c)))
@@ -240,8 +245,8 @@ def states_of(teacher: Density, data: Split, n: int) -> tuple[Tensor, Tensor | N
     return paths.flip(0).transpose(0, 1).contiguous(), pair.c
 
 
-def regress(teacher: Density, student: Density, data: Split, optimiser_steps: int, seed: int) -> Regression:
-    """Fit the residual steps of the student to the states of the teacher."""
+def regress(teacher: Density, student: Density, data: Split, optimiser_steps: int, seed: int) -> float:
+    """Fit the residual steps of the student to the states of the teacher; return the error of a step."""
     residual = student.split()[1]
     assert isinstance(residual, ResidualSteps), "as the description says"
     states, c = states_of(teacher, data, residual.steps)
@@ -249,34 +254,43 @@ def regress(teacher: Density, student: Density, data: Split, optimiser_steps: in
     training = Training(steps=optimiser_steps, batch_size=size, lr=LEARNING_RATE, validate_every=optimiser_steps)
     task = Regression(training, residual, states, c, seed)
     train(task, Run.temporary(), quiet=True)
-    return task
+    error = task.validate()["error"]
+    session.tell(
+        f"regression on the states of {len(states):,} samples: the error of a step is {error:.2g} (root mean square, "
+        "in standard deviations of the base)"
+    )
+    return error
 
 
 def compare(teacher: Density, task: density.DensityTask, run: Run, error: float) -> str:
     """Measure both flows on the same test rows; return a table, and add the figures to ``result.json``."""
     test, trained_on = task.dataset.test, task.training.steps * task.training.batch_size
     data = test.head(likelihood.in_proportion(task.validated, len(test), trained_on)[0])
-    one, other = measured(teacher, data), measured(task.validated, data)
-    figures = {"regression_error": error, "teacher": one, "student": other}
+    figures = {"teacher": measured(teacher, data), "student": measured(task.validated, data)}
     result = run.result() or {}
-    run.write_result({**result, "distillation": figures}, result.get("notes", ()))
-    return table(one, other)
+    run.write_result({**result, "distillation": {"regression_error": error, **figures}}, result.get("notes", ()))
+    names = ("", "NLL in nats", "kind", "NFE of log_prob", "NFE of sampling", "ms of log_prob", "ms of sampling")
+    ode, residual = in_words("ODE", figures["teacher"]), in_words("residual steps", figures["student"])
+    columns = zip((*names, "least determinant"), ode, residual, strict=True)
+    rows = [(name, f"{one:<36} {other}") for name, one, other in columns]
+    return wording.lines(
+        [*rows, ("measured on", f"{len(data):,} test samples, times on {min(len(data), TIMED_ROWS):,}")]
+    )
 
 
 def measured(model: Density, data: Split) -> dict[str, Any]:
-    """Measure a density: likelihood and determinants of all rows, evaluations and seconds of up to 1,000 of them.
+    """Measure a density: likelihood and determinants of all rows, evaluations and seconds of the first 1,000.
 
     Seconds are the best of three calls after one that is not counted.
 
     Returns:
         ``nll`` (see :func:`likelihood.nll`); ``least_determinant`` of the residual steps, None without any;
-        ``nfe_log_prob``, ``seconds_log_prob``, ``nfe_sample``, ``seconds_sample``; the numbers of rows of both,
-        ``rows`` and ``rows_timed``.
+        ``nfe_log_prob``, ``seconds_log_prob``, ``nfe_sample``, ``seconds_sample``.
     """
     with torch.no_grad(), watch_determinants() as determinants:
         figure, _ = likelihood.nll(model, data, 1)
+    figures = {"nll": figure, "least_determinant": min((found.min().item() for found in determinants), default=None)}
     x, c = to_model(model, split_batch(data.head(TIMED_ROWS).batch(slice(None))))
-    figures = {"nll": figure, "least_determinant": min((float(d.min()) for d in determinants), default=None)}
     calls = {"log_prob": lambda: likelihood.log_prob(model, x, 1, c), "sample": lambda: model.sample(len(x), c)}
     for name, call in calls.items():
         seconds = []
@@ -286,26 +300,17 @@ def measured(model: Density, data: Split) -> dict[str, Any]:
                 call().cpu()
             seconds.append(time.perf_counter() - started)
         figures |= {f"nfe_{name}": nfe.per_solve, f"seconds_{name}": min(seconds[1:])}
-    return {**figures, "rows": len(data), "rows_timed": len(x)}
+    return figures
 
 
-def table(teacher: dict[str, Any], student: dict[str, Any]) -> str:
-    """Return the figures of both flows as lines to read."""
-
-    def in_words(figures: dict[str, Any]) -> list[str]:
-        nll, least = figures["nll"], figures["least_determinant"]
-        return [
-            f"{nll['value']:.4f} +- {nll['standard_error']:.4f}",
-            wording.how(nll),
-            *(f"{figures[name]:.0f}" for name in ("nfe_log_prob", "nfe_sample")),
-            *(f"{1000 * figures[name]:.1f}" for name in ("seconds_log_prob", "seconds_sample")),
-            "-" if least is None else f"{least:.3g}",
-        ]
-
-    names = ("NLL in nats", "kind", "NFE of log_prob", "NFE of sampling", "ms of log_prob", "ms of sampling")
-    columns = zip((*names, "least determinant"), in_words(teacher), in_words(student), strict=True)
-    about = f"{student['rows']:,} test samples; times of {student['rows_timed']:,}"
-    return (
-        wording.lines([("", f"{'ODE':<36} residual steps"), *((n, f"{a:<36} {b}") for n, a, b in columns)])
-        + f"\n{about}"
-    )
+def in_words(title: str, figures: Mapping[str, Any]) -> list[str]:
+    """Return the column of one flow in the table."""
+    nll, least = figures["nll"], figures["least_determinant"]
+    return [
+        title,
+        f"{nll['value']:.4f} +- {nll['standard_error']:.4f}",
+        wording.how(nll),
+        *(f"{figures[f'nfe_{name}']:.0f}" for name in ("log_prob", "sample")),
+        *(f"{1000 * figures[f'seconds_{name}']:.1f}" for name in ("log_prob", "sample")),
+        "-" if least is None else f"{least:.3g}",
+    ]

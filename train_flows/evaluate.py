@@ -85,7 +85,10 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     assert isinstance(model, Density), "of that kind"
     for ode in likelihood.odes(model):
         ode.divergence = settings.divergence or ode.divergence
-    solver = solvers_in(model)[0]
+    solver = next(iter(solvers_in(model)), None)
+    if solver is None:
+        _refuse_tolerances(settings)
+        solver = Solver()
     if not solver.adaptive:  # whose tolerances mean nothing
         solver = Solver(rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps)
     solver = _with_tolerances(settings, solver)
@@ -108,14 +111,20 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
             typed = f"--{name}" if value is True else f"--{name} {value}"
             raise InputError(f"{typed} is for densities, {settings.run} is a classifier: omit it")
     model = anode.load(settings.run, device)
-    if settings.rtol is not None or settings.atol is not None:
-        solver = next(iter(solvers_in(model)), None)
-        if solver is None or not solver.adaptive:
-            raise InputError(
-                f"--rtol and --atol have no effect on {settings.run}, which takes no adaptive steps: drop them"
-            )
+    solver = next(iter(solvers_in(model)), None)
+    if solver is None or not solver.adaptive:
+        _refuse_tolerances(settings)
+    elif settings.rtol is not None or settings.atol is not None:
         model = model.with_solver(_with_tolerances(settings, solver))
     return accuracy.measure(model, _load(settings).test)
+
+
+def _refuse_tolerances(settings: Settings) -> None:
+    """Raise an error for tolerances of a model that takes no adaptive steps."""
+    if settings.rtol is not None or settings.atol is not None:
+        raise InputError(
+            f"--rtol and --atol have no effect on {settings.run}, which takes no adaptive steps: drop them"
+        )
 
 
 def _with_tolerances(settings: Settings, solver: Solver) -> Solver:
