@@ -68,20 +68,8 @@ class TestRegression:
             wanted = start @ torch.matrix_exp(-self.MATRIX.T * i / 4)
             torch.testing.assert_close(state, wanted, rtol=0, atol=1e-4)
 
-    @pytest.mark.parametrize("certify", [False, True])
-    def test_weights_are_those_of_the_teacher(self, certify):
-        """Steps of the same field are Euler's of the ODE: their error falls with 1 / n; certified weights are shrunk."""
-        x, errors = torch.randn(50, 2), []
-        teacher = density_model((2,), x, hidden=(8,), **MIXTURE)
-        torch.nn.init.normal_(teacher.transform.field.layers[-1].weight, std=0.3)
-        for n in (8, 16, 32):
-            student = density_model((2,), hidden=(8,), residual_steps=n, certify=certify, **MIXTURE)
-            distill.copy_weights(teacher, student)
-            errors.append((student.log_prob(x) - teacher.log_prob(x)).abs().mean().item())
-        assert errors[0] > 1.8 * errors[1] > 3.2 * errors[2] > 0
-
-    def test_another_activation_begins_with_the_zero_field(self):
-        """Then the density is the teacher's base next to its static transforms; contexts are standardised alike."""
+    def test_all_but_the_field_is_the_teachers(self):
+        """The density is then that of its mixture next to its static transforms; contexts are standardised alike."""
         x, c = torch.randn(50, 2), 1000 + torch.randn(50, 1)
         options = {"activation": "silu", "base": "mixture", "components": 3, "whiten": True}
         teacher = density_model((2,), x, context_data=c, hidden=(8,), **options)
@@ -136,7 +124,8 @@ class TestRuns:
         assert (status, err) == (0, "")
         assert f"{figures['nll']['value']:.4f}" in out
         given = ("--context", "0.5") if data else ()
-        assert run("sample", "teacher-distilled", "-n", "20", "--log-prob", *given)[0] == 0
+        status, _, err = run("sample", "teacher-distilled", "-n", "20", "--log-prob", "--overwrite", *given)
+        assert (status, err) == (0, "")
         assert np.isfinite(pd.read_csv("samples.csv").to_numpy()).all()
 
     def test_seed_precision_and_smoothing_are_those_of_the_teacher(self, run, table, undrawn):
