@@ -75,7 +75,7 @@ class Density(nn.Module):
         event_shape: shape S of one sample.
         support: constraint on samples x.
         stochastic: True if :meth:`elbo` draws auxiliary variables; it is then a bound that more draws tighten.
-        couples_base: True if a base point of :meth:`matching_pair` belongs to one data point and must not be re-paired.
+        couples_base: True if base points of :meth:`matching_pair` belong to components, which its context tells.
         has_rsample: True if samples can carry gradients, by :meth:`rsample`.
         description: the configuration from which :func:`cnf.density_model` built it; None if composed by hand.
         context: number of context features; None if composed by hand.

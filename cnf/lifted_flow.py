@@ -15,6 +15,7 @@ from anode.inputs import whole_number
 from cnf.batches import max_copies, repeat_samples
 from cnf.flow import Density, Elbo, MatchingPair, without_autocast
 from cnf.lifts import Lift
+from cnf.mixture_flow import MixtureFlow
 from cnf.transforms import Compose, SolveOptions, Transform
 
 
@@ -68,16 +69,21 @@ class LiftedFlow(Density):
         return self.flow.like
 
     @override
-    def elbo(self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None) -> Elbo:
-        """Compute log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c)."""
+    def elbo(
+        self, x: Tensor, c: Tensor | None = None, options: SolveOptions | None = None, prune: float | None = None
+    ) -> Elbo:
+        """Compute log p(y) - log q(y given x) for one draw of y, (B,): its expectation is below log p(x given c).
+
+        ``prune`` is for a :class:`MixtureFlow` of y, see :meth:`MixtureFlow.elbo`.
+        """
         x, c = self.prepare("x", x, c, finite=False)
         y, log_q, kl = self.lift(x, c)
-        bound = self.flow.elbo(y, c, options)
+        bound = self.flow.elbo(y, c, options) if prune is None else self._mixture(prune).elbo(y, c, options, prune)
         return Elbo(bound.value - log_q, bound.energies, kl)
 
     @override
     @without_autocast
-    def log_prob(self, x: Tensor, c: Tensor | None = None, samples: int = 64) -> Tensor:
+    def log_prob(self, x: Tensor, c: Tensor | None = None, samples: int = 64, prune: float | None = None) -> Tensor:
         """Compute the importance-weighted bound log (1/K) sum_k p(y_k) / q(y_k given x), (B,), in nats.
 
         The draws of :func:`cnf.batches.max_copies` copies of x are solved together.
@@ -86,10 +92,12 @@ class LiftedFlow(Density):
             x: (B, *S).
             c: context, (B, C), or None.
             samples: K; the expected bound rises with it towards log p(x given c).
+            prune: responsibility below which components of a mixture are left out, see :meth:`MixtureFlow.log_prob`.
 
         Raises:
             InputError: if x does not fit the model; if the flow only estimates its log-density and K > 1, because the
-                mean of exp(estimate) is too large, so that the result would not be a bound.
+                mean of exp(estimate) is too large, so that the result would not be a bound; if ``prune`` is given and
+                the flow is not a mixture.
 
         References:
             Burda et al. 2016, arXiv 1509.00519, equation 8.
@@ -100,7 +108,7 @@ class LiftedFlow(Density):
         self.lift.check_values(x)
         copies = min(samples, max_copies(x))
         counts = [min(copies, samples - done) for done in range(0, samples, copies)]
-        log_weights = torch.cat([self._log_weight(*repeat_samples(k, x, c)).view(k, len(x)) for k in counts])
+        log_weights = torch.cat([self._log_weight(*repeat_samples(k, x, c), prune).view(k, len(x)) for k in counts])
         return log_weights.logsumexp(0) - math.log(samples)
 
     @override
@@ -138,6 +146,15 @@ class LiftedFlow(Density):
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         return self.flow.round_trip(x, self.prepare_context(c, len(x)))
 
-    def _log_weight(self, x: Tensor, c: Tensor | None) -> Tensor:
+    def _log_weight(self, x: Tensor, c: Tensor | None, prune: float | None) -> Tensor:
         y, log_q, _ = self.lift(x, c)
-        return self.flow.log_prob(y, c) - log_q
+        log_p = self.flow.log_prob(y, c) if prune is None else self._mixture(prune).log_prob(y, c, prune)
+        return log_p - log_q
+
+    def _mixture(self, prune: float) -> MixtureFlow:
+        """Return the density of y, whose components are to be pruned."""
+        if not isinstance(self.flow, MixtureFlow):
+            raise InputError(
+                f"prune={prune} is for a MixtureFlow, {type(self.flow).__name__} does not have components: omit it"
+            )
+        return self.flow

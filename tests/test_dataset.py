@@ -20,7 +20,7 @@ from train_flows.data.dataset import abbreviate, three_splits
         ("digits", {"jitter": False}, "--no-jitter is for tables from files"),
         ("power", {"context": ["x0"]}, "--context .* is for tables from files, not for power"),
         ("moons", {"image_size": 8}, "--image-size 8 is for images, not for moons: leave it out"),
-        ("t.csv", {"conditional": True}, "--conditional is for images, not for t.csv"),
+        ("t.csv", {"conditional": True}, "--conditional is for images and points by name, not for t.csv"),
         ("moons", {"download": True}, "--download is for images"),
         ("moons", {"train_size": 50_001}, "--train-size 50001 must be from 1 to 50000"),
         ("moons", {"test_size": 0}, "--test-size 0 must be from 1 to 10000"),

@@ -118,6 +118,16 @@ class TestDensities:
         assert half["nll_bfloat16"]["value"] == pytest.approx(half["nll"]["value"], abs=0.2)
         assert half["nll_bfloat16"]["value"] != half["nll"]["value"]
 
+    def test_a_mixture_leaves_components_out_and_says_so(self, run):
+        store_density("runs/mix", "moons", test_size=120, model={"extra": 3, "augmentation": "categorical"})
+        pruned, full = (report_of(run, "evaluate", "runs/mix", *typed) for typed in ([], ["--prune", "0"]))
+        assert (pruned["nll"]["kind"], pruned["nll"]["prune"]) == ("bound", 0.01)
+        assert (full["nll"]["kind"], full["nll"]["prune"]) == ("exact", None)
+        assert pruned["certificate"]["gap_max"] < 0.1
+        assert "certificate" not in full
+        assert pruned["nll"]["value"] == pytest.approx(full["nll"]["value"], abs=0.02)
+        assert "components left    " in run("evaluate", "runs/mix")[1]
+
     def test_pixels_in_the_columns_of_a_table(self, run):
         store_density("runs/digits", "digits")
         assert run("sample", "runs/digits", "-n", 7, "--out", "new.csv")[0] == 0
@@ -171,6 +181,9 @@ def test_what_is_refused_is_one_line(run, tmp_path):
         (["runs/plain", "--classify"], "--classify is for densities given the class, runs/plain"),
         (["runs/classifier", "--classify"], "--classify is for densities, runs/classifier is a classifier"),
         (["runs/classifier", "--samples", "4"], "--samples 4 is for densities, runs/classifier is a classifier"),
+        (["runs/moons", "--prune", "0.1"], "--prune 0.1 is for mixtures of flows"),
+        (["runs/moons", "--prune", "1"], "--prune 1 must be at least 0, which sums all components, and less than 1"),
+        (["runs/classifier", "--prune", "0"], "--prune 0.0 is for densities, runs/classifier is a classifier"),
         (["runs/moons", "--samples", "4"], "--samples 4 is for bounds; this log-density is of kind 'exact'"),
         (["mlp", "--rtol", "1e-6"], "--rtol and --atol have no effect on mlp"),
         (["runs/greys", "more"], "more holds the class light, runs/greys knows bright, dark"),

@@ -18,6 +18,7 @@ from train_flows.experiments import (
     anode_on_functions,
     anode_on_images,
     augmented_density,
+    couplings,
     planar_flows,
     solver_cost,
     training_densities,
@@ -29,9 +30,19 @@ from train_flows.run.folder import Run
 from train_flows.settings import ClassifySettings, DensitySettings, to_sections
 
 SHAPES = {"identity": 1, "g1d": 1, "intervals": 1, "spheres": 2, "sines": 2}
-DATA = {"images": ("digits",), "densities": ("checkerboard",), "targets": ("u1", "funnel")}
+DATA = {"images": ("digits",), "densities": ("checkerboard",)}  # instead of the default
 RECORD = ("loss", "train_mse", "train_accuracy", "train_nfe", "validation_loss", "test_loss", "test_accuracy", "kl")
-RECORD += ("nfe_forward", "nfe_backward", "nll", "nfe_log_prob", "nll_test", "points_log_prob", *METRICS)
+RECORD += (
+    "nfe_forward",
+    "nfe_backward",
+    "nll",
+    "nfe_log_prob",
+    "nll_test",
+    "points_log_prob",
+    *METRICS,
+    "w2",
+    "w2_euler",
+)
 
 
 def settings_of(job):
@@ -49,7 +60,8 @@ def settings_of(job):
         shape, levels = ((1, 8, 8), 17) if job.data == "digits" else ((2,), None)
         settings.model.validate(shape, levels=levels)
         return settings, None
-    return read(planar_flows.FlowSettings, line, program), None
+    kinds = {"reverse-kl": planar_flows.FlowSettings, "transport": couplings.TransportSettings}
+    return read(kinds[program], line, program), None
 
 
 IMAGES = [name for name, experiment in EXPERIMENTS.items() if experiment.kind == "images"]
@@ -77,6 +89,8 @@ def make_run(job, failed=False):
     if isinstance(settings, planar_flows.FlowSettings):
         kind = planar_flows.KIND
         arguments = {name: getattr(settings, name) for name in ("target", "transform", "size")}
+    elif isinstance(settings, couplings.TransportSettings):
+        kind = couplings.KIND
     else:
         sections = to_sections(settings)
     if of_model:
@@ -98,6 +112,7 @@ def make_run(job, failed=False):
         "classifier": {"accuracy": 1.0},
         "density": {"nll": nll, "nfe_log_prob": 40.0, "nfe_sample": 50.0},
         planar_flows.KIND: {"kl": 1.0, "standard_error": 0.1, "nfe_sample": 50.0},
+        couplings.KIND: {"w2": 0.3, "w2_euler": 0.5, "nfe_sample": 50.0},
     }
     run.write_result(result[run.config["kind"]], ["some note"])
 
@@ -109,7 +124,8 @@ def test_figures_and_findings_are_made_from_run_folders(name, failing, tmp_path,
     monkeypatch.setattr(solver_cost, "REPEATS", 1)
     monkeypatch.setattr(solver_cost, "POINTS", 20)
     experiment, scale = EXPERIMENTS[name], Scale("quick")
-    jobs = jobs_of(experiment, DATA.get(experiment.kind, experiment.data), (0, 1), scale, tmp_path)
+    data = ("u1", "funnel") if name == "planar" else DATA.get(experiment.kind, experiment.data)
+    jobs = jobs_of(experiment, data, (0, 1), scale, tmp_path)
     for job in jobs:
         make_run(job, failed=job.seed in failing)
     results = Results([job.outcome() for job in jobs])
@@ -124,9 +140,12 @@ def test_figures_and_findings_are_made_from_run_folders(name, failing, tmp_path,
     assert any(axes.lines or axes.collections or axes.images for axes in figure.axes) or len(failing) == 2
 
 
-@pytest.mark.parametrize(("name", "options"), [("nfe", ()), ("table1", ("--data", "digits")), ("planar", ())])
+@pytest.mark.parametrize(
+    ("name", "options"), [("nfe", ()), ("table1", ("--data", "digits")), ("planar", ()), ("conditional-transport", ())]
+)
 def test_an_experiment_from_command_to_figure(run, tmp_path, monkeypatch, name, options):
     monkeypatch.setattr(planar_flows, "TESTED", 100)
+    monkeypatch.setattr(couplings, "TESTED", 100)
     command = ("paper", name, "--quick", "--workers", 1, "--seeds", 2, "--out", "results", *options)
     status, out, err = run(*command)
     assert (status, err) == (0, "")
@@ -164,6 +183,7 @@ def test_experiments_are_listed_and_missing_runs_counted(run, tmp_path):
         (("couplings", "--data", "nothing"), "nothing"),
         (("couplings", "--data", "moons", "moons"), "twice"),
         (("planar", "--data", "u9"), "u1, u2, u3, u4"),
+        (("conditional-transport", "--data", "weather"), "class, continuous"),
         (("table1", "--data", "cats"), "mnist, fashion"),
         (("table1", "--data", "some/mnist"), "is a path"),
         (("table1", "--small", "--quick"), "drop one"),

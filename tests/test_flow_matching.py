@@ -12,7 +12,7 @@ from torch import nn
 
 from anode import Field, InputError, MLPField, Solver
 from cnf import Compose, Continuous, Flow, FlowMatching, Normal, density_model
-from cnf.flow_matching import optimal_transport
+from cnf.flow_matching import COMPONENT_POINTS, NEAR, optimal_transport
 
 ANGLE = math.pi / 2
 
@@ -125,7 +125,8 @@ def test_images_and_contexts():
     model = density_model((1, 2, 2), torch.randint(17, (50, 1, 2, 2)), hidden=(8, 8), levels=17)
     FlowMatching(model, "optimal-transport")(torch.randint(17, (20, 1, 2, 2))).backward()
     flow = density_model((2,), hidden=(8, 8), context=3)
-    FlowMatching(flow)((torch.randn(20, 2), torch.randn(20, 3))).backward()
+    for coupling in ("independent", "optimal-transport"):
+        FlowMatching(flow, coupling)((torch.randn(20, 2), torch.randn(20, 3))).backward()
     assert all(parameter.grad is not None for parameter in flow.parameters())
 
 
@@ -139,6 +140,83 @@ def test_optimal_transport_is_a_permutation_of_least_cost(float64):
     assert (images[1] - optimal_transport(*images)).square().sum() < (images[1] - images[0]).square().sum()
 
 
+def permuted(z, x, c, smallest=0):
+    """The order in which a coupling puts base points."""
+    coupled = optimal_transport(z, x, c, smallest)
+    order = (coupled.unsqueeze(1) == z).flatten(2).all(2).int().argmax(1)
+    assert torch.equal(z[order], coupled)
+    assert torch.equal(order.sort().values, torch.arange(len(z)))
+    return order
+
+
+def test_couplings_within_classes_are_of_least_cost(float64):
+    """Small groups against all permutations; a class of one sample keeps its base point."""
+    classes = torch.tensor([2, 0, 1, 1, 0, 1, 0, 3, 1, 0])
+    z, x, c = torch.randn(10, 2), torch.randn(10, 2), nn.functional.one_hot(classes).double()
+    order = permuted(z, x, c)
+    assert torch.equal(classes[order], classes)
+    assert (order[0], order[7]) == (0, 7)
+    total = 0.0
+    for k in range(4):
+        rows = (classes == k).nonzero().flatten()
+        orders = (rows[list(each)] for each in permutations(range(len(rows))))
+        total += min((x[rows] - z[each]).square().sum() for each in orders)
+    cost = (x - z[order]).square().sum()
+    assert cost == pytest.approx(total.item())
+    assert (x - optimal_transport(z, x)).square().sum() <= cost <= (x - z).square().sum()
+
+
+def correlations(z, c):
+    """The correlations of columns, without those of zeros."""
+    return torch.corrcoef(torch.cat([z, c], 1).T)[: z.shape[1], z.shape[1] :]
+
+
+def test_base_points_do_not_depend_on_classes(float64):
+    """A coupling that ignores classes gives the upper half of the data the upper half of the base points."""
+    x, z = torch.randn(4000, 2), torch.randn(4000, 2)
+    c = (x[:, 1:] > 0).double()
+    parts = list(zip(z.split(400), x.split(400), c.split(400), strict=True))
+    blind = torch.cat([optimal_transport(z, x) for z, x, _ in parts])
+    coupled = torch.cat([optimal_transport(z, x, c) for z, x, c in parts])
+    error = 4000**-0.5
+    assert correlations(blind, c)[1] > 0.7
+    assert (correlations(coupled, c).abs() < 4 * error).all()
+    assert (x - coupled).square().sum() < 0.8 * (x - z).square().sum()
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_pairs_of_real_contexts_are_near(columns, float64):
+    c = torch.randn(300, columns)
+    x, z = c[:, :1] + 0.3 * torch.randn(300, 2), torch.randn(300, 2)
+    order = permuted(z, x, c)
+    spread = (c - c.mean(0)).square().sum(1).mean().sqrt()
+    assert 0 < (c - c[order]).norm(dim=1).mean() <= NEAR * spread
+    cost = (x - z[order]).square().sum()
+    assert (x - optimal_transport(z, x)).square().sum() < cost < (x - z).square().sum()
+    scaled = optimal_transport(100 * z, 100 * x, 7 * c)
+    torch.testing.assert_close(scaled, 100 * z[order])
+
+
+def test_few_columns_of_contexts_are_equal_rows(float64):
+    """Rounded contexts are groups if there are at most half as many different ones as samples."""
+    z, x = torch.randn(8, 2), torch.randn(8, 2)
+    c = torch.tensor([[0.5], [0.7], [0.5], [0.7], [-0.0], [9.0], [0.0], [9.0]])
+    order = permuted(z, x, c)
+    assert torch.equal(c[order], c)
+
+
+def test_mixtures_couple_within_components():
+    """With contexts that are components, base points stay in theirs; the paths of the loss are shorter."""
+    data = torch.cat([torch.rand(2000, 2) - 3, torch.rand(2000, 2) + 3])
+    flow = density_model((2,), data, extra=2, augmentation="categorical", hidden=(8, 8))
+    spied(flow)
+    x = data[torch.randperm(len(data))[: 4 * COMPONENT_POINTS]]
+    losses = [FlowMatching(flow, coupling)(x) for coupling in ("independent", "optimal-transport")]
+    assert losses[1] < 0.3 * losses[0]  # of the zero field: mean squared displacements
+    with pytest.raises(InputError, match="a batch of 64 needs 1000 points, for groups: 2; pass larger batches"):
+        FlowMatching(flow, "optimal-transport")(data[::63][:64])
+
+
 def test_bad_flow_matching_is_refused():
     ode = Continuous(MLPField(2))
     with pytest.raises(InputError, match="one Continuous"):
@@ -148,8 +226,6 @@ def test_bad_flow_matching_is_refused():
             FlowMatching(Flow(ode, Normal((2,))), **options)
     with pytest.raises(InputError, match="momentum"):
         FlowMatching(density_model((2,), extra=2, augmentation="momentum"))
-    with pytest.raises(InputError, match="component"):
-        FlowMatching(density_model((2,), extra=2, augmentation="categorical"), "optimal-transport")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +233,8 @@ def test_bad_flow_matching_is_refused():
     [
         (torch.randn(5, 1), r"x of shape \(5, 1\)"),
         (torch.randn(0, 2), "batch is empty"),
-        ((torch.randn(5, 2), torch.randn(5, 3)), "depend on contexts"),
+        ((torch.randn(1, 2), torch.randn(1, 3)), "a batch of 1 needs 2 points"),
+        ((torch.randn(5, 2), torch.randn(4, 3)), r"c of shape \(4, 3\)"),
     ],
 )
 def test_bad_batches_are_refused(batch, names):

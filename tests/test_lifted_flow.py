@@ -181,3 +181,17 @@ def test_samples_that_do_not_fit_are_named(x, names):
         density_model((2,), extra=1).log_prob(x)
     with pytest.raises(InputError, match="0 to 3" if x.isnan().any() else names):
         density_model((2,), levels=4).log_prob(x)
+
+
+def test_components_of_a_mixture_below_the_lift_are_pruned(float64):
+    model = density_model((1, 2, 2), hidden=(8, 8), levels=5, extra=3, augmentation="categorical")
+    x = torch.randint(5, (120, 1, 2, 2))
+    values = []
+    for prune in (None, 1e-3):
+        torch.manual_seed(0)
+        values.append(model.log_prob(x, samples=2, prune=prune))
+    gap = values[0] - values[1]
+    assert (gap > -1e-4).all()
+    assert gap.max() < 0.01
+    with pytest.raises(InputError, match=r"prune=0\.1 is for a MixtureFlow, Flow does not have components"):
+        density_model((1, 2, 2), levels=5).log_prob(x, prune=0.1)

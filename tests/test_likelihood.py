@@ -12,7 +12,7 @@ from anode import InputError, MLPField, Solver
 from cnf import Compose, Continuous, Dequantize, Flow, LiftedFlow, MaximumLikelihood, Normal, density_model
 from train_flows.data import Dataset, Split, class_contexts
 from train_flows.data.grids import Grid
-from train_flows.evaluation import chunks, in_chunks, likelihood, wording
+from train_flows.evaluation import chunks, costs, in_chunks, likelihood, wording
 
 SOLVER = Solver(rtol=1e-5, atol=1e-5)
 COARSE, TIGHT = Solver("rk4", step_size=0.5), Solver(rtol=1e-9, atol=1e-9)
@@ -108,9 +108,11 @@ class TestKinds:
         assert said in wording.validated_as(wild(**options))
 
     def test_validation_by_one_component_is_a_bound(self):
-        model = density_model((2,), extra=3, augmentation="categorical", posterior="fitted")
+        model = density_model((2,), extra=2, augmentation="categorical", posterior="fitted")
         assert "upper bound, one draw" in wording.validated_as(model)
         assert "(exact, rtol" in wording.validated_as(density_model((2,)))
+        several = density_model((2,), extra=3, augmentation="categorical", posterior="fitted")
+        assert "(upper bound, components below 0.01 left out, rtol" in wording.validated_as(several)
 
     def test_the_nll_is_that_of_the_given_classes(self):
         model = spread(density_model((1, 1, 1), levels=4, hidden=(8, 8), context=3), std=0.5)
@@ -265,39 +267,56 @@ def table(n=50):
 
 def test_an_exact_flow_takes_one_point_for_each_sample():
     model, data, before = spread(density_model((2,), hidden=(8, 8))), table(), torch.get_rng_state()
-    found = likelihood.costs(model, data)
+    found = costs.costs(model, data)
     assert torch.equal(torch.get_rng_state(), before)
     with torch.no_grad():
         assert found["nll_test"] == pytest.approx(-model.log_prob(data.test.x).mean().item(), abs=1e-3)
     assert (found["points_log_prob"], found["raised"]) == (1, 0)
     for what in ("sample", "log_prob"):
         assert 0 < found[f"nfe_{what}_1e-05"] < found[f"nfe_{what}_1e-07"]
-    again = likelihood.costs(model, data)
+    again = costs.costs(model, data)
     assert all(again[name] == value for name, value in found.items() if not name.startswith("seconds"))
 
 
 def test_the_evaluations_are_those_of_double_precision():
     model, data = spread(density_model((2,), hidden=(8, 8))), table()
-    single, double = likelihood.costs(model, data), likelihood.costs(model.double(), data)
+    single, double = costs.costs(model, data), costs.costs(model.double(), data)
     names = [name for name in single if name.startswith("nfe")]
     assert [single[name] for name in names] == [double[name] for name in names]
 
 
 def test_a_mixture_of_flows_takes_a_point_for_each_component():
     model = spread(density_model((2,), hidden=(8, 8), extra=3, augmentation="categorical"))
-    assert likelihood.costs(model, table())["points_log_prob"] == 3
+    assert costs.costs(model, table())["points_log_prob"] == 3
+
+
+def test_a_pruned_mixture_reports_its_work_and_what_it_leaves_out():
+    model, data = spread(density_model((2,), hidden=(8, 8), extra=4, augmentation="categorical")), table(150)
+    found = costs.costs(model, data)
+    report = likelihood.measure(model, data.test, SOLVER, prune=0.1)
+    with torch.no_grad():
+        pruned = model.with_solver(SOLVER).log_prob(data.test.x, prune=0.1)
+    assert report["nll"]["value"] == pytest.approx(-pruned.mean().item(), abs=1e-5)
+    assert report["nll"]["evaluations_per_sample"] > report["nfe_log_prob"] > report["nfe_sample"]
+    assert (report["nll"]["kind"], report["nll"]["prune"]) == ("bound", 0.1)
+    assert 0 <= report["certificate"]["gap_mean"] <= report["certificate"]["gap_max"] < -4 * math.log(0.7)
+    assert report["certificate"]["rows"] == 100
+    assert "(upper bound, components below 0.1 left out, rtol" in wording.likelihood_table(report)
+    assert 1 <= found["points_log_prob"] < 4
+    assert found["work_log_prob_1e-05"] > found["nfe_log_prob_1e-05"]
+    assert 0 <= found["gap_mean"] <= found["gap_max"]
 
 
 def test_draws_are_doubled_until_a_bound_settles(monkeypatch):
     model, data = spread(density_model((2,), hidden=(8, 8), extra=1)), table()
     with torch.no_grad():
         one = -model.log_prob(data.test.x, samples=1).mean().item()
-    found = likelihood.costs(model, data)
-    assert found["points_log_prob"] >= likelihood.MIN_DRAWS
-    assert found["raised"] < likelihood.CONVERGED
+    found = costs.costs(model, data)
+    assert found["points_log_prob"] >= costs.MIN_DRAWS
+    assert found["raised"] < costs.CONVERGED
     assert found["nll_test"] < one
-    monkeypatch.setattr(likelihood, "MAX_POINTS", 4 * data.test.x.numel())
-    assert likelihood.costs(model, data)["points_log_prob"] == 4
+    monkeypatch.setattr(costs, "MAX_POINTS", 4 * data.test.x.numel())
+    assert costs.costs(model, data)["points_log_prob"] == 4
 
 
 def test_path_energies_come_with_the_nll():
@@ -326,4 +345,4 @@ def test_path_energies_come_with_the_nll():
     ],
 )
 def test_as_many_points_are_measured_as_training_took(options, count, points, expected):
-    assert likelihood.in_proportion(density_model((2,), **options), count, points) == expected
+    assert costs.in_proportion(density_model((2,), **options), count, points) == expected

@@ -7,7 +7,7 @@ import torch
 from fields import wild
 from torch import nn
 
-from anode import InputError, MLPField, count_evals
+from anode import InputError, MLPField, Solver, count_evals
 from cnf import (
     Compose,
     Continuous,
@@ -110,6 +110,82 @@ def test_the_bound_by_one_component_has_the_known_mean(float64):
         MaximumLikelihood(model, samples=2000)(points), -model.log_prob(points).mean(), atol=0.03, rtol=0
     )
     assert not any(weight.requires_grad for weight in model.posterior.parameters())
+
+
+@pytest.fixture
+def trained(float64):
+    """A mixture near its data, with a field that moves every component, and points with contexts."""
+    torch.manual_seed(0)
+    x, c = two_pieces(spread=0.8, at=1.5), torch.randn(600, 1)
+    model = density_model((2,), x, hidden=(8, 8), extra=6, augmentation="categorical", posterior="fitted", context=1)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    objective = MaximumLikelihood(model.with_solver(Solver("rk4", step_size=0.5)))
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective(x, c).backward()
+        optimizer.step()
+    return model.with_solver(Solver("rk4", step_size=0.25)), x, c  # whose result for a row does not depend on others
+
+
+@pytest.mark.parametrize("prune", [1e-1, 1e-2, 1e-3])
+def test_a_pruned_sum_is_a_bound_by_the_components_that_matter(trained, prune):
+    model, x, c = trained
+    log_joint, solved = model.log_joint(x, c), model.solved_components(x, c, prune)
+    looped = [log_joint[solved[:, i], i].logsumexp(0) for i in range(len(x))]
+    pruned, full = model.log_prob(x, c, prune=prune), model.log_prob(x, c)
+    torch.testing.assert_close(pruned, torch.stack(looped))
+    assert (pruned <= full + 1e-12).all()
+    assert 0 < (full - pruned).mean() < prune
+    assert (full - pruned).max() < -7 * math.log1p(-prune)
+    assert solved.sum() < 0.6 * solved.numel()
+    shares = log_joint.softmax(0)
+    assert solved[shares > 1.3 * prune].all()  # the gate's responsibilities are near the solved ones
+    assert not solved[(shares < prune / 1.3) & (shares < shares.amax(0))].any()
+    with torch.no_grad():
+        torch.testing.assert_close(model.elbo(x, c, prune=prune).value, pruned)
+
+
+def test_filling_errs_less_for_smaller_thresholds(trained):
+    model, x, c = trained
+    full = model.log_prob(x, c)
+    errors = [(model.log_prob(x, c, prune=p, fill=True) - full).abs().mean() for p in (0.3, 0.03, 0.003)]
+    assert errors[0] > 2 * errors[1]
+    assert 1e-6 > errors[1] > errors[2]  # what is left are components that are no candidates
+    assert errors[1] < 0.2 * (model.log_prob(x, c, prune=0.03) - full).abs().mean()
+
+
+def test_gradients_and_points_of_a_pruned_sum(trained):
+    model, x, c = trained
+    weights = [*model.transform.parameters(), model.mixture.means]
+    pruned, full = (torch.autograd.grad(model.log_prob(x, c, prune=each).mean(), weights) for each in (1e-4, None))
+    for one, other in zip(pruned, full, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+    with count_evals() as nfe:
+        model.log_prob(x, c, prune=1e-2)
+    assert (nfe.forward, nfe.solves) == (4 + 16, 2)
+    solved = model.solved_components(x, c).sum().item()
+    assert 4 * solved <= nfe.points - 16 * solved <= 4 * 6 * len(x)
+    with count_evals() as nfe:
+        model.log_prob(x[:99], c[:99], prune=1e-2)
+    assert (nfe.solves, nfe.points) == (1, 16 * 6 * 99)  # few samples have no gate
+
+
+def test_pruning_does_not_change_which_rows_are_finite(trained):
+    model, x, c = trained
+    x = x.clone()
+    x[:6] = torch.tensor([1e3, 1e8, 1e100, 1e154, 1e200, 1e300]).unsqueeze(1)
+    full, pruned = model.log_prob(x, c), model.log_prob(x, c, prune=1e-2)
+    assert full.isfinite().sum() < len(x)
+    assert torch.equal(full.isfinite(), pruned.isfinite())
+
+
+def test_thresholds_that_make_no_sense_are_refused(model):
+    x, c = torch.randn(7, 2), torch.randn(7, 1)
+    for prune in (0.0, 1.0, -0.1, math.nan):
+        with pytest.raises(InputError, match="must lie between 0 and 1"):
+            model.log_prob(x, c, prune=prune)
+    with pytest.raises(InputError, match="nothing to fill"):
+        model.log_prob(x, c, fill=True)
 
 
 def test_estimates_are_refused():

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from train_flows.data import load_density_data, toy
 
@@ -54,3 +55,13 @@ def test_splits_and_names():
     moons = load_density_data("moons", seed=3)
     assert (len(moons.train), len(moons.validation), len(moons.test)) == (toy.TRAIN, toy.VALIDATION, toy.TEST)
     assert (moons.shape, moons.levels, moons.columns, moons.is_table) == ((2,), None, ("x", "y"), False)
+
+
+@pytest.mark.parametrize("name", ["checkerboard", "moons"])
+def test_points_can_be_given_their_half_of_the_plane(name):
+    plain, given = toy.load(name, 3), toy.load(name, 3, conditional=True)
+    assert (plain.context, given.context, given.classes) == ((), toy.HALVES, toy.HALVES)
+    for one, other in ((plain.train, given.train), (plain.test, given.test)):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(other.c[:, 1] == 1, other.x[:, 1] > 0)
+        assert torch.equal(other.c.sum(1), torch.ones(len(other)))

@@ -18,7 +18,7 @@ from cnf.models import KIND
 from train_flows import recipes
 from train_flows.command_line import Program, parse
 from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
-from train_flows.evaluation import likelihood, to_model, wording
+from train_flows.evaluation import costs, likelihood, pruning, to_model, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit
@@ -103,7 +103,9 @@ def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
     if objective.objective == BOTH:
         last = objective.likelihood_steps or math.ceil(LIKELIHOOD_SHARE * training.steps)
         training = dataclasses.replace(training, likelihood_from=training.steps - last or None)
-    return dataclasses.replace(settings, training=training)
+    settings = dataclasses.replace(settings, training=training)
+    settings.validate()
+    return settings
 
 
 def build(settings: DensitySettings, dataset: Dataset) -> Density:
@@ -222,7 +224,7 @@ class DensityTask:
             figures |= likelihood.drift(self.model, self.validated, self._validation)
         if self.training.measure != "none":
             test = self.dataset.validation if self.training.measure == "validation-costs" else self.dataset.test
-            figures |= likelihood.costs(self.validated, dataclasses.replace(self.dataset, test=test))
+            figures |= costs.costs(self.validated, dataclasses.replace(self.dataset, test=test))
         if self.dataset.levels is not None and self.run is not None:
             from train_flows.figures import of_runs
 
@@ -251,10 +253,11 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     """
     started, records, model = time.monotonic(), run.records(), task.validated
     trained_on, found = task.training.steps * task.training.batch_size, len(task.dataset.test)
-    rows_measured, samples = likelihood.in_proportion(model, found, trained_on)
+    rows_measured, samples = costs.in_proportion(model, found, trained_on)
     dataset = dataclasses.replace(task.dataset, test=task.dataset.test.head(rows_measured))
     distributed.seed_noise(0)  # as train-flows evaluate does
-    figures: dict[str, Any] = likelihood.measure(model, dataset.test, figures_solver(task.settings), samples)
+    prune, solver = pruning.find_prune(model), figures_solver(task.settings)
+    figures: dict[str, Any] = likelihood.measure(model, dataset.test, solver, samples, prune=prune)
     figures |= likelihood.grid_figures(figures["nll"], dataset)
     rows = [wording.likelihood_table(figures)]
     best = min(records, key=lambda record: record["nll"])

@@ -22,7 +22,7 @@ from train_flows.command_line import read
 from train_flows.data import Dataset, is_images, known_labelled_data, load_density_data, load_labelled_data
 from train_flows.data.dataset import description_of
 from train_flows.data.grids import Grid
-from train_flows.evaluation import accuracy, likelihood, wording
+from train_flows.evaluation import accuracy, likelihood, pruning, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.settings import ClassifySettings, DensitySettings, Positive, Precision, Seed, from_config
@@ -42,6 +42,7 @@ class Settings:
         atol: absolute tolerance; that of the run if omitted
         divergence: divergence of a density; that of the run if omitted
         samples: importance samples of a density whose likelihood is a bound; up to 64 if omitted
+        prune: responsibility below which components of a mixture are left out; 0 sums all, 0.01 if omitted
         classify: classify by the density given each class, for a run with --conditional
         precision: precision of the fields of a density, to see its effect on the NLL; that of training if omitted
         seed: seed of the noise
@@ -56,6 +57,7 @@ class Settings:
     atol: Positive | None = None
     divergence: Literal["exact", "hutchinson"] | None = None
     samples: int | None = None
+    prune: float | None = None
     classify: bool = False
     precision: Precision | None = None
     seed: Seed = 0
@@ -93,10 +95,11 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
         solver = Solver(rtol=solver.rtol, atol=solver.atol, max_steps=solver.max_steps)
     solver = _with_tolerances(settings, solver)
     likelihood.check_importance_samples(model, settings.samples)
+    prune = pruning.find_prune(model, settings.prune)
     dataset = _load(settings)
     distributed.seed_noise(settings.seed)
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
-    figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained)
+    figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained, prune)
     figures |= likelihood.grid_figures(figures["nll"], dataset)
     if settings.classify:
         samples = figures["nll"]["samples"] or 1
@@ -105,9 +108,9 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
 
 
 def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
-    for name in ("divergence", "samples", "precision", "classify"):
+    for name in ("divergence", "samples", "prune", "precision", "classify"):
         value = getattr(settings, name)
-        if value not in (None, False):
+        if value is not None and value is not False:
             typed = f"--{name}" if value is True else f"--{name} {value}"
             raise InputError(f"{typed} is for densities, {settings.run} is a classifier: omit it")
     model = anode.load(settings.run, device)

@@ -12,6 +12,7 @@ from pydantic import Field
 from anode import CheckpointError, ClassifierConfig, InputError, Solver
 from anode.errors import config
 from cnf import DensityConfig
+from cnf.flow_matching import COMPONENT_POINTS
 
 Count = Annotated[int, Field(ge=1)]
 CountFromZero = Annotated[int, Field(ge=0)]
@@ -53,7 +54,7 @@ class DensityData(Data):
 
     Attributes:
         context: columns of a table that are given; learn the density of the others given these
-        conditional: learn the density of images given their class
+        conditional: learn the density of images given their class, or of points in 2-D given their half of the plane
         jitter: add noise, as wide as the step, to the columns of a table that were rounded to a grid
     """
 
@@ -82,7 +83,7 @@ class Objective:
     Attributes:
         objective: loss to minimise; both names together train by flow matching first
         likelihood_steps: number of last steps that maximise likelihood; a sixth if omitted
-        coupling: pairing of data and base points in flow matching
+        coupling: pairing of data and base points in flow matching, among equal or near contexts
         kinetic: weight of the kinetic energy of the paths
         frobenius: weight of the squared Frobenius norm of the Jacobian
         acceleration: weight of the squared acceleration, which makes solves cheap
@@ -227,10 +228,13 @@ class DensitySettings:
             )
         if self.model.residual_steps and objective != LIKELIHOOD:
             raise InputError(f"--objective {objective} is for an ODE: omit it, or --residual-steps")
-        if self.objective.coupling != "independent" and (self.data.conditional or self.data.context):
+        components = self.model.extra if self.model.augmentation == "categorical" else 0
+        needed = max(2, COMPONENT_POINTS * components)
+        if self.objective.coupling != "independent" and self.training.batch_size < needed:
             raise InputError(
-                f"--coupling {self.objective.coupling} would make base points depend on what is given, which those of "
-                "sampling do not: omit it"
+                f"--coupling {self.objective.coupling} needs --batch-size {needed} or more"
+                + (f", {COMPONENT_POINTS} for each of --extra {components}: " if components else ": ")
+                + "pass it, or omit --coupling"
             )
 
 

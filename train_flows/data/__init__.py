@@ -48,7 +48,7 @@ def load_density_data(
         test_size: number of test samples.
         jitter: add noise to the columns of a table from a file that were rounded to a grid, as wide as its step.
         context: columns of a table that are given, instead of being modelled.
-        conditional: images are given their class.
+        conditional: images are given their class, points of a density by name their half of the plane.
         split: if False, a file or folder without a test part is the test part as a whole.
         dtype: precision of the columns of a table.
     """
@@ -59,10 +59,11 @@ def load_density_data(
     if is_images(source):
         dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
         return images.for_density(dataset, conditional).limited(train_size, test_size, seed)
-    _refuse(source, "images", image_size=image_size, download=download, conditional=conditional)
+    _refuse(source, "images", image_size=image_size, download=download)
     if source in toy.DENSITIES:
-        dataset = toy.load(source, seed)
-    elif source in benchmark_tables.BENCHMARKS:
+        return toy.load(source, seed, conditional).limited(train_size, test_size, seed)
+    _refuse(source, "images and points by name", conditional=conditional)
+    if source in benchmark_tables.BENCHMARKS:
         dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
         _check_path(source, DENSITY_NAMES)

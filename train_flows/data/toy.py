@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from anode.errors import check_choice
-from train_flows.data.dataset import Dataset, Split
+from train_flows.data.dataset import Dataset, Split, class_contexts
 
 Array = np.ndarray
 TRAIN, VALIDATION, TEST = 50_000, 5_000, 10_000
+HALVES = ("lower", "upper")  # halves of the plane: y <= 0, y > 0
 
 
 def sample(name: str, n: int, seed: int = 0) -> Array:
@@ -24,11 +25,17 @@ def sample(name: str, n: int, seed: int = 0) -> Array:
     return DENSITIES[name](np.random.default_rng(seed), n).astype(np.float32)
 
 
-def load(name: str, seed: int = 0) -> Dataset:
-    """Draw training, validation and test samples from a density by name, all three by one seed."""
+def load(name: str, seed: int = 0, conditional: bool = False) -> Dataset:
+    """Draw training, validation and test samples from a density by name, all three by one seed.
+
+    A conditional density is given the half of the plane, as two indicators: y <= 0, y > 0.
+    """
     x = torch.from_numpy(sample(name, TRAIN + VALIDATION + TEST, seed))
-    train, validation, test = (Split(part) for part in x.split((TRAIN, VALIDATION, TEST)))
-    return Dataset(name, train, validation, test, ("x", "y"))
+    half = (x[:, 1] > 0).long()
+    whole = Split(x, half, class_contexts(half, len(HALVES))) if conditional else Split(x)
+    train, validation, test = (whole.take(rows) for rows in torch.arange(len(x)).split((TRAIN, VALIDATION, TEST)))
+    given = HALVES if conditional else ()
+    return Dataset(name, train, validation, test, ("x", "y"), classes=given, context=given)
 
 
 def _gaussians(rng: np.random.Generator, n: int, std: float, scale: float) -> Array:

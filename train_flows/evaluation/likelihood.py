@@ -14,11 +14,9 @@ Published bits/dim are different bounds of it:
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,27 +25,27 @@ from torch import Tensor, nn
 
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
-from cnf import Continuous, Density, Dequantize, LiftedFlow, MixtureFlow, Standardize, VariationalAugment
+from cnf import Continuous, Density, Dequantize, LiftedFlow, Standardize, VariationalAugment
 from cnf.batches import split_batch
+from cnf.mixture_flow import FEWEST_PRUNED
 from cnf.transforms import SolveOptions
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import chunks, in_chunks, to_model
+from train_flows.evaluation.pruning import certificate, find_prune, keyword, mixture_of
 from train_flows.run import distributed
 
 IMPORTANCE_SAMPLES = 64  # of a bound, unless another number is asked for
 MAX_NUMBERS = 2**23  # in all importance samples
 DRIFT_SAMPLES = 500
-POINTS = 1000  # test samples of costs, at most
-TOLERANCES = (1e-5, 1e-7)  # of evaluations
-NLL_TOLERANCE = 1e-4
-MIN_DRAWS = 16  # of a bound, for each sample
-FEWEST_NUMBERS = 2**17  # in the points that are always measured, if the data have so many
-MAX_POINTS = 2**18  # numbers in all draws of a bound, components aside
-CONVERGED = 5e-3  # nats: a bound is near its limit once doubling its draws raises it by less
 
 
 def measure(
-    model: Density, data: Split, solver: Solver, samples: int | None = None, precision: str = "float32"
+    model: Density,
+    data: Split,
+    solver: Solver,
+    samples: int | None = None,
+    precision: str = "float32",
+    prune: float | None = None,
 ) -> dict[str, Any]:
     """Measure a density on at least two samples.
 
@@ -57,88 +55,103 @@ def measure(
         solver: an adaptive one; the NLL is also taken at tolerances ten times tighter.
         samples: importance samples of a bound; when None, 64, or fewer for many numbers.
         precision: of the fields, to see its effect on the NLL; all other figures are in full precision.
+        prune: responsibility below which components of a mixture are left out; None to sum all, as for few samples.
 
     Returns:
         ``nll``, ``nll_tighter`` and, for another precision, ``nll_bfloat16`` (see :func:`nll`; None if the tighter or
-        less precise solve fails); ``nll_one_draw`` of discrete data, the bound by one draw of the dequantisation, if
-        ``nll`` is of more; ``inverse_error``, the mean of ||x - decode(encode(x))|| in the units of the data (for a
-        lifted flow, of y = lift(x)), and ``inverse_error_standardized``, in standard deviations (None for a lifted
-        flow); ``nfe_log_prob`` and ``nfe_sample``, evaluations by all ODEs together of one chunk of samples.
+        less precise solve fails, or a model has no ODE); ``nll_one_draw`` of discrete data, the bound by one draw of
+        the dequantisation, if ``nll`` is of more; ``inverse_error``, the mean of ||x - decode(encode(x))|| in the units
+        of the data (for a lifted flow, of y = lift(x)), and ``inverse_error_standardized``, in standard deviations
+        (None for a lifted flow); ``nfe_log_prob`` and ``nfe_sample``, evaluations by all ODEs together of one chunk of
+        samples; and if components are left out, ``certificate``, see
+        :func:`~train_flows.evaluation.pruning.certificate`.
     """
     if len(data) < 2:
         raise InputError(f"{len(data)} samples are too few to evaluate on: pass at least 2")
+    prune = prune if len(data) >= FEWEST_PRUNED else None
     first, c = split_batch(data.batch(chunks(data)[0]))
     samples = affordable_samples(len(data), first[0].numel()) if samples is None else samples
     at = model.with_solver(solver)
     at_tighter = model.with_solver(dataclasses.replace(solver, rtol=solver.rtol / 10, atol=solver.atol / 10))
     with torch.no_grad():
         with torch.random.fork_rng():  # the next solves see the same noise
-            value, nfe_log_prob = nll(at, data, samples)
+            value, nfe_log_prob = nll(at, data, samples, prune)
         figures: dict[str, Any] = {"nll": value}
         if value["dequantisation"] and value["samples"] > 1:
             with torch.random.fork_rng():
-                figures["nll_one_draw"] = nll(at, data, 1)[0]
+                figures["nll_one_draw"] = nll(at, data, 1, prune)[0]
         if precision != "float32":
             with torch.random.fork_rng(), torch.autocast(model.like.device.type, getattr(torch, precision)):
-                figures[f"nll_{precision}"] = _nll_or_none(at, data, samples)
-        figures["nll_tighter"] = _nll_or_none(at_tighter, data, samples)
+                figures[f"nll_{precision}"] = _nll_or_none(at, data, samples, prune)
+        figures["nll_tighter"] = _nll_or_none(at_tighter, data, samples, prune) if odes(model) else None
         with count_evals(at) as nfe_sample:
             at.sample(len(first), to_model(at, c))
         figures |= _inverse_error(at, data)
+        if prune is not None:
+            figures["certificate"] = certificate(at, data, prune)
     return {**figures, "nfe_log_prob": nfe_log_prob, "nfe_sample": nfe_sample.forward}
 
 
-def nll(model: Density, data: Split, samples: int = IMPORTANCE_SAMPLES) -> tuple[dict[str, Any], float]:
-    """Return the mean negative log-likelihood in nats with its kind, and the evaluations of one solve.
+def nll(
+    model: Density, data: Split, samples: int = IMPORTANCE_SAMPLES, prune: float | None = None
+) -> tuple[dict[str, Any], float]:
+    """Return the mean negative log-likelihood in nats with its kind, and the evaluations of one pass, gate included.
 
     Args:
         model: the density.
         data: at least two samples.
         samples: importance samples of a bound; 1 if the divergence is estimated, because importance weights of
             estimates give no bound.
+        prune: responsibility below which components of a mixture are left out.
 
     Returns:
         The figure: ``value``, its ``standard_error`` over the data, ``kind``, ``tolerance``, ``probes``, ``samples``,
-        ``dequantisation``, ``augmented`` (see :func:`kind_of`); ``value_standardized``, the NLL of the data divided by
+        ``dequantisation``, ``augmented``, ``prune`` (see :func:`kind_of`); ``evaluations_per_sample``, of all points
+        that are solved for a sample, gates included; ``value_standardized``, the NLL of the data divided by
         their standard deviations, the unit of published tables (None for discrete data); ``bits_per_dim`` and
         ``bits_per_dim_standard_error`` of discrete data, else None. And the evaluations from data to base by all ODEs.
     """
 
     def solve(x: Tensor, c: Tensor | None) -> tuple[Tensor, Evaluations]:
         with count_evals(model) as nfe:
-            return log_prob(model, x, samples, c).cpu(), nfe
+            return log_prob(model, x, samples, c, prune).cpu(), nfe
 
     found, counts = zip(*in_chunks(model, data, solve, "measuring the NLL"), strict=True)
     log_p = torch.cat(found).double()
     value, error = -log_p.mean().item(), (log_p.std() / math.sqrt(len(log_p))).item()
-    figure = {"value": value, "standard_error": error, **kind_of(model, samples)}
+    figure = {"value": value, "standard_error": error, **kind_of(model, samples, prune)}
     bit = math.log(2) * math.prod(model.event_shape) if figure["dequantisation"] else None
     figure |= {
+        "evaluations_per_sample": sum(nfe.points for nfe in counts) / len(log_p),
         "value_standardized": None if bit else value - log_scale(model),
         "bits_per_dim": value / bit if bit else None,
         "bits_per_dim_standard_error": error / bit if bit else None,
     }
-    return figure, _nfe(model, counts)
+    return figure, nfe_of_pass(model, counts, prune)
 
 
 @torch.no_grad()
 def validation_nll(model: Density, data: Split, energies: Sequence[str] = ()) -> dict[str, float]:
-    """Return the mean NLL in nats, a bound from one draw as in training, and the evaluations of one solve.
+    """Return the mean NLL in nats, a bound from one draw as in training, and the evaluations of one pass.
+
+    A mixture of more than two flows is summed without the components that hardly matter; none is drawn.
 
     Returns:
         ``nll``, ``bits_per_dim`` of discrete data, ``nfe_log_prob``, evaluations by all ODEs together, and the means
         of the path energies of the names, see :class:`~cnf.SolveOptions`.
     """
+    prune = find_prune(model)
 
     def solve(x: Tensor, c: Tensor | None) -> tuple[Tensor, Evaluations]:
         with count_evals(model) as nfe:
-            bound = model.elbo(x, c, SolveOptions(tuple(energies)))
+            bound = model.elbo(x, c, SolveOptions(tuple(energies)), **keyword(prune))
         return torch.stack([-bound.value, *(bound.energies[name] for name in energies)]).cpu(), nfe
 
     found, counts = zip(*in_chunks(model, data, solve, "validating", delay=2.0), strict=True)
     value, *of_paths = (row.mean().item() for row in torch.cat(found, 1).double())
     bits = {"bits_per_dim": value / (math.log(2) * math.prod(model.event_shape))} if _dequantisation(model) else {}
-    return {"nll": value, **bits, "nfe_log_prob": _nfe(model, counts), **dict(zip(energies, of_paths, strict=True))}
+    nfe = nfe_of_pass(model, counts, prune)
+    return {"nll": value, **bits, "nfe_log_prob": nfe, **dict(zip(energies, of_paths, strict=True))}
 
 
 @torch.no_grad()
@@ -167,36 +180,40 @@ def drift(trained: Density, model: Density, data: Split) -> dict[str, float]:
     return distributed.shared_out([slice(DRIFT_SAMPLES)], compare)[0]
 
 
-def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None) -> Tensor:
+def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None, prune: float | None = None) -> Tensor:
     """Return log-densities (B,) in nats; a bound is of `samples` draws, of one if the log-density is estimated.
+
+    ``prune`` leaves components of a mixture out, see :meth:`cnf.MixtureFlow.log_prob`.
 
     Under ``torch.autocast`` they are as inexact as in training, where :meth:`cnf.Density.log_prob` stays exact.
     """
     if torch.is_autocast_enabled(x.device.type):
-        draws = _draws(model, samples) if isinstance(model, LiftedFlow) else 1
-        values = torch.stack([model.elbo(x, c).value for _ in range(draws)])
+        draws = draws_of(model, samples) if isinstance(model, LiftedFlow) else 1
+        values = torch.stack([model.elbo(x, c, **keyword(prune)).value for _ in range(draws)])
         return values.logsumexp(0) - math.log(draws)
     if not isinstance(model, LiftedFlow):
-        return model.log_prob(x, c)
-    return model.log_prob(x, c, samples=_draws(model, samples))
+        return model.log_prob(x, c, **keyword(prune))
+    return model.log_prob(x, c, samples=draws_of(model, samples), prune=prune)
 
 
-def kind_of(model: Density, samples: int) -> dict[str, Any]:
+def kind_of(model: Density, samples: int, prune: float | None = None) -> dict[str, Any]:
     """Describe what :func:`log_prob` returns.
 
     Returns:
-        ``kind`` (``"exact"``, ``"estimate"`` or ``"bound"``), ``tolerance`` of the solver, ``probes`` of an estimated
-        divergence, importance ``samples`` of a bound, ``dequantisation`` of discrete data (None if they do not apply),
-        and ``augmented``, whether augmented variables are drawn.
+        ``kind`` (``"exact"``, ``"estimate"`` or ``"bound"``), ``tolerance`` of the solver, None without an ODE,
+        ``probes`` of an estimated divergence, importance ``samples`` of a bound, ``dequantisation`` of discrete data
+        (None if they do not apply), ``augmented``, whether augmented variables are drawn, and ``prune``, the
+        responsibility below which components are left out, or None.
     """
     ode = next(iter(odes(model)), None)
     return {
-        "kind": model.kind,
+        "kind": model.kind if prune is None else "bound",
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
-        "samples": _draws(model, samples) if isinstance(model, LiftedFlow) else None,
+        "samples": draws_of(model, samples) if isinstance(model, LiftedFlow) else None,
         "dequantisation": _dequantisation(model),
         "augmented": any(isinstance(part, VariationalAugment) for part in model.modules()),
+        "prune": prune,
     }
 
 
@@ -206,26 +223,13 @@ def affordable_samples(count: int, dims: int) -> int:
     return min(IMPORTANCE_SAMPLES, 2 ** max(0, allowed.bit_length() - 1))
 
 
-def in_proportion(model: Density, count: int, points: int) -> tuple[int, int]:
-    """Return how many of ``count`` samples to measure, with how many importance samples each, for a number of points.
-
-    A bound takes 16 importance samples or more; 1,000 samples, if there are so many, are always measured.
-    """
-    dims = math.prod(model.event_shape)
-    points = max(points, FEWEST_NUMBERS // dims)
-    samples = _draws(model, affordable_samples(count, dims)) if isinstance(model, LiftedFlow) else 1
-    while samples > MIN_DRAWS and count * samples > points:
-        samples //= 2
-    return min(count, max(POINTS, points // samples)), samples
-
-
 def check_importance_samples(model: Density, samples: int | None) -> None:
     """Raise an :class:`anode.InputError` for a number of importance samples that would not tighten a bound."""
     if samples is None:
         return
     if not isinstance(model, LiftedFlow):
         raise InputError(f"--samples {samples} is for bounds; this log-density is of kind {model.kind!r}: omit it")
-    if _draws(model, samples) != samples:
+    if draws_of(model, samples) != samples:
         raise InputError(
             f"--samples {samples} of an estimated log-density give no bound: omit it, or pass --divergence exact"
         )
@@ -282,7 +286,8 @@ def grid_figures(figure: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     return {"grid": {"steps": steps, "nll_bound": bound}} if steps else {}
 
 
-def _draws(model: LiftedFlow, samples: int) -> int:
+def draws_of(model: LiftedFlow, samples: int) -> int:
+    """Return the number of draws of a bound: those asked for, but one of an estimate, which more do not tighten."""
     return samples if model.flow.kind == "exact" else 1
 
 
@@ -291,14 +296,17 @@ def _dequantisation(model: nn.Module) -> str | None:
     return next((part.noise for part in model.modules() if isinstance(part, Dequantize)), None)
 
 
-def _nfe(model: Density, counts: Sequence[Evaluations]) -> float:
-    """Return the mean evaluations from data to base, by all ODEs of the model, one solve of each."""
-    return len(odes(model)) * sum(nfe.forward for nfe in counts) / max(1, sum(nfe.solves for nfe in counts))
+def nfe_of_pass(model: Density, counts: Sequence[Evaluations], prune: float | None = None) -> float:
+    """Return the mean evaluations from data to base, by all ODEs of the model, with the gate of a pruned mixture."""
+    solves, flow = sum(nfe.solves for nfe in counts), mixture_of(model)
+    if prune is not None and flow is not None and isinstance(flow.transform, Continuous):
+        solves = sum(math.ceil(nfe.solves / 2) for nfe in counts)  # gate and flow; fewer than 100 samples skip the gate
+    return max(1, len(odes(model))) * sum(nfe.forward for nfe in counts) / max(1, solves)
 
 
-def _nll_or_none(model: Density, data: Split, samples: int) -> dict[str, Any] | None:
+def _nll_or_none(model: Density, data: Split, samples: int, prune: float | None) -> dict[str, Any] | None:
     try:
-        return nll(model, data, samples)[0]
+        return nll(model, data, samples, prune)[0]
     except SolverError:
         return None
 
@@ -316,53 +324,3 @@ def _inverse_error(model: Density, data: Split) -> dict[str, float | None]:
     found = in_chunks(model, data, distances, "measuring the inverse")
     plain, relative = torch.cat(found, dim=1).mean(dim=1).tolist()
     return {"inverse_error": plain, "inverse_error_standardized": relative if scale.ndim else None}
-
-
-# Comparisons at equal likelihood
-
-
-@torch.no_grad()
-def costs(model: Density, dataset: Dataset) -> dict[str, float]:
-    """Return the evaluations of sampling and log_prob, and the NLL of up to 1,000 test samples.
-
-    Samples and noise are the same in every call and for every model.
-
-    Returns:
-        ``nfe_sample_1e-05``, ``nfe_log_prob_1e-05`` and the same at 1e-7, evaluations of one solve, with their
-        ``seconds_sample_1e-05`` and so on (those of log_prob are of one draw); ``nll_test``, in nats at 1e-4;
-        ``points_log_prob``, the number of points solved for each sample: components times draws of a bound. The draws
-        are doubled, from 16 on, until that raises the bound by less than 0.005 nats, or the data allow no more; and
-        ``raised``, the effect of the last doubling in nats.
-    """
-    test = dataset.test.head(POINTS)
-    x, c = to_model(model, (test.x, test.c))
-    double = copy.deepcopy(model).double()
-    x_double, c_double = to_model(double, (x, c))
-    figures: dict[str, float] = {}
-    with torch.random.fork_rng():
-        for tolerance in TOLERANCES:
-            at = double.with_solver(Solver(rtol=tolerance, atol=tolerance))
-            figures |= _cost(at, f"sample_{tolerance:.0e}", lambda at=at: at.sample(len(x), c_double))
-            figures |= _cost(at, f"log_prob_{tolerance:.0e}", lambda at=at: log_prob(at, x_double, 1, c_double))
-        return figures | _converged_nll(model.with_solver(Solver(rtol=NLL_TOLERANCE, atol=NLL_TOLERANCE)), x, c)
-
-
-def _cost(model: Density, name: str, solve: Callable[[], Tensor]) -> dict[str, float]:
-    torch.manual_seed(0)
-    started = time.perf_counter()
-    with count_evals(model) as nfe:
-        solve()
-    return {f"nfe_{name}": nfe.per_solve, f"seconds_{name}": time.perf_counter() - started}
-
-
-def _converged_nll(model: Density, x: Tensor, c: Tensor | None) -> dict[str, float]:
-    torch.manual_seed(0)
-    value, draws, raised = log_prob(model, x, 1, c), 1, 0.0
-    while model.kind == "bound" and (draws < MIN_DRAWS or raised >= CONVERGED):
-        doubled = torch.logaddexp(value, log_prob(model, x, draws, c)) - math.log(2)
-        value, draws, raised = doubled, 2 * draws, (doubled - value).mean().item()
-        if 2 * draws * x.numel() > MAX_POINTS:
-            break
-    flow = model.flow if isinstance(model, LiftedFlow) else model
-    components = len(flow.mixture.logits) if isinstance(flow, MixtureFlow) else 1
-    return {"nll_test": -value.double().mean().item(), "points_log_prob": components * draws, "raised": raised}

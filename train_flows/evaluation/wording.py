@@ -8,6 +8,7 @@ from typing import Any
 from cnf import Density
 from train_flows.data.dataset import abbreviate
 from train_flows.evaluation.likelihood import kind_of
+from train_flows.evaluation.pruning import find_prune
 
 
 def likelihood_table(figures: dict[str, Any]) -> str:
@@ -21,20 +22,29 @@ def likelihood_table(figures: dict[str, Any]) -> str:
     rows = [
         (name, "the solve failed" if figures[key] is None else describe(figures[key]))
         for name, key in names.items()
-        if key in figures
+        if key in figures and (figures[key] or figures["nll"]["tolerance"])
     ]
     if "grid" in figures:
         count, bound = len(figures["grid"]["steps"]), figures["grid"]["nll_bound"]
         what = f"NLL less log step of {count} column{'' if count == 1 else 's'} on a grid"
         rows.append(("NLL, recorded", f"at most {bound:.4f} nats ({what})"))
+    if "certificate" in figures:
+        gap = figures["certificate"]
+        value = f"{gap['gap_mean']:.2g} +- {gap['gap_error']:.1g} nats, at most {gap['gap_max']:.2g}"
+        rows.append(("components left", f"{value} (below the sum of all, {gap['rows']} random samples)"))
     relative = figures["inverse_error_standardized"]
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
     rows += [
         ("inverse error", f"{figures['inverse_error']:.2e}{deviations}"),
-        ("NFE of log_prob", f"{figures['nfe_log_prob']:.0f}"),
+        ("NFE of log_prob", f"{figures['nfe_log_prob']:.0f}{_work(figures['nll'])}"),
         ("NFE of sampling", f"{figures['nfe_sample']}"),
     ]
     return lines(rows)
+
+
+def _work(figure: dict[str, Any]) -> str:
+    work = figure["evaluations_per_sample"]
+    return "" if figure["prune"] is None else f", one step of all likely components included; {work:.0f} a sample"
 
 
 def gaussian_row(figures: dict[str, Any]) -> str:
@@ -58,22 +68,26 @@ def describe(figure: dict[str, Any]) -> str:
 
 def validated_as(model: Density) -> str:
     """Return what the figure of :func:`validation_nll` is, in words."""
-    figure = kind_of(model, 1)
+    figure = kind_of(model, 1, find_prune(model))
     if model.stochastic and figure["kind"] == "exact":  # by the sum over components, of which one is drawn here
         figure |= {"kind": "bound", "samples": 1}
     return f"validation NLL in nats ({how(figure)})"
 
 
 def how(figure: dict[str, Any]) -> str:
-    """Return the kind of a likelihood with draws, probes and tolerance, in words."""
+    """Return the kind of a likelihood with draws, components left out, probes and tolerance, in words."""
+    left_out = [] if figure["prune"] is None else [f"components below {figure['prune']:g} left out"]
     tolerance = figure["tolerance"]
-    return _kind(figure) + (f", rtol {tolerance['rtol']:g}, atol {tolerance['atol']:g}" if tolerance else "")
+    numerics = [f"rtol {tolerance['rtol']:g}, atol {tolerance['atol']:g}"] if tolerance else []
+    return ", ".join([_kind(figure), *left_out, *numerics])
 
 
 def _kind(figure: dict[str, Any]) -> str:
     probes = f"{figure['probes']} probe{'' if figure['probes'] == 1 else 's'}"
     if figure["kind"] != "bound":
         return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
+    if figure["samples"] is None:
+        return "upper bound"
     if figure["samples"] > 1:
         return f"upper bound, {figure['samples']} importance samples"
     noise = {"uniform": " of uniform dequantisation as in FFJORD", "learned": " of learned dequantisation", None: ""}

@@ -18,14 +18,21 @@ from anode import InputError, SolverError
 from anode.errors import check_choice, config
 from anode.storage import written_atomically
 from train_flows.command_line import read
-from train_flows.experiments import anode_on_functions, anode_on_images, augmented_density, planar_flows, solver_cost
+from train_flows.experiments import (
+    anode_on_functions,
+    anode_on_images,
+    augmented_density,
+    couplings,
+    planar_flows,
+    solver_cost,
+)
 from train_flows.experiments import training_densities as densities
 from train_flows.experiments.grid import Experiment, Scale, jobs_of, prepare, run_missing
 from train_flows.experiments.results import Results, table, write_results
 from train_flows.run.session import find_device
 from train_flows.settings import Count, Positive, Seed
 
-MODULES = (anode_on_functions, solver_cost, anode_on_images, densities, augmented_density, planar_flows)
+MODULES = (anode_on_functions, solver_cost, anode_on_images, densities, couplings, augmented_density, planar_flows)
 EXPERIMENTS: dict[str, Experiment] = {name: each for module in MODULES for name, each in module.EXPERIMENTS.items()}
 
 

@@ -24,7 +24,7 @@ from cnf import DensityConfig, density_model
 from train_flows import density
 from train_flows.command_line import parse
 from train_flows.data import Dataset, is_images, load_density_data, toy
-from train_flows.evaluation.likelihood import TOLERANCES
+from train_flows.evaluation.costs import TOLERANCES
 from train_flows.experiments.grid import Experiment, Scale, words
 from train_flows.experiments.panels import against, draw_panels
 from train_flows.experiments.results import SUCCESS, Results, by_data

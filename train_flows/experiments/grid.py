@@ -33,6 +33,7 @@ PROGRAMS = {
     "density": "train_flows.density",
     "classify": "train_flows.classify",
     "reverse-kl": "train_flows.experiments.planar_flows",
+    "transport": "train_flows.experiments.couplings",
 }
 TUNING_SEEDS = (100, 101)  # never reported, so that a choice among settings favours none of them
 

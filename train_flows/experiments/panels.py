@@ -24,6 +24,8 @@ LABELS = {
     "nfe_log_prob": "evaluations of log_prob",
     "nfe_sample": "evaluations of sampling",
     "nfe_sample_1e-07": "evaluations of sampling, 1e-7",
+    "w2": "W2 distance from test points",
+    "w2_euler": "W2 at one Euler step",
     "seconds": "seconds of training",
     "step": "training step",
 }

@@ -1,4 +1,4 @@
-"""Figures of training densities: penalised paths, couplings of flow matching, and FFJORD's recipe.
+"""Figures of training densities: penalised paths, and FFJORD's recipe.
 
 Runs are those of ``train-flows density`` with the recipe of points in two dimensions. Figures of evaluations and NLL
 are those of the weights with the best validation NLL.
@@ -74,20 +74,6 @@ def still_gained(outcome: Outcome) -> float:
     return min(values[: 1 + 3 * (len(values) - 1) // 4]) - min(values)
 
 
-# Couplings of flow matching
-
-COUPLINGS = ("optimal-transport", "independent")
-MATCHING = {"objective": "flow-matching", "steps": 4000, "validate_every": 200, "lr": 5e-3, "ema": 0.99}
-
-
-def _couplings(results: Results, data: str) -> dict[str, Any]:
-    costs = SAMPLING | LOG_PROB | {"seconds of training": "seconds"}
-    return {
-        **results.ratios(*COUPLINGS, costs, "coupled / independent"),
-        "test NLL, coupled - independent": results.difference(*COUPLINGS, "test_nll"),
-    }
-
-
 # FFJORD
 
 OURS, THEIRS = "default", "FFJORD"
@@ -132,14 +118,6 @@ EXPERIMENTS = {
         },
         lambda r: draw_panels(r, ends_against("nfe_log_prob", "test_nll"), against("step", "nfe_log_prob")),
         _penalties_and_mean,
-    ),
-    "couplings": Experiment(
-        "evaluations of flow matching by the coupling of base and data points",
-        ("8gaussians", "moons"),
-        "densities",
-        lambda data, scale: {x: training(data, scale, **MATCHING, coupling=x) for x in COUPLINGS},
-        lambda r: draw_panels(r, ends_against("nfe_sample", "test_nll")),
-        lambda r: by_data(r, _couplings),
     ),
     "ffjord": Experiment(
         "time to the likelihood that FFJORD's recipe reaches",
