@@ -25,7 +25,7 @@ from cnf.residual_steps import MAX_DIM
 from train_flows import density
 from train_flows.command_line import read
 from train_flows.data import Split
-from train_flows.evaluation import likelihood, to_model, wording
+from train_flows.evaluation import costs, likelihood, to_model, wording
 from train_flows.run import session
 from train_flows.run.folder import Run, free_folder
 from train_flows.run.loop import Trainer, fit, train
@@ -265,7 +265,7 @@ def regress(teacher: Density, student: Density, data: Split, optimiser_steps: in
 def compare(teacher: Density, task: density.DensityTask, run: Run, error: float) -> str:
     """Measure both flows on the same test rows; return a table, and add the figures to ``result.json``."""
     test, trained_on = task.dataset.test, task.training.steps * task.training.batch_size
-    data = test.head(likelihood.in_proportion(task.validated, len(test), trained_on)[0])
+    data = test.head(costs.in_proportion(task.validated, len(test), trained_on)[0])
     figures = {"teacher": measured(teacher, data), "student": measured(task.validated, data)}
     result = run.result() or {}
     notes = [*result.get("notes", ())]
