@@ -137,10 +137,11 @@ class TestFiles:
         np.testing.assert_allclose(np.load("cool.npy"), 0.5 * np.load("warm.npy"), rtol=1e-6)  # the field is zero
 
 
-def test_samples_given_values_of_columns(run):
+@pytest.mark.parametrize("options", [{}, {"extra": 2, "augmentation": "categorical"}], ids=["flow", "mixture"])
+def test_samples_given_values_of_columns(run, options):
     torch.manual_seed(0)
     c = 10 * torch.rand(50, 2) - 5
-    flow = density_model((2,), context_data=c)
+    flow = density_model((2,), context_data=c, **options)
     for weight in flow.parameters():
         torch.nn.init.normal_(weight, 0, 0.3)
     cnf.save(flow, "given", data={"columns": ["a", "b"], "context": ["u", "v"], "classes": []})

@@ -12,6 +12,7 @@ import sys
 COMMANDS = {
     "density": "train a continuous normalizing flow on samples",
     "classify": "train a classifier: neural ODE, augmented or not, ResNet or perceptron",
+    "distill": "put a few residual steps in the place of the ODE of a trained density",
     "evaluate": "measure a trained density or classifier",
     "predict": "predict the classes or values of new rows by a trained classifier",
     "sample": "draw samples from a trained density",

@@ -161,7 +161,8 @@ def _parts(
     for start in range(0, settings.n, size):
         n = min(size, settings.n - start)
         y = None if labels is None else labels[start : start + n]
-        c = to_model(model, given if y is None else class_contexts(y, classes))
+        repeated = None if given is None else given.expand(n, -1)
+        c = to_model(model, repeated if y is None else class_contexts(y, classes))
         if settings.log_prob and model.has_rsample:  # one solve gives both
             x, log_p = model.rsample_and_log_prob(n, c)
         else:
