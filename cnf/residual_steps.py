@@ -23,6 +23,7 @@ from cnf.transforms import Transform, Transport
 
 MAX_DIM = 64  # a step takes D tangents and a determinant of D^3 operations for each sample
 LIPSCHITZ = 0.97  # of the certified displacement of a step; the rest is for rounding
+FOLDED = 1e-6
 SILU_SLOPE = 1.1  # largest slope of silu is 1.0998; of tanh, softplus and relu 1
 ITERATIONS, ATTEMPTS = 40, 20  # of Newton's method
 
@@ -41,9 +42,10 @@ class ResidualSteps(Transform):
 
     If f is bounded, as a perceptron whose first activation is tanh, then x - h f is proper and of degree one. Where
     every determinant is positive, each step is therefore a diffeomorphism, and the density is exact. Otherwise the map
-    folds: the density with the sign of the determinant still integrates to 1, and the density with |det| to 1 + 2m,
-    where m is the mass with a negative determinant. That is the only possible fault; it makes an NLL too low, by at
-    most log(1 + 2m). :func:`watch_determinants` collects the determinants of calls. ``certify`` makes them positive
+    folds. There :meth:`forward` puts a number near -28 in the place of the logarithm: a fold lowers the likelihood, so
+    that training undoes it. Of degree one, the density with the signs of the determinants integrates to 1; with 0 in
+    place of the negative ones, it integrates to 1 + m, where m is the mass with a negative determinant. That is the
+    only possible fault. :func:`watch_determinants` collects the determinants of calls. ``certify`` makes them positive
     everywhere: it bounds the Lipschitz constant of h f by 0.97.
 
     The inverse solves every step by Newton's method from several starts: of degree one, the map reaches every point,
@@ -254,15 +256,21 @@ def watch_determinants() -> Generator[list[Tensor]]:
 
 
 def log_determinant(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return det A and log |det A| of matrices A (B, D, D), each (B,); in closed form for D = 1 and 2."""
+    """Return det A and log det A of matrices A (B, D, D), each (B,); in closed form for D = 1 and 2.
+
+    The logarithm of a negative determinant is replaced by 2 log e - log(e + |det A|), e = 1e-6, which rises as the
+    determinant does.
+    """
     if matrices.shape[1] == 1:
         determinant = matrices[:, 0, 0]
+        log_abs = determinant.abs().log()
     elif matrices.shape[1] == 2:
         determinant = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
+        log_abs = determinant.abs().log()
     else:
         sign, log_abs = torch.linalg.slogdet(matrices)
-        return sign * log_abs.exp(), log_abs
-    return determinant, determinant.abs().log()
+        determinant = sign * log_abs.exp()
+    return determinant, torch.where(determinant > 0, log_abs, 2 * math.log(FOLDED) - (FOLDED + determinant.abs()).log())
 
 
 def check_dim(dim: int) -> None:

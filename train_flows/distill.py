@@ -241,7 +241,8 @@ def states_of(teacher: Density, data: Split, n: int) -> tuple[Tensor, Tensor | N
     x, c = split_batch(data.head(ROWS).batch(slice(None)))
     pair = teacher.matching_pair(*to_model(teacher, (x, c)))
     times = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    paths = pair.ode.trajectory(pair.ode.encode(pair.x, pair.c), times, pair.c)
+    ode = teacher.split()[1]
+    paths = ode.trajectory(ode.encode(pair.x, pair.c), times, pair.c)
     return paths.flip(0).transpose(0, 1).contiguous(), pair.c
 
 
