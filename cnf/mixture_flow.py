@@ -182,10 +182,15 @@ class MixtureFlow(Density):
     @override
     @without_autocast
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        k, local, context = self.likeliest_component(x, c)
+        back = self.transform.decode(self.transform.encode(local, context), context)
+        return self.static.decode(self.mixture.from_component(back, k))
+
+    def likeliest_component(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the likeliest component of each point (B,), the points in its coordinates, and the flow's contexts."""
         x, c = self.prepare("x", x, c)
         k = self._log_joint_of_all(x, c, None)[0].argmax(0)
-        local = self.mixture.to_component(self.static.encode(x), k)[0]
-        return self._decode(self.transform.encode(local, self._context(k, c)), k, c)
+        return k, self.mixture.to_component(self.static.encode(x), k)[0], self._context(k, c)
 
     def _decode(self, z: Tensor, k: Tensor, c: Tensor | None) -> Tensor:
         return self.static.decode(self.mixture.from_component(self.transform.decode(z, self._context(k, c)), k))

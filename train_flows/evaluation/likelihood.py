@@ -31,6 +31,7 @@ from cnf.mixture_flow import FEWEST_PRUNED
 from cnf.transforms import SolveOptions
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import chunks, in_chunks, to_model
+from train_flows.evaluation.folds import has_residual_steps, measure_folds
 from train_flows.evaluation.pruning import certificate, find_prune, keyword, mixture_of
 from train_flows.run import distributed
 
@@ -87,6 +88,8 @@ def measure(
         with count_evals(at) as nfe_sample:
             at.sample(len(first), to_model(at, c))
         figures |= _inverse_error(at, data)
+    if has_residual_steps(model):
+        figures["folds"] = measure_folds(model, data)
         if prune is not None:
             figures["certificate"] = certificate(at, data, prune)
     return {**figures, "nfe_log_prob": nfe_log_prob, "nfe_sample": nfe_sample.forward}

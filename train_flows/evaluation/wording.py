@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ def likelihood_table(figures: dict[str, Any]) -> str:
         gap = figures["certificate"]
         value = f"{gap['gap_mean']:.2g} +- {gap['gap_error']:.1g} nats, at most {gap['gap_max']:.2g}"
         rows.append(("components left", f"{value} (below the sum of all, {gap['rows']} random samples)"))
+    if folds := figures.get("folds"):
+        rows.append(("least determinant", describe_folds(folds)))
     relative = figures["inverse_error_standardized"]
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
     rows += [
@@ -45,6 +48,16 @@ def likelihood_table(figures: dict[str, Any]) -> str:
 def _work(figure: dict[str, Any]) -> str:
     work = figure["evaluations_per_sample"]
     return "" if figure["prune"] is None else f", one step of all likely components included; {work:.0f} a sample"
+
+
+def describe_folds(folds: dict[str, float]) -> str:
+    """Return the least determinants of residual steps in words, and what they mean for the NLL."""
+    least = (
+        f"{folds['least_data']:.2g} at data, {folds['least_samples']:.2g} at samples, {folds['least_wide']:.2g} far off"
+    )
+    if not folds["mass"]:
+        return least
+    return f"{least}; the steps fold, so that the NLL is too low by about {math.log1p(folds['mass']):.2g} nats"
 
 
 def gaussian_row(figures: dict[str, Any]) -> str:

@@ -1,0 +1,107 @@
+"""How far residual steps fold space: where they do, the likelihood of a density is not exact.
+
+With 0 in place of negative determinants, a density of residual steps integrates to 1 + m, where m is the mean number of
+images with a negative determinant that a base point has. Divided by its integral, the density has an NLL larger by
+
+    log(1 + m)
+
+A base point with such an image has two or more others with positive ones. It shows in two ways: a sample, which is one
+of its images, may have a negative determinant; and a point of the data, mapped to the base and back, may return as
+another one. The larger of the two shares is taken for m.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anode import SolverError
+from cnf import Density, MixtureFlow, ResidualSteps, watch_determinants
+from cnf.batches import split_batch
+from train_flows.data import Split
+from train_flows.evaluation import to_model
+from train_flows.run import distributed
+
+POINTS = 1000  # of the data, and samples
+APART = 1e-2  # standard deviations of the base between a point and its return that rounding does not explain
+WIDE = 3.0  # standard deviations of the noise that is added to points, for a look beyond the data
+
+
+def has_residual_steps(model: Density) -> bool:
+    """Return True if a model has residual steps."""
+    return any(isinstance(part, ResidualSteps) for part in model.modules())
+
+
+@torch.no_grad()
+def measure_folds(model: Density, data: Split) -> dict[str, Any]:
+    """Measure the folds of residual steps at up to 1,000 points of the data, as many samples, and points around both.
+
+    Returns:
+        ``least_data``, ``least_samples`` and ``least_wide``, the least determinants of a step at points of the data, at
+        samples, and at points of the data with normal noise of three standard deviations, which are far from both;
+        ``negative_data`` and ``negative_samples``, the shares of points with a negative determinant; ``returned``, the
+        share of points of the data that return as another point, or not at all; ``mass``, the estimate of m. Points
+        are taken in the coordinates of the likeliest component of a mixture.
+    """
+
+    def measure(rows: slice) -> dict[str, Any]:
+        x, c = to_model(model, split_batch(data.batch(rows)))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            local, context = _coordinates(model, x, c)
+            steps = _residual_steps(model)
+            base, _, _ = steps(local, context)
+            back, solved = _return(steps, base, context)
+            sampled, drawn = _return(steps, torch.randn_like(base), context)
+            wide = local + WIDE * local.std(0) * torch.randn_like(local)
+            least = {
+                name: _least(steps, points, context)
+                for name, points in (("data", local), ("samples", sampled), ("wide", wide))
+            }
+        returned = (~solved | ((back - local).flatten(1).norm(dim=1) > APART)).double().mean().item()
+        negative = {name: (least[name] < 0).double().mean().item() for name in ("data", "samples")}
+        missed = (~drawn).double().mean().item()
+        return {
+            **{f"least_{name}": each.min().item() for name, each in least.items()},
+            **{f"negative_{name}": share for name, share in negative.items()},
+            "returned": returned,
+            "mass": max(returned, negative["samples"] + missed, negative["data"]),
+        }
+
+    return distributed.shared_out([slice(POINTS)], measure)[0]
+
+
+def _residual_steps(model: Density) -> ResidualSteps:
+    steps = model.split()[1]
+    assert isinstance(steps, ResidualSteps), "as the caller knows"
+    return steps
+
+
+def _coordinates(model: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return points as residual steps take them, with their contexts."""
+    if isinstance(model, MixtureFlow):
+        return model.likeliest_component(x, c)[1:]
+    x, c = model.prepare("x", x, c)
+    return model.split()[0].encode(x, c), c
+
+
+def _return(steps: ResidualSteps, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the images of base points, and True for those that were found."""
+    try:
+        return steps.decode(z, c), torch.ones(len(z), dtype=torch.bool, device=z.device)
+    except SolverError:
+        if len(z) == 1:
+            return z, torch.zeros(1, dtype=torch.bool, device=z.device)
+    half = len(z) // 2
+    parts = [_return(steps, z[rows], None if c is None else c[rows]) for rows in (slice(half), slice(half, None))]
+    points, found = zip(*parts, strict=True)
+    return torch.cat(points), torch.cat(found)
+
+
+def _least(steps: ResidualSteps, x: Tensor, c: Tensor | None) -> Tensor:
+    """Return the least determinant of a step at each point, (B,)."""
+    with watch_determinants() as found:
+        steps(x, c)
+    return torch.cat(found).amin(1)
