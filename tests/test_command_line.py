@@ -175,12 +175,26 @@ class TestRecipes:
         model.validate((columns,))
         assert model.residual_steps == 4
         assert model.activation == ("tanh", "silu")
-        if rows == 5000:
+        if rows != 100:
             assert (model.extra, model.augmentation, model.posterior) == (8, "categorical", "fitted")
         for unmixed in (("--extra", "0"), ("--augmentation", "joint"), ("--base", "mixture")):
             plain = parse(*PROGRAMS["density"], [*args, *unmixed], *size)[0].model
             plain.validate((columns,))
             assert (plain.extra, plain.augmentation, plain.posterior) == (0, "joint", "normal")
+
+    @pytest.mark.parametrize("typed", [("--steps", "60"), ("--objective", "likelihood", "--steps", "60")])
+    def test_residual_steps_of_tables_in_few_steps_of_training(self, tmp_path, typed):
+        (tmp_path / "table.csv").write_text("x,y\n")
+        assert settings(str(tmp_path / "table.csv"), "--residual-steps", "4", *typed).training.steps == 60
+
+    @pytest.mark.parametrize("source", ["table.csv", "digits", "moons"])
+    def test_residual_steps_have_no_options_of_an_ode(self, tmp_path, source):
+        (tmp_path / "table.csv").write_text("x,y\n")
+        args = [str(tmp_path / source) if source == "table.csv" else source, *STEPS]
+        found, line = parse(*PROGRAMS["density"], args, 100, 2)
+        assert (found.objective.acceleration, found.objective.loosen) == (0, DensitySettings().objective.loosen)
+        assert found.model.solver == DensitySettings().model.solver
+        assert "gradient" not in line
 
     def test_residual_steps_of_points(self):
         found = settings("moons", "--residual-steps", "4")
