@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from anode import Field, MLPField
-from cnf import Compose, Flow, Mixture, MixtureFlow, Normal, ResidualSteps, watch_determinants
+from cnf import Compose, Flow, Mixture, MixtureFlow, Normal, ResidualSteps, density_model, watch_determinants
 from train_flows.data import Split
 from train_flows.evaluation.folds import has_residual_steps, measure_folds
 from train_flows.evaluation.wording import describe_folds
@@ -124,6 +124,24 @@ def test_base_points_without_an_image_count(float64):
     found = measure_folds(Flow(ResidualSteps(Square(-9.0), 1), Normal((1,))), Split(-torch.rand(3, 1)))
     assert found["negative_data"] == 0
     assert found["mass"] >= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shape": (2,), "context": 2},
+        {"shape": (2,), "extra": 1, "posterior": "learned"},
+        {"shape": (2,), "extra": 3, "augmentation": "categorical", "posterior": "fitted", "context": 1},
+        {"shape": (1, 2, 2), "levels": 5, "extra": 1},
+        {"shape": (1, 2, 2), "levels": 5, "extra": 2, "augmentation": "categorical"},
+    ],
+)
+def test_every_density_is_measured(options):
+    x = torch.randint(5, (50, *options["shape"])) if "levels" in options else torch.randn(50, *options["shape"])
+    c = torch.randn(50, options["context"]) if "context" in options else None
+    model = density_model(data=x, residual_steps=3, hidden=(8,), **options)  # the identity
+    found = measure_folds(model, Split(x, c=c))
+    assert (found["mass"], found["least_data"], found["least_wide"]) == (0, 1, 1)
 
 
 def test_measuring_leaves_random_numbers_alone(float64):

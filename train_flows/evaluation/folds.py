@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from anode import SolverError
-from cnf import Density, MixtureFlow, ResidualSteps, watch_determinants
+from cnf import Density, LiftedFlow, MixtureFlow, ResidualSteps, watch_determinants
 from cnf.batches import split_batch
 from train_flows.data import Split
 from train_flows.evaluation import to_model
@@ -83,7 +83,10 @@ def _residual_steps(model: Density) -> ResidualSteps:
 
 
 def _coordinates(model: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return points as residual steps take them, with their contexts."""
+    """Return points, with one draw of augmented variables, as residual steps take them, and their contexts."""
+    if isinstance(model, LiftedFlow):
+        x, c = model.prepare("x", x, c)
+        return _coordinates(model.flow, model.lift(x, c).point, c)
     if isinstance(model, MixtureFlow):
         return model.likeliest_component(x, c)[1:]
     x, c = model.prepare("x", x, c)
