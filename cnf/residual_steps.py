@@ -52,7 +52,7 @@ class ResidualSteps(Transform):
     though a map that folds reaches some from three. Gradients pass through it by the implicit function theorem.
 
     Args:
-        field: the field f, bounded; it is told the step by its time.
+        field: the field f, bounded; its time says which step it is.
         steps: n.
         certify: divide the weights of an :class:`anode.MLPField` by their spectral norms where that is needed.
         tol: tolerance of the inverse, relative to 1 + |y|; 6e-6 in single and 2e-12 in double precision if omitted.

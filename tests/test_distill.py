@@ -142,7 +142,7 @@ class TestRuns:
         assert np.isfinite(pd.read_csv("samples.csv").to_numpy()).all()
 
     def test_folds_are_named(self, run, table, undrawn, monkeypatch):
-        """Steps of a steep field fold: an NLL by |det| is then too low."""
+        """Steps of a steep field fold: their NLL is then too low."""
         store_density("teacher", str(table))
 
         def fold(task, *_):
@@ -155,11 +155,11 @@ class TestRuns:
         monkeypatch.setattr(density, "report", lambda _, run, *rest: run.write_result({}))
         status, out, _ = run("distill", "teacher", *TINY)
         assert status == 0
-        assert "not exact: folds" in out
+        assert "the steps fold" in out
         figures = result_of("teacher-distilled")
-        assert figures["distillation"]["student"]["least_determinant"] < 0
-        assert figures["distillation"]["student"]["share_folded"] > 0
-        assert "a determinant is negative at" in figures["notes"][-1]
+        assert figures["distillation"]["student"]["folds"]["least_data"] < 0
+        assert figures["distillation"]["student"]["folds"]["mass"] > 0
+        assert "for they fold" in figures["notes"][-1]
 
     def test_seed_precision_and_smoothing_are_those_of_the_teacher(self, run, table, undrawn):
         options = {"training": {"ema": 0.9, "weight_decay": 1e-3}, "run": {"seed": 3, "dtype": "float64"}}

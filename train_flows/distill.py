@@ -18,14 +18,17 @@ from torch import Tensor
 import cnf
 from anode import InputError, Solver, SolverError, count_evals
 from anode.errors import config
-from cnf import Density, DensityConfig, MixtureFlow, ResidualSteps, watch_determinants
+from cnf import Density, DensityConfig, MixtureFlow, ResidualSteps
 from cnf.batches import split_batch
+from cnf.mixture_flow import FEWEST_PRUNED
 from cnf.models import KIND
 from cnf.residual_steps import MAX_DIM
 from train_flows import density
 from train_flows.command_line import read
 from train_flows.data import Split
 from train_flows.evaluation import costs, likelihood, to_model, wording
+from train_flows.evaluation.folds import has_residual_steps, measure_folds
+from train_flows.evaluation.pruning import find_prune
 from train_flows.run import session
 from train_flows.run.folder import Run, free_folder
 from train_flows.run.loop import Trainer, fit, train
@@ -270,10 +273,10 @@ def compare(teacher: Density, task: density.DensityTask, run: Run, error: float)
     figures = {"teacher": measured(teacher, data), "student": measured(task.validated, data)}
     result = run.result() or {}
     notes = [*result.get("notes", ())]
-    if folded := figures["student"]["share_folded"]:
+    if mass := figures["student"]["folds"]["mass"]:
         notes.append(
-            f"the NLL of the residual steps is not exact but too low: a determinant is negative at {folded:.2%} of the "
-            "points; pass --certify, or more --steps"
+            f"the NLL of the residual steps is too low by about {math.log1p(mass):.2g} nats, for they fold: pass more "
+            "--steps, or --certify"
         )
         session.tell(f"note: {notes[-1]}")
     run.write_result({**result, "distillation": {"regression_error": error, **figures}}, notes)
@@ -287,25 +290,21 @@ def compare(teacher: Density, task: density.DensityTask, run: Run, error: float)
 
 
 def measured(model: Density, data: Split) -> dict[str, Any]:
-    """Measure a density: likelihood and determinants of all rows, evaluations and seconds of the first 1,000.
+    """Measure a density: likelihood of all rows, folds, evaluations and seconds of the first 1,000.
 
     Seconds are the best of three calls after one that is not counted.
 
     Returns:
-        ``nll`` (see :func:`likelihood.nll`); ``least_determinant`` of the residual steps and ``share_folded``, the
-        share of points, in a mixture for each component, where one is not positive, None without such steps;
-        ``nfe_log_prob``, ``seconds_log_prob``, ``nfe_sample``, ``seconds_sample``, None if the inverse fails.
+        ``nll`` (see :func:`likelihood.nll`, pruned like the figures of a run); ``folds`` of residual steps (see
+        :func:`measure_folds`), else None; ``nfe_log_prob``, ``seconds_log_prob``, ``nfe_sample``, ``seconds_sample``,
+        None if the inverse fails.
     """
-    with torch.no_grad(), watch_determinants() as determinants:
-        figure, _ = likelihood.nll(model, data, 1)
-    found = torch.cat(determinants) if determinants else None
-    figures = {
-        "nll": figure,
-        "least_determinant": None if found is None else found.min().item(),
-        "share_folded": None if found is None else (found <= 0).any(1).double().mean().item(),
-    }
+    prune = find_prune(model) if len(data) >= FEWEST_PRUNED else None
+    with torch.no_grad():
+        figure, _ = likelihood.nll(model, data, 1, prune)
+    figures = {"nll": figure, "folds": measure_folds(model, data) if has_residual_steps(model) else None}
     x, c = to_model(model, split_batch(data.head(TIMED_ROWS).batch(slice(None))))
-    calls = {"log_prob": lambda: likelihood.log_prob(model, x, 1, c), "sample": lambda: model.sample(len(x), c)}
+    calls = {"log_prob": lambda: likelihood.log_prob(model, x, 1, c, prune), "sample": lambda: model.sample(len(x), c)}
     for name, call in calls.items():
         seconds: list[float] = []
         with suppress(SolverError), torch.no_grad():  # a map that folds does not have an inverse
@@ -332,8 +331,8 @@ def in_words(title: str, figures: Mapping[str, Any]) -> list[str]:
     return [
         title,
         f"{nll['value']:.4f} +- {nll['standard_error']:.4f}",
-        "not exact: folds" if figures["share_folded"] else wording.how(nll),
+        wording.how(nll),
         *(number(f"nfe_{name}", ".0f") for name in ("log_prob", "sample")),
         *(number(f"seconds_{name}", ".1f", 1e-3) for name in ("log_prob", "sample")),
-        number("least_determinant", ".3g"),
+        wording.describe_folds(figures["folds"]) if figures["folds"] else "-",
     ]

@@ -38,7 +38,7 @@ def has_residual_steps(model: Density) -> bool:
 
 @torch.no_grad()
 def measure_folds(model: Density, data: Split) -> dict[str, Any]:
-    """Measure the folds of residual steps at up to 1,000 points of the data, at samples, and at points around both.
+    """Measure the folds of residual steps at up to 1,000 points of the data, at samples, and far from both.
 
     Returns:
         ``least_data``, ``least_samples`` and ``least_wide``, the least determinants of a step at points of the data, at
