@@ -315,9 +315,9 @@ def test_a_table_from_start_to_end(run, tmp_path, small):
         assert row["status"] == "success"
         assert (row["nfe_log_prob"] is None) == (row["nfe_sample"] is None) == (name in PEERS)
     model = contest["recipe"]["residual steps"]["model"]
-    assert (model["residual_steps"], model["augmentation"], model["extra"]) == (4, "categorical", 8)
-    assert rows["residual steps"]["nfe_log_prob"] == 4 * 8
-    assert rows["residual steps"]["folded"] == 0
+    assert (model["residual_steps"], model["augmentation"], model["extra"]) == (8, "categorical", 8)
+    assert rows["residual steps"]["nfe_log_prob"] == 8 * 8
+    assert rows["residual steps"]["mass"] == 0
     for difference in contest["differences"]:
         above, below = (rows[name]["value"] for name in difference["of"].split(" - "))
         assert difference["value"] == pytest.approx(above - below, abs=1e-6)
@@ -372,19 +372,19 @@ def folding(x):
     return flow
 
 
-def test_a_contender_that_folds_has_no_nll(monkeypatch):
+def test_the_density_of_a_contender_that_folds_is_divided_by_its_integral(monkeypatch):
     """z = x - 2 tanh x falls where tanh(x)^2 < 1/2."""
     x = torch.tensor([[-3.0], [0.0], [0.5], [3.0]])
     dataset = Dataset("line", Split(x), Split(x), Split(x), ("x",))
     task = density_contest.enter("residual steps", recipe("--residual-steps", "4"), dataset)
     task.validated = folding(x)
-    log_p, folded = density_contest.measure(task.validated, x)
-    assert folded.tolist() == [0, 1, 1, 0]
+    with torch.no_grad():
+        raw = density_contest.measure(task.validated, x)
     monkeypatch.setattr(density_contest, "train_for", lambda *_: {"status": "success"})
     row, log_p = density_contest.compete(task, dataset, 1.0)
-    assert row["folded"] == 0.5
-    assert log_p.isnan().all()
-    assert "folds 0.5 of the test part" in row["status"]
+    assert row["negative_data"] == 0.5
+    assert row["mass"] >= 0.5
+    torch.testing.assert_close(log_p, raw.double() - math.log1p(row["mass"]))
 
 
 def test_the_gaussian_of_discrete_data_bounds_their_entropy():

@@ -18,6 +18,7 @@ from train_flows.settings import ClassifySettings, DensitySettings
 
 TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-size", "64")
 MATCHING = ("--objective", "flow-matching")
+STEPS = ("--residual-steps", "4")
 CATEGORICAL = ("--extra", "2", "--augmentation", "categorical")
 BENCHMARKS = (speed, scaling, image_block, density_contest, small_tables)
 PROGRAMS = {"density": (density.PROGRAM, DensitySettings()), "classify": (classify.PROGRAM, ClassifySettings())}
@@ -165,6 +166,44 @@ class TestRecipes:
         short = parse(*PROGRAMS["density"], [*args, "--steps", "60"], rows, 13)[0]
         assert short.training.validate_every == 6  # ten validations at least
 
+    @pytest.mark.parametrize(("rows", "columns"), [(100, 4), (5000, 4), (None, 1)])
+    def test_residual_steps_of_tables_are_mixed(self, tmp_path, rows, columns):
+        (tmp_path / "table.csv").write_text("x,y\n")
+        args = [str(tmp_path / "table.csv"), "--residual-steps", "4"]
+        size = () if rows is None else (rows, columns)
+        model = parse(*PROGRAMS["density"], args, *size)[0].model
+        model.validate((columns,))
+        assert model.residual_steps == 4
+        assert model.activation == ("tanh", "silu")
+        if rows != 100:
+            assert (model.extra, model.augmentation, model.posterior) == (8, "categorical", "fitted")
+        for unmixed in (("--extra", "0"), ("--augmentation", "joint"), ("--base", "mixture")):
+            plain = parse(*PROGRAMS["density"], [*args, *unmixed], *size)[0].model
+            plain.validate((columns,))
+            assert (plain.extra, plain.augmentation, plain.posterior) == (0, "joint", "normal")
+
+    @pytest.mark.parametrize("typed", [("--steps", "60"), ("--objective", "likelihood", "--steps", "60")])
+    def test_residual_steps_of_tables_in_few_steps_of_training(self, tmp_path, typed):
+        (tmp_path / "table.csv").write_text("x,y\n")
+        assert settings(str(tmp_path / "table.csv"), "--residual-steps", "4", *typed).training.steps == 60
+
+    @pytest.mark.parametrize("source", ["table.csv", "digits", "moons"])
+    def test_residual_steps_have_no_options_of_an_ode(self, tmp_path, source):
+        (tmp_path / "table.csv").write_text("x,y\n")
+        args = [str(tmp_path / source) if source == "table.csv" else source, *STEPS]
+        found, line = parse(*PROGRAMS["density"], args, 100, 2)
+        assert (found.objective.acceleration, found.objective.loosen) == (0, DensitySettings().objective.loosen)
+        assert found.model.solver == DensitySettings().model.solver
+        assert "gradient" not in line
+
+    def test_residual_steps_of_points(self):
+        found = settings("moons", "--residual-steps", "4")
+        found.model.validate((2,))
+        assert (found.model.residual_steps, found.model.hidden, found.training.steps) == (4, (64, 64), 1200)
+        assert (found.objective.objective, found.objective.acceleration) == ("likelihood", 0)
+        certified = settings("moons", "--residual-steps", "4", "--certify", "--activation", "silu")
+        certified.model.validate((2,))
+
     def test_one_line_says_what_was_chosen(self):
         line = parse(*PROGRAMS["density"], ["moons", "--steps", "7", "--out", "mine"])[1]
         assert line == "recipe for points (moons): gradient direct, hidden 64 64; command line: steps 7"
@@ -229,6 +268,16 @@ class TestRefused:
             (["density", "wine.csv", "--conditional"], ["--conditional is for images and points by name"]),
             (["density", "moons", "--context", "x"], ["--context", "tables"]),
             (["density", "moons", "--coupling", "optimal-transport"], ["--coupling", "--objective flow-matching"]),
+            (["density", "moons", "--certify"], ["--certify has an effect with --residual-steps only"]),
+            (["density", "moons", *STEPS, *MATCHING], ["flow-matching leaves residual steps", "+likelihood"]),
+            (["density", "moons", *STEPS, "--solver", "rk4"], ["--solver", "an ODE, not --residual-steps"]),
+            (["density", "moons", *STEPS, "--rtol", "1e-3"], ["--rtol", "an ODE, not --residual-steps"]),
+            (["density", "moons", *STEPS, "--acceleration", "1"], ["--acceleration", "an ODE, not --residual-steps"]),
+            (["density", "moons", *STEPS, "--loosen", "3"], ["--loosen", "an ODE, not --residual-steps"]),
+            (["density", "moons", *STEPS, "--activation", "silu"], ["bounded field", "--certify"]),
+            (["density", "moons", *STEPS, "--divergence", "hutchinson"], ["--residual-steps 4", "determinants"]),
+            (["density", "moons", *STEPS, "--blocks", "2"], ["--residual-steps 4", "--blocks"]),
+            (["density", "moons", "--residual-steps", "-1"], ["--residual-steps -1"]),
             (["density", "moons", *MATCHING, "--acceleration", "1"], ["--acceleration", "--objective likelihood"]),
             (["density", "moons", "--likelihood-steps", "2"], ["--likelihood-steps", "flow-matching+likelihood"]),
             (

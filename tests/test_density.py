@@ -88,15 +88,31 @@ class TestRuns:
         own = json.loads(run("evaluate", "runs/people", "--json")[1])
         assert own["nll"] == result_of("runs/people")["nll"]
 
+    @pytest.mark.parametrize(
+        "options", [(), ("--certify", "--extra", "0"), ("--extra", "1", "--augmentation", "joint")]
+    )
+    def test_residual_steps_of_a_table(self, run, people, undrawn, options):
+        status, out, err = run("density", people, *TINY, "--residual-steps", "3", *options)
+        assert (status, err) == (0, "")
+        assert "least determinant  1 at data" in out
+        folder = Path("runs/people")
+        assert result_of(folder)["folds"]["mass"] == 0
+        assert result_of(folder)["nfe_log_prob"] == 3
+        assert cnf.load(folder).description.certify == ("--certify" in options)
+        status, out, err = run("density", people, "--init", folder, "--steps", "4", "--out", "again")
+        assert (status, err) == (0, "")
+        assert "residual" not in out.splitlines()[0]
+
     def test_each_part_of_the_data_serves_its_purpose(self, run, people, undrawn, monkeypatch):
         seen = {"validation_nll": [], "measure": []}
         for name, data in seen.items():
             real = getattr(likelihood, name)
-            monkeypatch.setattr(
-                likelihood,
-                name,
-                lambda model, x, *rest, real=real, data=data: (data.append(x), real(model, x, *rest))[1],
-            )
+
+            def spied(model, x, *rest, real=real, data=data, **more):
+                data.append(x)
+                return real(model, x, *rest, **more)
+
+            monkeypatch.setattr(likelihood, name, spied)
         assert run("density", people, *TINY)[0] == 0
         dataset = load_density_data(str(people))
         assert [torch.equal(part.x, dataset.validation.x) for part in seen["validation_nll"]] == [True] * 4

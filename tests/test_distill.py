@@ -126,9 +126,12 @@ class TestRuns:
         assert found["teacher"]["nll"]["kind"] == ("estimate" if "probes" in model else "exact")
         assert found["student"]["nfe_log_prob"] == steps < found["teacher"]["nfe_log_prob"]
         assert found["teacher"]["folds"] is None
+        assert found["student"]["folds"] == pytest.approx(figures["folds"], rel=1e-4)
         with torch.no_grad(), watch_determinants() as determinants:
             student.log_prob(dataset.test.x, dataset.test.c)
-        assert found["student"]["folds"]["least_data"] == pytest.approx(torch.cat(determinants).min().item(), rel=1e-4)
+        assert (
+            found["student"]["folds"]["least_data"] >= torch.cat(determinants).min().item() - 1e-4
+        )  # of all components
         if "probes" not in model:
             with torch.no_grad():
                 wanted = -teacher.log_prob(dataset.test.x, dataset.test.c).mean().item()

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from fields import Conv, Linear, mlp_fields
+from fields import Conv, Linear, jacobians, mlp_fields
 from torch import nn
 
 from anode import Field, InputError, MLPField
-from cnf import exact_divergence, hutchinson_divergence
+from cnf import exact_divergence, exact_jacobian, hutchinson_divergence
 from cnf.divergence import exact_by_pullbacks, probe_noise
 
 T = torch.tensor(0.3)
@@ -44,6 +44,32 @@ def test_any_module_is_a_field_on_images(float64):
         torch.testing.assert_close(exact_divergence(field, T, x).divergence, trace(field, T, x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        (Linear(torch.randn(3, 3).double()), (3,)),
+        (Conv(2).double(), (2, 2, 3)),
+        (MLPField(6, (8, 8, 8)).double(), (1, 2, 3)),
+        (Field.wrap(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()), (3,)),
+    ],
+    ids=lambda part: "" if isinstance(part, tuple) else type(part).__name__,
+)
+def test_jacobians_are_those_of_automatic_differentiation(float64, field, shape):
+    x = torch.randn(4, *shape)
+    velocity, jacobian = exact_jacobian(field, T, x)
+    torch.testing.assert_close(velocity, field(T, x))
+    torch.testing.assert_close(jacobian, jacobians(field, T, x).flatten(2), rtol=0, atol=1e-12)
+    rates = exact_by_pullbacks(field, T, x, frobenius=True)
+    torch.testing.assert_close(jacobian.diagonal(dim1=1, dim2=2).sum(1), rates.divergence)
+    torch.testing.assert_close(jacobian.square().sum((1, 2)), rates.frobenius)
+
+
+def test_jacobians_of_times_of_each_sample(float64):
+    field, x, t = MLPField(2, (5, 4), time="squash"), torch.randn(3, 2), torch.rand(3)
+    alone = [exact_jacobian(field, t[i], x[i : i + 1])[1] for i in range(3)]
+    torch.testing.assert_close(exact_jacobian(field, t, x)[1], torch.cat(alone))
+
+
 @pytest.mark.parametrize("rule", [exact_divergence, exact_by_pullbacks])
 def test_gradients_of_the_divergence_are_right(float64, rule):
     field = MLPField(2, (5, 4))
@@ -65,7 +91,7 @@ def test_hutchinson_is_unbiased(float64, field, noise):
 
 def test_a_velocity_of_another_shape_is_named():
     field, x = Field.wrap(nn.Linear(2, 1)), torch.randn(4, 2)
-    for rule in (exact_divergence, lambda *args: hutchinson_divergence(*args, torch.ones(1, 4, 2))):
+    for rule in (exact_divergence, exact_jacobian, lambda *args: hutchinson_divergence(*args, torch.ones(1, 4, 2))):
         with pytest.raises(InputError, match=r"returns \(4, 1\) for x of shape \(4, 2\)"):
             rule(field, T, x)
 

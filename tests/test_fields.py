@@ -39,6 +39,15 @@ def test_closed_form_divergence_is_the_trace_of_the_jacobian(float64, field):
     torch.testing.assert_close(divergence, trace, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("field", list(mlp_fields()), ids=lambda f: f"{len(f.layers) - 1}-{f.time}-{f.context}")
+def test_closed_form_jacobian_is_that_of_automatic_differentiation(float64, field):
+    field = field.double()
+    x, c, t = torch.randn(5, 3), torch.randn(5, field.context) if field.context else None, torch.tensor(0.3)
+    velocity, jacobian = field.velocity_and_jacobian(t, x, c)
+    torch.testing.assert_close(velocity, field(t, x, c))
+    torch.testing.assert_close(jacobian, jacobians(field, t, x, c), rtol=0, atol=1e-12)
+
+
 def test_activations_follow_the_layers_and_the_last_serves_the_rest(float64):
     field = MLPField(2, (6, 5, 4), ("tanh", "silu"), time="none")
     first, second, third, last = [functools.partial(F.linear, weight=f.weight, bias=f.bias) for f in field.layers]
@@ -63,12 +72,12 @@ def test_time_per_sample_equals_one_sample_at_a_time(float64, time, hidden):
     x, c, t = torch.randn(4, 2), torch.randn(4, 3), torch.rand(4)
     singles = [(t[i], x[i : i + 1], c[i : i + 1]) for i in range(4)]
     torch.testing.assert_close(field(t, x, c), torch.cat([field(*single) for single in singles]))
-    closed = field.velocity_and_divergence(t, x, c)
-    if time == "squash":
-        assert closed is None
-    else:
-        alone = torch.cat([field.velocity_and_divergence(*single)[1] for single in singles])
-        torch.testing.assert_close(closed[1], alone)
+    for rule in (field.velocity_and_divergence, field.velocity_and_jacobian):
+        closed = rule(t, x, c)
+        if time == "squash":
+            assert closed is None
+        else:
+            torch.testing.assert_close(closed[1], torch.cat([rule(*single)[1] for single in singles]))
 
 
 def test_parameter_counts_match_the_networks_of_the_anode_paper():

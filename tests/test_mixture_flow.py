@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from fields import wild
+from tasks import minimise
 from torch import nn
 
 from anode import InputError, MLPField, Solver, count_evals
@@ -177,6 +178,37 @@ def test_pruning_does_not_change_which_rows_are_finite(trained):
     full, pruned = model.log_prob(x, c), model.log_prob(x, c, prune=1e-2)
     assert full.isfinite().sum() < len(x)
     assert torch.equal(full.isfinite(), pruned.isfinite())
+
+
+@pytest.fixture
+def stepped(float64):
+    """A lightly trained mixture of residual steps, its data, and their contexts."""
+    torch.manual_seed(0)
+    x, c = two_pieces(spread=0.8, at=1.5), torch.randn(600, 1)
+    options = {"extra": 6, "augmentation": "categorical", "posterior": "fitted", "context": 1, "residual_steps": 3}
+    model = density_model((2,), x, hidden=(8, 8), **options)
+    objective = MaximumLikelihood(model)
+    minimise(lambda: objective(x, c), model, 60, 1e-2)
+    return model, x, c
+
+
+@pytest.mark.parametrize("prune", [1e-1, 1e-2])
+def test_a_pruned_sum_of_residual_steps_is_a_near_bound(stepped, prune):
+    model, x, c = stepped
+    log_joint, solved = model.log_joint(x, c), model.solved_components(x, c, prune)
+    pruned, full = model.log_prob(x, c, prune=prune), model.log_prob(x, c)
+    torch.testing.assert_close(pruned, log_joint.masked_fill(~solved, -math.inf).logsumexp(0))
+    assert (pruned <= full + 1e-12).all()
+    assert (full - pruned).mean() < prune / 3
+    assert (full - pruned).max() < -3 * math.log1p(-prune)
+    assert solved.sum() < 0.8 * solved.numel()
+
+
+def test_the_gate_of_residual_steps_takes_n_evaluations(stepped):
+    model, x, c = stepped
+    with count_evals() as nfe:
+        model.log_prob(x, c, prune=1e-2)
+    assert (nfe.solves, nfe.forward) == (2, 3 + 3)
 
 
 def test_thresholds_that_make_no_sense_are_refused(model):

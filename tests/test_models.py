@@ -41,6 +41,11 @@ VARIANTS = {
         "shape": (2,), "extra": 3, "augmentation": "categorical", "posterior": "fitted", "correlated": True
     },
     "solver": {"shape": (2,), "solver": Solver("rk4", step_size=0.25)},
+    "residual steps": {"shape": (2,), "residual_steps": 3, "activation": ("tanh", "silu"), "context": 3},
+    "certified": {"shape": (3,), "residual_steps": 2, "certify": True, "activation": "silu"},
+    "certified mixture": {
+        "shape": (2,), "residual_steps": 2, "certify": True, "extra": 3, "augmentation": "categorical"
+    },
 }  # fmt: skip
 LINE = {
     "plain": {},
@@ -51,6 +56,10 @@ LINE = {
     "momentum": {"extra": 1, "augmentation": "momentum"},
     "categorical": {"extra": 3, "augmentation": "categorical"},
     "categorical, correlated": {"extra": 3, "augmentation": "categorical", "correlated": True},
+    "residual steps": {"residual_steps": 4, "activation": ("tanh", "silu")},
+    "residual steps, joint": {"residual_steps": 4, "extra": 1},
+    "residual steps, categorical": {"residual_steps": 4, "extra": 3, "augmentation": "categorical"},
+    "certified": {"residual_steps": 4, "certify": True, "activation": "relu"},
     "categorical, fitted": {"extra": 3, "augmentation": "categorical", "posterior": "fitted"},
 }
 
@@ -277,6 +286,15 @@ def test_paths_end_at_samples_of_their_class(more):
         ({"correlated": True}, "correlated=True has an effect only with"),
         ({"noise": "gaussian"}, "noise='gaussian' has an effect only with divergence='hutchinson'"),
         ({"dequantization": "learned"}, "dequantization='learned' has an effect only with discrete data"),
+        ({"certify": True}, "certify=True has an effect only with residual_steps of at least 1"),
+        ({"residual_steps": -1}, "residual_steps=-1 must be"),
+        ({"residual_steps": 4, "activation": "silu"}, r"bounded field: pass activation=\('tanh', 'silu'\), or certify"),
+        ({"residual_steps": 4, "shape": (65,)}, "65 x 65 for each sample and step: at most 64"),
+        ({"residual_steps": 4, "shape": (62,), "extra": 3}, "determinant of 65 x 65"),
+        ({"residual_steps": 4, "blocks": 2}, "residual_steps=4 is for one field='mlp'"),
+        ({"residual_steps": 4, "shape": (1, 4, 4), "field": "conv"}, "residual_steps=4 is for one field='mlp'"),
+        ({"residual_steps": 4, "divergence": "hutchinson"}, "not a divergence or momentum"),
+        ({"residual_steps": 4, "extra": 2, "augmentation": "momentum"}, "not a divergence or momentum"),
         ({"data": torch.randn(5, 3)}, r"\(5, 3\)"),
         ({"data": torch.tensor([[1.0, float("nan")]])}, "finite"),
         ({"data": torch.zeros(0, 2)}, "one or more"),

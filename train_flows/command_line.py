@@ -105,6 +105,8 @@ def parse(program: Program, default: S, args: Sequence[str], *size: int) -> tupl
     if "init" in typed:
         found["init"] = os.path.realpath(typed["init"])
         initial = _initial(program, default, typed)
+        of_steps = {option: initial[option] for option in ("residual_steps",) if option in initial}
+        name, recipe = program.recipe({**typed, **of_steps}, *size)
         recipe = {option: value for option, value in recipe.items() if option not in initial}
         found |= initial
     settings = with_options(default, {**recipe, **typed, **found})

@@ -99,11 +99,11 @@ RESIDUAL_STEPS: dict[str, Recipe] = {  # in place of an ODE; of tables, in a mix
         "objective": "flow-matching+likelihood",
         "restart_lr": 1e-3,
         "steps": 12000,
-        "likelihood_steps": 2000,
         "validate_every": 500,
         "patience": 5,
     },
 }
+OF_ODES = (*ENERGIES, "gradient", "loosen", "solver")  # options that residual steps do not have
 FEW_ROWS = 1000  # of a training part; with more, flow matching needs no smoothing
 SMALL_SIZE = 16  # pixels per side; a perceptron for such images trains within minutes
 DARK_IMAGES = ("mnist", "fashion")  # a larger alpha would spread their many black pixels over much of the line
@@ -182,6 +182,8 @@ def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1)
         recipe["correlated"] = True  # components of whitened data have full covariances, too
     if objective == "flow-matching":
         recipe = {option: value for option, value in recipe.items() if option not in ENERGIES}  # it solves no paths
+    if typed.get("residual_steps"):
+        recipe = {option: value for option, value in recipe.items() if option not in OF_ODES}
     if "init" in typed and recipe.get("objective") == BOTH and "objective" not in typed:
         steps, lr = math.ceil(LIKELIHOOD_SHARE * recipe["steps"]), recipe["restart_lr"]
         recipe = {o: v for o, v in recipe.items() if o not in ("objective", "restart_lr")}

@@ -6,8 +6,10 @@ images with a negative determinant that a base point has. Divided by its integra
     log(1 + m)
 
 A base point with such an image has two or more others with positive ones. It shows in two ways: a sample, which is one
-of its images, may have a negative determinant; and a point of the data, mapped to the base and back, may return as
-another one. The larger of the two shares is taken for m.
+of its images, may have a negative determinant, at most in a share m; and a point of the data, mapped to the base and
+back, may return as another one. If the data follow the density, the share that returns as another point is m / (1 + m),
+where a return with a negative determinant counts half, since both of two points return as it. The larger estimate is
+taken for m.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from anode import SolverError
-from cnf import Density, MixtureFlow, ResidualSteps, watch_determinants
+from cnf import Density, LiftedFlow, MixtureFlow, ResidualSteps, watch_determinants
 from cnf.batches import split_batch
 from train_flows.data import Split
 from train_flows.evaluation import to_model
@@ -36,7 +38,7 @@ def has_residual_steps(model: Density) -> bool:
 
 @torch.no_grad()
 def measure_folds(model: Density, data: Split) -> dict[str, Any]:
-    """Measure the folds of residual steps at up to 1,000 points of the data, the same number of samples, and far from both.
+    """Measure the folds of residual steps at up to 1,000 points of the data, at samples, and far from both.
 
     Returns:
         ``least_data``, ``least_samples`` and ``least_wide``, the least determinants of a step at points of the data, at
@@ -60,14 +62,15 @@ def measure_folds(model: Density, data: Split) -> dict[str, Any]:
                 name: _least(steps, points, context)
                 for name, points in (("data", local), ("samples", sampled), ("wide", wide))
             }
-        returned = (~solved | ((back - local).flatten(1).norm(dim=1) > APART)).double().mean().item()
+        returned = (~solved | ((back - local).flatten(1).norm(dim=1) > APART)).double()
+        others = torch.where(solved & (_least(steps, back, context) < 0), returned / 2, returned).sum().item()
         negative = {name: (least[name] < 0).double().mean().item() for name in ("data", "samples")}
         missed = (~drawn).double().mean().item()
         return {
             **{f"least_{name}": each.min().item() for name, each in least.items()},
             **{f"negative_{name}": share for name, share in negative.items()},
-            "returned": returned,
-            "mass": max(returned, negative["samples"] + missed, negative["data"]),
+            "returned": returned.mean().item(),
+            "mass": max(others / max(1.0, len(x) - others), negative["samples"] + missed, negative["data"]),
         }
 
     return distributed.shared_out([slice(POINTS)], measure)[0]
@@ -80,7 +83,10 @@ def _residual_steps(model: Density) -> ResidualSteps:
 
 
 def _coordinates(model: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return points as residual steps take them, with their contexts."""
+    """Return points, with one draw of augmented variables, as residual steps take them, and their contexts."""
+    if isinstance(model, LiftedFlow):
+        x, c = model.prepare("x", x, c)
+        return _coordinates(model.flow, model.lift(x, c).point, c)
     if isinstance(model, MixtureFlow):
         return model.likeliest_component(x, c)[1:]
     x, c = model.prepare("x", x, c)

@@ -90,8 +90,8 @@ def measure(
         figures |= _inverse_error(at, data)
     if has_residual_steps(model):
         figures["folds"] = measure_folds(model, data)
-        if prune is not None:
-            figures["certificate"] = certificate(at, data, prune)
+    if prune is not None:
+        figures["certificate"] = certificate(at, data, prune)
     return {**figures, "nfe_log_prob": nfe_log_prob, "nfe_sample": nfe_sample.forward}
 
 
