@@ -25,7 +25,7 @@ MAX_DIM = 64  # a step takes D tangents and a determinant of D^3 operations for 
 LIPSCHITZ = 0.97  # of the certified displacement of a step; the rest is for rounding
 FOLDED = 1e-6
 SILU_SLOPE = 1.1  # largest slope of silu is 1.0998; of tanh, softplus and relu 1
-ITERATIONS, ATTEMPTS = 40, 20  # of Newton's method
+ITERATIONS, ATTEMPTS = 40, 60  # of Newton's method
 
 # The lists that collect determinants at the moment; see :func:`watch_determinants`.
 WATCHERS: ContextVar[tuple[list[Tensor], ...]] = ContextVar("watchers", default=())
@@ -177,7 +177,7 @@ class ResidualSteps(Transform):
             goal, context = y[rows], None if c is None else c[rows]
             start = goal + self._move(i, goal, context) if attempt == 0 else goal
             if attempt > 1:
-                start = goal + torch.empty_like(goal).normal_(generator=noise)
+                start = goal + 2.0 ** (attempt % 4 - 2) * torch.empty_like(goal).normal_(generator=noise)
             x[rows], size[rows] = self._newton(i, start, goal, context, allowed[rows])
             rows = rows[~(size[rows] <= allowed[rows])]
             if len(rows) == 0:

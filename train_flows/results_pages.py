@@ -185,16 +185,18 @@ def pair_rows(content: Row) -> Iterator[Row]:
             name, below = (f"{row[which]}, {row['penalty']}" for which in ("density", "other"))
             seeds = [seed for run, seed in best if run == name and (below, seed) in best]
             group = f"{row['data']}, {row['penalty']}"
+            alone = {each: content["findings"].get(f"{group}: {row['density']}, {each}") for each in OF_DENSITIES}
+            kind = "bound" if re.match(BOUNDS, name) else "exact"
             yield {
                 **found,
                 **row,
-                "kind": "bound" if re.match(BOUNDS, name) else "exact",
+                **alone,
+                "kind": "too low: folds" if (alone["least determinant"] or 1) < 0 else kind,
                 "sampling": _ratio(found),
                 **{
                     cost: _ratio(content["findings"].get(key.replace("nfe_sample", cost)))
                     for cost in ("nfe_log_prob", "work_log_prob", "seconds_sample", "seconds_log_prob")
                 },
-                **{each: content["findings"].get(f"{group}: {row['density']}, {each}") for each in OF_DENSITIES},
                 "ahead": fmean(best[name, seed] - best[below, seed] for seed in seeds),
             }
 
