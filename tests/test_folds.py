@@ -168,9 +168,15 @@ def test_a_folded_likelihood_is_not_called_exact(float64, slope, kind, said):
 
 
 def test_figures_survive_an_inverse_that_is_not_found(float64):
-    flow = Flow(
-        ResidualSteps(Field.wrap(lambda t, x: x - x.square()), 1), Normal((1,))
-    )  # z = x^2 has no negative image
+    class Square(Field):  # z = a x^2, which has no negative values
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.ones(()))
+
+        def forward(self, t, x, c=None):
+            return x - self.a * x.square()
+
+    flow = Flow(ResidualSteps(Square(), 1), Normal((1,)))
     figures = measure(flow, Split(torch.rand(200, 1) + 0.5), Solver())
     assert figures["nfe_sample"] is None
     assert figures["nll"]["kind"] == "folded"
