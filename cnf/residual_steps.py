@@ -156,10 +156,24 @@ class ResidualSteps(Transform):
             states.append(self._undo(i, states[-1], c))
         return states
 
+    @torch.no_grad()
+    def try_decode(self, z: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map base to data without a graph, and return True for the points (B,) whose inverse is found."""
+        found = torch.ones(len(z), dtype=torch.bool, device=z.device)
+        with parametrize.cached():
+            for i in reversed(range(self.steps)):
+                z, excess = self._solve(i, z, c)
+                found &= excess <= 1
+        return z, found
+
     def _undo(self, i: int, y: Tensor, c: Tensor | None) -> Tensor:
         """Return x with x - h f(t_i, x, c) = y; its gradient is that of one more Newton step."""
         with torch.no_grad(), parametrize.cached():
-            x = self._solve(i, y.detach(), c)
+            x, excess = self._solve(i, y.detach(), c)
+        if not (excess <= 1).all():
+            worst = self._tol(y) * excess.nan_to_num(math.inf).max().item()
+            method = f"Newton's method for step {i + 1} of {self.steps}, whose relative residual stays at {worst:.2g}"
+            raise SolverError("inverse not found", 1 - i / self.steps, ATTEMPTS * ITERATIONS, method)
         if not torch.is_grad_enabled():
             return x
         with parametrize.cached():
@@ -167,10 +181,16 @@ class ResidualSteps(Transform):
             slopes = self._slopes(i, x, c)[1].detach()
         return x - torch.linalg.solve(slopes, residual).view(x.shape)
 
-    def _solve(self, i: int, y: Tensor, c: Tensor | None) -> Tensor:
-        """Solve step i for x, (B, *S), by Newton's method from the explicit step, from y, and from points around y."""
-        tol = torch.finfo(y.dtype).eps ** 0.75 if self.tol is None else self.tol
-        allowed = tol * (1 + y.flatten(1).norm(dim=1))
+    def _tol(self, y: Tensor) -> float:
+        return torch.finfo(y.dtype).eps ** 0.75 if self.tol is None else self.tol
+
+    def _solve(self, i: int, y: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Solve step i for x, (B, *S), by Newton's method from the explicit step, from y, and from points around y.
+
+        Returns:
+            The points, and their residuals in units of the allowed ones, (B,).
+        """
+        allowed = self._tol(y) * (1 + y.flatten(1).norm(dim=1))
         x, size, rows = y.clone(), torch.zeros_like(allowed), torch.arange(len(y), device=y.device)
         noise = torch.Generator(y.device).manual_seed(0)
         for attempt in range(ATTEMPTS):
@@ -181,10 +201,8 @@ class ResidualSteps(Transform):
             x[rows], size[rows] = self._newton(i, start, goal, context, allowed[rows])
             rows = rows[~(size[rows] <= allowed[rows])]
             if len(rows) == 0:
-                return x
-        worst = size.nan_to_num(math.inf).max().item()
-        method = f"Newton's method for step {i + 1} of {self.steps}, whose residual stays at {worst:.2g}"
-        raise SolverError("inverse not found", 1 - i / self.steps, ATTEMPTS * ITERATIONS, method)
+                break
+        return x, size / allowed
 
     def _newton(self, i: int, x: Tensor, y: Tensor, c: Tensor | None, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Solve x - h f(t_i, x, c) = y from x, and return the points with the norms of their residuals, (B,).

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode import SolverError
 from cnf import Density, LiftedFlow, MixtureFlow, ResidualSteps, watch_determinants
 from cnf.batches import split_batch
 from train_flows.data import Split
@@ -56,8 +55,8 @@ def measure_folds(model: Density, data: Split) -> dict[str, Any]:
             local, context = _coordinates(model, x, c)
             steps = _residual_steps(model)
             base, _, _ = steps(local, context)
-            back, solved = _return(steps, base, context)
-            sampled, drawn = _return(steps, torch.randn_like(base), context)
+            back, solved = steps.try_decode(base, context)
+            sampled, drawn = steps.try_decode(torch.randn_like(base), context)
             wide = local + WIDE * local.std(0) * torch.randn_like(local)
             least = {
                 name: _least(steps, points, context)
@@ -92,19 +91,6 @@ def _coordinates(model: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, T
         return model.likeliest_component(x, c)[1:]
     x, c = model.prepare("x", x, c)
     return model.split()[0].encode(x, c), c
-
-
-def _return(steps: ResidualSteps, z: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the images of base points, and True for those that were found."""
-    try:
-        return steps.decode(z, c), torch.ones(len(z), dtype=torch.bool, device=z.device)
-    except SolverError:
-        if len(z) == 1:
-            return z, torch.zeros(1, dtype=torch.bool, device=z.device)
-    half = len(z) // 2
-    parts = [_return(steps, z[rows], None if c is None else c[rows]) for rows in (slice(half), slice(half, None))]
-    points, found = zip(*parts, strict=True)
-    return torch.cat(points), torch.cat(found)
 
 
 def _least(steps: ResidualSteps, x: Tensor, c: Tensor | None) -> Tensor:
