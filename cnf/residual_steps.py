@@ -262,15 +262,15 @@ def log_determinant(matrices: Tensor) -> tuple[Tensor, Tensor]:
     determinant does.
     """
     if matrices.shape[1] == 1:
-        determinant = matrices[:, 0, 0]
+        determinant = sign = matrices[:, 0, 0]
         log_abs = determinant.abs().log()
     elif matrices.shape[1] == 2:
-        determinant = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
+        determinant = sign = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
         log_abs = determinant.abs().log()
     else:
         sign, log_abs = torch.linalg.slogdet(matrices)
-        determinant = sign * log_abs.exp()
-    return determinant, torch.where(determinant > 0, log_abs, 2 * math.log(FOLDED) - (FOLDED + determinant.abs()).log())
+        determinant = sign * log_abs.exp()  # may underflow, unlike its logarithm
+    return determinant, torch.where(sign > 0, log_abs, 2 * math.log(FOLDED) - (FOLDED + determinant.abs()).log())
 
 
 def check_dim(dim: int) -> None:

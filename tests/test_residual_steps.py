@@ -23,6 +23,7 @@ from cnf import (
     ResidualSteps,
     watch_determinants,
 )
+from cnf.residual_steps import log_determinant
 
 CASES = pytest.mark.parametrize(("dim", "context"), [(1, 0), (2, 0), (2, 3), (5, 3)])
 
@@ -80,6 +81,10 @@ class TestDeterminants:
         assert (sign > 0).all()
         torch.testing.assert_close(steps(x, c).log_det, log_abs)
         torch.testing.assert_close(steps.inverse(steps.encode(x, c), c).log_det, -log_abs)
+
+    def test_a_determinant_below_the_smallest_number_has_a_logarithm(self):
+        _, log_abs = log_determinant(0.01 * torch.eye(64).unsqueeze(0))
+        torch.testing.assert_close(log_abs, torch.full((1,), 64 * math.log(0.01)))
 
     def test_they_are_watched_in_nested_blocks_only(self):
         steps, x = built(2), torch.randn(5, 2)
