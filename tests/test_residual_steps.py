@@ -206,6 +206,17 @@ class TestInputs:
         assert nfe.forward >= 5
         assert nfe.points >= 35
 
+    def test_every_call_of_the_field_is_counted(self):
+        steps, calls = built(2, 5), []
+        move, slopes = steps._move, steps._slopes
+        steps._move = lambda i, x, c: calls.append(len(x)) or move(i, x, c)
+        steps._slopes = lambda i, x, c: calls.append(len(x)) or slopes(i, x, c)
+        for method in (steps.forward, steps.encode, steps.decode):
+            calls.clear()
+            with count_evals(steps) as nfe, torch.no_grad():
+                method(torch.randn(7, 2))
+            assert (nfe.solves, nfe.forward, nfe.points) == (1, len(calls), sum(calls))
+
     @pytest.mark.parametrize("dim", [1, 2, 3])
     def test_empty_batches(self, dim):
         steps, x = built(dim), torch.randn(0, dim)

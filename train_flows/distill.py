@@ -296,8 +296,8 @@ def measured(model: Density, data: Split) -> dict[str, Any]:
 
     Returns:
         ``nll`` (see :func:`likelihood.nll`, pruned like the figures of a run); ``folds`` of residual steps (see
-        :func:`measure_folds`), else None; ``nfe_log_prob``, of one pass, gate included, ``seconds_log_prob``, ``nfe_sample``,
-        ``seconds_sample``, None if the inverse fails.
+        :func:`measure_folds`), else None; ``nfe_log_prob``, of one pass, gate included;
+        ``seconds_log_prob``; ``nfe_sample`` and ``seconds_sample``, None if the inverse fails.
     """
     prune = find_prune(model) if len(data) >= FEWEST_PRUNED else None
     with torch.no_grad():
