@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from anode import Field, MLPField
+from anode import Field, MLPField, Solver
 from cnf import Compose, Flow, Mixture, MixtureFlow, Normal, ResidualSteps, density_model, watch_determinants
 from train_flows.data import Split
 from train_flows.evaluation.folds import has_residual_steps, measure_folds
-from train_flows.evaluation.wording import describe_folds
+from train_flows.evaluation.likelihood import measure
+from train_flows.evaluation.wording import describe_folds, likelihood_table
 
 HALF, CELL = 12.0, 0.001
 
@@ -154,3 +155,29 @@ def test_measuring_leaves_random_numbers_alone(float64):
 def test_densities_with_residual_steps_are_known():
     assert has_residual_steps(folding(1.0))
     assert not has_residual_steps(Flow(Compose([]), Normal((1,))))
+
+
+@pytest.mark.parametrize(
+    ("slope", "kind", "said"), [(0.5, "exact", "(exact)"), (2.0, "folded", "not exact: the steps fold")]
+)
+def test_a_folded_likelihood_is_not_called_exact(float64, slope, kind, said):
+    flow = folding(slope)
+    figures = measure(flow, Split(draw(flow, 200)), Solver())
+    assert figures["nll"]["kind"] == kind
+    assert said in likelihood_table(figures)
+
+
+def test_figures_survive_an_inverse_that_is_not_found(float64):
+    class Square(Field):  # z = a x^2, which has no negative values
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.ones(()))
+
+        def forward(self, t, x, c=None):
+            return x - self.a * x.square()
+
+    flow = Flow(ResidualSteps(Square(), 1), Normal((1,)))
+    figures = measure(flow, Split(torch.rand(200, 1) + 0.5), Solver())
+    assert figures["nfe_sample"] is None
+    assert figures["nll"]["kind"] == "folded"
+    assert "the inverse is not found" in likelihood_table(figures)

@@ -27,7 +27,7 @@ from train_flows import density
 from train_flows.command_line import read
 from train_flows.data import Split
 from train_flows.evaluation import costs, likelihood, to_model, wording
-from train_flows.evaluation.folds import has_residual_steps, measure_folds
+from train_flows.evaluation.folds import FOLDED, has_residual_steps, measure_folds
 from train_flows.evaluation.pruning import find_prune
 from train_flows.run import session
 from train_flows.run.folder import Run, free_folder
@@ -302,7 +302,8 @@ def measured(model: Density, data: Split) -> dict[str, Any]:
     prune = find_prune(model) if len(data) >= FEWEST_PRUNED else None
     with torch.no_grad():
         figure, _ = likelihood.nll(model, data, 1, prune)
-    figures = {"nll": figure, "folds": measure_folds(model, data) if has_residual_steps(model) else None}
+    folds = measure_folds(model, data) if has_residual_steps(model) else None
+    figures = {"nll": {**figure, "kind": FOLDED} if folds and folds["mass"] else figure, "folds": folds}
     x, c = to_model(model, split_batch(data.head(TIMED_ROWS).batch(slice(None))))
     calls = {"log_prob": lambda: likelihood.log_prob(model, x, 1, c, prune), "sample": lambda: model.sample(len(x), c)}
     for name, call in calls.items():

@@ -26,6 +26,7 @@ from train_flows.data import Split
 from train_flows.evaluation import to_model
 from train_flows.run import distributed
 
+FOLDED = "folded"  # kind of a likelihood that is neither exact nor a bound
 POINTS = 1000  # of the data, and samples
 APART = 1e-2  # standard deviations of the base between a point and its return that rounding does not explain
 WIDE = 3.0  # standard deviations of the noise that is added to points, for a look beyond the data

@@ -31,7 +31,7 @@ from cnf.mixture_flow import FEWEST_PRUNED
 from cnf.transforms import SolveOptions
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import chunks, in_chunks, to_model
-from train_flows.evaluation.folds import has_residual_steps, measure_folds
+from train_flows.evaluation.folds import FOLDED, has_residual_steps, measure_folds
 from train_flows.evaluation.pruning import certificate, find_prune, keyword, mixture_of
 from train_flows.run import distributed
 
@@ -63,7 +63,9 @@ def measure(
         less precise solve fails, or a model has no ODE); ``nll_one_draw`` of discrete data, the bound by one draw of
         the dequantisation, if ``nll`` is of more; ``inverse_error``, the mean of ||x - decode(encode(x))|| in the units
         of the data (for a lifted flow, of y = lift(x)), and ``inverse_error_standardized``, in standard deviations
-        (None for a lifted flow); ``nfe_log_prob`` and ``nfe_sample``, evaluations by all ODEs together of one chunk of
+        (None for a lifted flow; both None for residual steps whose inverse is not found); ``folds`` of residual steps,
+        see :func:`~train_flows.evaluation.folds.measure_folds`, which makes ``"folded"`` of the kind of an NLL if there
+        are any; ``nfe_log_prob`` and ``nfe_sample``, evaluations by all ODEs together of one chunk of
         samples; and if components are left out, ``certificate``, see
         :func:`~train_flows.evaluation.pruning.certificate`.
     """
@@ -85,14 +87,25 @@ def measure(
             with torch.random.fork_rng(), torch.autocast(model.like.device.type, getattr(torch, precision)):
                 figures[f"nll_{precision}"] = _nll_or_none(at, data, samples, prune)
         figures["nll_tighter"] = _nll_or_none(at_tighter, data, samples, prune) if odes(model) else None
-        with count_evals(at) as nfe_sample:
-            at.sample(len(first), to_model(at, c))
-        figures |= _inverse_error(at, data)
+        nfe_sample: float | None = None
+        try:
+            with count_evals(at) as nfe:
+                at.sample(len(first), to_model(at, c))
+            nfe_sample = nfe.forward
+            figures |= _inverse_error(at, data)
+        except SolverError:
+            if not has_residual_steps(model):
+                raise
+            figures |= {"inverse_error": None, "inverse_error_standardized": None}
     if has_residual_steps(model):
-        figures["folds"] = measure_folds(model, data)
+        figures["folds"] = folds = measure_folds(model, data)
+        if folds["mass"]:
+            figures |= {
+                name: {**each, "kind": FOLDED} for name, each in figures.items() if name.startswith("nll") and each
+            }
     if prune is not None:
         figures["certificate"] = certificate(at, data, prune)
-    return {**figures, "nfe_log_prob": nfe_log_prob, "nfe_sample": nfe_sample.forward}
+    return {**figures, "nfe_log_prob": nfe_log_prob, "nfe_sample": nfe_sample}
 
 
 def nll(

@@ -8,6 +8,7 @@ from typing import Any
 
 from cnf import Density
 from train_flows.data.dataset import abbreviate
+from train_flows.evaluation.folds import FOLDED
 from train_flows.evaluation.likelihood import kind_of
 from train_flows.evaluation.pruning import find_prune
 
@@ -37,10 +38,11 @@ def likelihood_table(figures: dict[str, Any]) -> str:
         rows.append(("least determinant", describe_folds(folds)))
     relative = figures["inverse_error_standardized"]
     deviations = "" if relative is None else f" ({relative:.2e} standard deviations)"
+    error = figures["inverse_error"]
     rows += [
-        ("inverse error", f"{figures['inverse_error']:.2e}{deviations}"),
+        ("inverse error", "the inverse is not found" if error is None else f"{error:.2e}{deviations}"),
         ("NFE of log_prob", f"{figures['nfe_log_prob']:.0f}{_work(figures['nll'])}"),
-        ("NFE of sampling", f"{figures['nfe_sample']}"),
+        ("NFE of sampling", "-" if figures["nfe_sample"] is None else f"{figures['nfe_sample']}"),
     ]
     return lines(rows)
 
@@ -57,7 +59,10 @@ def describe_folds(folds: dict[str, float]) -> str:
     )
     if not folds["mass"]:
         return least
-    return f"{least}; the steps fold, so that the NLL is too low by about {math.log1p(folds['mass']):.2g} nats"
+    shares = (
+        f"{folds['negative_samples']:.2%} of the samples are on a fold, {folds['returned']:.2%} of the data beside one"
+    )
+    return f"{least}; {shares}, so that the NLL is too low by about {math.log1p(folds['mass']):.2g} nats"
 
 
 def gaussian_row(figures: dict[str, Any]) -> str:
@@ -97,6 +102,8 @@ def how(figure: dict[str, Any]) -> str:
 
 def _kind(figure: dict[str, Any]) -> str:
     probes = f"{figure['probes']} probe{'' if figure['probes'] == 1 else 's'}"
+    if figure["kind"] == FOLDED:
+        return "not exact: the steps fold"
     if figure["kind"] != "bound":
         return "exact" if figure["kind"] == "exact" else f"unbiased estimate, {probes}"
     if figure["samples"] is None:
