@@ -52,7 +52,7 @@ class ResidualSteps(Transform):
     though a map that folds reaches some from three. Gradients pass through it by the implicit function theorem.
 
     Args:
-        field: the field f, bounded; its time says which step it is.
+        field: the field f, bounded (only perceptrons are checked); its time says which step it is.
         steps: n.
         certify: divide the weights of an :class:`anode.MLPField` by their spectral norms where that is needed.
         tol: tolerance of the inverse, relative to 1 + |y|; 6e-6 in single and 2e-12 in double precision if omitted.
@@ -92,7 +92,7 @@ class ResidualSteps(Transform):
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
         check_dim(math.prod(x.shape[1:]))
         log_det, found = x.new_zeros(len(x)), []
-        self._count(x)
+        self._count(x, 1, self.steps)
         with parametrize.cached():  # of certified weights, for all steps
             for i in range(self.steps):
                 velocity, slopes = self._slopes(i, x, c)
@@ -106,7 +106,7 @@ class ResidualSteps(Transform):
 
     @override
     def encode(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        self._count(x)
+        self._count(x, 1, self.steps)
         with parametrize.cached():
             for i in range(self.steps):
                 x = x - self._move(i, x, c)
@@ -141,16 +141,15 @@ class ResidualSteps(Transform):
         velocity, jacobian = exact_jacobian(self.field, self._time(i, x), x, c)
         return velocity, torch.eye(jacobian.shape[1], dtype=x.dtype, device=x.device) - jacobian / self.steps
 
-    def _count(self, x: Tensor) -> None:
+    def _count(self, x: Tensor, solves: int, evaluations: int) -> None:
         for counter in open_counters(self.field):
-            counter.solves += 1
-            counter.forward += self.steps
-            counter.points += self.steps * len(x)
+            counter.solves += solves
+            counter.forward += evaluations
+            counter.points += evaluations * len(x)
 
     def _states(self, z: Tensor, c: Tensor | None) -> list[Tensor]:
         """Return the n + 1 states from base to data."""
-        for counter in open_counters(self.field):
-            counter.solves += 1
+        self._count(z, 1, 0)
         states = [z]
         for i in reversed(range(self.steps)):
             states.append(self._undo(i, states[-1], c))
@@ -195,8 +194,12 @@ class ResidualSteps(Transform):
         noise = torch.Generator(y.device).manual_seed(0)
         for attempt in range(ATTEMPTS):
             goal, context = y[rows], None if c is None else c[rows]
-            start = goal + self._move(i, goal, context) if attempt == 0 else goal
-            if attempt > 1:
+            if attempt == 0:
+                self._count(goal, 0, 1)
+                start = goal + self._move(i, goal, context)
+            elif attempt == 1:
+                start = goal
+            else:
                 start = goal + 2.0 ** (attempt % 4 - 2) * torch.empty_like(goal).normal_(generator=noise)
             x[rows], size[rows] = self._newton(i, start, goal, context, allowed[rows])
             rows = rows[~(size[rows] <= allowed[rows])]
@@ -209,12 +212,10 @@ class ResidualSteps(Transform):
 
         A Jacobian is kept while it divides the residual by eight; a move that does not lessen the residual is halved.
         """
-        counters, shape = open_counters(self.field), (-1, *x.shape[1:])
+        shape = (-1, *x.shape[1:])
 
         def residual_of(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            for counter in counters:
-                counter.forward += 1
-                counter.points += len(rows)
+            self._count(x, 0, 1)
             found = (x - self._move(i, x, None if c is None else c[rows]) - y[rows]).flatten(1)
             return found, found.norm(dim=1)
 
@@ -229,6 +230,7 @@ class ResidualSteps(Transform):
                 break
             renewed = rows[old[rows] & moved[rows]]
             if len(renewed):
+                self._count(renewed, 0, 1)
                 slopes = self._slopes(i, x[renewed], None if c is None else c[renewed])[1]
                 inverse[renewed] = torch.linalg.inv_ex(slopes).inverse
             old[renewed], moved[renewed] = False, False
@@ -280,15 +282,15 @@ def log_determinant(matrices: Tensor) -> tuple[Tensor, Tensor]:
     determinant does.
     """
     if matrices.shape[1] == 1:
-        determinant = matrices[:, 0, 0]
+        determinant = sign = matrices[:, 0, 0]
         log_abs = determinant.abs().log()
     elif matrices.shape[1] == 2:
-        determinant = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
+        determinant = sign = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
         log_abs = determinant.abs().log()
     else:
         sign, log_abs = torch.linalg.slogdet(matrices)
-        determinant = sign * log_abs.exp()
-    return determinant, torch.where(determinant > 0, log_abs, 2 * math.log(FOLDED) - (FOLDED + determinant.abs()).log())
+        determinant = sign * log_abs.exp()  # may underflow, unlike its logarithm
+    return determinant, torch.where(sign > 0, log_abs, 2 * math.log(FOLDED) - (FOLDED + determinant.abs()).log())
 
 
 def check_dim(dim: int) -> None:
@@ -301,7 +303,7 @@ def check_dim(dim: int) -> None:
 
 
 def is_bounded(field: Field) -> bool:
-    """Return False for a perceptron whose values grow without limit, by its first activation."""
+    """Return False for a perceptron whose first activation is not tanh; an affine one, which cannot fold, passes."""
     return not isinstance(field, MLPField) or field.activations[:1] in ([], [ACTIVATIONS["tanh"]])
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from stored_runs import have_same_weights, result_of, store_classifier, store_density, write_greys
+from stored_runs import have_same_weights, result_of, spread, store_classifier, store_density, write_greys
 from tasks import without_times
 
 import cnf
-from anode import storage
+from anode import Solver, storage
 from cnf import ResidualSteps, density_model, watch_determinants
 from train_flows import density, distill
 from train_flows.data import load_density_data
@@ -34,6 +34,14 @@ def table(tmp_path):
 
 def untimed(folder):
     return without_times(Run.open(folder, "density").records())
+
+
+def test_evaluations_of_pruned_mixtures_include_the_gate():
+    mixture = {**MIXTURE, "hidden": (8, 8), "posterior": "normal"}
+    teacher = spread(density_model((2,), solver=Solver("rk4", step_size=0.5), **mixture))
+    student = spread(density_model((2,), residual_steps=3, **mixture))
+    found = [distill.measured(model, Split(torch.randn(150, 2)))["nfe_log_prob"] for model in (teacher, student)]
+    assert found == [8 + 4, 3 + 3]
 
 
 @pytest.mark.usefixtures("float64")

@@ -128,6 +128,19 @@ class TestDensities:
         assert pruned["nll"]["value"] == pytest.approx(full["nll"]["value"], abs=0.02)
         assert "components left    " in run("evaluate", "runs/mix")[1]
 
+    @pytest.mark.parametrize(
+        ("model", "said"),
+        [
+            ({"extra": 3, "augmentation": "categorical"}, "would bias the likelihood"),
+            ({"residual_steps": 2}, "does not have one"),
+        ],
+    )
+    def test_an_estimated_divergence_is_refused(self, run, model, said):
+        store_density("runs/exact", "moons", test_size=20, model=model)
+        status, _, err = run("evaluate", "runs/exact", "--divergence", "hutchinson")
+        assert status == 2
+        assert said in err
+
     def test_pixels_in_the_columns_of_a_table(self, run):
         store_density("runs/digits", "digits")
         assert run("sample", "runs/digits", "-n", 7, "--out", "new.csv")[0] == 0

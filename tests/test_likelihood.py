@@ -307,6 +307,13 @@ def test_a_pruned_mixture_reports_its_work_and_what_it_leaves_out():
     assert 0 <= found["gap_mean"] <= found["gap_max"]
 
 
+@pytest.mark.parametrize("options", [{"residual_steps": 3}, {"solver": Solver("rk4", step_size=0.5)}])
+def test_evaluations_of_a_pass_include_the_gate(options):
+    model = spread(density_model((2,), hidden=(8, 8), extra=4, augmentation="categorical", **options))
+    plain, pruned = (likelihood.nll(model, table(150).test, 1, prune)[1] for prune in (None, 0.1))
+    assert (plain, pruned) == ((3, 3 + 3) if "residual_steps" in options else (8, 8 + 4))
+
+
 def test_draws_are_doubled_until_a_bound_settles(monkeypatch):
     model, data = spread(density_model((2,), hidden=(8, 8), extra=1)), table()
     with torch.no_grad():

@@ -23,6 +23,7 @@ from cnf import (
     ResidualSteps,
     watch_determinants,
 )
+from cnf.residual_steps import log_determinant
 
 CASES = pytest.mark.parametrize(("dim", "context"), [(1, 0), (2, 0), (2, 3), (5, 3)])
 
@@ -80,6 +81,10 @@ class TestDeterminants:
         assert (sign > 0).all()
         torch.testing.assert_close(steps(x, c).log_det, log_abs)
         torch.testing.assert_close(steps.inverse(steps.encode(x, c), c).log_det, -log_abs)
+
+    def test_a_determinant_below_the_smallest_number_has_a_logarithm(self):
+        _, log_abs = log_determinant(0.01 * torch.eye(64).unsqueeze(0))
+        torch.testing.assert_close(log_abs, torch.full((1,), 64 * math.log(0.01)))
 
     def test_they_are_watched_in_nested_blocks_only(self):
         steps, x = built(2), torch.randn(5, 2)
@@ -200,6 +205,17 @@ class TestInputs:
         assert nfe.solves == 1
         assert nfe.forward >= 5
         assert nfe.points >= 35
+
+    def test_every_call_of_the_field_is_counted(self):
+        steps, calls = built(2, 5), []
+        move, slopes = steps._move, steps._slopes
+        steps._move = lambda i, x, c: calls.append(len(x)) or move(i, x, c)
+        steps._slopes = lambda i, x, c: calls.append(len(x)) or slopes(i, x, c)
+        for method in (steps.forward, steps.encode, steps.decode):
+            calls.clear()
+            with count_evals(steps) as nfe, torch.no_grad():
+                method(torch.randn(7, 2))
+            assert (nfe.solves, nfe.forward, nfe.points) == (1, len(calls), sum(calls))
 
     @pytest.mark.parametrize("dim", [1, 2, 3])
     def test_empty_batches(self, dim):

@@ -296,8 +296,8 @@ def measured(model: Density, data: Split) -> dict[str, Any]:
 
     Returns:
         ``nll`` (see :func:`likelihood.nll`, pruned like the figures of a run); ``folds`` of residual steps (see
-        :func:`measure_folds`), else None; ``nfe_log_prob``, ``seconds_log_prob``, ``nfe_sample``, ``seconds_sample``,
-        None if the inverse fails.
+        :func:`measure_folds`), else None; ``nfe_log_prob``, of one pass, gate included;
+        ``seconds_log_prob``; ``nfe_sample`` and ``seconds_sample``, None if the inverse fails.
     """
     prune = find_prune(model) if len(data) >= FEWEST_PRUNED else None
     with torch.no_grad():
@@ -312,11 +312,12 @@ def measured(model: Density, data: Split) -> dict[str, Any]:
             for _ in range(1 + REPEATS):
                 started = time.perf_counter()
                 with count_evals(model) as nfe:
-                    call().cpu()
+                    call().cpu()  # which waits for the device
                 seconds.append(time.perf_counter() - started)
         done = len(seconds) > REPEATS
+        pruned = prune if name == "log_prob" else None
         figures |= {
-            f"nfe_{name}": nfe.per_solve if done else None,
+            f"nfe_{name}": likelihood.nfe_of_pass(model, [nfe], pruned) if done else None,
             f"seconds_{name}": min(seconds[1:]) if done else None,
         }
     return figures

@@ -85,6 +85,7 @@ def main(args: list[str]) -> None:
 def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -> dict[str, Any]:
     model = cnf.load(settings.run, device)
     assert isinstance(model, Density), "of that kind"
+    _check_divergence(settings, model)
     for ode in likelihood.odes(model):
         ode.divergence = settings.divergence or ode.divergence
     solver = next(iter(solvers_in(model)), None)
@@ -120,6 +121,18 @@ def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
     elif settings.rtol is not None or settings.atol is not None:
         model = model.with_solver(_with_tolerances(settings, solver))
     return accuracy.measure(model, _load(settings).test)
+
+
+def _check_divergence(settings: Settings, model: Density) -> None:
+    """Raise an error for a divergence that a model does not have, or whose estimates would bias its likelihood."""
+    typed = f"--divergence {settings.divergence}"
+    if settings.divergence is not None and not likelihood.odes(model):
+        raise InputError(f"{typed} is for ODEs, {settings.run} does not have one: omit it")
+    if settings.divergence == "hutchinson" and pruning.mixture_of(model) is not None:
+        raise InputError(
+            f"{typed} would bias the likelihood of {settings.run}, a mixture of flows: a sum over components takes "
+            "exponentials of the estimates; omit it"
+        )
 
 
 def _refuse_tolerances(settings: Settings) -> None:

@@ -91,7 +91,7 @@ def _count(model: Density, solve: Callable[[], Tensor]) -> tuple[Evaluations, fl
     torch.manual_seed(0)
     started = time.perf_counter()
     with count_evals(model) as nfe:
-        solve()
+        solve().cpu()  # which waits for the device
     return nfe, time.perf_counter() - started
 
 

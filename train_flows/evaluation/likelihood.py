@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
-from cnf import Continuous, Density, Dequantize, LiftedFlow, Standardize, VariationalAugment
+from cnf import Continuous, Density, Dequantize, LiftedFlow, ResidualSteps, Standardize, VariationalAugment
 from cnf.batches import split_batch
 from cnf.mixture_flow import FEWEST_PRUNED
 from cnf.transforms import SolveOptions
@@ -315,7 +315,7 @@ def _dequantisation(model: nn.Module) -> str | None:
 def nfe_of_pass(model: Density, counts: Sequence[Evaluations], prune: float | None = None) -> float:
     """Return the mean evaluations from data to base, by all ODEs of the model, with the gate of a pruned mixture."""
     solves, flow = sum(nfe.solves for nfe in counts), mixture_of(model)
-    if prune is not None and flow is not None and isinstance(flow.transform, Continuous):
+    if prune is not None and flow is not None and isinstance(flow.transform, Continuous | ResidualSteps):
         solves = sum(math.ceil(nfe.solves / 2) for nfe in counts)  # gate and flow; fewer than 100 samples skip the gate
     return max(1, len(odes(model))) * sum(nfe.forward for nfe in counts) / max(1, solves)
 

@@ -49,7 +49,7 @@ def likelihood_table(figures: dict[str, Any]) -> str:
 
 def _work(figure: dict[str, Any]) -> str:
     work = figure["evaluations_per_sample"]
-    return "" if figure["prune"] is None else f", one step of all likely components included; {work:.0f} a sample"
+    return "" if figure["prune"] is None else f", a look at all likely components included; {work:.0f} a sample"
 
 
 def describe_folds(folds: dict[str, float]) -> str:
