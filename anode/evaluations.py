@@ -118,7 +118,8 @@ class RightHandSide:
         like = y0 if isinstance(y0, Tensor) else y0[0]
         self.time = like.new_empty((), dtype=torch.float32 if like.device.type == "mps" else torch.float64)
         self.parameters = self._parameters()
-        self.batch = len(like) if like.ndim else 1
+        parts = (y0,) if isinstance(y0, Tensor) else y0
+        self.batch = max((len(part) for part in parts if part.ndim), default=1)  # a component may be the time
         self.counters = open_counters(field)
         for counter in self.counters:
             counter.solves += 1

@@ -109,9 +109,9 @@ class DensityConfig:
         context = whole_number("context", context, 0)
         levels = None if levels is None else whole_number("levels", levels, 2)
         self._validate_field(shape)
-        self._validate_augmentation(shape, context)
         if self.residual_steps:
             self._validate_residual_steps(shape)
+        self._validate_augmentation(shape, context)
         if levels is not None and self.alpha == 0:
             raise InputError("alpha=0 makes the logits of the first and last level infinite: pass 1e-6 or more")
         mixes = self.base == "mixture" or self.mixes_flows

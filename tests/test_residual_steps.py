@@ -149,7 +149,9 @@ class TestInverse:
     def test_a_point_without_a_preimage_is_named(self, float64):
         steps = ResidualSteps(Field.wrap(lambda x: 2 * x**2), 2)  # x - x^2 is at most 1/4
         torch.testing.assert_close(steps.encode(steps.decode(torch.tensor([[0.1]]))), torch.tensor([[0.1]]))
-        with pytest.raises(SolverError, match=r"step 2 of 2, whose relative residual stays at 0.38.*--certify") as caught:
+        with pytest.raises(
+            SolverError, match=r"step 2 of 2, whose relative residual stays at 0.38.*--certify"
+        ) as caught:
             steps.decode(torch.tensor([[1.0]]))
         assert caught.value.cause == "inverse not found"
 

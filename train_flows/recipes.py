@@ -88,14 +88,17 @@ DENSITY: dict[str, Recipe] = {
         "validate_every": 1000,
     },
 }
-RESIDUAL_STEPS: dict[str, Recipe] = {  # in place of an ODE; of tables, in a mixture, which makes few steps enough
-    "points": {"activation": ("tanh", "silu"), "lr": 5e-3},
+IN_A_MIXTURE: Recipe = {  # whose steps are short, and seldom fold
+    "activation": ("tanh", "silu"),
+    "augmentation": "categorical",
+    "extra": 8,
+    "posterior": "fitted",
+}
+RESIDUAL_STEPS: dict[str, Recipe] = {  # in place of an ODE
+    "points": {**IN_A_MIXTURE, "lr": 5e-3},
     "table": {
-        "activation": ("tanh", "silu"),
+        **IN_A_MIXTURE,
         "whiten": True,
-        "augmentation": "categorical",
-        "extra": 8,
-        "posterior": "fitted",
         "objective": "flow-matching+likelihood",
         "restart_lr": 1e-3,
         "steps": 12000,
