@@ -313,7 +313,7 @@ class Flow(Density):
     def split(self) -> tuple[Compose, Transform]:
         parts = split_at_paths(self.transform)
         if parts is None:
-            raise InputError("transform must end with one Continuous, after static transforms only")
+            raise InputError("transform must end with one Continuous or ResidualSteps, after static transforms only")
         return parts
 
     @override

@@ -158,6 +158,7 @@ class ResidualSteps(Transform):
     @torch.no_grad()
     def try_decode(self, z: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map base to data without a graph, and return True for the points (B,) whose inverse is found."""
+        self._count(z, 1, 0)
         found = torch.ones(len(z), dtype=torch.bool, device=z.device)
         with parametrize.cached():
             for i in reversed(range(self.steps)):
@@ -281,12 +282,12 @@ def log_determinant(matrices: Tensor) -> tuple[Tensor, Tensor]:
     The logarithm of a negative determinant is replaced by 2 log e - log(e + |det A|), e = 1e-6, which rises as the
     determinant does.
     """
-    if matrices.shape[1] == 1:
-        determinant = sign = matrices[:, 0, 0]
-        log_abs = determinant.abs().log()
-    elif matrices.shape[1] == 2:
-        determinant = sign = matrices[:, 0, 0] * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
-        log_abs = determinant.abs().log()
+    dim = matrices.shape[1]
+    if dim <= 2:
+        determinant = matrices[:, 0, 0]
+        if dim == 2:
+            determinant = determinant * matrices[:, 1, 1] - matrices[:, 0, 1] * matrices[:, 1, 0]
+        sign, log_abs = determinant, determinant.where(determinant > 0, 1.0).log()  # 0 would have an infinite gradient
     else:
         sign, log_abs = torch.linalg.slogdet(matrices)
         determinant = sign * log_abs.exp()  # may underflow, unlike its logarithm

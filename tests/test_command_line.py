@@ -300,6 +300,10 @@ class TestRefused:
             (["density", "moons", "--precision", "bfloat16", "--gradient", "adjoint"], ["--precision bfloat16"]),
             (["density", "moons", "--precision", "bfloat16", "--dtype", "float64"], ["--dtype float64"]),
             (
+                ["density", "moons", "--conditional", *CATEGORICAL, *MATCHING, "--coupling", "optimal-transport"],
+                ["--coupling optimal-transport cannot serve both components and what is given"],
+            ),
+            (
                 ["density", "moons", *CATEGORICAL, *MATCHING, "--coupling", "optimal-transport"],
                 ["--coupling optimal-transport needs --batch-size", "500 for each of --extra"],
             ),

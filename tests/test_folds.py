@@ -179,5 +179,6 @@ def test_figures_survive_an_inverse_that_is_not_found(float64):
     flow = Flow(ResidualSteps(Square(), 1), Normal((1,)))
     figures = measure(flow, Split(torch.rand(200, 1) + 0.5), Solver())
     assert figures["nfe_sample"] is None
+    assert figures["folds"]["negative_samples"] == pytest.approx(0.5, abs=0.1)  # each counts once
     assert figures["nll"]["kind"] == "folded"
     assert "the inverse is not found" in likelihood_table(figures)

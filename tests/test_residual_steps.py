@@ -82,6 +82,12 @@ class TestDeterminants:
         torch.testing.assert_close(steps(x, c).log_det, log_abs)
         torch.testing.assert_close(steps.inverse(steps.encode(x, c), c).log_det, -log_abs)
 
+    @pytest.mark.parametrize("dim", [1, 2])
+    def test_a_singular_step_has_a_finite_gradient(self, dim):
+        matrices = torch.zeros(1, dim, dim, requires_grad=True)
+        log_determinant(matrices)[1].sum().backward()
+        assert matrices.grad.isfinite().all()
+
     def test_a_determinant_below_the_smallest_number_has_a_logarithm(self):
         _, log_abs = log_determinant(0.01 * torch.eye(64).unsqueeze(0))
         torch.testing.assert_close(log_abs, torch.full((1,), 64 * math.log(0.01)))

@@ -71,10 +71,10 @@ def main(args: list[str]) -> None:
     dataset = load(settings)
     settings, origin = parse(PROGRAM, DensitySettings(), args, *size(dataset))
     session.tell(origin, *(f"note: {note}" for note in dataset.notes))
-    if settings.model.residual_steps and (dim := math.prod(dataset.shape)) > COSTLY_DIM:
+    if settings.model.residual_steps and (dim := math.prod(dataset.shape) + settings.model.augmented) > COSTLY_DIM:
         session.tell(
             f"note: in {dim} dimensions, a residual step takes {dim} derivatives and a determinant of {dim} x {dim} a "
-            f"sample: a training step takes about {dim / 6:.0f} times as long as that of an ODE"
+            "sample, which is most of the time of training"
         )
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device)

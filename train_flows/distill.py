@@ -283,7 +283,8 @@ def compare(teacher: Density, task: density.DensityTask, run: Run, error: float)
     names = ("", "NLL in nats", "kind", "NFE of log_prob", "NFE of sampling", "ms of log_prob", "ms of sampling")
     ode, residual = in_words("ODE", figures["teacher"]), in_words("residual steps", figures["student"])
     columns = zip((*names, "least determinant"), ode, residual, strict=True)
-    rows = [(name, f"{one:<36} {other}") for name, one, other in columns]
+    width = max(map(len, ode))
+    rows = [(name, f"{one:<{width}}  {other}") for name, one, other in columns]
     return wording.lines(
         [*rows, ("measured on", f"{len(data):,} test samples, times on {min(len(data), TIMED_ROWS):,}")]
     )

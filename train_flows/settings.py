@@ -228,9 +228,14 @@ class DensitySettings:
             )
         if self.model.residual_steps and objective == MATCHING:
             raise InputError(f"--objective {objective} leaves residual steps with Euler's errors: take {BOTH}")
+        coupled, given = self.objective.coupling != "independent", self.data.conditional or self.data.context
+        if coupled and given and self.model.mixes_flows:
+            raise InputError(
+                f"--coupling {self.objective.coupling} cannot serve both components and what is given: omit it, or one"
+            )
         components = self.model.extra if self.model.augmentation == "categorical" else 0
         needed = max(2, COMPONENT_POINTS * components)
-        if self.objective.coupling != "independent" and self.training.batch_size < needed:
+        if coupled and self.training.batch_size < needed:
             raise InputError(
                 f"--coupling {self.objective.coupling} needs --batch-size {needed} or more"
                 + (f", {COMPONENT_POINTS} for each of --extra {components}: " if components else ": ")

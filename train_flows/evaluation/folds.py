@@ -43,7 +43,8 @@ def measure_folds(model: Density, data: Split) -> dict[str, Any]:
     Returns:
         ``least_data``, ``least_samples`` and ``least_wide``, the least determinants of a step at points of the data, at
         samples, and at points of the data with normal noise of three standard deviations, which are far from both;
-        ``negative_data`` and ``negative_samples``, the shares of points with a negative determinant; ``returned``, the
+        ``negative_data`` and ``negative_samples``, the shares of points with a negative determinant, of samples also
+        those whose inverse is not found; ``returned``, the
         share of points of the data that return as another point, or not at all; ``mass``, the estimate of m. Points
         are taken in the coordinates of the likeliest component of a mixture.
     """
@@ -64,13 +65,13 @@ def measure_folds(model: Density, data: Split) -> dict[str, Any]:
             }
         returned = (~solved | ((back - local).flatten(1).norm(dim=1) > APART)).double()
         others = torch.where(solved & (_least(steps, back, context) < 0), returned / 2, returned).sum().item()
-        negative = {name: (least[name] < 0).double().mean().item() for name in ("data", "samples")}
-        missed = (~drawn).double().mean().item()
+        negative = {"data": least["data"] < 0, "samples": (least["samples"] < 0) | ~drawn}
+        shares = {name: where.double().mean().item() for name, where in negative.items()}
         return {
             **{f"least_{name}": each.min().item() for name, each in least.items()},
-            **{f"negative_{name}": share for name, share in negative.items()},
+            **{f"negative_{name}": share for name, share in shares.items()},
             "returned": returned.mean().item(),
-            "mass": max(others / max(1.0, len(x) - others), negative["samples"] + missed, negative["data"]),
+            "mass": max(others / max(1.0, len(x) - others), *shares.values()),
         }
 
     return distributed.shared_out([slice(POINTS)], measure)[0]

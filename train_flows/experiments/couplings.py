@@ -8,9 +8,7 @@ experiment is that of Cheng, Schwing 2025, arXiv 2503.10636, section 4.1, with s
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -23,17 +21,15 @@ from anode.errors import check_choice, config
 from cnf import Continuous, Flow, FlowMatching, Mixture
 from cnf.flow import MatchingPair
 from cnf.flow_matching import optimal_transport
-from train_flows.command_line import OF_A_SITTING, read
+from train_flows.command_line import read
 from train_flows.data import SEED_STRIDE, class_contexts
-from train_flows.experiments.grid import Experiment, Scale, words
+from train_flows.experiments.grid import Experiment, Scale, train_as_run, words
 from train_flows.experiments.panels import against, draw_panels, ends_against
 from train_flows.experiments.results import Results, by_data
 from train_flows.experiments.training_densities import LOG_PROB, SAMPLING, training
-from train_flows.run import session
 from train_flows.run.folder import Run
-from train_flows.run.loop import train
 from train_flows.run.step import shuffled_batches
-from train_flows.settings import Count, Positive, RunSettings, Seed, Training
+from train_flows.settings import Count, Positive, Seed, Training
 
 # Densities
 
@@ -156,19 +152,11 @@ class TransportTask:
 
 def main(args: list[str]) -> None:
     """Run the command line ``transport``."""
-    started = time.monotonic()
-    settings = read(TransportSettings, args, KIND)
-    if settings.resume is not None:
-        run = Run.open(settings.resume, KIND)
-        settings = replace(settings, **run.config["model"])
-    device = session.begin(RunSettings(seed=settings.seed, device=settings.device))
-    task = TransportTask(settings, device)
-    if settings.resume is None:
-        chosen = {name: value for name, value in asdict(settings).items() if name not in (*OF_A_SITTING, "out")}
-        run = Run.create(settings.out, KIND, {"training": asdict(task.training)}, chosen, {})
-    with session.resumable(run, KIND):
-        if train(task, run, deadline=started + 60 * (settings.budget_minutes or math.inf)):
-            run.write_result({name: run.records()[-1][name] for name in ("w2", "w2_euler", "nfe_sample")})
+
+    def figures(task: TransportTask, run: Run) -> dict[str, Any]:
+        return {name: run.records()[-1][name] for name in ("w2", "w2_euler", "nfe_sample")}
+
+    train_as_run(KIND, read(TransportSettings, args, KIND), TransportTask, figures)
 
 
 def _transports(data: str, scale: Scale) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from anode import InputError, SolverError, storage
+from train_flows.command_line import OF_A_SITTING
 from train_flows.data import DENSITY_NAMES, known_labelled_data
 from train_flows.data.images import PUBLISHED
 from train_flows.experiments.results import FAILED_FILE, NOT_FINITE, Outcome, Results, read_outcome
-from train_flows.run import TrainingError
+from train_flows.run import TrainingError, session
+from train_flows.run.folder import Run
+from train_flows.run.loop import train
+from train_flows.settings import RunSettings
 
 PROGRAMS = {
     "density": "train_flows.density",
@@ -242,6 +246,33 @@ def perform(job: Job, device: str, deadline: float) -> None:
             if (status := _cause(error)) is None:
                 raise
             storage.write_json(job.folder / FAILED_FILE, {"status": status, "message": str(error)})
+
+
+def train_as_run(
+    kind: str,
+    settings: Any,
+    build: Callable[[Any, torch.device], Any],
+    figures: Callable[[Any, Run], Mapping[str, Any]],
+) -> None:
+    """Train the task of a program that only experiments have as a run of its kind, or continue one.
+
+    Args:
+        kind: name of the program.
+        settings: a dataclass with ``steps``, ``seed``, ``out``, ``device``, ``budget_minutes`` and ``resume``.
+        build: from settings and device to the task, see :class:`train_flows.run.loop.Task`.
+        figures: from the task and its run to the figures of a training that is complete.
+    """
+    started = time.monotonic()
+    if settings.resume is not None:
+        run = Run.open(settings.resume, kind)
+        settings = replace(settings, **run.config["model"])
+    task = build(settings, session.begin(RunSettings(seed=settings.seed, device=settings.device)))
+    if settings.resume is None:
+        chosen = {name: value for name, value in asdict(settings).items() if name not in (*OF_A_SITTING, "out")}
+        run = Run.create(settings.out, kind, {"training": asdict(task.training)}, chosen, {})
+    with session.resumable(run, kind):
+        if train(task, run, deadline=started + 60 * (settings.budget_minutes or math.inf)):
+            run.write_result(figures(task, run))
 
 
 def _cause(error: BaseException | None) -> str | None:

@@ -8,9 +8,8 @@ the possible gain. A run is one of ``reverse-kl``, a program for this experiment
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,17 +22,15 @@ from torch.nn import functional as F
 from anode import MLPField, Solver, count_evals
 from anode.errors import check_choice, config
 from cnf import Continuous, Flow, Normal, Planar, PlanarField, ReverseKL, Transform
-from train_flows.command_line import OF_A_SITTING, read
-from train_flows.experiments.grid import Experiment, Scale, words
+from train_flows.command_line import read
+from train_flows.experiments.grid import Experiment, Scale, train_as_run, words
 from train_flows.experiments.panels import Panel, draw_panels
 from train_flows.experiments.results import Results, by_data
 from train_flows.figures import plots
-from train_flows.run import session
 from train_flows.run.folder import Run
-from train_flows.run.loop import train
-from train_flows.settings import Count, Positive, RunSettings, Seed, Training
+from train_flows.settings import Count, Positive, Seed, Training
 
-KIND = "variational"
+KIND = "reverse-kl"
 BATCH, RECORDS = 512, 10  # of a training
 VALIDATED, TESTED, SHOWN = 2000, 20_000, 400  # samples
 TRAINING, FIGURES = Solver(rtol=1e-4, atol=1e-4, gradient="direct"), Solver(gradient="direct")
@@ -201,22 +198,14 @@ def divergences(flow: Flow, target: Target, n: int) -> Tensor:
 
 def main(args: list[str]) -> None:
     """Run the command line ``reverse-kl``."""
-    started = time.monotonic()
-    settings = read(FlowSettings, args, "reverse-kl")
-    if settings.resume is not None:
-        run = Run.open(settings.resume, KIND)
-        settings = replace(settings, **run.config["model"])
-    device = session.begin(RunSettings(seed=settings.seed, device=settings.device))
-    task = ReverseKLTask(settings, device)
-    if settings.resume is None:
-        flow = {name: value for name, value in asdict(settings).items() if name not in (*OF_A_SITTING, "out")}
-        run = Run.create(settings.out, KIND, {"training": asdict(task.training)}, flow, {})
-    with session.resumable(run, "reverse-kl"):
-        if train(task, run, deadline=started + 60 * (settings.budget_minutes or math.inf)):
-            with count_evals(task.measured) as nfe:
-                kl = divergences(task.measured, task.target, TESTED)
-            error = kl.std().item() / math.sqrt(TESTED)
-            run.write_result({"kl": kl.mean().item(), "standard_error": error, "nfe_sample": nfe.forward})
+
+    def figures(task: ReverseKLTask, run: Run) -> dict[str, Any]:
+        with count_evals(task.measured) as nfe:
+            kl = divergences(task.measured, task.target, TESTED)
+        error = kl.std().item() / math.sqrt(TESTED)
+        return {"kl": kl.mean().item(), "standard_error": error, "nfe_sample": nfe.forward}
+
+    train_as_run(KIND, read(FlowSettings, args, KIND), ReverseKLTask, figures)
 
 
 # The experiment
