@@ -187,6 +187,7 @@ def pair_rows(content: Row) -> Iterator[Row]:
             group = f"{row['data']}, {row['penalty']}"
             alone = {each: content["findings"].get(f"{group}: {row['density']}, {each}") for each in OF_DENSITIES}
             kind = "bound" if re.match(BOUNDS, name) else "exact"
+            kind += " if unfolded" if "residual steps" in name else ""
             yield {
                 **found,
                 **row,

@@ -55,8 +55,8 @@ def costs(model: Density, dataset: Dataset) -> dict[str, float]:
         gates included; ``nll_test``, in nats at 1e-4; ``points_log_prob``, the mean number of points solved for each
         sample: components times draws of a bound. The draws are doubled, from 16 on, until that raises the bound by
         less than 0.005 nats, or the data allow no more; ``raised``, the effect of the last doubling in nats;
-        ``least_determinant`` of residual steps, whose NLL is exact where all are positive; and if components are left
-        out, ``gap_mean``, ``gap_error`` and ``gap_max``, see
+        ``least_determinant`` of residual steps at the samples, which shows a fold there, if not all folds; and if
+        components are left out, ``gap_mean``, ``gap_error`` and ``gap_max``, see
         :func:`~train_flows.evaluation.pruning.certificate`.
     """
     test = dataset.test.head(POINTS)

@@ -10,7 +10,8 @@ all, from equal numbers of draws.
 The work of log_prob is the number of evaluations for each sample, over all components and draws that are solved, and
 with those of the gate that prunes a mixture. Seconds are of the wall clock, in double precision at the tolerance named.
 The gap of pruning is what the likelihood of a mixture lacks by the components left out, in nats: a certificate from
-samples for which all components are summed. The NLL of residual steps is exact if their least determinant is positive.
+samples for which all components are summed. The NLL of residual steps is too low if their least determinant is
+negative; folds far from the samples do not show.
 """
 
 from __future__ import annotations
