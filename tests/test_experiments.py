@@ -33,7 +33,7 @@ SHAPES = {"identity": 1, "g1d": 1, "intervals": 1, "spheres": 2, "sines": 2}
 DATA = {"images": ("digits",), "densities": ("checkerboard",)}  # instead of the default
 RECORD = ("loss", "train_mse", "train_accuracy", "train_nfe", "validation_loss", "test_loss", "test_accuracy", "kl")
 RECORD += ("nfe_forward", "nfe_backward", "nll", "nfe_log_prob", "nll_test", "points_log_prob", *METRICS)
-RECORD += ("gap_mean", "gap_error", "gap_max", "least_determinant", "w2", "w2_euler")
+RECORD += ("gap_mean", "gap_error", "gap_max", "folded_mass", "w2", "w2_euler")
 
 
 def settings_of(job):
@@ -332,7 +332,7 @@ def test_costs_compare_at_equal_and_at_best_likelihood():
         of("p=0", 1, [9.0, 3.0, 2.0], [1.0, 20.0, 40.0]),
         of("mixture (pruned)", 0, [9.0, 3.0, 1.0], [1.0, 10.0, 20.0], **gaps),
         of("mixture (pruned)", 1, [9.0, 3.0, 1.0], [1.0, 10.0, 80.0]),
-        of("residual steps", 0, [9.0, 2.0, 2.5], [1.0, 4.0, 4.0], least_determinant=[-1.0, 0.5, 0.2]),
+        of("residual steps", 0, [9.0, 2.0, 2.5], [1.0, 4.0, 4.0], folded_mass=[9.0, 0.0, 0.2]),
     ]
     found = EXPERIMENTS["augmented-density"].findings(Results(outcomes))
     best = found["checkerboard, free: mixture (pruned) / p=0, at best NLL"]
@@ -343,7 +343,7 @@ def test_costs_compare_at_equal_and_at_best_likelihood():
         "error": 2e-4,
         "largest": 0.02,
     }
-    assert found["checkerboard, free: residual steps, least determinant"] == 0.2
+    assert found["checkerboard, free: residual steps, folded mass"] == 0.2
     assert found["checkerboard, free: residual steps / p=0, nfe_sample_1e-07"]["ratio"] == pytest.approx(0.1)
     assert "checkerboard, free: p=0, gap of pruning" not in found
 
@@ -354,8 +354,8 @@ def test_only_the_models_named_are_trained(run, tmp_path):
     content = json.loads((tmp_path / "paper" / "augmented-density-checkerboard-quick.json").read_text())
     assert content["complete"]
     assert [each["name"] for each in content["runs"]] == ["p=0, free", "residual steps, free"]
-    (least,) = (value for name, value in content["findings"].items() if name.endswith("least determinant"))
-    assert least > 0
+    (mass,) = (value for name, value in content["findings"].items() if name.endswith("folded mass"))
+    assert mass == 0
     assert content["findings"]["checkerboard, free: residual steps / p=0, work_log_prob_1e-05"]["cost"] == 4
 
 

@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 HOW = "Written by `train-flows report --results assets/results` from the JSON files in this folder; do not edit.\n"
 MARKED = r"(<!-- results: {} -->\n).*?(<!-- /results -->)"  # a part of the product page
 BOUNDS = r"joint|frozen|momentum|mixture \(pruned\)|residual steps, mixture"  # densities that know no exact NLL
-OF_DENSITIES = ("gap of pruning", "least determinant")  # findings that are not of pairs
+OF_DENSITIES = ("gap of pruning", "folded mass")  # findings that are not of pairs
 OURS, WORKS = "ours, checkpoint", ("cnf-2d", "cnf-tab")  # of the speed benchmark
 
 
@@ -187,12 +187,11 @@ def pair_rows(content: Row) -> Iterator[Row]:
             group = f"{row['data']}, {row['penalty']}"
             alone = {each: content["findings"].get(f"{group}: {row['density']}, {each}") for each in OF_DENSITIES}
             kind = "bound" if re.match(BOUNDS, name) else "exact"
-            kind += " if unfolded" if "residual steps" in name else ""
             yield {
                 **found,
                 **row,
                 **alone,
-                "kind": "too low: folds" if (alone["least determinant"] or 1) < 0 else kind,
+                "kind": "estimate: folds" if alone["folded mass"] else kind,
                 "sampling": _ratio(found),
                 **{
                     cost: _ratio(content["findings"].get(key.replace("nfe_sample", cost)))

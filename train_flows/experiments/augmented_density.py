@@ -8,10 +8,10 @@ variant that knows only a bound of its likelihood is at a disadvantage; the like
 all, from equal numbers of draws.
 
 The work of log_prob is the number of evaluations for each sample, over all components and draws that are solved, and
-with those of the gate that prunes a mixture. Seconds are of the wall clock, in double precision at the tolerance named.
+with those of the gate that prunes a mixture. Seconds are of the process, in double precision at the tolerance named.
 The gap of pruning is what the likelihood of a mixture lacks by the components left out, in nats: a certificate from
-samples for which all components are summed. The NLL of residual steps is too low if their least determinant is
-negative; folds far from the samples do not show.
+samples for which all components are summed. Residual steps that fold have a density that integrates to 1 + m: their NLL
+is that of the density divided by an estimate of its integral.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def _compare(results: Results, data: str) -> dict[str, Any]:
         if failed := sum(o.status != SUCCESS for o in group):
             findings[f"{name}, failed"] = failed
         findings[f"{name}, points solved for an NLL"] = group.mean("points_log_prob")
-        if len(least := group.succeeded.curves("least_determinant")[:, 1:].ravel()) and np.isfinite(least).any():
-            findings[f"{name}, least determinant"] = float(np.nanmin(least))
+        if len(mass := group.succeeded.curves("folded_mass")[:, 1:].ravel()) and np.isfinite(mass).any():
+            findings[f"{name}, folded mass"] = float(np.nanmax(mass))
         if gap := pruning_gap(group):
             findings[f"{name}, gap of pruning"] = gap
     if fitted := [o.records[0]["nll_test"] for o in results.of("mixture base") if o.records]:
