@@ -1,0 +1,1 @@
+"""Densities of tables whose columns are of several kinds."""

@@ -1,0 +1,142 @@
+"""Columns of a table: which values they take, and the scale on which a flow sees them."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from anode.errors import InputError, config
+
+Kind = Literal["continuous", "positive", "bounded", "ordinal", "date", "category"]
+Scale = Literal["linear", "log", "logit", "asinh"]
+
+
+@config
+class Column:
+    """One column of a table, in plain values that are stored with a model.
+
+    A cell is a number: the value, the code of a category (its place in ``categories``), or a date in days since
+    ``first``. A missing cell is NaN. A cell of a number is in one of several states: a value on the scale, one of the
+    atoms, or missing.
+
+    Attributes:
+        name: of the column.
+        kind: category, whose cells are codes; ordinal, whole numbers that have probabilities, by a bound; the others
+            have densities: continuous, positive (above ``low``), bounded (between ``low`` and ``high``), date.
+        categories: names of the categories, by code.
+        scale: what a flow sees of a value x: x itself, log (x - low), the logit of (x - low) / (high - low), or
+            asinh (x - center) / spread.
+        low: values are above it; None without a bound.
+        high: values are below it; None without a bound.
+        center: of the scale asinh.
+        spread: of the scale asinh.
+        atoms: single values that have a probability of their own, and are no values on the scale.
+        step: distance of recorded values, which stand for all values nearer than half of it; 0 if not rounded.
+        origin: one of the recorded values.
+        gaps: True if cells may be missing, with a probability that is learned.
+        first: day 0 of a date, such as 2024-01-31.
+    """
+
+    name: str
+    kind: Kind = "continuous"
+    categories: tuple[str, ...] = ()
+    scale: Scale = "linear"
+    low: float | None = None
+    high: float | None = None
+    center: float = 0.0
+    spread: Annotated[float, Field(gt=0)] = 1.0
+    atoms: tuple[float, ...] = ()
+    step: Annotated[float, Field(ge=0)] = 0.0
+    origin: float = 0.0
+    gaps: bool = False
+    first: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "category" and not self.categories:
+            raise InputError(f"categories=() of column {self.name} must name the values of a category")
+        if (self.scale in ("log", "logit") and self.low is None) or (self.scale == "logit" and self.high is None):
+            raise InputError(f"scale={self.scale!r} of column {self.name} needs low" + ", high" * (self.scale == "logit"))
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise InputError(f"low={self.low} of column {self.name} must be below high={self.high}")
+
+    @property
+    def is_category(self) -> bool:
+        """True if cells are codes of categories."""
+        return self.kind == "category"
+
+    @property
+    def states(self) -> int:
+        """Number of discrete states of a cell: categories, or on the scale, then atoms; then missing, if it can be."""
+        return (len(self.categories) or 1 + len(self.atoms)) + self.gaps
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The open interval of values on the scale: recorded values stand for half a step more on either side."""
+        low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
+        return low - self.step / 2, high + self.step / 2
+
+    def state_of(self, x: Tensor) -> Tensor:
+        """Return the states (N,) of cells (N,), int64.
+
+        Raises:
+            InputError: for a cell that has none: a missing one without ``gaps``, an unknown code, a value out of bounds.
+        """
+        if self.is_category:
+            state = x.nan_to_num(len(self.categories)).long()
+            known = (x.isnan() | (x == state)) & (state >= 0) & (state < self.states)
+        else:
+            state = torch.zeros_like(x, dtype=torch.int64)
+            for i, atom in enumerate(self.atoms, 1):
+                state[x == atom] = i
+            state[x.isnan()] = 1 + len(self.atoms)
+            low, high = self.bounds
+            known = torch.where(state == 0, (x > low) & (x < high) & x.isfinite(), state < self.states)
+        if not known.all():
+            row = int((~known).nonzero()[0])
+            raise InputError(f"column {self.name} cannot hold {x[row].item():g} (row {row}): {self._allowed()}")
+        return state
+
+    def value_of(self, state: Tensor, x: Tensor) -> Tensor:
+        """Return cells (N,) from their states and values on the scale, (N,); those of categories do not matter."""
+        fixed = [*range(len(self.categories))] or [math.nan, *self.atoms]
+        table = torch.tensor([*fixed, math.nan][: self.states], dtype=x.dtype, device=x.device)
+        return table[state] if self.is_category else torch.where(state == 0, x, table[state])
+
+    def to_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values (N,) on the scale and the logarithms of the slopes, d scaled / d x."""
+        low, high = self.bounds
+        if self.scale == "log":
+            y = (x - low).log()
+            return y, -y
+        if self.scale == "logit":
+            y = ((x - low) / (high - x)).log()
+            return y, math.log(high - low) - (x - low).log() - (high - x).log()
+        if self.scale == "asinh":
+            z = (x - self.center) / self.spread
+            return z.asinh(), -0.5 * (1 + z.square()).log() - math.log(self.spread)
+        return x, torch.zeros_like(x)
+
+    def from_scale(self, y: Tensor) -> Tensor:
+        """Return the values (N,) of numbers on the scale, as they are recorded and within the bounds."""
+        low, high = self.bounds
+        if self.scale == "log":
+            x = low + y.exp()
+        elif self.scale == "logit":
+            x = low + (high - low) * y.sigmoid()
+        elif self.scale == "asinh":
+            x = self.center + self.spread * y.sinh()
+        else:
+            x = y
+        if self.step:
+            x = self.origin + self.step * ((x - self.origin) / self.step).round()
+        return x.clamp(self.low, self.high) if (self.low, self.high) != (None, None) else x
+
+    def _allowed(self) -> str:
+        if self.is_category:
+            return f"its codes are 0 to {len(self.categories) - 1}" + ", NaN if missing" * self.gaps
+        low, high = (format(end, "g") for end in self.bounds)
+        return f"values lie between {low} and {high}" + ", NaN if missing" * self.gaps
