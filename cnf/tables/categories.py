@@ -18,9 +18,10 @@ from cnf.batches import check_contexts, weighted_mean
 BATCH = 2048  # rows of one step; fewer are taken together
 FEW_ROWS, PARTS = 5000, 5  # below, every fifth is held out in turn; above, a tenth once
 FEWEST_ROWS = 10  # fewer rows keep their frequencies
-MAX_STEPS, STEPS_A_CHECK, PATIENCE = 1000, 20, 8  # of the fit; checks of held-out rows without a gain
+MAX_STEPS, STEPS_A_CHECK, PATIENCE = 1000, 10, 8  # of the fit; checks of held-out rows without a gain
 MAX_CHECKED = 20_000  # held-out rows
-RATE, RATE_STEPS, DECAY = 0.03, 100, 0.01  # learning rate 0.03 / (1 + step / 100), decoupled weight decay
+RATE, RATE_STEPS = 0.03, 100  # learning rate: 0.03 / (1 + step / 100)
+PENALTY = 0.5  # times the squares of the matrices: minus the logarithm of a standard normal prior
 
 
 class Rows(NamedTuple):
@@ -74,6 +75,12 @@ class Categories(nn.Module):
         torch.Size([5, 2])
     """
 
+    to_hidden: Tensor
+    to_logits: Tensor
+    past: Tensor
+    c_mean: Tensor
+    c_scale: Tensor
+
     def __init__(self, sizes: Sequence[int], given: int = 0, hidden: int = 64) -> None:
         super().__init__()
         self.sizes = tuple(whole_number("sizes", size) for size in sizes)
@@ -99,8 +106,7 @@ class Categories(nn.Module):
 
     def one_hot(self, states: Tensor) -> Tensor:
         """Return indicators (N, sum K) of states (N, V), in the floating-point type of the model."""
-        states = self._check_states(states)
-        return self._one_hot(states)
+        return self._one_hot(self._check_states(states))
 
     def log_prob(self, states: Tensor, c: Tensor | None = None) -> Tensor:
         """Return log p(states | c), (N,), of states (N, V), given features (N, G).
@@ -158,23 +164,25 @@ class Categories(nn.Module):
         ends = list(itertools.accumulate(self.sizes))
         for v, (end, size) in enumerate(zip(ends, self.sizes, strict=True)):
             log_p = self._logits(indicators, c)[:, end - size : end].log_softmax(1)
-            drawn, log_allowed = states[:, v] < 0, log_p.new_zeros(n)
-            allowed_log_p = log_p
-            if masks[v] is not None:
-                allowed_log_p = log_p.masked_fill(~masks[v], -torch.inf)
-                log_allowed = allowed_log_p.logsumexp(1)
+            allowed_log_p = log_p if (mask := masks[v]) is None else log_p.masked_fill(~mask, -torch.inf)
+            drawn = states[:, v] < 0
+            if not (mask is None or mask.any()) and drawn.any():
+                raise InputError(
+                    f"allowed[{v}] has no state to draw: allow one, or pass observed states of variable {v}"
+                )
             states[:, v] = torch.where(drawn, sample_categorical(allowed_log_p), states[:, v])
             chosen = states[:, v : v + 1]
-            log_weights += torch.where(drawn, log_allowed, log_p.gather(1, chosen).squeeze(1))
+            log_weights += torch.where(drawn, allowed_log_p.logsumexp(1), log_p.gather(1, chosen).squeeze(1))
             indicators[:, end - size : end].scatter_(1, chosen, 1)
         return states, log_weights
 
     def fit(self, states: Tensor, c: Tensor | None = None, weights: Any = None, seed: int = 0) -> Self:
         """Fit the model by maximum likelihood to states (N, V), given features (N, G).
 
-        Training starts at the frequencies of the states, and takes as many steps as held-out rows gain from, maybe
-        none; then the model trains on all rows. One pseudo-row, spread evenly over the states of each variable, keeps
-        the probability of states that do not occur above 0. The global random state does not change.
+        Training starts at the frequencies of the states. Held-out rows choose the number of steps, which is 0 if no
+        step raises their likelihood; then the model trains on all rows. The matrices have a standard normal prior. One
+        pseudo-row, spread evenly over the states of each variable, gives a positive probability to states that do not
+        occur. The global random state does not change.
 
         Args:
             states: rows of 0 .. K_v - 1.
@@ -221,13 +229,10 @@ class Categories(nn.Module):
         held_out = None if held_out is None else held_out.merged()
         generator = torch.Generator().manual_seed(seed)
         self._start(rows, generator)
-        prior, ends, curve = self._pseudo_row() / rows.weights.sum(), rows.weights.cumsum(0), []
+        n, ends, curve = rows.weights.sum(), rows.weights.cumsum(0), []
+        prior = self._pseudo_row() / n
         self.requires_grad_(True)
-        groups = [
-            {"params": [self.first, self.second, self.direct], "weight_decay": DECAY},
-            {"params": [self.first_bias, self.bias], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, RATE, fused=True)
+        optimizer = torch.optim.Adam(self.parameters(), RATE, fused=True)
         for step in range(steps + 1):
             if held_out is not None and step % STEPS_A_CHECK == 0:
                 curve.append(-weighted_mean(self._log_prob(held_out.states, held_out.c), held_out.weights).item())
@@ -245,7 +250,8 @@ class Categories(nn.Module):
             with torch.enable_grad():
                 indicators = self._one_hot(batch.states)
                 log_p = self._log_softmax(indicators, batch.c)
-                loss = -weighted_mean(((indicators + prior) * log_p).sum(1), batch.weights)
+                norm = sum(matrix.square().sum() for matrix in (self.first, self.second, self.direct))
+                loss = PENALTY * norm / n - weighted_mean(((indicators + prior) * log_p).sum(1), batch.weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -308,12 +314,10 @@ class Categories(nn.Module):
 
     def _check_features(self, c: Any, n: int) -> Tensor:
         """Return features (n, G) in the type of the model, also if G = 0, or raise an :class:`InputError`."""
-        c = None if c is None else to_tensor("c", c).to(self.bias)
-        if c is None and not self.given:
-            return self.bias.new_zeros(n, 0)
-        check_contexts(c, n, self.given)
-        check_finite("c", c)
-        return c
+        features = self.bias.new_zeros(n, 0) if c is None else to_tensor("c", c).to(self.bias)
+        check_contexts(None if c is None else features, n, self.given)
+        check_finite("c", features)
+        return features
 
     def _check_allowed(self, allowed: Sequence[Tensor | None] | None) -> list[Tensor | None]:
         """Return masks of states on the device of the model, or raise an :class:`InputError`."""
@@ -321,7 +325,5 @@ class Categories(nn.Module):
         masks = [None if mask is None else torch.as_tensor(mask, device=self.bias.device).bool() for mask in masks]
         shapes = [(size,) if mask is None else tuple(mask.shape) for mask, size in zip(masks, self.sizes, strict=False)]
         if len(masks) != len(self.sizes) or shapes != [(size,) for size in self.sizes]:
-            raise InputError(
-                f"allowed has shapes {shapes}: pass a mask or None for each variable, of sizes {self.sizes}"
-            )
+            raise InputError(f"allowed has shapes {shapes}: pass a mask or None for each of the sizes {self.sizes}")
         return masks
