@@ -230,4 +230,4 @@ def test_refusals():
     refused("weights", model.fit, states, weights=torch.ones(3))
     refused("weights", model.fit, states[:0])
     refused("allowed has shapes", model.sample, 2, allowed=[None, None])
-    refused(r"allowed\[0\] has no state", model.sample, 2, allowed=[torch.zeros(2, dtype=torch.bool), None, None])
+    refused(r"allowed\[0\] forbids all", model.sample, 2, allowed=[torch.zeros(2, dtype=torch.bool), None, None])

@@ -20,6 +20,7 @@ FEW_ROWS, PARTS = 5000, 5  # below, every fifth is held out in turn; above, a te
 FEWEST_ROWS = 10  # fewer rows keep their frequencies
 MAX_STEPS, STEPS_A_CHECK, PATIENCE = 1000, 10, 8  # of the fit; checks of held-out rows without a gain
 MAX_CHECKED = 20_000  # held-out rows
+ERRORS = 2  # standard errors by which their likelihood must rise
 RATE, RATE_STEPS = 0.03, 100  # learning rate: 0.03 / (1 + step / 100)
 PENALTY = 0.5  # times the squares of the matrices: minus the logarithm of a standard normal prior
 
@@ -36,7 +37,7 @@ class Rows(NamedTuple):
         return Rows(self.states[rows], self.c[rows], self.weights[rows])
 
     def merged(self) -> Rows:
-        """Return different rows with the sums of their weights, if they have no features."""
+        """Return different rows with the sums of their weights; those with features stay."""
         if self.c.shape[1]:
             return self
         states, rows = self.states.unique(dim=0, return_inverse=True)
@@ -167,9 +168,7 @@ class Categories(nn.Module):
             allowed_log_p = log_p if (mask := masks[v]) is None else log_p.masked_fill(~mask, -torch.inf)
             drawn = states[:, v] < 0
             if not (mask is None or mask.any()) and drawn.any():
-                raise InputError(
-                    f"allowed[{v}] has no state to draw: allow one, or pass observed states of variable {v}"
-                )
+                raise InputError(f"allowed[{v}] forbids all states: allow one, or pass observed states of variable {v}")
             states[:, v] = torch.where(drawn, sample_categorical(allowed_log_p), states[:, v])
             chosen = states[:, v : v + 1]
             log_weights += torch.where(drawn, allowed_log_p.logsumexp(1), log_p.gather(1, chosen).squeeze(1))
@@ -179,8 +178,8 @@ class Categories(nn.Module):
     def fit(self, states: Tensor, c: Tensor | None = None, weights: Any = None, seed: int = 0) -> Self:
         """Fit the model by maximum likelihood to states (N, V), given features (N, G).
 
-        Training starts at the frequencies of the states. Held-out rows choose the number of steps, which is 0 if no
-        step raises their likelihood; then the model trains on all rows. The matrices have a standard normal prior. One
+        Training starts at the frequencies of the states. Held-out rows choose the number of steps, which is 0
+        unless their likelihood rises by more than chance; then the model trains on all rows. The matrices have a standard normal prior. One
         pseudo-row, spread evenly over the states of each variable, gives a positive probability to states that do not
         occur. The global random state does not change.
 
@@ -220,8 +219,11 @@ class Categories(nn.Module):
             rest = torch.ones_like(rows.weights, dtype=torch.bool).index_fill(0, part, False)
             curves.append(self._train(rows.at(rest), rows.at(part[:MAX_CHECKED]), MAX_STEPS, seed))
         checks = min(map(len, curves))
-        mean = [sum(curve[i] for curve in curves) for i in range(checks)]
-        return STEPS_A_CHECK * min(range(checks), key=mean.__getitem__)
+        table = torch.tensor([curve[:checks] for curve in curves], dtype=torch.float64)  # (parts, checks)
+        best = int(table.mean(0).argmin())
+        gains = table[:, 0] - table[:, best]
+        error = gains.std() / len(gains) ** 0.5 if len(gains) > 1 else 0.0
+        return STEPS_A_CHECK * best if gains.mean() > ERRORS * error else 0
 
     def _train(self, rows: Rows, held_out: Rows | None, steps: int, seed: int) -> list[float]:
         """Train from the start, and return the NLL of held-out rows at every check, until it does not fall."""
