@@ -127,6 +127,11 @@ class Density(nn.Module):
         """An empty tensor with the device and floating-point type of the model."""
         raise NotImplementedError
 
+    @property
+    def sample_dtype(self) -> torch.dtype:
+        """The floating-point type in which samples x and contexts c keep all their digits."""
+        return self.like.dtype
+
     @override
     def forward(self, c: Tensor | None = None) -> Distribution:
         """Return p(x given c) as a distribution, with batch shape ``c.shape[:-1]`` for contexts c (*batch, C)."""

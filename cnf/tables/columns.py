@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from anode.errors import InputError, config
 
@@ -28,12 +31,12 @@ class Column:
         kind: category, whose cells are codes; ordinal, whole numbers that have probabilities, by a bound; the others
             have densities: continuous, positive (above ``low``), bounded (between ``low`` and ``high``), date.
         categories: names of the categories, by code.
-        scale: what a flow sees of a value x: x itself, log (x - low), the logit of (x - low) / (high - low), or
-            asinh (x - center) / spread.
+        scale: function of a value x: x itself, log (x - low), the logit of (x - low) / (high - low), or asinh of
+            (x - center) / spread. A flow sees it less its center, divided by its spread; asinh as it is.
         low: values are above it; None without a bound.
         high: values are below it; None without a bound.
-        center: of the scale asinh.
-        spread: of the scale asinh.
+        center: middle of the values on the scale, or for asinh of the values themselves; see :meth:`fitted`.
+        spread: their standard deviation, or for asinh any measure of the width of most values.
         atoms: single values that have a probability of their own, and are no values on the scale.
         step: distance of recorded values, which stand for all values nearer than half of it; 0 if not rounded.
         origin: one of the recorded values.
@@ -106,37 +109,98 @@ class Column:
         table = torch.tensor([*fixed, math.nan][: self.states], dtype=x.dtype, device=x.device)
         return table[state] if self.is_category else torch.where(state == 0, x, table[state])
 
+    def fitted(self, x: Tensor) -> Column:
+        """Return the column with center and spread of the training cells x (N,), for scales other than asinh."""
+        if self.is_category or self.scale == "asinh":
+            return self
+        y = replace(self, center=0.0, spread=1.0).to_scale(x[self.state_of(x) == 0])[0]
+        spread = y.std(correction=0).item() if len(y) else 0.0
+        return replace(self, center=y.mean().item() if len(y) else 0.0, spread=spread or 1.0)
+
     def to_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values (N,) on the scale and the logarithms of the slopes, d scaled / d x."""
+        """Return what a flow sees of values (N,), and the logarithms of the slopes there."""
         low, high = self.bounds
-        if self.scale == "log":
-            y = (x - low).log()
-            return y, -y
-        if self.scale == "logit":
-            y = ((x - low) / (high - x)).log()
-            return y, math.log(high - low) - (x - low).log() - (high - x).log()
         if self.scale == "asinh":
             z = (x - self.center) / self.spread
             return z.asinh(), -0.5 * (1 + z.square()).log() - math.log(self.spread)
-        return x, torch.zeros_like(x)
-
-    def from_scale(self, y: Tensor) -> Tensor:
-        """Return the values (N,) of numbers on the scale, as they are recorded and within the bounds."""
-        low, high = self.bounds
         if self.scale == "log":
-            x = low + y.exp()
+            y = (x - low).log()
+            slope = -y
         elif self.scale == "logit":
-            x = low + (high - low) * y.sigmoid()
-        elif self.scale == "asinh":
-            x = self.center + self.spread * y.sinh()
+            y = ((x - low) / (high - x)).log()
+            slope = math.log(high - low) - (x - low).log() - (high - x).log()
         else:
-            x = y
+            y, slope = x, torch.zeros_like(x)
+        return (y - self.center) / self.spread, slope - math.log(self.spread)
+
+    def from_scale(self, y: Tensor, recorded: bool = True) -> Tensor:
+        """Return the values (N,) of what a flow sees, by default as they are recorded: rounded, within the bounds."""
+        low, high = self.bounds
+        if self.scale == "asinh":
+            return self._recorded(self.center + self.spread * y.sinh(), recorded)
+        y = self.center + self.spread * y
+        if self.scale == "log":
+            y = low + y.exp()
+        elif self.scale == "logit":
+            y = low + (high - low) * y.sigmoid()
+        return self._recorded(y, recorded)
+
+    def _recorded(self, x: Tensor, recorded: bool) -> Tensor:
+        if not recorded:
+            return x
         if self.step:
             x = self.origin + self.step * ((x - self.origin) / self.step).round()
-        return x.clamp(self.low, self.high) if (self.low, self.high) != (None, None) else x
+        return x if self.low is None and self.high is None else x.clamp(self.low, self.high)
 
     def _allowed(self) -> str:
         if self.is_category:
             return f"its codes are 0 to {len(self.categories) - 1}" + ", NaN if missing" * self.gaps
         low, high = (format(end, "g") for end in self.bounds)
         return f"values lie between {low} and {high}" + ", NaN if missing" * self.gaps
+
+
+class Encoded(NamedTuple):
+    """Rows as the parts of a density take them."""
+
+    states: Tensor  # of the columns that have several, (B, V), int64
+    y: Tensor  # numbers on their scales, 0 where they are not present, (B, D)
+    present: Tensor  # True for numbers on their scales, (B, D)
+    log_det: Tensor  # of the scales, summed over the present numbers, (B,)
+
+
+def encode(columns: Sequence[Column], x: Tensor, noise: bool = True) -> Encoded:
+    """Return the states and the numbers of rows x (B, len(columns)), float64.
+
+    Values that are recorded in steps get uniform noise as wide as a step, unless ``noise`` is False. The logarithm of
+    the step of ordinal columns counts in the log-determinant, which makes probabilities of densities.
+    """
+    states, y, present = [x.new_zeros(len(x), 0).long()], [x.new_zeros(len(x), 0)], [x.new_zeros(len(x), 0).bool()]
+    log_det = x.new_zeros(len(x))
+    for column, cells in zip(columns, x.T, strict=True):
+        state = column.state_of(cells)
+        if column.states > 1:
+            states.append(state.unsqueeze(1))
+        if column.is_category:
+            continue
+        on_scale = state == 0
+        if column.step and noise:
+            cells = cells + column.step * (torch.rand_like(cells) - 0.5)
+        value, slope = column.to_scale(cells)
+        if column.kind == "ordinal":
+            slope = slope + math.log(column.step or 1.0)
+        y.append(torch.where(on_scale, value, 0.0).unsqueeze(1))
+        present.append(on_scale.unsqueeze(1))
+        log_det = log_det + torch.where(on_scale, slope, 0.0)
+    return Encoded(torch.cat(states, 1), torch.cat(y, 1), torch.cat(present, 1), log_det)
+
+
+def given_features(given: Sequence[Column], c: Tensor) -> Tensor:
+    """Return features (B, F) of given columns c (B, K), float64: indicators of states, and numbers on their scales."""
+    features = [c.new_zeros(len(c), 0)]
+    for column, cells in zip(given, c.T, strict=True):
+        state = column.state_of(cells)
+        if column.states > 1:
+            features.append(F.one_hot(state, column.states).double())
+        if not column.is_category:
+            features.append(torch.where(state == 0, column.to_scale(cells)[0], 0.0).unsqueeze(1))
+    return torch.cat(features, 1)

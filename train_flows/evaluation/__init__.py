@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from cnf import Density
 from cnf.batches import split_batch
 from train_flows.data import Split
 from train_flows.run import distributed
@@ -50,7 +51,7 @@ def in_chunks(
 
 
 def to_model(model: nn.Module, x: Any) -> Any:
-    """Move tensors to the device of a model and, unless they hold integers, to its dtype.
+    """Move tensors to the device of a model and, unless they hold integers, to the dtype of its samples.
 
     Args:
         model: a module with parameters.
@@ -59,4 +60,5 @@ def to_model(model: nn.Module, x: Any) -> Any:
     if isinstance(x, tuple):
         return tuple(to_model(model, part) for part in x)
     like = next(model.parameters())
-    return None if x is None else x.to(like.device, like.dtype if x.is_floating_point() else None)
+    dtype = model.sample_dtype if isinstance(model, Density) else like.dtype
+    return None if x is None else x.to(like.device, dtype if x.is_floating_point() else None)
