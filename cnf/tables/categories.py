@@ -106,7 +106,7 @@ class Categories(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(orders)), requires_grad=False)
 
     def one_hot(self, states: Tensor) -> Tensor:
-        """Return indicators (N, sum K) of states (N, V), in the floating-point type of the model."""
+        """Return indicators (N, K_1 + .. + K_V) of states (N, V), in the floating-point type of the model."""
         return self._one_hot(self._check_states(states))
 
     def log_prob(self, states: Tensor, c: Tensor | None = None) -> Tensor:
@@ -178,10 +178,10 @@ class Categories(nn.Module):
     def fit(self, states: Tensor, c: Tensor | None = None, weights: Any = None, seed: int = 0) -> Self:
         """Fit the model by maximum likelihood to states (N, V), given features (N, G).
 
-        Training starts at the frequencies of the states. Held-out rows choose the number of steps, which is 0
-        unless their likelihood rises by more than chance; then the model trains on all rows. The matrices have a standard normal prior. One
-        pseudo-row, spread evenly over the states of each variable, gives a positive probability to states that do not
-        occur. The global random state does not change.
+        Training starts at the frequencies of the states. Held-out rows choose the number of steps, which is 0 unless
+        their likelihood rises by more than chance; then the model trains on all rows. The matrices have a standard
+        normal prior. One pseudo-row, spread evenly over the states of each variable, gives a positive probability to
+        states that do not occur. The global random state does not change.
 
         Args:
             states: rows of 0 .. K_v - 1.
@@ -206,7 +206,7 @@ class Categories(nn.Module):
         n, generator = len(rows.weights), torch.Generator().manual_seed(seed)
         steps = 0
         if n >= FEWEST_ROWS:
-            shuffled = torch.randperm(n, generator=generator).to(states.device)
+            shuffled = torch.randperm(n, generator=generator, device="cpu").to(states.device)
             parts = shuffled.tensor_split(PARTS) if n < FEW_ROWS else (shuffled[: n // 10],)
             steps = self._best_steps(rows, parts, seed)
         self._train(rows, None, steps, seed)
@@ -225,13 +225,14 @@ class Categories(nn.Module):
         error = gains.std() / len(gains) ** 0.5 if len(gains) > 1 else 0.0
         return STEPS_A_CHECK * best if gains.mean() > ERRORS * error else 0
 
+    @torch.no_grad()
     def _train(self, rows: Rows, held_out: Rows | None, steps: int, seed: int) -> list[float]:
         """Train from the start, and return the NLL of held-out rows at every check, until it does not fall."""
         rows = rows.merged()
         held_out = None if held_out is None else held_out.merged()
         generator = torch.Generator().manual_seed(seed)
         self._start(rows, generator)
-        n, ends, curve = rows.weights.sum(), rows.weights.cumsum(0), []
+        n, ends, curve = rows.weights.sum(), rows.weights.double().cumsum(0), []
         prior = self._pseudo_row() / n
         self.requires_grad_(True)
         optimizer = torch.optim.Adam(self.parameters(), RATE, fused=True)
@@ -244,8 +245,10 @@ class Categories(nn.Module):
                 break
             batch = rows
             if len(rows.weights) > BATCH:
-                places = torch.rand(BATCH, generator=generator, dtype=torch.float64).to(ends.device) * ends[-1]
-                batch = rows.at(torch.searchsorted(ends, places.to(ends)).clamp(max=len(ends) - 1))
+                places = (
+                    torch.rand(BATCH, generator=generator, dtype=ends.dtype, device="cpu").to(ends.device) * ends[-1]
+                )
+                batch = rows.at(torch.searchsorted(ends, places).clamp(max=len(ends) - 1))
                 batch = batch._replace(weights=torch.ones_like(batch.weights))
             for group in optimizer.param_groups:
                 group["lr"] = RATE / (1 + step / RATE_STEPS)
@@ -267,7 +270,7 @@ class Categories(nn.Module):
         for parameter in (self.first_bias, self.second, self.direct):
             parameter.zero_()
         scale = (len(self.sizes) + self.given) ** -0.5  # of the inputs
-        self.first.copy_(torch.randn(self.first.shape, generator=generator) * scale)
+        self.first.copy_(scale * torch.randn(self.first.shape, generator=generator, device="cpu"))
 
     def _standardize(self, rows: Rows) -> None:
         """Take the means and scales of the features from rows."""
