@@ -39,6 +39,7 @@ class Column:
         origin: one of the recorded values.
         gaps: True if cells may be missing, with a probability that is learned.
         first: day 0 of a date, such as 2024-01-31.
+        day_first: True if dates are written as 31/01/2024.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Column:
     origin: float = 0.0
     gaps: bool = False
     first: str | None = None
+    day_first: bool = False
 
     def __post_init__(self) -> None:
         if self.kind == "category" and not self.categories:
