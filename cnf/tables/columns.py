@@ -61,7 +61,9 @@ class Column:
         if self.kind == "category" and not self.categories:
             raise InputError(f"categories=() of column {self.name} must name the values of a category")
         if (self.scale in ("log", "logit") and self.low is None) or (self.scale == "logit" and self.high is None):
-            raise InputError(f"scale={self.scale!r} of column {self.name} needs low" + ", high" * (self.scale == "logit"))
+            raise InputError(
+                f"scale={self.scale!r} of column {self.name} needs low" + ", high" * (self.scale == "logit")
+            )
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise InputError(f"low={self.low} of column {self.name} must be below high={self.high}")
 

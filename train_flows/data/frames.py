@@ -24,6 +24,8 @@ MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 MONTH_NAMED = re.compile(rf"(?:\d{{1,2}}[- ]{MONTH}|{MONTH} \d{{1,2}}),?[- ]\d{{4}}", re.IGNORECASE)
 MISSING_REMEDY = "fill them in, drop those rows, or train with --missing model"
 
+Reason = Literal["constant", "identifier", "copy", "text", "missing", "dropped"]
+
 
 @config
 class LeftOut:
@@ -41,7 +43,7 @@ class LeftOut:
     """
 
     name: str
-    reason: Literal["constant", "identifier", "copy", "text", "missing", "dropped"]
+    reason: Reason
     place: int = 0
     column: Column | None = None
     of: str | None = None
@@ -114,7 +116,7 @@ def cells_of(name: str, series: pd.Series, column: Column) -> np.ndarray:
 
 
 def row_of(series: pd.Series, flags: np.ndarray) -> str:
-    """Return the first flagged row of a column for a message; rows of a file keep their number if others are dropped."""
+    """Return the first flagged row of a column for a message; rows of a file keep their number in parts of it."""
     first = int(flags.argmax())
     label = series.index[first] if pd.api.types.is_integer_dtype(series.index) else first
     return f"data row {label + 1}"
