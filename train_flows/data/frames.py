@@ -143,9 +143,11 @@ def label(value: object) -> str:
 def numbers_of(series: pd.Series) -> np.ndarray:
     """Return the cells (N,) of a column as float64, NaN for those that are not numbers."""
     kinds = pd.api.types
-    if kinds.is_complex_dtype(series) or kinds.is_datetime64_any_dtype(series) or kinds.is_timedelta64_dtype(series):
-        return np.full(len(series), np.nan)
-    return pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    if kinds.is_numeric_dtype(series) and not kinds.is_complex_dtype(series):
+        return series.to_numpy(np.float64, na_value=np.nan)
+    if kinds.is_object_dtype(series) or kinds.is_string_dtype(series):
+        return pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    return np.full(len(series), np.nan)
 
 
 def parse_dates(series: pd.Series, day_first: bool | None = None) -> tuple[np.ndarray, bool | None]:

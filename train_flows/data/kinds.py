@@ -81,11 +81,11 @@ def find_columns(
     if frame.columns.has_duplicates:
         raise InputError(f"{name} has more than one column {frame.columns[frame.columns.duplicated()][0]}: rename them")
     _check_options(name, frame, kinds, bounds)
-    shares = frame.isna().mean()
+    shares = frame.isna().mean().to_dict()
     reasons = {
         column: reason
-        for i, column in enumerate(frame)
-        if (reason := _reason(frame[column], i == 0, kinds.get(column), float(shares[column]), gaps)) is not None
+        for i, (column, series) in enumerate(frame.items())
+        if (reason := _reason(series, i == 0, kinds.get(column), shares[column], gaps)) is not None
     }
     used = [column for column in frame if column not in reasons]
     if not used:
@@ -100,13 +100,13 @@ def find_columns(
     columns: dict[str, Column] = {}
     cells: dict[str, np.ndarray] = {}
     left_out, sources = [], {}
-    for column in frame:
+    for column, series in frame.items():
         place = len(columns) + sum(each.column is not None for each in left_out)
         if column in reasons:
             left_out.append(LeftOut(column, reasons[column], place))
             continue
-        found, said = _column(name, frame[column], kinds.get(column), bounds.get(column, (None, None)), gaps)
-        x = frames.cells_of(name, frame[column], found)
+        found, said = _column(name, series, kinds.get(column), bounds.get(column, (None, None)), gaps)
+        x = frames.cells_of(name, series, found)
         distinct = np.unique(x, equal_nan=True)
         keys = _keys(x, distinct, found)
         source = next((sources[key] for key in keys if key in sources), None)
@@ -115,7 +115,8 @@ def find_columns(
         elif source is not None and column not in kinds:
             left_out.append(_copy(place, found, x, columns[source], cells[source]))
         else:
-            sources = dict.fromkeys(keys, column) | sources
+            for key in keys:
+                sources.setdefault(key, column)
             columns[column], cells[column] = found, x
             notes += said
     if not columns:
@@ -125,7 +126,7 @@ def find_columns(
         tuple(left_out),
         (*notes, *(f"{each.name}: {_why(each)}" for each in left_out)),
         tuple((float(np.nanmin(x)), float(np.nanmax(x))) for x in cells.values()),
-        tuple(float(shares[column]) for column in columns),
+        tuple(shares[column] for column in columns),
     )
 
 
@@ -216,7 +217,7 @@ def _column(
     if kind == "date" or (kind is None and nature == "dates"):
         return _date(name, series, gaps)
     is_text = pd.api.types.is_object_dtype(series) or pd.api.types.is_string_dtype(series)
-    if not is_text and (not pd.api.types.is_numeric_dtype(series) or pd.api.types.is_complex_dtype(series)):
+    if not (is_text or pd.api.types.is_numeric_dtype(series)) or pd.api.types.is_complex_dtype(series):
         raise InputError(
             f"{name}: column {series.name} is of type {series.dtype}: convert it to real numbers, or pass --kind "
             f"{series.name}=drop"
