@@ -187,7 +187,7 @@ class TestNamesThatAreNumbers:
             "a,b,c\n" + rows() + "NA,2,3\n",
             r"column a holds missing values .*\(first in data row 41\): fill them in",
         ),
-        "?": ("a,b,c\n" + rows() + "?,2,3\n", r"column a holds text .*'\?'"),
+        "?": ("a,b,c\n" + rows() + "?,2,3\n", r"column a holds missing values .*\(first in data row 41\)"),
         "point": ("a,b,c\n" + rows() + ".,2,3\n", r"column a holds text .*'\.'"),
         "names twice": ("a ,a\n" + "1.5,2.5\n" * 30, "more than one column a"),
         "a quote": ('"' + "1" * 200_000 + "\n1,2\n" * 30, "cannot be read as CSV"),
@@ -206,11 +206,16 @@ class TestNamesThatAreNumbers:
             "a;b\n" + "1,234;5,678\n9,100;2\n" * 20,
             "such as 1,234, whose comma may mark decimals or thousands",
         ),
-        "points for thousands": (
-            "a;b\n" + "1.234,5;2,5\n" * 30,
-            "'1.234,5'.: write decimals with points, and thousands",
+        "thousands in uneven groups": (
+            'a,b\n"1,234,567",2.5\n"12,34,567",3.5\n' * 20,
+            "such as 12,34,567, whose comma",
         ),
-        "thousands in quotes": ('a,b\n"1,234,567",2\n' * 30, "column a holds text"),
+        "thousands with a mark and without": ('a,b\n"1,234",2.5\n1234,3.5\n' * 20, "such as 1234, whose comma may"),
+        "points and commas for thousands": (
+            "a;b\n" + "1.234,5;1,234,567\n" * 30,
+            r"comma \(1.234,5\) and with a point \(1,234,567\)|comma .* and with",
+        ),
+        "names twice with words": ("kind,kind\n" + "u,2.5\n" * 30, "more than one column kind"),
         "UTF-16 without its mark": (("a,b,c\n" + rows()).encode("utf-16-le"), "zero bytes.*save it as UTF-8"),
         "damaged UTF-16": (
             ("a,b,c\n" + rows()).encode("utf-16") + b"\0",
@@ -252,3 +257,137 @@ def test_classes_keep_their_commas(tmp_path):
     content = "a;kind\n" + "".join(f"{i},5;{'01'[i % 2]},5\n" for i in range(40))
     data = load_labelled_data(str(write(tmp_path / "t.csv", content)), target="kind")
     assert (data.columns, data.classes) == (("a",), ("0,5", "1,5"))
+
+
+def read(path, content):
+    frame, _, notes = csv_tables.read(write(path, content))
+    return frame, notes
+
+
+class TestWords:
+    """Tables that hold text besides numbers."""
+
+    def check(self, path, content, expected, notes=()):
+        frame, found = read(path, content)
+        assert {name: [None if x != x else x for x in frame[name]] for name in frame} == expected
+        assert found == list(notes)
+
+    @cases(
+        {
+            "commas": "kind,a\nu,0.5\n v ,1.5\n",
+            "semicolons and decimal commas": "kind;a\nu;0,5\nv;1,5\n",
+            "tabs": "kind\ta\nu\t0.5\nv\t1.5\n",
+            "byte-order mark": "\ufeffkind,a\nu,0.5\nv,1.5\n",
+            "UTF-16": "kind,a\nu,0.5\nv,1.5\n".encode("utf-16"),
+        }
+    )
+    def test_dialects(self, tmp_path, case):
+        notes = [COMMAS] * (";" in str(case))
+        self.check(tmp_path / "t.csv", case, {"kind": ["u", "v"], "a": [0.5, 1.5]}, notes)
+
+    def test_line_breaks_commas_and_quotes(self, tmp_path):
+        content = 'kind,a\n"two\nlines",1.5\n"a, b",2.5\n"5"" wide",3.5\n"1,5",4.5\n'
+        words = ["two\nlines", "a, b", '5" wide', "1,5"]
+        self.check(tmp_path / "t.csv", content, {"kind": words, "a": [1.5, 2.5, 3.5, 4.5]})
+
+    def test_words_with_blanks(self, tmp_path):
+        content = "first name,last name\nJohn Smith,Mary Jane\nAnn Lee,Joe Roe\n"
+        expected = {"first name": ["John Smith", "Ann Lee"], "last name": ["Mary Jane", "Joe Roe"]}
+        self.check(tmp_path / "t.csv", content, expected)
+
+    def test_dates_and_addresses_are_no_numbers(self, tmp_path):
+        content = "date;ip;a\n01.02.2017;10.0.0.1;1,5\n"
+        self.check(tmp_path / "t.csv", content, {"date": ["01.02.2017"], "ip": ["10.0.0.1"], "a": [1.5]}, [COMMAS])
+
+    def test_data_in_the_first_line(self, tmp_path):
+        for content in ("u,0.5,p\nv,1.5,q\n", "u,2020-01-01,p\nv,2020-01-02,q\n"):
+            frame, _ = read(tmp_path / "t.csv", content)
+            assert (list(frame), len(frame)) == (["x0", "x1", "x2"], 2)
+
+    def test_names_that_are_numbers(self, tmp_path):
+        frame, notes = read(tmp_path / "t.csv", "name,2019,2020\n" + "ann,0.5,1.5\nbob,2.5,3.5\n" * 10)
+        assert (list(frame), len(frame), len(notes)) == (["name", "2019", "2020"], 20, 1)
+
+
+class TestMissing:
+    @pytest.mark.parametrize(
+        "spelling",
+        [
+            "",
+            "NA",
+            "N/A",
+            "n/a",
+            "NaN",
+            "nan",
+            "null",
+            "NULL",
+            "None",
+            "-",
+            "?",
+            "#N/A",
+            "missing",
+            "n.a.",
+            "empty",
+            "--",
+        ],
+    )
+    def test_among_numbers(self, tmp_path, spelling):
+        frame, notes = read(tmp_path / "t.csv", f"a,kind\n1.5,u\n{spelling},v\n2.5,u\n")
+        np.testing.assert_array_equal(frame["a"], [1.5, np.nan, 2.5])
+        usual = spelling in ("", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None")
+        assert notes == [f"a: {spelling} is read as missing"] * (not usual)
+
+    @pytest.mark.parametrize(("spelling", "is_missing"), [("", True), ("NA", True), ("N/A", True), ("n.a.", True)])
+    def test_among_words(self, tmp_path, spelling, is_missing):
+        frame, notes = read(tmp_path / "t.csv", f"a,kind\n1.5,u\n3.5,{spelling}\n2.5,u\n")
+        assert list(frame["kind"].isna()) == [False, True, False]
+        assert notes == [f"kind: {spelling} is read as missing"] * bool(spelling)
+
+    @pytest.mark.parametrize("spelling", ["-", "?", "None", "missing"])
+    def test_words_that_may_be_missing_are_kept_with_a_note(self, tmp_path, spelling):
+        frame, notes = read(tmp_path / "t.csv", f"a,kind\n1.5,u\n3.5,{spelling}\n2.5,u\n")
+        assert list(frame["kind"]) == ["u", spelling, "u"]
+        assert notes == [f"kind: {spelling} is a value of its own; if it is missing, leave the fields empty"]
+
+    def test_truth_with_gaps(self, tmp_path):
+        frame, notes = read(tmp_path / "t.csv", "a,b\n1.5,True\n2.5,\n3.5,False\n")
+        assert ([bool(x) for x in frame["b"].dropna()], notes) == ([True, False], [])
+
+    def test_a_short_row(self, tmp_path):
+        frame, _ = read(tmp_path / "t.csv", "a,kind\n1.5,u\n2.5\n3.5,v\n")
+        assert frame["kind"].isna().tolist() == [False, True, False]
+
+
+@cases(
+    {
+        "many groups": ('a,b\n"1,234,567",u\n"12,345",v\n999,u\n', [1234567, 12345, 999], "1,234,567"),
+        "groups and decimals": ('a,b\n"1,234.5",u\n"12,345",v\n', [1234.5, 12345], "1,234.5"),
+        "points elsewhere": ('a,b\n"1,234",2.5\n"12,345",3.5\n', [1234, 12345], "1,234"),
+        "points": ("a;b\n1.234,5;u\n2,5;v\n1.000;w\n", [1234.5, 2.5, 1000], "1.234,5"),
+        "many points": ("a;b\n1.234.567;1.500\n12.345;2.000\n", [1234567, 12345], "1.234.567"),
+        "blanks": ("a;b\n1 234 567,5;u\n12 345;v\n", [1234567.5, 12345], "1 234 567,5"),
+        "apostrophes": ("a;b\n1'234'567.5;u\n12'345;v\n", [1234567.5, 12345], "1'234'567.5"),
+    }
+)
+def test_thousands(tmp_path, case):
+    content, expected, example = case
+    frame, notes = read(tmp_path / "t.csv", content)
+    np.testing.assert_array_equal(frame["a"], expected)
+    assert any(f"thousands separators, as in {example}" in note for note in notes)
+    if "1.500" in content:
+        np.testing.assert_array_equal(frame["b"], [1500, 2000])
+
+
+@pytest.mark.parametrize("title", ["Penguins", "Penguins of 2020", '"Penguins, 2020"', "Penguins,,", "Penguins\n"])
+def test_a_title_above_the_names(tmp_path, title):
+    content = title + "\na,b,c\n" + rows()
+    shown = title.strip('",\n')
+    check(tmp_path / "t.csv", content, "abc", notes=[f"the first line is a title and is left out: {shown}"])
+
+
+def test_thousands_of_columns(tmp_path):
+    x = np.round(np.random.default_rng(0).normal(size=(5, 10_000)), 2)
+    content = ",".join(["kind", *(f"x{i}" for i in range(10_000))]) + "\n"
+    content += "".join("u," + ",".join(map(str, row)) + "\n" for row in x)
+    frame, _ = read(tmp_path / "t.csv", content)
+    np.testing.assert_array_equal(frame.iloc[:, 1:], x)
