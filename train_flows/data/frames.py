@@ -93,7 +93,9 @@ def cells_of(name: str, series: pd.Series, column: Column) -> np.ndarray:
         )
     if column.is_category:
         labels, names = label_codes(series)
-        codes = pd.Index(column.categories).get_indexer(pd.Index(names, dtype=object))
+        known = pd.Index(column.categories, dtype=object)
+        spelled = [name if name in known else label(finite_number(name) or name) for name in names]  # 1.0 is 1
+        codes = known.get_indexer(pd.Index(spelled, dtype=object))
         cells = np.append(codes, -1)[labels].astype(np.float64)
         bad, what = (cells < 0) & ~missing, f"its categories are {abbreviate(column.categories)}"
         cells[missing] = np.nan
@@ -188,6 +190,8 @@ def _iso(text: str, day_first: bool) -> str:
     if found is None:
         return text if MONTH_NAMED.fullmatch(text) else ""
     first, second = (found["a"], found["b"]) if found.re is YEAR_FIRST or not day_first else (found["b"], found["a"])
+    if int(first) > 12:  # which pandas would take for the day
+        return ""
     time = (found["time"] or "").strip(" T").rjust(5, "0")
     return f"{found['y']}-{first:0>2}-{second:0>2}" + f"T{time}" * (found["time"] is not None) + (found["zone"] or "")
 

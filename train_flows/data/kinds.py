@@ -163,10 +163,12 @@ def _check_options(
 
 def _reason(series: pd.Series, is_first: bool, kind: str | None, missing: float, gaps: bool) -> Reason | None:
     """Return why a column is left out whatever the others are, or None."""
-    if kind is not None:
-        return LEAVING_OUT.get(kind)
-    if missing == 1 or (not gaps and missing > MOSTLY_MISSING):
+    if kind in LEAVING_OUT:
+        return LEAVING_OUT[kind]
+    if missing == 1 or (kind is None and not gaps and missing > MOSTLY_MISSING):
         return "missing"
+    if kind is not None:
+        return None
     count = len(series)
     if _nature(series) == "words":
         values = series.dropna()
@@ -202,9 +204,9 @@ def _nature(series: pd.Series) -> Literal["numbers", "dates", "truth", "words"]:
     texts = [frames.label(value) for value in different]
     if np.mean([finite_number(text) is not None for text in texts]) > MOSTLY:
         return "numbers"
-    if np.mean([MARKED_NUMBER.fullmatch(text) is not None for text in texts]) > MOSTLY:
-        return "numbers"
-    return "dates" if np.isnat(frames.parse_dates(different)[0]).mean() < 1 - MOSTLY else "words"
+    if np.isnat(frames.parse_dates(different)[0]).mean() < 1 - MOSTLY:
+        return "dates"
+    return "numbers" if np.mean([MARKED_NUMBER.fullmatch(text) is not None for text in texts]) > MOSTLY else "words"
 
 
 def _column(
