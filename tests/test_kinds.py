@@ -68,7 +68,9 @@ class TestRealTables:
             "alone",
         }
         assert (columns["age"].kind, columns["fare"].kind, columns["fare"].atoms) == ("positive", "positive", (0.0,))
-        assert others == {"class": "copy", "embark_town": "copy", "alive": "copy"} | {"deck": "missing"} * (not gaps)
+        assert others == {"class": "copy", "embark_town": "copy", "alive": "copy"} | (
+            {} if gaps else {"deck": "missing"}
+        )
         assert {name for name, column in columns.items() if column.gaps} == (
             {"age", "embarked", "deck"} if gaps else set()
         )

@@ -22,7 +22,7 @@ import pandas as pd
 from anode import InputError
 from train_flows.data import spellings
 from train_flows.data.dataset import abbreviate
-from train_flows.data.frames import YEAR_FIRST
+from train_flows.data.frames import is_date
 from train_flows.data.spellings import spelled_number
 
 SUFFIXES = (".csv", ".csv.gz")
@@ -219,7 +219,7 @@ def _is_header(first: list[str], second: list[str]) -> bool:
 
     A date is data.
     """
-    if all(spelled_number(f) is None and not YEAR_FIRST.fullmatch(f) for f in first) or not first[0]:
+    if all(spelled_number(f) is None and not is_date(f) for f in first) or not first[0]:
         return True
     whole = all(field.isdecimal() for field in first) and len(set(first)) == len(first)
     return whole and not any(field.lstrip("+-").isdecimal() for field in second)

@@ -109,9 +109,8 @@ def cells_of(name: str, series: pd.Series, column: Column) -> np.ndarray:
         inside = ((cells > low) & (cells < high) & np.isfinite(cells)) | np.isin(cells, column.atoms)
         bad, what = ~inside & ~missing, f"it holds numbers between {low:g} and {high:g}"
     if bad.any():
-        value = series.iloc[int(bad.argmax())]
         raise InputError(
-            f"{name}: column {column.name} cannot hold {value!r} ({row_of(series, bad)}): {what}; change the "
+            f"{name}: column {column.name} cannot hold {first_of(series, bad)} ({row_of(series, bad)}): {what}; change the "
             "cell or drop the row"
         )
     return cells
@@ -122,6 +121,12 @@ def row_of(series: pd.Series, flags: np.ndarray) -> str:
     first = int(flags.argmax())
     label = series.index[first] if pd.api.types.is_integer_dtype(series.index) else first
     return f"data row {label + 1}"
+
+
+def first_of(series: pd.Series, flags: np.ndarray) -> str:
+    """Return the first flagged value of a column for a message."""
+    value = series.iloc[int(flags.argmax())]
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def label_codes(series: pd.Series) -> tuple[np.ndarray, list[str]]:
@@ -182,6 +187,11 @@ def days_since(times: np.ndarray, first: np.datetime64) -> np.ndarray:
     """Return times (N,), datetime64[us], as days since a date, float64, NaN if missing."""
     days = (times - first.astype("datetime64[us]")).astype(np.int64) / DAY
     return np.where(np.isnat(times), np.nan, days)
+
+
+def is_date(text: str) -> bool:
+    """Return True for text that is written as a date."""
+    return any(spelling.fullmatch(text) for spelling in (YEAR_FIRST, YEAR_LAST, MONTH_NAMED))
 
 
 def _iso(text: str, day_first: bool) -> str:

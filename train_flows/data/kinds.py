@@ -204,7 +204,7 @@ def _nature(series: pd.Series) -> Literal["numbers", "dates", "truth", "words"]:
     texts = [frames.label(value) for value in different]
     if np.mean([finite_number(text) is not None for text in texts]) > MOSTLY:
         return "numbers"
-    if np.isnat(frames.parse_dates(different)[0]).mean() < 1 - MOSTLY:
+    if np.mean([frames.is_date(text.strip()) for text in texts]) > MOSTLY:
         return "dates"
     return "numbers" if np.mean([MARKED_NUMBER.fullmatch(text) is not None for text in texts]) > MOSTLY else "words"
 
@@ -267,13 +267,13 @@ def _date(name: str, series: pd.Series, gaps: bool) -> tuple[Column, tuple[str, 
 def _refuse(name: str, series: pd.Series, flags: np.ndarray, what: str, among: str) -> None:
     """Raise an error for cells that are flagged, with the remedies."""
     if flags.any():
-        value, column = series.iloc[int(flags.argmax())], series.name
+        value, column = frames.first_of(series, flags), series.name
         remedy = f"correct or drop these rows, or pass --kind {column}=category, or --kind {column}=drop"
-        if re.search(r"\d,\d", str(value)):
+        if re.search(r"\d,\d", value):
             remedy = "write decimals with points, and thousands without a mark"
         raise InputError(
             f"{name}: column {column} holds {what} in {flags.sum()} of {len(series)} rows "
-            f"(first in {frames.row_of(series, flags)}: {value!r}){among}: {remedy}"
+            f"(first in {frames.row_of(series, flags)}: {value}){among}: {remedy}"
         )
 
 
