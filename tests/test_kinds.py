@@ -1,4 +1,4 @@
-"""Kinds of columns: what is found in real tables and in made ones, what is left out, and what is refused."""
+"""Kinds of columns, in real tables and in made ones: findings, columns left out, choices of the user, and errors."""
 
 import numpy as np
 import pandas as pd
@@ -201,7 +201,7 @@ class TestDates:
         frame = pd.DataFrame({"a": ["01/02/2024", "03/02/2024", "04/05/2024"] * 10, "b": NORMAL[:30]})
         found = find_columns(frame)
         assert found.columns[0].first == "2024-01-02"
-        assert "a: no date tells whether the day or the month comes first" in found.notes[0]
+        assert "a: the dates do not show if the day or the month comes first" in found.notes[0]
 
     def test_days_and_months_in_both_places(self):
         refused(
@@ -323,7 +323,7 @@ class TestChosen:
         ([1.5, np.inf, *NORMAL], "column a holds infinite values in 1 of 402 rows .*data row 2"),
         (NORMAL * 1j, "column a is of type complex128"),
         (pd.to_timedelta(np.arange(30), "D"), "column a is of type timedelta64"),
-        ([[1, 2]] * 30, "column a holds lists"),
+        ([[1, 2]] * 30, "column a holds a list .*data row 1.*--kind a=drop"),
     ],
 )
 def test_columns_that_cannot_be_used(values, message):
@@ -333,8 +333,8 @@ def test_columns_that_cannot_be_used(values, message):
 def test_tables_without_anything_to_learn():
     for frame, message in (
         (pd.DataFrame({"a": [1.5] * 30}), "all are constant"),
-        (pd.DataFrame({"a": [None] * 30}), "no column left"),
-        (pd.DataFrame({"a": [1.5, None] * 15, "b": [None, 2.5] * 15}), "no row without missing cells.*--missing model"),
+        (pd.DataFrame({"a": [None] * 30}), "nothing to learn"),
+        (pd.DataFrame({"a": [1.5, None] * 15, "b": [None, 2.5] * 15}), "misses a cell in every row.*--missing model"),
         (pd.DataFrame([[1.5, 2.5]], columns=["a", "a"]), "more than one column a"),
     ):
         with pytest.raises(InputError, match=message):

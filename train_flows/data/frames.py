@@ -110,8 +110,8 @@ def cells_of(name: str, series: pd.Series, column: Column) -> np.ndarray:
         bad, what = ~inside & ~missing, f"it holds numbers between {low:g} and {high:g}"
     if bad.any():
         raise InputError(
-            f"{name}: column {column.name} cannot hold {first_of(series, bad)} ({row_of(series, bad)}): {what}; change the "
-            "cell or drop the row"
+            f"{name}: column {column.name} cannot hold {first_of(series, bad)} ({row_of(series, bad)}): {what}; change "
+            "it or drop the row"
         )
     return cells
 

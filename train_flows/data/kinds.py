@@ -23,8 +23,8 @@ from train_flows.data.grids import find_grid
 
 LEAVING_OUT: dict[str, Reason] = {"drop": "dropped", "id": "identifier"}  # kinds of a user
 KINDS = ("continuous", "positive", "bounded", "ordinal", "category", "date", *LEAVING_OUT)
-FEW_TEXTS, TEXT_SHARE = 100, 0.2  # distinct texts beyond both, number and share of the rows, are no categories
-FREE_TEXT = 0.5  # share of the rows: more distinct texts are no categories, however few
+FEW_TEXTS, TEXT_SHARE = 100, 0.2  # distinct texts beyond both, number and share of the rows, do not count as categories
+FREE_TEXT = 0.5  # share of the rows: more distinct texts do not count as categories, however few
 SEEN_TEXTS = 1000  # distinct texts that tell numbers, dates and words apart
 MOSTLY = 0.5  # share of the distinct texts that are numbers, or dates, beyond which others are strays
 MOSTLY_MISSING = 0.5  # share of missing cells beyond which dropping the column is better than dropping the rows
@@ -81,26 +81,27 @@ def find_columns(
     if frame.columns.has_duplicates:
         raise InputError(f"{name} has more than one column {frame.columns[frame.columns.duplicated()][0]}: rename them")
     _check_options(name, frame, kinds, bounds)
+    _check_cells(name, frame)
     shares = frame.isna().mean().to_dict()
     reasons = {
-        column: reason
+        str(column): reason
         for i, (column, series) in enumerate(frame.items())
-        if (reason := _reason(series, i == 0, kinds.get(column), shares[column], gaps)) is not None
+        if (reason := _reason(series, i == 0, kinds.get(str(column)), shares[column], gaps)) is not None
     }
     used = [column for column in frame if column not in reasons]
     if not used:
-        raise InputError(f"{name} has no column left to learn: all are identifiers, free text, or missing")
+        raise InputError(f"{name} holds nothing to learn: all columns are identifiers, free text, or missing")
     notes = []
     if not gaps:
         complete = frame[used].notna().all(axis=1)
         if not complete.any():
-            raise InputError(f"{name} has no row without missing cells: train with --missing model")
+            raise InputError(f"{name} misses a cell in every row: train with --missing model")
         notes = [f"{(~complete).sum():,} of {len(frame):,} rows have missing cells and are left out"]
         notes, frame = notes * (not complete.all()), frame[complete]
     columns: dict[str, Column] = {}
     cells: dict[str, np.ndarray] = {}
     left_out, sources = [], {}
-    for column, series in frame.items():
+    for column, series in ((str(column), series) for column, series in frame.items()):
         place = len(columns) + sum(each.column is not None for each in left_out)
         if column in reasons:
             left_out.append(LeftOut(column, reasons[column], place))
@@ -120,7 +121,7 @@ def find_columns(
             columns[column], cells[column] = found, x
             notes += said
     if not columns:
-        raise InputError(f"{name} has no column left to learn: all are constant")
+        raise InputError(f"{name} holds nothing to learn: all columns are constant")
     return FoundColumns(
         tuple(columns.values()),
         tuple(left_out),
@@ -132,7 +133,7 @@ def find_columns(
 
 def describe(found: FoundColumns) -> str:
     """Return lines of name, kind and treatment of each column, aligned."""
-    lines = [
+    lines: list[tuple[str, str, str]] = [
         (column.name, column.kind, _treatment(column, *ends, share))
         for column, ends, share in zip(found.columns, found.ranges, found.missing, strict=True)
     ]
@@ -159,6 +160,18 @@ def _check_options(
     for column, (low, high) in bounds.items():
         if low is not None and high is not None and low >= high:
             raise InputError(f"--bounds {column}={low:g}:{high:g}: the lower bound must be below the upper one")
+
+
+def _check_cells(name: str, frame: pd.DataFrame) -> None:
+    """Raise an error for columns whose cells hold several values each."""
+    for column, series in frame.select_dtypes("object").items():
+        several = series.map(lambda value: isinstance(value, (list, tuple, dict, set, np.ndarray))).to_numpy()
+        if several.any():
+            kind = type(series.iloc[int(several.argmax())]).__name__
+            raise InputError(
+                f"{name}: column {column} holds a {kind} ({frames.row_of(series, several)}): write one value in a cell, "
+                f"or pass --kind {column}=drop"
+            )
 
 
 def _reason(series: pd.Series, is_first: bool, kind: str | None, missing: float, gaps: bool) -> Reason | None:
@@ -195,13 +208,7 @@ def _nature(series: pd.Series) -> Literal["numbers", "dates", "truth", "words"]:
         return "dates"
     if not (kinds.is_object_dtype(series) or kinds.is_string_dtype(series)):
         return "words" if isinstance(series.dtype, pd.CategoricalDtype) else "numbers"
-    try:
-        different = pd.Series(pd.unique(series.dropna())[:SEEN_TEXTS])
-    except TypeError as error:
-        raise InputError(
-            f"column {series.name} holds {type(series.iloc[0]).__name__}s: write one value in a cell"
-        ) from error
-    texts = [frames.label(value) for value in different]
+    texts = [frames.label(value) for value in pd.unique(series.dropna())[:SEEN_TEXTS]]
     if np.mean([finite_number(text) is not None for text in texts]) > MOSTLY:
         return "numbers"
     if np.mean([frames.is_date(text.strip()) for text in texts]) > MOSTLY:
@@ -259,7 +266,7 @@ def _date(name: str, series: pd.Series, gaps: bool) -> tuple[Column, tuple[str, 
     step = 1.0 if (np.isnan(days) | (days == np.round(days))).all() else 0.0
     notes = ()
     if day_first is None and frames.YEAR_LAST.fullmatch(str(series.dropna().iloc[0]).strip()):
-        notes = (f"{series.name}: no date tells whether the day or the month comes first: read as month/day/year",)
+        notes = (f"{series.name}: the dates do not show if the day or the month comes first: read as month/day/year",)
     column = Column(str(series.name), "date", step=step, gaps=gaps, first=str(first), day_first=bool(day_first))
     return column, notes
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from anode import InputError
-from cnf.tables.columns import Column
+from cnf.tables.columns import Column, Kind, Scale
 from train_flows.data.frames import row_of
 from train_flows.data.grids import NORMAL_QUARTILES, find_grid, spread_of_quartiles
 
@@ -17,7 +17,8 @@ ISOLATED_ROWS, ISOLATED_STEPS = 5, 10  # rows of a value far from others, and ty
 SKEWED, LESS_SKEWED = 0.25, 0.6  # skewness of quantiles; share of it that the logarithms may have
 DECADES = 3  # times the 5% quantile of such values is below their 95% quantile
 NEAR_ZERO = 0.05  # of the median: values below that reach the bound 0
-FILLED = 0.05  # of an interval: distance of the extreme values from its ends, at most
+FILLED = 0.05  # of an interval: values that are no farther from its ends reach them
+REACHING = 0.002  # share of the rows, at least, whose values reach a bound
 INTERVALS = (1.0, 100.0)  # upper ends of proportions and percentages
 ONE_SIDED = 0.35  # skewness of quantiles, beyond which only one tail is long
 TAILS, EXTREME = 8.0, 100.0  # (q99 - q1) / (q75 - q25), 3.4 if normal; extremes in standard deviations of the quartiles
@@ -56,7 +57,7 @@ def number_column(
     atoms = () if kind == "continuous" else _atoms(x)
     rest = x[~np.isin(x, atoms)]
     step, origin = _grid(rest, whole)
-    scale = "linear"
+    scale: Scale = "linear"
     if kind != "continuous" or asked:
         scale = _scale(rest, low, high, kind, asked)
     if scale in ("log", "logit"):
@@ -75,7 +76,8 @@ def number_column(
         notes = (
             f"{column}: heavy tails, up to {farthest:.3g} standard deviations of the quartiles: on an asinh scale",
         )
-    named = "ordinal" if whole else {"log": "positive", "logit": "bounded"}.get(scale, "continuous")
+    of_scales: dict[Scale, Kind] = {"log": "positive", "logit": "bounded"}
+    named = "ordinal" if whole else of_scales.get(scale, "continuous")
     found = Column(column, named, (), scale, low, high, center, spread, atoms, step, origin)
     return found, notes
 
@@ -100,7 +102,8 @@ def _natural_bounds(x: np.ndarray, kind: str | None) -> Bounds:
     if x.min() < 0 or kind == "continuous":
         return (0.0, None) if kind == "positive" else (None, None)
     for high in INTERVALS:
-        fills = x.min() < FILLED * high and (1 - FILLED) * high < x.max() <= high
+        shares = (x < FILLED * high).mean(), ((x > (1 - FILLED) * high) & (x <= high)).mean()
+        fills = min(shares) > REACHING and x.max() <= high
         rescaled = (x == x.min()).sum() == (x == x.max()).sum() == 1 and (x.min(), x.max()) == (0, high)
         if kind == "bounded" and x.max() <= high:
             return 0.0, high
@@ -151,7 +154,7 @@ def _grid(x: np.ndarray, whole: bool) -> tuple[float, float]:
     return (0.0, 0.0) if grid is None else (grid.step, grid.origin)
 
 
-def _scale(x: np.ndarray, low: float | None, high: float | None, kind: str | None, asked: bool) -> str:
+def _scale(x: np.ndarray, low: float | None, high: float | None, kind: str | None, asked: bool) -> Scale:
     if low is not None and high is not None:
         return "logit"
     if low is not None and (asked or kind == "positive" or _suits_logarithms(x - low)):
@@ -167,7 +170,7 @@ def _suits_logarithms(x: np.ndarray) -> bool:
     low, high = _quantiles(inside, 0.05, 0.95)
     skewness = _skewness(inside)
     skewed = skewness > SKEWED and high > DECADES * low and abs(_skewness(np.log(inside))) < LESS_SKEWED * skewness
-    return bool(skewed or (not is_whole(x) and x.min() < NEAR_ZERO * np.median(x)))
+    return bool(skewed or (not is_whole(x) and (x < NEAR_ZERO * np.median(x)).mean() > REACHING))
 
 
 def _fills_from_zero(x: np.ndarray) -> bool:

@@ -20,7 +20,7 @@ POINT_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+(?:,\d*)?")  # 1.234.567,8
 COMMA_GROUPS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # 1,234,567.8
 SPACED_GROUPS = re.compile(r"[+-]?\d{1,3}(?:[ '\u2019\u00a0\u202f]\d{3})+(?:[.,]\d+)?")  # 1 234 567,8
 MAYBE_GROUP = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # whose comma marks decimals or thousands
-NUMBER = re.compile(  # in any of these spellings, or in uneven groups
+NUMBER = re.compile(  # in any such spelling, or in uneven groups
     rf"[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?|{POINT_GROUPS.pattern}|{COMMA_GROUPS.pattern}|[+-]?\d+(?:,\d{{2,3}})+"
 )
 MOSTLY = 0.5  # share of the different texts of a column that are numbers, beyond which others are strays
@@ -70,7 +70,7 @@ def read_spelled(
     for text, names in unusual.items():
         notes.append(f"{abbreviate(names)}: {text} is read as missing")
     for text, names in doubtful.items():
-        notes.append(f"{abbreviate(names)}: {text} is a value of its own; if it is missing, leave the fields empty")
+        notes.append(f"{abbreviate(names)}: {text} is read as a word; if it is missing, leave the fields empty")
     return frame, notes
 
 
