@@ -332,7 +332,7 @@ def test_columns_that_cannot_be_used(values, message):
 
 def test_tables_without_anything_to_learn():
     for frame, message in (
-        (pd.DataFrame({"a": [1.5] * 30}), "all are constant"),
+        (pd.DataFrame({"a": [1.5] * 30}), "all columns are constant"),
         (pd.DataFrame({"a": [None] * 30}), "nothing to learn"),
         (pd.DataFrame({"a": [1.5, None] * 15, "b": [None, 2.5] * 15}), "misses a cell in every row.*--missing model"),
         (pd.DataFrame([[1.5, 2.5]], columns=["a", "a"]), "more than one column a"),

@@ -81,7 +81,9 @@ def find_columns(
     if frame.columns.has_duplicates:
         raise InputError(f"{name} has more than one column {frame.columns[frame.columns.duplicated()][0]}: rename them")
     _check_options(name, frame, kinds, bounds)
-    _check_cells(name, frame)
+    for column, kind in frame.dtypes.items():
+        if kind == object and kinds.get(str(column)) not in LEAVING_OUT:
+            _check_cells(name, frame[column])
     shares = frame.isna().mean().to_dict()
     reasons = {
         str(column): reason
@@ -162,16 +164,15 @@ def _check_options(
             raise InputError(f"--bounds {column}={low:g}:{high:g}: the lower bound must be below the upper one")
 
 
-def _check_cells(name: str, frame: pd.DataFrame) -> None:
-    """Raise an error for columns whose cells hold several values each."""
-    for column, series in frame.select_dtypes("object").items():
-        several = series.map(lambda value: isinstance(value, (list, tuple, dict, set, np.ndarray))).to_numpy()
-        if several.any():
-            kind = type(series.iloc[int(several.argmax())]).__name__
-            raise InputError(
-                f"{name}: column {column} holds a {kind} ({frames.row_of(series, several)}): write one value in a cell, "
-                f"or pass --kind {column}=drop"
-            )
+def _check_cells(name: str, series: pd.Series) -> None:
+    """Raise an error for a column whose cells hold several values each."""
+    several = series.map(lambda value: isinstance(value, (list, tuple, dict, set, np.ndarray))).to_numpy(bool)
+    if several.any():
+        kind = type(series.iloc[int(several.argmax())]).__name__
+        raise InputError(
+            f"{name}: column {series.name} holds a {kind} ({frames.row_of(series, several)}): write one value in a "
+            f"cell, or pass --kind {series.name}=drop"
+        )
 
 
 def _reason(series: pd.Series, is_first: bool, kind: str | None, missing: float, gaps: bool) -> Reason | None:
