@@ -131,3 +131,9 @@ def test_thousands(tmp_path, case):
     assert any(f"thousands separators, as in {example}" in note for note in notes)
     if "1.500" in content:
         np.testing.assert_array_equal(frame["b"], [1500, 2000])
+
+
+def test_leading_zeros(tmp_path):
+    frame, notes = read(tmp_path / "t.csv", "zip,kind\n01234,u\n10001,v\n")
+    assert frame["zip"].tolist() == ["01234", "10001"]
+    assert notes == ["zip: kept as text for leading zeros, as in 01234"]

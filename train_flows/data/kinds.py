@@ -20,6 +20,7 @@ from train_flows.data import frames, scales
 from train_flows.data.dataset import abbreviate, class_order, finite_number
 from train_flows.data.frames import LeftOut, Reason
 from train_flows.data.grids import find_grid
+from train_flows.data.spellings import CODE
 
 LEAVING_OUT: dict[str, Reason] = {"drop": "dropped", "id": "identifier"}  # kinds of a user
 KINDS = ("continuous", "positive", "bounded", "ordinal", "category", "date", *LEAVING_OUT)
@@ -82,7 +83,7 @@ def find_columns(
         raise InputError(f"{name} has more than one column {frame.columns[frame.columns.duplicated()][0]}: rename them")
     _check_options(name, frame, kinds, bounds)
     for column, kind in frame.dtypes.items():
-        if kind == object and kinds.get(str(column)) not in LEAVING_OUT:
+        if kind.kind == "O" and kinds.get(str(column)) not in LEAVING_OUT:
             _check_cells(name, frame[column])
     shares = frame.isna().mean().to_dict()
     reasons = {
@@ -201,7 +202,10 @@ def _reason(series: pd.Series, is_first: bool, kind: str | None, missing: float,
 
 
 def _nature(series: pd.Series) -> Literal["numbers", "dates", "truth", "words"]:
-    """Return what the cells of a column are; text is numbers or dates if most of its different cells are."""
+    """Return what the cells of a column are; text is numbers or dates if most of its different cells are.
+
+    Leading zeros make words.
+    """
     kinds = pd.api.types
     if kinds.is_bool_dtype(series) or kinds.infer_dtype(series, skipna=True) == "boolean":
         return "truth"
@@ -210,6 +214,8 @@ def _nature(series: pd.Series) -> Literal["numbers", "dates", "truth", "words"]:
     if not (kinds.is_object_dtype(series) or kinds.is_string_dtype(series)):
         return "words" if isinstance(series.dtype, pd.CategoricalDtype) else "numbers"
     texts = [frames.label(value) for value in pd.unique(series.dropna())[:SEEN_TEXTS]]
+    if any(CODE.fullmatch(text) for text in texts):
+        return "words"
     if np.mean([finite_number(text) is not None for text in texts]) > MOSTLY:
         return "numbers"
     if np.mean([frames.is_date(text.strip()) for text in texts]) > MOSTLY:

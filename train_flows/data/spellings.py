@@ -23,6 +23,7 @@ MAYBE_GROUP = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")  # whose comma marks decima
 NUMBER = re.compile(  # in any such spelling, or in uneven groups
     rf"[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?|{POINT_GROUPS.pattern}|{COMMA_GROUPS.pattern}|[+-]?\d+(?:,\d{{2,3}})+"
 )
+CODE = re.compile(r"0\d+")  # whose leading zeros count
 MOSTLY = 0.5  # share of the different texts of a column that are numbers, beyond which others are strays
 
 
@@ -39,7 +40,7 @@ def read_spelled(
 
     Returns:
         The table, whose columns of text hold no blanks around it and NaN if missing, and notes. A column of numbers
-        with a stray word stays text.
+        with a stray word stays text; one of whole numbers with leading zeros becomes text.
 
     Raises:
         InputError: if marks of decimals and of thousands contradict each other, or could be either.
@@ -67,6 +68,10 @@ def read_spelled(
         if i in numbers and all(finite_number(text) is not None for text in plain.dropna()):
             plain = pd.to_numeric(plain)
         frame.isetitem(i, plain.iloc[codes].set_axis(frame.index))
+    for i, kind in enumerate(frame.dtypes):
+        if kind.kind == "i" and i not in cells and (codes := texts.iloc[:, i].str.fullmatch(CODE, na=False)).any():
+            notes.append(f"{frame.columns[i]}: kept as text for leading zeros, as in {texts.iloc[:, i][codes].iloc[0]}")
+            frame.isetitem(i, texts.iloc[:, i])
     for text, names in unusual.items():
         notes.append(f"{abbreviate(names)}: {text} is read as missing")
     for text, names in doubtful.items():
