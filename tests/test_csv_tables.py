@@ -259,10 +259,12 @@ def test_classes_keep_their_commas(tmp_path):
     assert (data.columns, data.classes) == (("a",), ("0,5", "1,5"))
 
 
-@pytest.mark.parametrize("title", ["Penguins", "Penguins of 2020", '"Penguins, 2020"', "Penguins,,", "Penguins\n"])
+@pytest.mark.parametrize(
+    "title", ["Penguins", "Penguins of 2020", '"Penguins, 2020"', "Penguins,,", "Penguins\n", ",,"]
+)
 def test_a_title_above_the_names(tmp_path, title):
     content = title + "\na,b,c\n" + rows()
-    shown = title.strip('",\n')
+    shown = title.strip('",\n') or "nothing"
     check(tmp_path / "t.csv", content, "abc", notes=[f"the first line is a title and is left out: {shown}"])
 
 

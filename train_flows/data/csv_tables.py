@@ -181,7 +181,7 @@ def _head(path: Path, text: str, text_columns: Collection[str]) -> _Head:
             len(row[2]),
         ),
     )
-    title = lines[skipped].strip(f'{delimiter} "') if has_title else None
+    title = lines[skipped].strip(f'{delimiter} "') or "nothing" if has_title else None
     skipped += has_title
     if not first:
         raise InputError(f"{path} is empty: pass a table with lines of data")
@@ -204,8 +204,8 @@ def _fields(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 
 
 def _is_title(first: list[str], second: list[str], third: list[str]) -> bool:
-    """Return True for a line of one field over a line of as many words as there are fields in a line of data."""
-    alone = sum(map(bool, first)) == 1 and len(first) in (1, len(second)) and bool(first[0])
+    """Return True for a line of one field, or of none, over a line of words over a line of as many fields of data."""
+    alone = not any(first[1:]) and len(first) in (1, len(second))
     words = len(second) == len(third) > 1 and not any(map(_is_value, second))
     return alone and words and any(spelled_number(field) is not None for field in third)
 

@@ -63,9 +63,10 @@ def to_rows(name: str, frame: pd.DataFrame, columns: Sequence[Column]) -> np.nda
         InputError: if a column is missing, or holds a cell that it cannot: an unknown category, text among numbers, a
             value out of bounds, a missing cell without ``gaps``.
     """
+    frame = frame.set_axis([*map(str, frame)], axis=1)
     lacking = [column.name for column in columns if column.name not in frame]
     if lacking:
-        raise InputError(f"{name} lacks the columns {abbreviate(lacking)}: it has {abbreviate([*map(str, frame)])}")
+        raise InputError(f"{name} lacks the columns {abbreviate(lacking)}: it has {abbreviate([*frame])}")
     rows = np.empty((len(frame), len(columns)))
     for i, column in enumerate(columns):
         rows[:, i] = cells_of(name, frame[column.name], column)

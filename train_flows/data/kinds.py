@@ -79,6 +79,8 @@ def find_columns(
         InputError: if a column cannot be used as it is, or as the user says.
     """
     frame = frame.set_axis([str(column) for column in frame], axis=1)
+    if frame.empty:
+        raise InputError(f"{name} is empty: pass a table with rows and columns")
     if frame.columns.has_duplicates:
         raise InputError(f"{name} has more than one column {frame.columns[frame.columns.duplicated()][0]}: rename them")
     _check_options(name, frame, kinds, bounds)

@@ -104,10 +104,9 @@ def _natural_bounds(x: np.ndarray, kind: str | None) -> Bounds:
     for high in INTERVALS:
         shares = (x < FILLED * high).mean(), ((x > (1 - FILLED) * high) & (x <= high)).mean()
         fills = min(shares) > REACHING and x.max() <= high
-        rescaled = (x == x.min()).sum() == (x == x.max()).sum() == 1 and (x.min(), x.max()) == (0, high)
         if kind == "bounded" and x.max() <= high:
             return 0.0, high
-        if kind is None and fills and not rescaled and not is_whole(x):
+        if kind is None and fills and not is_whole(x):
             return 0.0, high
     return 0.0, None
 
