@@ -174,12 +174,17 @@ def parse_dates(series: pd.Series, day_first: bool | None = None) -> tuple[np.nd
         return plain.to_numpy("datetime64[us]"), day_first
     codes, values = pd.factorize(series)
     texts = [str(value).strip() for value in values]
-    last = [found for text in texts if (found := YEAR_LAST.fullmatch(text))]
-    if day_first is None and last:
+    last = [found for text in texts if day_first is None and (found := YEAR_LAST.fullmatch(text))]
+    if last:
         first_is_day, second_is_day = (any(int(found[key]) > 12 for found in last) for key in "ab")
         dotted = all(found[2] == "." for found in last)
         day_first = None if first_is_day == second_is_day and not dotted else first_is_day or dotted
-    times = pd.to_datetime([_iso(text, bool(day_first)) for text in texts], errors="coerce", utc=True, format="mixed")
+    plain = np.array([len(text) >= 10 and text[4] == text[7] == "-" for text in texts], dtype=bool)
+    read = pd.Series(pd.to_datetime(texts, errors="coerce", utc=True, format="ISO8601")).where(plain)
+    others = [i for i, is_missing in enumerate(read.isna()) if is_missing]
+    spelled = [_iso(texts[i], bool(day_first)) for i in others]
+    read.iloc[others] = pd.to_datetime(spelled, errors="coerce", utc=True, format="mixed")
+    times = pd.DatetimeIndex(read)
     dates = np.append(times.tz_localize(None).to_numpy("datetime64[us]"), np.datetime64("NaT", "us"))
     return dates[codes], day_first
 

@@ -24,6 +24,8 @@ NUMBER = re.compile(  # in any such spelling, or in uneven groups
     rf"[+-]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][+-]?\d+)?|{POINT_GROUPS.pattern}|{COMMA_GROUPS.pattern}|[+-]?\d+(?:,\d{{2,3}})+"
 )
 CODE = re.compile(r"0\d+")  # whose leading zeros count
+LONGEST = max(map(len, MISSING))
+SEEN = 1000  # different texts of a column that tell numbers and words apart
 MOSTLY = 0.5  # share of the different texts of a column that are numbers, beyond which others are strays
 
 
@@ -56,15 +58,17 @@ def read_spelled(
     doubtful: dict[str, list[str]] = {}
     for i, (codes, different) in cells.items():
         name, missing = str(frame.columns[i]), MISSING if i in numbers else ALWAYS_MISSING
-        if i not in numbers and {text.lower() for text in different} <= {"true", "false", *USUAL}:
+        maybe = {text for text in different if len(text) <= LONGEST and text.lower() in MISSING}
+        if i not in numbers and _are_truth(different[:SEEN]):
             continue  # pandas reads them
-        for text in different:
-            if text.lower() in missing and text.lower() not in (USUAL if i in numbers else ("",)):
-                unusual.setdefault(text, []).append(name)
-            elif text.lower() in MISSING and text.lower() not in missing:
+        absent = {text for text in maybe if text.lower() in missing}
+        for text in sorted(maybe):
+            if text not in absent:
                 doubtful.setdefault(text, []).append(name)
-        plain = pd.Series([_plain(text, mark) if i in numbers else text for text in different], dtype="str")
-        plain = plain.mask([text.lower() in missing for text in different])
+            elif text.lower() not in (USUAL if i in numbers else ("",)):
+                unusual.setdefault(text, []).append(name)
+        plain = pd.Series([_plain(text, mark) for text in different] if i in numbers else different, dtype="str")
+        plain = plain.mask([text in absent for text in different])
         if i in numbers and all(finite_number(text) is not None for text in plain.dropna()):
             plain = pd.to_numeric(plain)
         frame.isetitem(i, plain.iloc[codes].set_axis(frame.index))
@@ -93,9 +97,13 @@ def _different(column: pd.Series) -> tuple[np.ndarray, list[str]]:
 
 
 def _are_numbers(different: Sequence[str]) -> bool:
-    present = [text for text in different if text.lower() not in MISSING]
+    present = [text for text in different[:SEEN] if text.lower() not in MISSING]
     spelled = [NUMBER.fullmatch(text) or SPACED_GROUPS.fullmatch(text) for text in present]
     return not present or sum(map(bool, spelled)) > MOSTLY * len(present)
+
+
+def _are_truth(different: Sequence[str]) -> bool:
+    return {text.lower() for text in different} <= {"true", "false", *USUAL}
 
 
 def _plain(text: str, mark: str) -> str:
