@@ -173,7 +173,7 @@ def parse_dates(series: pd.Series, day_first: bool | None = None) -> tuple[np.nd
         plain = series.dt.tz_convert("UTC").dt.tz_localize(None) if zoned else series
         return plain.to_numpy("datetime64[us]"), day_first
     codes, values = pd.factorize(series)
-    texts = [str(value).strip() for value in values]
+    texts = [str(value).strip() for value in np.asarray(values, dtype=object)]
     last = [found for text in texts if day_first is None and (found := YEAR_LAST.fullmatch(text))]
     if last:
         first_is_day, second_is_day = (any(int(found[key]) > 12 for found in last) for key in "ab")

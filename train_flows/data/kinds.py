@@ -65,7 +65,7 @@ def find_columns(
 ) -> FoundColumns:
     """Find the kinds of the columns of a table.
 
-    Without ``gaps``, the kinds are those of the complete rows, and columns of mostly missing cells are left out first.
+    Of two columns with the same cells, or with the same ones up to a renaming, the first one is kept. Without ``gaps``, the kinds are those of the complete rows, and columns of mostly missing cells are left out first.
 
     Args:
         frame: the table.
@@ -85,7 +85,7 @@ def find_columns(
         raise InputError(f"{name} has more than one column {frame.columns[frame.columns.duplicated()][0]}: rename them")
     _check_options(name, frame, kinds, bounds)
     for column, kind in frame.dtypes.items():
-        if kind.kind == "O" and kinds.get(str(column)) not in LEAVING_OUT:
+        if isinstance(kind, np.dtype) and kind.kind == "O" and kinds.get(str(column)) not in LEAVING_OUT:
             _check_cells(name, frame[column])
     shares = frame.isna().mean().to_dict()
     reasons = {
@@ -96,13 +96,7 @@ def find_columns(
     used = [column for column in frame if column not in reasons]
     if not used:
         raise InputError(f"{name} holds nothing to learn: all columns are identifiers, free text, or missing")
-    notes = []
-    if not gaps:
-        complete = frame[used].notna().all(axis=1)
-        if not complete.any():
-            raise InputError(f"{name} misses a cell in every row: train with --missing model")
-        notes = [f"{(~complete).sum():,} of {len(frame):,} rows have missing cells and are left out"]
-        notes, frame = notes * (not complete.all()), frame[complete]
+    frame, notes = (frame, []) if gaps else _complete_rows(name, frame, used)
     columns: dict[str, Column] = {}
     cells: dict[str, np.ndarray] = {}
     left_out, sources = [], {}
@@ -165,6 +159,15 @@ def _check_options(
     for column, (low, high) in bounds.items():
         if low is not None and high is not None and low >= high:
             raise InputError(f"--bounds {column}={low:g}:{high:g}: the lower bound must be below the upper one")
+
+
+def _complete_rows(name: str, frame: pd.DataFrame, used: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows without missing cells in the columns used, and a note on the others."""
+    complete = frame[used].notna().all(axis=1)
+    if not complete.any():
+        raise InputError(f"{name} misses a cell in every row: train with --missing model")
+    note = f"{(~complete).sum():,} of {len(frame):,} rows have missing cells and are left out"
+    return frame[complete], [note] * (not complete.all())
 
 
 def _check_cells(name: str, series: pd.Series) -> None:
