@@ -87,7 +87,7 @@ class Column:
         """Return the states (N,) of cells (N,), int64.
 
         Raises:
-            InputError: for a cell that has none: a missing one without ``gaps``, an unknown code, a value out of bounds.
+            InputError: for a cell that has none: a missing one without ``gaps``, an unknown code, one out of bounds.
         """
         if self.is_category:
             state = x.nan_to_num(len(self.categories)).long()

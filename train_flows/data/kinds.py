@@ -65,7 +65,8 @@ def find_columns(
 ) -> FoundColumns:
     """Find the kinds of the columns of a table.
 
-    Of two columns with the same cells, or with the same ones up to a renaming, the first one is kept. Without ``gaps``, the kinds are those of the complete rows, and columns of mostly missing cells are left out first.
+    Of two columns with the same cells, up to a renaming, the first one is kept. Without ``gaps``, columns of mostly
+    missing cells are left out, and the kinds are those of the complete rows.
 
     Args:
         frame: the table.

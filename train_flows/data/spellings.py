@@ -93,7 +93,7 @@ def spelled_number(text: str) -> float | None:
 def _different(column: pd.Series) -> tuple[np.ndarray, list[str]]:
     """Return for each cell the place of its text among the different ones, without blanks around them."""
     codes, different = pd.factorize(column.fillna("").str.strip())  # a row may be short
-    return codes, different.to_numpy(object).tolist()
+    return codes, np.asarray(different, dtype=object).tolist()
 
 
 def _are_numbers(different: Sequence[str]) -> bool:
