@@ -34,7 +34,7 @@ class Column:
         high: values are below it; None without a bound.
         center: of the scale asinh.
         spread: of the scale asinh.
-        atoms: single values that have a probability of their own, and are no values on the scale.
+        atoms: single values that have a probability of their own, and do not lie on the scale.
         step: distance of recorded values, which stand for all values nearer than half of it; 0 if not rounded.
         origin: one of the recorded values.
         gaps: True if cells may be missing, with a probability that is learned.
