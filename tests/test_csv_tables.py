@@ -187,7 +187,7 @@ class TestNamesThatAreNumbers:
             "a,b,c\n" + rows() + "NA,2,3\n",
             r"column a holds missing values .*\(first in data row 41\): fill them in",
         ),
-        "?": ("a,b,c\n" + rows() + "?,2,3\n", r"column a holds text .*'\?'"),
+        "?": ("a,b,c\n" + rows() + "?,2,3\n", r"column a holds missing values .*\(first in data row 41\)"),
         "point": ("a,b,c\n" + rows() + ".,2,3\n", r"column a holds text .*'\.'"),
         "names twice": ("a ,a\n" + "1.5,2.5\n" * 30, "more than one column a"),
         "a quote": ('"' + "1" * 200_000 + "\n1,2\n" * 30, "cannot be read as CSV"),
@@ -206,11 +206,16 @@ class TestNamesThatAreNumbers:
             "a;b\n" + "1,234;5,678\n9,100;2\n" * 20,
             "such as 1,234, whose comma may mark decimals or thousands",
         ),
-        "points for thousands": (
-            "a;b\n" + "1.234,5;2,5\n" * 30,
-            "'1.234,5'.: write decimals with points, and thousands",
+        "thousands in uneven groups": (
+            'a,b\n"1,234,567",2.5\n"12,34,567",3.5\n' * 20,
+            "such as 12,34,567, whose comma",
         ),
-        "thousands in quotes": ('a,b\n"1,234,567",2\n' * 30, "column a holds text"),
+        "thousands with a mark and without": ('a,b\n"1,234",2.5\n1234,3.5\n' * 20, "such as 1234, whose comma may"),
+        "points and commas for thousands": (
+            "a;b\n" + "1.234,5;1,234,567\n" * 30,
+            r"comma \(1.234,5\) and with a point \(1,234,567\)|comma .* and with",
+        ),
+        "names twice with words": ("kind,kind\n" + "u,2.5\n" * 30, "more than one column kind"),
         "UTF-16 without its mark": (("a,b,c\n" + rows()).encode("utf-16-le"), "zero bytes.*save it as UTF-8"),
         "damaged UTF-16": (
             ("a,b,c\n" + rows()).encode("utf-16") + b"\0",
@@ -252,3 +257,20 @@ def test_classes_keep_their_commas(tmp_path):
     content = "a;kind\n" + "".join(f"{i},5;{'01'[i % 2]},5\n" for i in range(40))
     data = load_labelled_data(str(write(tmp_path / "t.csv", content)), target="kind")
     assert (data.columns, data.classes) == (("a",), ("0,5", "1,5"))
+
+
+@pytest.mark.parametrize(
+    "title", ["Penguins", "Penguins of 2020", '"Penguins, 2020"', "Penguins,,", "Penguins\n", ",,"]
+)
+def test_a_title_above_the_names(tmp_path, title):
+    content = title + "\na,b,c\n" + rows()
+    shown = title.strip('",\n') or "nothing"
+    check(tmp_path / "t.csv", content, "abc", notes=[f"the first line is a title and is left out: {shown}"])
+
+
+def test_thousands_of_columns(tmp_path):
+    x = np.round(np.random.default_rng(0).normal(size=(5, 10_000)), 2)
+    content = ",".join(["kind", *(f"x{i}" for i in range(10_000))]) + "\n"
+    content += "".join("u," + ",".join(map(str, row)) + "\n" for row in x)
+    frame, _, _ = csv_tables.read(write(tmp_path / "t.csv", content))
+    np.testing.assert_array_equal(frame.iloc[:, 1:], x)

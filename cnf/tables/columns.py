@@ -37,11 +37,12 @@ class Column:
         high: values are below it; None without a bound.
         center: middle of the values on the scale, or for asinh of the values themselves; see :meth:`fitted`.
         spread: their standard deviation, or for asinh any measure of the width of most values.
-        atoms: single values that have a probability of their own, and are no values on the scale.
+        atoms: single values that have a probability of their own, and do not lie on the scale.
         step: distance of recorded values, which stand for all values nearer than half of it; 0 if not rounded.
         origin: one of the recorded values.
         gaps: True if cells may be missing, with a probability that is learned.
         first: day 0 of a date, such as 2024-01-31.
+        day_first: True if dates are written as 31/01/2024.
     """
 
     name: str
@@ -57,12 +58,15 @@ class Column:
     origin: float = 0.0
     gaps: bool = False
     first: str | None = None
+    day_first: bool = False
 
     def __post_init__(self) -> None:
         if self.kind == "category" and not self.categories:
             raise InputError(f"categories=() of column {self.name} must name the values of a category")
         if (self.scale in ("log", "logit") and self.low is None) or (self.scale == "logit" and self.high is None):
-            raise InputError(f"scale={self.scale!r} of column {self.name} needs low" + ", high" * (self.scale == "logit"))
+            raise InputError(
+                f"scale={self.scale!r} of column {self.name} needs low" + ", high" * (self.scale == "logit")
+            )
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise InputError(f"low={self.low} of column {self.name} must be below high={self.high}")
 
@@ -86,7 +90,7 @@ class Column:
         """Return the states (N,) of cells (N,), int64.
 
         Raises:
-            InputError: for a cell that has none: a missing one without ``gaps``, an unknown code, a value out of bounds.
+            InputError: for a cell that has none: a missing one without ``gaps``, an unknown code, one out of bounds.
         """
         if self.is_category:
             state = x.nan_to_num(len(self.categories)).long()

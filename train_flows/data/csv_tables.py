@@ -20,7 +20,10 @@ import numpy as np
 import pandas as pd
 
 from anode import InputError
-from train_flows.data.dataset import abbreviate, finite_number
+from train_flows.data import spellings
+from train_flows.data.dataset import abbreviate
+from train_flows.data.frames import is_date
+from train_flows.data.spellings import spelled_number
 
 SUFFIXES = (".csv", ".csv.gz")
 DELIMITERS = ",;\t| "
@@ -31,9 +34,6 @@ ENCODINGS = {  # by their byte-order mark; that of UTF-32 begins with that of UT
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-MISSING = ("", "na", "n/a", "nan", "null", "none")  # fields without a value, in lower case
-DECIMAL_COMMA = r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?"
-DECIMAL_POINT = r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?"
 UNNAMED = "Unnamed: "  # with its number, the name that pandas gives to a column
 HEAD_ROWS = 1000  # that are compared with a doubtful first line
 MIN_DOUBTFUL = 5  # columns from which numbers that increase along the first line are hardly data
@@ -49,6 +49,7 @@ class _Head:
     second: list[str]
     names: list[str] | None  # from a comment or the first line
     in_first_line: bool  # where the names are
+    title: str | None  # a line above them
 
 
 def read(path: Path, text_columns: Collection[str] = ()) -> tuple[pd.DataFrame, bool, list[str]]:
@@ -98,18 +99,23 @@ def _read(
             f"the first line, {abbreviate(head.first)}, is taken as data; if it holds names, begin them by a letter"
         ]
     frame, what_is_left_out = _without_index(frame)
+    notes += [f"the first line is a title and is left out: {head.title}"] * (head.title is not None)
     return frame, head.names is not None, [*notes, *what_is_first, *what_is_left_out]
 
 
 def _parse_numbers(
     path: Path, encoding: str, head: _Head, text_columns: Collection[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Read the rows, with decimal points or commas."""
+    """Read the rows, with numbers and missing cells as people write them."""
     frame = _parse(path, encoding, head, text_columns)
-    if not any(column.str.fullmatch(DECIMAL_COMMA, na=False).any() for column in _texts(frame, text_columns)):
+    words = [
+        i
+        for i, (name, kind) in enumerate(frame.dtypes.items())
+        if name not in text_columns and not pd.api.types.is_numeric_dtype(kind)
+    ]
+    if not words or frame.empty:
         return frame, []
-    frame = _parse(path, encoding, head, text_columns, as_text=True)
-    return _with_points(path, frame, text_columns), ["numbers are read with decimal commas"]
+    return spellings.read_spelled(path, frame, _parse(path, encoding, head, text_columns, as_text=True), words)
 
 
 def _parse(
@@ -129,6 +135,8 @@ def _parse(
                 dtype={i: str for i in range(len(names)) if i not in kept} if as_text else None,
                 # bytes, which pandas never takes for a missing value, not even b"NA"
                 converters=dict.fromkeys(kept, lambda text: text.strip().encode()),
+                keep_default_na=not as_text,
+                low_memory=False,  # which may cut a column into numbers and text
                 skiprows=head.skipped,
                 encoding=encoding,
                 index_col=False,
@@ -146,7 +154,7 @@ def _parse(
 
 
 def _head(path: Path, text: str, text_columns: Collection[str]) -> _Head:
-    """Find the delimiter, which cuts the first two lines into equally many fields with most numbers, and the names."""
+    """Find the delimiter, which cuts two lines into equally many fields with most numbers, a title, and the names."""
     lines, delimiters, comments, skipped = re.split(r"\r\n|\r|\n", text), DELIMITERS, [], 0
     for line in map(str.strip, lines):
         if re.fullmatch('"?sep=."?', line, re.IGNORECASE):  # which Excel understands
@@ -159,13 +167,22 @@ def _head(path: Path, text: str, text_columns: Collection[str]) -> _Head:
     rows = []
     for delimiter in delimiters:
         with suppress(csv.Error):  # a quote that does not end, between other delimiters
-            rows.append((delimiter, *_fields(lines[skipped:], delimiter)))
+            fields = _fields(lines[skipped:], delimiter)
+            has_title = _is_title(*fields)
+            rows.append((delimiter, has_title, *fields[has_title : has_title + 2]))
     if not rows:
         raise InputError(f"{path} cannot be read as CSV (a quote does not end): check the file")
-    delimiter, first, second = max(
+    delimiter, has_title, first, second = max(
         rows,
-        key=lambda row: (len(row[1]) == len(row[2]) > 1, np.mean([_is_value(f) for f in row[2] or [" "]]), len(row[1])),
+        key=lambda row: (
+            len(row[2]) == len(row[3]) > 1,
+            np.mean([_is_value(field) for field in row[3] or [" "]]),
+            row[0] != " ",  # which words have between them
+            len(row[2]),
+        ),
     )
+    title = lines[skipped].strip(f'{delimiter} "') or "nothing" if has_title else None
+    skipped += has_title
     if not first:
         raise InputError(f"{path} is empty: pass a table with lines of data")
     names = first if not set(text_columns).isdisjoint(first) or _is_header(first, second) else None
@@ -173,31 +190,36 @@ def _head(path: Path, text: str, text_columns: Collection[str]) -> _Head:
         ways = " " if len(first) == 1 else (delimiter, *DELIMITERS)
         cuts = (_fields([comment], way)[0] for way in ways)
         if names := next(
-            (cut for cut in cuts if len(cut) == len(first) and all(_number(n) is None for n in cut)), None
+            (cut for cut in cuts if len(cut) == len(first) and all(spelled_number(n) is None for n in cut)), None
         ):
             break
-    return _Head(delimiter, skipped, first, second, names, in_first_line=names is first)
+    return _Head(delimiter, skipped, first, second, names, names is first, title)
 
 
-def _fields(lines: Sequence[str], delimiter: str) -> tuple[list[str], list[str]]:
-    """Return the fields of the first two lines that are not blank."""
+def _fields(lines: Sequence[str], delimiter: str) -> list[list[str]]:
+    """Return the fields of the first three lines that are not blank."""
     stripped = (line.strip(None if delimiter == " " else " ") for line in lines)
     rows = (row for row in csv.reader(stripped, delimiter=delimiter, skipinitialspace=True) if row)
-    return next(rows, []), next(rows, [])
+    return [next(rows, []) for _ in range(3)]
 
 
-def _number(field: str) -> float | None:
-    """Return the finite number that a field spells, with a decimal point or comma, or None."""
-    return finite_number(field.replace(",", ".") if re.fullmatch(DECIMAL_COMMA, field) else field)
+def _is_title(first: list[str], second: list[str], third: list[str]) -> bool:
+    """Return True for a line of one field, or of none, over a line of words over a line of as many fields of data."""
+    alone = not any(first[1:]) and len(first) in (1, len(second))
+    words = len(second) == len(third) > 1 and not any(map(_is_value, second))
+    return alone and words and any(spelled_number(field) is not None for field in third)
 
 
 def _is_value(field: str) -> bool:
-    return _number(field) is not None or field.lower() in MISSING
+    return spelled_number(field) is not None or field.lower() in spellings.MISSING
 
 
 def _is_header(first: list[str], second: list[str]) -> bool:
-    """Return True for names: without numbers, with a gap over an index, or whole numbers over a line without any."""
-    if all(_number(field) is None for field in first) or not first[0]:
+    """Return True for names: without numbers, with a gap over an index, or whole numbers over a line without any.
+
+    A date is data.
+    """
+    if all(spelled_number(f) is None and not is_date(f) for f in first) or not first[0]:
         return True
     whole = all(field.isdecimal() for field in first) and len(set(first)) == len(first)
     return whole and not any(field.lstrip("+-").isdecimal() for field in second)
@@ -206,14 +228,14 @@ def _is_header(first: list[str], second: list[str]) -> bool:
 def _holds_names(first: list[str], frame: pd.DataFrame) -> bool:
     """Return True for a first line of increasing numbers, farther from all other rows than these are from each other.
 
-    Words may stand between the numbers, over columns of numbers.
+    Words that do not occur again may stand between the numbers.
     """
-    numbers = {i: value for i, field in enumerate(first) if (value := _number(field)) is not None}
+    numbers = {i: value for i, field in enumerate(first) if (value := spelled_number(field)) is not None}
     words = [i for i in range(len(first)) if i not in numbers]
     if len(numbers) < 2 or not _increase([*numbers.values()]):
         return False
     rest = frame.iloc[1:].apply(pd.to_numeric, errors="coerce")
-    if any(not re.match(r"[^\W\d_]", first[i]) or rest.iloc[:, i].isna().any() for i in words):
+    if any(not re.match(r"[^\W\d_]", first[i]) or (frame.iloc[1:, i] == first[i]).any() for i in words):
         return False
     others, values = rest.iloc[:, [*numbers]].to_numpy(np.float64), np.array([*numbers.values()])
     others = others[np.isfinite(others)]
@@ -225,7 +247,7 @@ def _holds_names(first: list[str], frame: pd.DataFrame) -> bool:
 
 def _may_hold_names(first: list[str], frame: pd.DataFrame) -> bool:
     """Return True for a first line of many increasing numbers over rows that mostly do not increase."""
-    numbers = [value for field in first if (value := _number(field)) is not None]
+    numbers = [value for field in first if (value := spelled_number(field)) is not None]
     if not MIN_DOUBTFUL <= len(numbers) == len(first) or not _increase(numbers):
         return False
     rest = frame.iloc[1:HEAD_ROWS].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
@@ -234,29 +256,6 @@ def _may_hold_names(first: list[str], frame: pd.DataFrame) -> bool:
 
 def _increase(values: Sequence[float]) -> bool:
     return all(a < b for a, b in pairwise(values))
-
-
-def _texts(frame: pd.DataFrame, text_columns: Collection[str]) -> list[pd.Series]:
-    """Return the columns that hold text, except for those that may."""
-    columns = (frame.iloc[:, i] for i, name in enumerate(frame) if name not in text_columns)
-    return [column for column in columns if pd.api.types.is_string_dtype(column)]
-
-
-def _with_points(path: Path, frame: pd.DataFrame, text_columns: Collection[str]) -> pd.DataFrame:
-    """Write decimal points into a table of text; a file that also has points or thousands is refused."""
-    fields = pd.concat(_texts(frame, text_columns))
-    commas, points = (fields[fields.str.fullmatch(mark, na=False)] for mark in (DECIMAL_COMMA, DECIMAL_POINT))
-    if len(points):
-        raise InputError(
-            f"{path} holds numbers with a comma ({commas.iloc[0]}) and with a point ({points.iloc[0]}): write all "
-            "decimals with points"
-        )
-    if not commas.str.contains(r"^[+-]?0*,|,(?!\d{3}$)").any():
-        raise InputError(
-            f"{path} holds numbers such as {commas.iloc[0]}, whose comma may mark decimals or thousands: write "
-            "decimals with points, and thousands without a mark"
-        )
-    return frame.replace(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$", r"\1.\2", regex=True)
 
 
 def _without_index(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
