@@ -111,6 +111,27 @@ def _correlation(lower: Array, upper: Array, rng: np.random.Generator) -> Array:
     return total / (SWEEPS - WARM_UP) * (1 - 1e-6) + 1e-6 * np.eye(d)
 
 
+def plant_anomalies(
+    rows: pd.DataFrame, seed: int, columns: tuple[str, str] | None = None, share: float = 0.01
+) -> tuple[pd.DataFrame, Array]:
+    """Permute two columns of a share of the rows, so that the marginals stay and the dependence breaks.
+
+    Every planted row has its own random pair of columns, if none is given. The cells of a column are permuted
+    cyclically, in random order, among the planted rows that have it in their pair.
+
+    Returns:
+        The frame with planted rows, and True for these rows, (N,).
+    """
+    rng = np.random.default_rng(seed)
+    planted = rng.permutation(len(rows))[: max(2, round(share * len(rows)))]
+    pairs = [columns or rng.choice(rows.columns, 2, replace=False) for _ in planted]
+    found = rows.reset_index(drop=True)
+    for name in rows:
+        own = rng.permutation([row for row, pair in zip(planted, pairs, strict=True) if name in pair]).astype(int)
+        found.loc[own, name] = rows[name].to_numpy()[np.roll(own, 1)]
+    return found, np.isin(np.arange(len(rows)), planted)
+
+
 def isolation_scores(train: pd.DataFrame, rows: pd.DataFrame, seed: int) -> Array:
     """Return how odd rows (N,) are to an isolation forest of training rows: larger is odder.
 
