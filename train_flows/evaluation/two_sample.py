@@ -133,7 +133,8 @@ def classifier_test(samples: Array, rows: Array, is_category: Sequence[bool], se
     """Measure how well gradient-boosted trees tell samples (N, D) from rows (M, D), both in numbers with NaN.
 
     Every repeat takes M other samples and finds the accuracy by cross-validation in five folds. All repeats share the
-    rows, so that for the standard error the mean accuracy of a row over the repeats counts once.
+    rows, so that for the standard error the mean accuracy of a row over the repeats counts once; it leaves out that
+    rows of one fold are judged by the same trees.
 
     The figure can miss differences, and is certain only where it is well above 0.5. In few rows the trees find little:
     35 rows have a standard error of 0.06, and of 0.03 with ten repeats. A copy of the training rows is at 0.5, too,
