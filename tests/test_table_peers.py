@@ -10,7 +10,9 @@ from train_flows.benchmark import table_peers
 def table(n, seed, correlation=0.9):
     rng = np.random.default_rng(seed)
     z = rng.multivariate_normal(np.zeros(3), np.full((3, 3), correlation) + (1 - correlation) * np.eye(3), n)
-    frame = pd.DataFrame({"amount": np.exp(z[:, 0]), "grade": np.array(["low", "mid", "high"])[np.digitize(z[:, 1], [0, 1])]})
+    frame = pd.DataFrame(
+        {"amount": np.exp(z[:, 0]), "grade": np.array(["low", "mid", "high"])[np.digitize(z[:, 1], [0, 1])]}
+    )
     frame["count"] = np.floor(np.exp(z[:, 2])).astype(int)
     frame.loc[rng.random(n) < 0.1, "amount"] = np.nan
     return frame

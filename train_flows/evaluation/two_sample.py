@@ -81,7 +81,9 @@ def _cells(series: pd.Series, column: Column) -> Array:
     missing = series.isna().to_numpy()
     if column.is_category:
         codes = {name: float(code) for code, name in enumerate(column.categories)}
-        return np.array([math.nan if gap else codes.get(_name(x), -1.0) for x, gap in zip(series, missing, strict=True)])
+        return np.array(
+            [math.nan if gap else codes.get(_name(x), -1.0) for x, gap in zip(series, missing, strict=True)]
+        )
     if column.kind == "date" and not pd.api.types.is_numeric_dtype(series):
         return ((pd.to_datetime(series) - pd.Timestamp(column.first)) / pd.Timedelta(days=1)).to_numpy(float)
     return pd.to_numeric(series).to_numpy(float, na_value=math.nan)

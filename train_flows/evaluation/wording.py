@@ -168,14 +168,16 @@ def density_table(measured: dict[str, Any]) -> str:
 
 
 def quality_table(measured: dict[str, Any]) -> str:
-    """Return the figures of :func:`judge` as lines to read, of many columns those that differ most from the test rows."""
+    """Return the figures of :func:`judge` as lines to read; of many columns, those that differ most."""
     columns = sorted(measured["columns"], key=_excess, reverse=True)[:MANY_COLUMNS]
     listed = columns if len(columns) < len(measured["columns"]) else measured["columns"]
     width = max(18, *(len(abbreviate([column["name"]])) for column in listed))
     table = [f"{'column':<{width}} distance  by chance  missing  by chance"]
     for column in listed:
         cells = [
-            " " * 18 if column["distance"] is None else f"{column['measure']} {column['distance']:.3f}"
+            " " * 18
+            if column["distance"] is None
+            else f"{column['measure']} {column['distance']:.3f}"
             f"{column['chance']:11.3f}{'*' if column['distance'] > column['chance'] else ' '}"
         ]
         if column["missing"] or column["missing_chance"]:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from train_flows.figures import plots
 from train_flows.figures.table_plots import INCHES, MANY, PAIRS, dependent_pairs
@@ -55,18 +55,19 @@ class _Axis:
         """Return cells (N,) as they are drawn: those of categories with a place for missing ones."""
         return np.where(np.isnan(x), len(self.names) - 1, x) if self.names else x
 
-    def finish(self, axes: Axes, which: str, labelled: bool) -> None:
-        """Set scale, limits and ticks of the abscissa "x" or the ordinate "y" of a panel."""
+    def finish(self, axes: Axes, which: str, labelled: bool, letters: int = 18) -> None:
+        """Set scale, limits and ticks of the abscissa "x", which is some letters wide, or the ordinate "y"."""
         getattr(axes, f"set_{which}scale")("log" if self.log else "linear")
         getattr(axes, f"set_{which}lim")(self.low, self.high)
         axis = getattr(axes, f"{which}axis")
         if self.names:
             texts = [plots.axis_label(name, 12) for name in self.names] if len(self.names) <= BARS else []
-            axis.set_ticks(range(len(texts)), texts, rotation=90 if which == "x" else 0)
+            upright = which == "x" and sum(len(text) + 2 for text in texts) > letters
+            axis.set_ticks(range(len(texts)), texts, rotation=90 if upright else 0)
         elif self.log:
             few = self.high / self.low < 50
             axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=4))
-            axis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(np.inf, np.inf)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_locator(NullLocator())
         else:
             axis.set_major_locator(MaxNLocator(3 if which == "x" else 4))
@@ -101,18 +102,21 @@ def corner(
     side = INCHES * len(shown) + 1.5
     figure = Figure(figsize=(side, side + 0.5), layout="constrained")
     panels = figure.subplots(len(shown), len(shown), squeeze=False)
-    parts = [_scattered(x, by) for x in (data, samples)]
+    points = min(POINTS, len(data), len(samples))
+    parts = [_scattered(x, points, by) for x in (data, samples)]
     for (i, j), axes in np.ndenumerate(panels):
         if i == j:
             _marginal(axes, axis[j], data[:, shown[j]], samples[:, shown[j]], ("0.75", "black"))
             axes.set_yticks([])
         else:
             x, kinds = parts[i < j]
-            pair = [axis[k].values(x[:, shown[k]]) + _jitter(len(x), axis[k]) for k in (j, i)]
+            pair = [_jittered(axis[k], x[:, shown[k]], seed) for seed, k in enumerate((j, i))]
             colors = [GRAY if k < 0 else plots.LINE_COLORS[int(k)] for k in kinds]
             size = plots.marker_size(len(x))
             axes.scatter(*pair, s=size, c=colors, lw=0, alpha=0.7, rasterized=True)
             axis[i].finish(axes, "y", labelled=j == 0)
+            if i == 0 and j == len(shown) - 1:  # the diagonal panel has no ordinate
+                axes.yaxis.set_tick_params(labelright=True, right=True, left=False)
         axis[j].finish(axes, "x", labelled=i == len(shown) - 1)
         axes.tick_params(labelsize="small")
         if j == 0:
@@ -129,8 +133,10 @@ def corner(
         Line2D([], [], ls="", marker="o", color=color, label=f"{plots.plain(columns[by])}: {plots.plain(name)}")
         for color, name in zip(plots.LINE_COLORS, names, strict=False)
     ]
-    notes = [f"{len(shown)} of {len(columns)} columns: the {PAIRS} pairs that depend most on each other"]
-    title = notes[0] if len(shown) < len(columns) else ""
+    notes = [f"{points:,} points of each in the panels of pairs"] if len(shown) > 1 else []
+    if len(shown) < len(columns):
+        notes.insert(0, f"{len(shown)} of {len(columns)} columns: the {PAIRS} pairs that depend most on each other")
+    title = "\n".join(notes)
     figure.legend(handles=handles, loc="outside upper center", ncols=max(2, len(shown) - 2), title=title, frameon=False)
     return figure
 
@@ -158,7 +164,7 @@ def marginals(
         axis = _Axis.of(x, name, categories.get(name, ()), name in log)
         axis, x, y = _largest(axis, x, y)
         _marginal(axes, axis, x, y, plots.LINE_COLORS[:2])
-        axis.finish(axes, "x", labelled=True)
+        axis.finish(axes, "x", labelled=True, letters=36)
         axes.tick_params(labelsize="small")
         axes.set_yticks([])
         axes.set_ylim(0, None)
@@ -185,7 +191,7 @@ def oddest(
     Of more than twelve columns, those are shown that are marked in some row, and then the first ones.
 
     Args:
-        cells: texts of the cells (n, D), the oddest row first.
+        cells: texts of the cells (n, D), the oddest row first; empty if missing.
         columns: names of the D columns.
         rows: names or numbers of the n rows.
         percentiles: of the rows' log-densities among training rows, 0 to 100.
@@ -198,7 +204,9 @@ def oddest(
         [row, f"{percentile:.3g}", *(_short(line[j]) for j in shown)]
         for row, percentile, line in zip(rows, percentiles, cells, strict=True)
     ]
-    widths = [max(len(part) for text in column for part in text.split("\n")) + 2 for column in zip(head, *texts, strict=True)]
+    widths = [
+        max(len(part) for text in column for part in text.split("\n")) + 2 for column in zip(head, *texts, strict=True)
+    ]
     figure = Figure(figsize=(0.095 * sum(widths) + 0.4, 0.3 * len(texts) + 1.3), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
@@ -220,6 +228,7 @@ def oddest(
 
 
 def _short(text: str) -> str:
+    text = text or MISSING
     return plots.plain(text if len(text) <= LETTERS else f"{text[: LETTERS - 3]}...")
 
 
@@ -244,15 +253,16 @@ def _filled(x: Array) -> Array:
     return np.where(np.isnan(x), [np.median(column) if len(column) else 0.0 for column in known], x)
 
 
-def _scattered(x: Array, by: int | None) -> tuple[Array, Array]:
+def _scattered(x: Array, count: int, by: int | None) -> tuple[Array, Array]:
     """Return the rows that are drawn, in random order, with the codes of their colours; -1 if missing."""
-    x = np.random.default_rng(0).permutation(x)[:POINTS]
+    x = np.random.default_rng(0).permutation(x)[:count]
     return x, np.zeros(len(x)) if by is None else np.nan_to_num(x[:, by], nan=-1)
 
 
-def _jitter(count: int, axis: _Axis) -> Array:
-    rng = np.random.default_rng(len(axis.name))
-    return rng.uniform(-JITTER, JITTER, count) if axis.names else np.zeros(count)
+def _jittered(axis: _Axis, x: Array, seed: int) -> Array:
+    """Return cells (N,) as they are drawn, those of categories apart from each other."""
+    noise = np.random.default_rng(seed).uniform(-JITTER, JITTER, len(x))
+    return axis.values(x) + noise if axis.names else x
 
 
 def _largest(axis: _Axis, x: Array, y: Array) -> tuple[_Axis, Array, Array]:
@@ -293,5 +303,5 @@ def _notes(axis: _Axis, x: Array, y: Array) -> list[str]:
         parts = {MISSING: [np.isnan(part).mean() for part in (x, y)]}
         if axis.log:
             parts["at most 0"] = [(part <= 0).mean() for part in (x, y)]
-        found = [f"{what}: {a:.1%}, {b:.1%}" for what, (a, b) in parts.items() if a or b]
+        found = [f"{what}: data {a:.1%}, samples {b:.1%}" for what, (a, b) in parts.items() if a or b]
     return found
