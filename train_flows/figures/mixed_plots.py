@@ -47,7 +47,7 @@ class _Axis:
             names = [*names, MISSING] if np.isnan(x).any() else names
             return cls(name, tuple(names), False, -0.6, len(names) - 0.4)
         x = x[np.isfinite(x) & ((x > 0) | (not log))]
-        log = log and len(x) > 0
+        log = log and len(x) > 0 and x.min() < x.max()
         low, high = plots.limits(np.log(x) if log else x) if len(x) else (0.0, 1.0)
         return cls(name, (), log, *(np.exp((low, high)) if log else (low, high)))
 
