@@ -42,7 +42,7 @@ def judge(
     """Return all figures that need only samples and rows.
 
     Args:
-        samples: of a model, as recorded; ten times as many as test rows make the classifier's figure more certain.
+        samples: of a model, as recorded; with ten samples a test row, the classifier's figure is more certain.
         test: rows that the model has not seen.
         train: rows that the model has seen.
         columns: to compare; further columns of the frames are ignored.
@@ -90,7 +90,7 @@ def _cells(series: pd.Series, column: Column) -> Array:
 
 
 def _name(x: Any) -> str:
-    """Return the text of a cell; that of a whole number has no point, since gaps turn integers into floats."""
+    """Return the text of a cell, of a whole number without a point, since gaps turn integers into floats."""
     return str(int(x)) if isinstance(x, float) and x.is_integer() else str(x)
 
 
@@ -190,7 +190,7 @@ def violations(samples: Array, columns: Sequence[Column]) -> dict[str, Any]:
     Such a cell is out of bounds, not finite, of an unknown category, or missing in a column without gaps.
 
     Returns:
-        ``share`` of samples with such a cell; ``columns``, names to shares of those that have some.
+        ``share`` of samples with such a cell; ``columns``, names of columns with such cells to their shares.
     """
     wrong = np.stack([_violates(samples[:, j], column) for j, column in enumerate(columns)], axis=1)
     shares = {column.name: float(share) for column, share in zip(columns, wrong.mean(axis=0), strict=True) if share}

@@ -6,8 +6,10 @@ of columns that hold categories, ``log`` the names of columns on logarithmic axe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from train_flows.figures import plots
 from train_flows.figures.table_plots import INCHES, MANY, PAIRS, dependent_pairs
@@ -48,8 +51,10 @@ class _Axis:
             return cls(name, tuple(names), False, -0.6, len(names) - 0.4)
         x = x[np.isfinite(x) & ((x > 0) | (not log))]
         log = log and len(x) > 0 and x.min() < x.max()
-        low, high = plots.limits(np.log(x) if log else x) if len(x) else (0.0, 1.0)
-        return cls(name, (), log, *(np.exp((low, high)) if log else (low, high)))
+        if not len(x):
+            return cls(name, (), log, 0.0, 1.0)
+        low, high = (float(end.item()) for end in plots.limits(np.log(x) if log else x))
+        return cls(name, (), log, *((math.exp(max(low, -700)), math.exp(min(high, 700))) if log else (low, high)))
 
     def values(self, x: Array) -> Array:
         """Return cells (N,) as they are drawn: those of categories with a place for missing ones."""
@@ -82,7 +87,7 @@ def corner(
     categories: Mapping[str, Sequence[str]],
     log: Collection[str] = (),
 ) -> Figure:
-    """Draw pairs of columns of the data below the diagonal and of samples above it, and marginals of both on it.
+    """Draw pairs of columns: data below the diagonal, samples above it, and the marginals on it.
 
     Colours show the category with at most seven names that the other columns depend on most. Of more than seven
     columns, six are shown, which the figure says.
@@ -115,7 +120,7 @@ def corner(
             size = plots.marker_size(len(x))
             axes.scatter(*pair, s=size, c=colors, lw=0, alpha=0.7, rasterized=True)
             axis[i].finish(axes, "y", labelled=j == 0)
-            if i == 0 and j == len(shown) - 1:  # the diagonal panel has no ordinate
+            if i == 0 and j == len(shown) - 1:  # the panel on the diagonal shows shares
                 axes.yaxis.set_tick_params(labelright=True, right=True, left=False)
         axis[j].finish(axes, "x", labelled=i == len(shown) - 1)
         axes.tick_params(labelsize="small")
@@ -128,11 +133,9 @@ def corner(
         Patch(color="0.75", label=f"data ({len(data):,}), below"),
         Line2D([], [], color="black", label=f"samples ({len(samples):,}), above"),
     ]
-    names = () if by is None else categories[columns[by]]
-    handles += [
-        Line2D([], [], ls="", marker="o", color=color, label=f"{plots.plain(columns[by])}: {plots.plain(name)}")
-        for color, name in zip(plots.LINE_COLORS, names, strict=False)
-    ]
+    for color, name in zip(plots.LINE_COLORS, () if by is None else categories[columns[by]], strict=False):
+        label = plots.plain(f"{columns[by or 0]}: {name}")
+        handles.append(Line2D([], [], ls="", marker="o", color=color, label=label))
     notes = [f"{points:,} points of each in the panels of pairs"] if len(shown) > 1 else []
     if len(shown) < len(columns):
         notes.insert(0, f"{len(shown)} of {len(columns)} columns: the {PAIRS} pairs that depend most on each other")
@@ -210,7 +213,7 @@ def oddest(
     figure = Figure(figsize=(0.095 * sum(widths) + 0.4, 0.3 * len(texts) + 1.3), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
-    drawn = axes.table(texts, colLabels=head, colWidths=[w / sum(widths) for w in widths], bbox=(0, 0, 1, 1))
+    drawn = axes.table(texts, colLabels=head, colWidths=[w / sum(widths) for w in widths], bbox=Bbox.unit())
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(9)
     lines = max(text.count("\n") for text in head) + 1
@@ -282,9 +285,10 @@ def _marginal(axes: Axes, axis: _Axis, x: Array, y: Array, colors: Sequence[str]
     if axis.names:
         for part, color, filled in zip((x, y), colors, (True, False), strict=True):
             codes = axis.values(part)
-            shares = np.bincount(codes[codes < len(axis.names)].astype(int), minlength=len(axis.names)) / len(part)
-            look = {"color": color, "alpha": 0.4} if filled else {"fill": False, "edgecolor": color, "lw": 1.8}
-            axes.bar(range(len(shares)), shares, 0.8, **look)
+            known = codes[(codes >= 0) & (codes < len(axis.names))].astype(int)
+            shares = np.bincount(known, minlength=len(axis.names)) / max(1, len(part))
+            outline: dict[str, Any] = {"fill": False, "edgecolor": color, "lw": 1.8}
+            axes.bar(range(len(shares)), shares, 0.8, **({"color": color, "alpha": 0.4} if filled else outline))
         return
     count = int(np.clip(2 * len(x) ** (1 / 3), 8, 60))
     edges = (np.geomspace if axis.log else np.linspace)(axis.low, axis.high, count + 1)
