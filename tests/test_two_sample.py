@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 from cnf.tables.columns import Column
 from train_flows.evaluation import two_sample
-from train_flows.evaluation.wording import quality_table
+from train_flows.evaluation.wording import describe_coverage, quality_table
 
 COLUMNS = [
     Column("size", kind="positive", scale="log", low=0, step=0.1, atoms=(-1.0,)),
@@ -155,7 +155,13 @@ class TestCoverage:
         assert found["within"]["95%"]["share"] == pytest.approx(2 * norm.cdf(0.98) - 1, abs=0.03)
 
     def test_no_ranks(self):
-        assert two_sample.coverage(np.full(3, math.nan))["ks"] is None
+        found = two_sample.coverage(np.full(3, math.nan))
+        assert found["ks"] is None
+        assert describe_coverage(found) == "- (no values)"
+
+    def test_in_words(self):
+        words = describe_coverage(two_sample.coverage((np.arange(1000) + 0.5) / 1000))
+        assert words.startswith("50.0% +- 1.6% in central 50%, 80.0% +- 1.3% in central 80%, 95.0%")
 
 
 def test_the_table_has_a_line_for_each_column_and_figure():

@@ -217,8 +217,9 @@ def privacy(
 
     Returns:
         ``duplicates``, the share of samples that are training rows; ``test_duplicates``, that of test rows;
-        ``distance_ratio``, the mean distance of samples to the nearest training row over that of test rows: about 1,
-        and about 0 for a model that memorises; None if all test rows are training rows.
+        ``distance_ratio``, the mean distance of samples to the nearest training row over that of test rows: about 1;
+        about 0 for a model that memorises, and far above 1 for one whose samples lie far from the rows; None if all
+        test rows are training rows.
     """
     known = set(_keys(train, columns))
     shares = [float(np.mean([key in known for key in _keys(x, columns)])) for x in (samples, test)]

@@ -193,8 +193,21 @@ def quality_table(measured: dict[str, Any]) -> str:
     copies = f"{privacy['duplicates']:.2%} of the samples, {privacy['test_duplicates']:.2%} of the test rows"
     rows.append(("in training rows", copies))
     if (ratio := privacy["distance_ratio"]) is not None:
-        rows.append(("nearest one", f"{ratio:.2f} times as far from samples as from test rows (1 is perfect)"))
+        rows.append(
+            ("nearest one", f"{ratio:.2f} times as far from samples as from test rows (1 is perfect, 0 a copy)")
+        )
     return "\n".join([*table, lines(rows)])
+
+
+def describe_coverage(found: dict[str, Any]) -> str:
+    """Return the figures of :func:`coverage` in words, against the levels that are right."""
+    if not found["values"]:
+        return "- (no values)"
+    within = ", ".join(
+        f"{one['share']:.1%} +- {one['standard_error']:.1%} in central {level}"
+        for level, one in found["within"].items()
+    )
+    return f"{within}; KS {found['ks']:.3f} (by chance {found['chance']:.3f}, {found['values']:,} values)"
 
 
 def _excess(column: dict[str, Any]) -> float:
