@@ -31,7 +31,7 @@ def test_imports_point_one_way(package):
 @pytest.mark.parametrize(
     ("name", "unknown"),
     [
-        *((f"figures/{name}.py", {"anode", "cnf"}) for name in ("plots", "image_plots", "table_plots")),
+        *((f"figures/{name}.py", {"anode", "cnf"}) for name in ("plots", "image_plots", "table_plots", "mixed_plots")),
         ("run/loop.py", {"cnf"}),
     ],
 )

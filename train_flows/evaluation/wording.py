@@ -12,6 +12,8 @@ from train_flows.evaluation.folds import FOLDED
 from train_flows.evaluation.likelihood import kind_of
 from train_flows.evaluation.pruning import find_prune
 
+MANY_COLUMNS = 12  # of which those that differ most are listed
+
 
 def likelihood_table(figures: dict[str, Any]) -> str:
     """Return measured figures as lines to read."""
@@ -163,3 +165,62 @@ def density_table(measured: dict[str, Any]) -> str:
     value = f"{measured['accuracy']:.4f} +- {measured['standard_error']:.4f}"
     by = f"{measured['tested']} samples, by the NLL given each of {measured['classes']} classes"
     return lines([("accuracy", f"{value} ({by}: {how(measured)})")])
+
+
+def quality_table(measured: dict[str, Any]) -> str:
+    """Return the figures of :func:`judge` as lines to read; of many columns, those that differ most."""
+    columns = sorted(measured["columns"], key=_excess, reverse=True)[:MANY_COLUMNS]
+    listed = columns if len(columns) < len(measured["columns"]) else measured["columns"]
+    width = max(18, *(len(abbreviate([column["name"]])) for column in listed))
+    table = [f"{'column':<{width}} distance  by chance  missing  by chance"]
+    for column in listed:
+        cells = [
+            " " * 18
+            if column["distance"] is None
+            else f"{column['measure']} {column['distance']:.3f}"
+            f"{column['chance']:11.3f}{'*' if column['distance'] > column['chance'] else ' '}"
+        ]
+        if column["missing"] or column["missing_chance"]:
+            cells.append(f" {column['missing']:.3f}{column['missing_chance']:11.3f}")
+            cells.append("*" if column["missing"] > column["missing_chance"] else "")
+        table.append(f"{abbreviate([column['name']]):<{width}} {' '.join(cells[:2])}{''.join(cells[2:])}".rstrip())
+    if len(columns) < len(measured["columns"]):
+        table.append(f"({len(columns)} of {len(measured['columns'])} columns, those that differ most)")
+    privacy, violated = measured["privacy"], measured["violations"]
+    rows = [("classifier", _classifier(measured["classifier"], measured["classifier_train"]))]
+    where = f" ({abbreviate(list(violated['columns']))})" if violated["columns"] else ""
+    rows.append(("out of bounds", f"{violated['share']:.2%} of {measured['samples']:,} samples{where}"))
+    copies = f"{privacy['duplicates']:.2%} of the samples, {privacy['test_duplicates']:.2%} of the test rows"
+    rows.append(("in training rows", copies))
+    if (ratio := privacy["distance_ratio"]) is not None:
+        rows.append(
+            ("nearest one", f"{ratio:.2f} times as far from samples as from test rows (1 is perfect, 0 a copy)")
+        )
+    return "\n".join([*table, lines(rows)])
+
+
+def describe_coverage(found: dict[str, Any]) -> str:
+    """Return the figures of :func:`coverage` in words, against the levels that are right."""
+    if not found["values"]:
+        return "- (no values)"
+    within = ", ".join(
+        f"{one['share']:.1%} +- {one['standard_error']:.1%} in central {level}"
+        for level, one in found["within"].items()
+    )
+    return f"{within}; KS {found['ks']:.3f} (by chance {found['chance']:.3f}, {found['values']:,} values)"
+
+
+def _excess(column: dict[str, Any]) -> float:
+    """Return the larger of the distances of a column over what is exceeded by chance."""
+    pairs = ((column["distance"], column["chance"]), (column["missing"], column["missing_chance"]))
+    return max(value / max(chance, 1e-12) for value, chance in pairs if value is not None)
+
+
+def _classifier(of_samples: dict[str, Any], of_train: dict[str, Any]) -> str:
+    if of_samples["accuracy"] is None:
+        return f"- ({of_samples['rows']} rows are too few)"
+    value = f"accuracy {of_samples['accuracy']:.3f} +- {of_samples['standard_error']:.3f}"
+    perfect = "0.5 is perfect"
+    if of_train["accuracy"] is not None:
+        perfect += f"; training rows: {of_train['accuracy']:.3f}"
+    return f"{value} telling samples from {of_samples['rows']:,} test rows ({perfect})"
