@@ -85,8 +85,8 @@ def _masked_flow(dim: int, context: int, config: DensityConfig, encoded: Encoded
     for name in ("residual_steps", "extra"):
         if getattr(config, name):
             raise InputError(
-                f"{name}={getattr(config, name)} is not for tables with atoms or missing cells, whose flow leaves numbers "
-                "out: omit it"
+                f"{name}={getattr(config, name)} is not for tables with atoms or missing cells, whose flow leaves "
+                "numbers out: omit it"
             )
     if config.base != "normal" or config.blocks > 1:
         raise InputError("tables with atoms or missing cells need one ODE and base='normal': omit base and blocks")

@@ -193,9 +193,7 @@ class TableDensity(Density):
     @override
     @without_autocast
     @torch.no_grad()
-    def sample(
-        self, n: int, c: Tensor | None = None, temperature: float = 1.0, complete: bool = False
-    ) -> Tensor:
+    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0, complete: bool = False) -> Tensor:
         """Draw n rows (n, D), float64, as they are recorded.
 
         Args:
@@ -229,7 +227,11 @@ class TableDensity(Density):
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         x, given = self.prepare("x", x, c)
         rows = encode(self.columns, x, noise=False)
-        y = rows.y if self.flow is None else self.flow.round_trip(rows.y.to(self.like), self.features(rows.states, given))
+        y = (
+            rows.y
+            if self.flow is None
+            else self.flow.round_trip(rows.y.to(self.like), self.features(rows.states, given))
+        )
         return self.decode(rows.states, y, recorded=False)
 
     @property
