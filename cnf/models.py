@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -275,7 +275,7 @@ def save(model: Density | Classifier, folder: str | Path, **notes: Any) -> None:
     storage.save_model(folder, kind, model, model.arguments, **notes)
 
 
-def load(folder: str | Path, device: torch.device | str | None = None) -> Flow | MixtureFlow | LiftedFlow | Classifier:
+def load(folder: str | Path, device: torch.device | str | None = None) -> Density | Classifier:
     """Rebuild a stored density or classifier in evaluation mode, without running code from the files.
 
     Args:
@@ -284,7 +284,11 @@ def load(folder: str | Path, device: torch.device | str | None = None) -> Flow |
     """
     if storage.read_config(folder, KIND, classifiers.KIND)["kind"] == classifiers.KIND:
         return classifiers.load(folder, device)
-    return storage.load_model(folder, KIND, density_model, device)
+    from cnf.tables import table_model  # which builds on this module
+
+    of_table = "columns" in storage.read_config(folder, KIND)["model"]
+    build: Callable[..., Density] = table_model if of_table else density_model
+    return storage.load_model(folder, KIND, build, device)
 
 
 def _build_field(config: DensityConfig, channels: int, pixels: int, context: int) -> Field:

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode import Solver
+from anode import InputError, Solver
 from cnf import Density, FlowMatching, MaximumLikelihood, density_model
 from cnf.batches import Batch, split_batch
 from cnf.models import KIND
+from cnf.tables import TableDensity, table_model
+from cnf.tables.columns import encode
 from train_flows import recipes
 from train_flows.command_line import Program, parse
 from train_flows.data import DENSITY_NAMES, Dataset, load_density_data
-from train_flows.evaluation import costs, likelihood, pruning, to_model, wording
+from train_flows.evaluation import costs, likelihood, pruning, to_model, two_sample, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit
@@ -71,6 +73,8 @@ def main(args: list[str]) -> None:
     dataset = load(settings)
     settings, origin = parse(PROGRAM, DensitySettings(), args, *size(dataset))
     session.tell(origin, *(f"note: {note}" for note in dataset.notes))
+    if dataset.overview:
+        print(dataset.overview)
     if settings.model.residual_steps and (dim := math.prod(dataset.shape) + settings.model.augmented) > COSTLY_DIM:
         session.tell(
             f"note: in {dim} dimensions, a residual step takes {dim} derivatives and a determinant of {dim} x {dim} a "
@@ -123,6 +127,11 @@ def build(settings: DensitySettings, dataset: Dataset) -> Density:
     solver = dataclasses.replace(solver, rtol=loosen * solver.rtol, atol=loosen * solver.atol)
     head = dataset.train.head()
     with session.default_dtype(getattr(torch, settings.run.dtype)):  # of the mean, too
+        if dataset.kinds:
+            if settings.run.init:
+                raise InputError("--init is for tables of numbers without gaps: omit it")
+            config = dataclasses.replace(settings.model, solver=solver)
+            return table_model(dataset.kinds, head.x, given=dataset.given, given_rows=head.c, config=config)
         return density_model(
             dataset.shape,
             data=None if settings.run.init else head.x,  # an initial run has its own standardisation
@@ -155,18 +164,43 @@ def smoothed(batch: Callable[[int], Any], samples: Tensor, share: float) -> Call
         Rothfuss et al. 2019, arXiv 1907.08982 (noise as regularisation); West 1993, Approximating posterior
         distributions by mixtures (kernels that keep the covariance).
     """
-    mean = samples.mean(0)
-    centred = (samples - mean).flatten(1)
-    scale = centred.std(0)  # factored out, for columns of very different units
-    root = torch.linalg.qr(centred / scale / math.sqrt(len(samples))).R * scale
+    add_noise = smoothing_noise(samples, share)
 
     def smooth(step: int) -> Any:
         x, c = split_batch(batch(step))
-        noise = (torch.randn(len(x), len(root), dtype=x.dtype, device=x.device) @ root).view(x.shape)
-        x = mean + math.sqrt(1 - share**2) * (x - mean) + share * noise
+        return add_noise(x) if c is None else (add_noise(x), c)
+
+    return smooth
+
+
+def smoothed_rows(
+    batch: Callable[[int], Any], samples: Tensor, share: float, model: TableDensity
+) -> Callable[[int], Any]:
+    """Return batches of rows whose numbers have noise as in :func:`smoothed`, on their scales; states stay."""
+    add_noise = smoothing_noise(encode(model.columns, samples, noise=False).y, share)
+
+    def smooth(step: int) -> Any:
+        x, c = split_batch(batch(step))
+        rows = encode(model.columns, x, noise=False)
+        x = model.decode(rows.states, add_noise(rows.y), recorded=False)
         return x if c is None else (x, c)
 
     return smooth
+
+
+def smoothing_noise(samples: Tensor, share: float) -> Callable[[Tensor], Tensor]:
+    """Return the function that adds the noise of :func:`smoothed`, with the moments of samples (N, *S)."""
+    mean = samples.mean(0)
+    centred = (samples - mean).flatten(1)
+    scale = centred.std(0)  # factored out, for columns of very different units
+    scale = torch.where(scale > 0, scale, 1.0)
+    root = torch.linalg.qr(centred / scale / math.sqrt(len(samples))).R * scale
+
+    def add_noise(x: Tensor) -> Tensor:
+        noise = (torch.randn(len(x), len(root), dtype=x.dtype, device=x.device) @ root).view(x.shape)
+        return mean + math.sqrt(1 - share**2) * (x - mean) + share * noise
+
+    return add_noise
 
 
 class DensityObjective:
@@ -245,7 +279,12 @@ class DensityTask:
         else:
             batch = shuffled_batches(to_model(self.model, train.batch(slice(None))), size, seed)
         share = self.settings.objective.smoothing
-        return smoothed(batch, to_model(self.model, train.head().x), share) if share else batch
+        if not share:
+            return batch
+        samples = to_model(self.model, train.head().x)
+        if isinstance(self.model, TableDensity):
+            return smoothed_rows(batch, samples, share, self.model)
+        return smoothed(batch, samples, share)
 
 
 def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> None:
@@ -276,7 +315,10 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         figures["drift"] = best["drift"]
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"
         rows.append(wording.lines([("drift of training", words)]))
-    if dataset.is_table:
+    if dataset.kinds:
+        figures["quality"] = two_sample.measure_table(model, dataset)
+        rows.append(wording.quality_table(figures["quality"]))
+    elif dataset.is_table:
         figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
         figures["heavy_tailed"] = list(dataset.heavy_tailed)
         rows.append(wording.gaussian_row(figures))

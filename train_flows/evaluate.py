@@ -18,6 +18,7 @@ from anode.errors import config
 from anode.solver import solvers_in
 from cnf import Density
 from cnf.models import KIND as DENSITY
+from cnf.tables import Column
 from train_flows.command_line import read
 from train_flows.data import Dataset, is_images, known_labelled_data, load_density_data, load_labelled_data
 from train_flows.data.dataset import description_of
@@ -187,8 +188,16 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
         return dataset, f"test part of {dataset.name}{others}"
 
     trained = description_of(config)
-    if kind == DENSITY and model["context"] and not trained["context"]:
+    if kind == DENSITY and model.get("context") and not trained["context"]:
         raise InputError(f"{folder} is a density given {model['context']} numbers without names: use it by cnf.load")
+    if kind == DENSITY and "columns" in model:
+        from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
+
+        columns, given = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
+        dataset = tabular.load_like(source, columns, given, settings.run.seed)
+        for note in dataset.notes:
+            print(f"note: {note}", file=sys.stderr)
+        return dataset, dataset.name
     options |= {"image_size": settings.data.image_size} if is_images(source) else {}
     if kind == CLASSIFIER:
         options["target"] = None if is_images(source) else settings.data.target

@@ -17,6 +17,7 @@ from anode import InputError, storage
 from anode.errors import config
 from cnf import Density
 from cnf.models import KIND
+from cnf.tables import TableDensity
 from train_flows.command_line import read
 from train_flows.data import class_contexts
 from train_flows.data.dataset import abbreviate, description_of
@@ -43,6 +44,8 @@ class Settings:
         out: file to write: .csv, .npy (samples x columns, a class by its number) or .png
         label: class of the samples, for a density given the class; all classes in turn if omitted
         context: values of the columns of --context of the run, in their order, for a density given these
+        given: the same by name, of a table with words, such as species=Adelie
+        complete: draw rows without missing cells, for a table whose missing cells are modelled
         log_prob: add the log-density, in nats, as last column
         samples: importance samples of the log-density, if it is a bound; 64 if omitted
         temperature: factor of the noise of the base: below 1, samples are less varied and more typical
@@ -57,6 +60,8 @@ class Settings:
     out: Path = Path("samples.csv")
     label: str | None = None
     context: tuple[FiniteFloat, ...] = ()
+    given: tuple[str, ...] = ()
+    complete: bool = False
     log_prob: bool = False
     samples: int | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -74,6 +79,12 @@ def main(args: list[str]) -> None:
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
     data = description_of(stored)
+    if isinstance(model, TableDensity):
+        _sample_rows(settings, model, data)
+        return
+    for name in ("given", "complete"):
+        if getattr(settings, name):
+            raise InputError(f"--{name} is for tables with words, missing cells or other kinds of columns: omit it")
     classes = data["classes"] if model.context and data["context"] == data["classes"] else []
     labels = _labels(settings, classes)
     given = _given(settings, model, data["context"]) if not classes else None
@@ -105,6 +116,46 @@ def main(args: list[str]) -> None:
     if below:
         counts = abbreviate([f"{column} ({count} of {settings.n})" for column, count in below.items()])
         print(f"note: values below zero, where the data have none: {counts}")
+
+
+@torch.no_grad()
+def _sample_rows(settings: Settings, model: TableDensity, data: Mapping[str, Any]) -> None:
+    """Write rows of a table with columns of several kinds, as they are recorded, with the columns left out."""
+    import pandas as pd  # half a second, which --help need not wait for
+
+    from train_flows.data import frames
+
+    if settings.out.suffix != ".csv" or settings.label is not None or settings.context:
+        raise InputError(f"{settings.run} is of a table of several kinds: pass --out NAME.csv and --given NAME=VALUE")
+    given = [text.partition("=") for text in settings.given]
+    if wrong := [text for text, (_, mark, _) in zip(settings.given, given, strict=True) if not mark]:
+        raise InputError(f"--given {wrong[0]} must be NAME=VALUE, such as species=Adelie")
+    names = [column.name for column in model.given]
+    if sorted(name for name, _, _ in given) != sorted(names):
+        raise InputError(
+            f"{settings.run} is a density given {abbreviate(names) or 'nothing'}: pass --given "
+            + (" ".join(f"{name}=VALUE" for name in names) or "for a run with --context only")
+        )
+    contexts = pd.DataFrame([{name: text for name, _, text in given}])
+    c = torch.from_numpy(frames.to_rows("--given", contexts, model.given))[0] if given else None
+    left_out = [frames.LeftOut(**values) for values in data.get("left_out", [])]
+    torch.manual_seed(settings.seed)
+    size = chunk_size(model.event_shape)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    with storage.written_atomically(settings.out) as file:
+        for start in range(0, settings.n, size):
+            n = min(size, settings.n - start)
+            x = model.sample(n, c, settings.temperature, settings.complete)
+            table = frames.to_frame(x.cpu().numpy(), model.columns, left_out)
+            if given:
+                for name, _, text in reversed(given):
+                    table.insert(0, name, text)
+            if settings.log_prob:
+                table[f"log_prob_{model.kind}" if model.kind != "exact" else "log_prob"] = model.log_prob(
+                    x, None if c is None else c.expand(n, -1), settings.samples
+                ).cpu()
+            table.to_csv(file, index=False, header=start == 0)
+    print(f"{settings.n} rows of {abbreviate([*table])} in {settings.out}")
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:

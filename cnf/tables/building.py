@@ -19,7 +19,7 @@ from cnf.tables.table_density import TableDensity
 from cnf.transforms import Compose
 
 
-def table_density(
+def table_model(
     columns: Sequence[Column | Mapping[str, Any]],
     rows: Any = None,
     *,
@@ -46,7 +46,7 @@ def table_density(
     Example:
         >>> columns = [Column("size"), Column("colour", "category", ("blue", "red"))]
         >>> rows = torch.stack([torch.randn(100), torch.randint(2, (100,))], 1)
-        >>> model = table_density(columns, rows, hidden=(16, 16))
+        >>> model = table_model(columns, rows, hidden=(16, 16))
         >>> model.log_prob(rows).shape, model.sample(3).shape
         (torch.Size([100]), torch.Size([3, 2]))
     """

@@ -151,7 +151,9 @@ class Column:
 
     def _recorded(self, x: Tensor, recorded: bool) -> Tensor:
         if not recorded:
-            return x
+            inside = 0.501 * self.step  # so that noise as wide as a step stays within the bounds
+            low, high = self.bounds
+            return x.clamp(low + inside, high - inside) if self.step else x
         if self.step:
             x = self.origin + self.step * ((x - self.origin) / self.step).round()
         return x if self.low is None and self.high is None else x.clamp(self.low, self.high)

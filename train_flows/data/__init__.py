@@ -32,6 +32,9 @@ def load_density_data(
     test_size: int | None = None,
     jitter: bool = True,
     context: Sequence[str] = (),
+    kind: Sequence[str] = (),
+    bounds: Sequence[str] = (),
+    missing: str = "auto",
     conditional: bool = False,
     split: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -48,6 +51,10 @@ def load_density_data(
         test_size: number of test samples.
         jitter: add noise to the columns of a table from a file that were rounded to a grid, as wide as its step.
         context: columns of a table that are given, instead of being modelled.
+        kind: kinds of columns of a table that differ from those found, such as ``"rating=ordinal"``.
+        bounds: bounds of columns of a table, such as ``"price=0:"``.
+        missing: of rows with missing cells: ``"drop"`` them, ``"model"`` what is missing, or ``"auto"``, which drops
+            up to 5% of the rows.
         conditional: images are given their class, points of a density by name their half of the plane.
         split: if False, a file or folder without a test part is the test part as a whole.
         dtype: precision of the columns of a table.
@@ -55,7 +62,7 @@ def load_density_data(
     from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
 
     if source in DENSITY_NAMES or is_images(source):
-        _refuse(source, "tables from files", no_jitter=not jitter, context=context)
+        _refuse(source, "tables from files", no_jitter=not jitter, context=context, kind=kind, bounds=bounds)
     if is_images(source):
         dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
         return images.for_density(dataset, conditional).limited(train_size, test_size, seed)
@@ -67,7 +74,7 @@ def load_density_data(
         dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
         _check_path(source, DENSITY_NAMES)
-        dataset = tabular.load(source, seed, jitter, context, split, dtype)
+        dataset = tabular.load(source, seed, jitter, context, split, dtype, kind, bounds, missing)
     return dataset.limited(train_size, test_size, seed)
 
 
@@ -142,9 +149,9 @@ def _check_path(source: str, names: Sequence[str]) -> None:
         )
 
 
-def _refuse(source: str, kind: str, **options: Any) -> None:
+def _refuse(source: str, wanted: str, **options: Any) -> None:
     """Raise an InputError for options that do not fit the data."""
     for name, value in options.items():
         if value not in (None, False, ()) and value != []:
             typed = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-            raise InputError(f"{typed} is for {kind}, not for {source}: leave it out")
+            raise InputError(f"{typed} is for {wanted}, not for {source}: leave it out")

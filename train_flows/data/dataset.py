@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anode import InputError
+from cnf.tables import Column
 from train_flows.data.grids import Grid
 
 SEED_STRIDE = 1_000_003  # between the seeds of random streams that belong together
@@ -109,6 +110,11 @@ class Dataset:
         is_table: True for a table, whose columns may have any units.
         named: True if the data name their columns, so that other data match by name; False for x0, x1, ... in order
         grids: grids of the columns to which noise of that width was added, by column.
+        kinds: the kinds of the columns of a table that has others than real numbers; then samples are rows of cells,
+            float64, see :class:`cnf.tables.Column`.
+        given: the kinds of the contexts of such a table.
+        left_out: columns of the file that are not learned, but belong to its rows.
+        overview: lines on the kinds of the columns.
         heavy_tailed: columns whose standard deviation is set by a few rows.
         notes: sentences to print once and to keep with the results.
     """
@@ -124,6 +130,10 @@ class Dataset:
     is_table: bool = False
     named: bool = True
     grids: Mapping[str, Grid] = field(default_factory=dict)
+    kinds: tuple[Column, ...] = ()
+    given: tuple[Column, ...] = ()
+    left_out: tuple[Any, ...] = ()
+    overview: str = ""
     heavy_tailed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -156,11 +166,12 @@ class Dataset:
         names = {name: list(getattr(self, name)) for name in ("shape", "columns", "classes", "context")}
         grids = {column: dataclasses.asdict(grid) for column, grid in self.grids.items()}
         from_zero: list[str] = []
-        if self.is_table and self.levels is None and len(self.train):
+        if self.is_table and not self.kinds and self.levels is None and len(self.train):
             low = self.train.head().x.flatten(1).amin(dim=0)
             from_zero = [column for column, value in zip(self.columns, low.tolist(), strict=True) if value >= 0]
         about = {"name": self.name, "sha256": self.digest(), "levels": self.levels, "named": self.named}
-        return {**about, **names, "grids": grids, "from_zero": from_zero}
+        left_out = [dataclasses.asdict(each) for each in self.left_out]
+        return {**about, **names, "grids": grids, "from_zero": from_zero, "left_out": left_out}
 
     def jittered(self, grids: Mapping[str, Grid], seed: int) -> Dataset:
         """Return a table with uniform noise, drawn by the seed and as wide as its step, in the columns of grids."""
@@ -262,7 +273,8 @@ class Dataset:
 def description_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what :meth:`Dataset.describe` found for the data of a model, as far as its ``config.json`` knows it."""
     model = config["model"]
-    known = {"shape": model["shape"], "levels": model["levels"], "classes": model.get("classes", [])}
+    shape = model.get("shape", [len(model.get("columns", []))])
+    known = {"shape": shape, "levels": model.get("levels"), "classes": model.get("classes", [])}
     return {"columns": [], "context": [], "grids": {}, "from_zero": [], **known, **config.get("data", {})}
 
 

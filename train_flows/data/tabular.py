@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from anode import InputError
-from train_flows.data import benchmark_tables, column_checks, tables
+from cnf.tables import Column
+from train_flows.data import benchmark_tables, column_checks, frames, kinds, tables
 from train_flows.data.dataset import (
     MAX_HEAD,
     Dataset,
@@ -29,6 +30,7 @@ from train_flows.data.grids import find_grid
 
 MIN_ROWS = {"all": tables.MIN_ROWS, "train": tables.MIN_ROWS, "validation": 2, "test": 2}
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among class names that are numbers
+FEW_GAPS = 0.05  # share of the rows with missing cells, up to which they are left out
 CHUNK_ROWS = 50_000  # rows of a mapped table that are checked together
 
 
@@ -39,6 +41,9 @@ def load(
     context: Sequence[str] = (),
     split: bool = True,
     dtype: torch.dtype = torch.float32,
+    kind: Sequence[str] = (),
+    bounds: Sequence[str] = (),
+    missing: str = "auto",
 ) -> Dataset:
     """Read a table to learn its density; the arguments are those of :func:`train_flows.data.load_density_data`.
 
@@ -53,6 +58,9 @@ def load(
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
     table = tables.read(path)
     columns = _others(table.parts, context, "context", path)
+    if "all" in table.parts and (kind or bounds or missing == "model" or _is_mixed(table.parts["all"])):
+        return _load_mixed(path, table, seed, context, split, kind, bounds, missing)
+    _refuse_options(path, kind=kind, bounds=bounds)
     parts = {}
     for part, frame in table.parts.items():
         x = _numbers(path, part, frame[[*columns]], split)
@@ -68,6 +76,112 @@ def load(
         notes=table.notes,
     )
     return _checked(raw, seed, jitter, dtype)
+
+
+def load_like(
+    path: str | Path, columns: Sequence[Column], given: Sequence[Column], seed: int = 0, split: bool = False
+) -> Dataset:
+    """Read a table with the columns of a model; rows with missing cells that it does not know are left out.
+
+    Raises:
+        InputError: if a column is missing, or a cell is none that the model knows.
+    """
+    table = tables.read(path)
+    if "all" not in table.parts:
+        raise InputError(f"{path} holds several arrays: pass one table")
+    return _of_kinds(path, table, table.parts["all"], columns, given, seed, split)
+
+
+def _load_mixed(
+    path: str | Path,
+    table: tables.Table,
+    seed: int,
+    context: Sequence[str],
+    split: bool,
+    kind: Sequence[str],
+    bounds: Sequence[str],
+    missing: str,
+) -> Dataset:
+    """Find the kinds of the columns of a table, those given first, and return its rows as cells."""
+    frame = table.parts["all"]
+    others = [name for name in frame if name not in context]
+    gaps = missing == "model" or (missing == "auto" and frame.isna().any(axis=1).mean() > FEW_GAPS)
+    found = kinds.find_columns(
+        frame[[*context, *others]],
+        kinds=dict(_pair("kind", text) for text in kind),
+        bounds={name: _interval(name, value) for name, value in (_pair("bounds", text) for text in bounds)},
+        gaps=gaps,
+        name=str(path),
+    )
+    given = [column for column in found.columns if column.name in context]
+    if lost := [name for name in context if name not in {column.name for column in given}]:
+        raise InputError(f"--context {lost[0]} cannot be given: it is constant, or tells the rows apart")
+    columns = [column for column in found.columns if column.name not in context]
+    if all(column.is_category for column in columns):
+        raise InputError(f"{path} holds categories alone, without a number to learn: leave it to a table of counts")
+    dataset = _of_kinds(path, table, frame, columns, given, seed, split)
+    notes = (*table.notes, *found.notes)
+    return dataclasses.replace(dataset, notes=notes, left_out=found.left_out, overview=kinds.describe(found))
+
+
+def _of_kinds(
+    path: str | Path,
+    table: tables.Table,
+    frame: pd.DataFrame,
+    columns: Sequence[Column],
+    given: Sequence[Column],
+    seed: int,
+    split: bool,
+) -> Dataset:
+    complete = [column.name for column in (*columns, *given) if not column.gaps]
+    if absent := [column.name for column in (*columns, *given) if column.name not in frame]:
+        raise InputError(f"{path} lacks the column {absent[0]}: it has {abbreviate([*map(str, frame)])}")
+    kept = frame.dropna(subset=complete)
+    if len(kept) < (MIN_ROWS["all"] if split else 1):
+        raise InputError(f"{path} has {len(kept)} rows without missing cells: at least {MIN_ROWS['all']} are needed")
+    x, c = (torch.from_numpy(frames.to_rows(str(path), kept, each)) for each in (columns, given))
+    notes = [f"{len(frame) - len(kept):,} rows miss a cell and are left out"] * (len(kept) < len(frame))
+    return Dataset(
+        Path(path).name,
+        *three_splits(Split(x, c=c if given else None), seed, split),
+        columns=tuple(column.name for column in columns),
+        context=tuple(column.name for column in given),
+        is_table=True,
+        named=table.named,
+        kinds=tuple(columns),
+        given=tuple(given),
+        notes=(*table.notes, *notes),
+    )
+
+
+def _is_mixed(frame: pd.DataFrame) -> bool:
+    """Return True for a table with text, truth values, dates or missing cells."""
+    plain = pd.api.types.is_numeric_dtype
+    return any(not plain(column) or column.dtype == bool or column.isna().any() for _, column in frame.items())
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, mark, value = text.rpartition("=")
+    if not mark:
+        raise InputError(
+            f"--{option} {text} must be NAME=VALUE, such as " + {"kind": "age=continuous"}.get(option, "price=0:")
+        )
+    return name, value
+
+
+def _interval(name: str, text: str) -> tuple[float | None, float | None]:
+    """Return the ends of LOW:HIGH, either of which may be empty."""
+    ends = text.split(":")
+    numbers = [finite_number(end) for end in ends]
+    if len(ends) != 2 or any(end and number is None for end, number in zip(ends, numbers, strict=True)):
+        raise InputError(f"--bounds {name}={text} must be LOW:HIGH, such as {name}=0: or {name}=0:100")
+    return numbers[0], numbers[1]
+
+
+def _refuse_options(path: str | Path, **options: Sequence[str]) -> None:
+    for name, value in options.items():
+        if value:
+            raise InputError(f"--{name} {' '.join(value)} is for one table, not for three arrays in {path}: omit it")
 
 
 def load_benchmark(name: str, root: str | Path, dtype: torch.dtype = torch.float32) -> Dataset:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anode import Solver, count_evals
 from anode.evaluations import Evaluations
-from cnf import Density, LiftedFlow
+from cnf import Density
 from cnf.mixture_flow import FEWEST_PRUNED
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import to_model
@@ -36,7 +36,7 @@ def in_proportion(model: Density, count: int, points: int) -> tuple[int, int]:
     """
     dims = math.prod(model.event_shape)
     points = max(points, FEWEST_NUMBERS // dims)
-    samples = draws_of(model, affordable_samples(count, dims)) if isinstance(model, LiftedFlow) else 1
+    samples = draws_of(model, affordable_samples(count, dims)) if model.stochastic else 1
     while samples > MIN_DRAWS and count * samples > points:
         samples //= 2
     return min(count, max(POINTS, points // samples)), samples

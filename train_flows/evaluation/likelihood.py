@@ -28,6 +28,7 @@ from anode.evaluations import Evaluations
 from cnf import Continuous, Density, Dequantize, LiftedFlow, ResidualSteps, Standardize, VariationalAugment
 from cnf.batches import split_batch
 from cnf.mixture_flow import FEWEST_PRUNED
+from cnf.tables import TableDensity
 from cnf.transforms import SolveOptions
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import chunks, in_chunks, to_model
@@ -204,12 +205,11 @@ def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None, p
     Under ``torch.autocast`` they are as inexact as in training, where :meth:`cnf.Density.log_prob` stays exact.
     """
     if torch.is_autocast_enabled(x.device.type):
-        draws = draws_of(model, samples) if isinstance(model, LiftedFlow) else 1
+        draws = draws_of(model, samples) if model.stochastic else 1
         values = torch.stack([model.elbo(x, c, **keyword(prune)).value for _ in range(draws)])
         return values.logsumexp(0) - math.log(draws)
-    if not isinstance(model, LiftedFlow):
-        return model.log_prob(x, c, **keyword(prune))
-    return model.log_prob(x, c, samples=draws_of(model, samples), prune=prune)
+    draws = {"samples": draws_of(model, samples)} if model.stochastic else {}
+    return model.log_prob(x, c, **draws, **keyword(prune))
 
 
 def kind_of(model: Density, samples: int, prune: float | None = None) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def kind_of(model: Density, samples: int, prune: float | None = None) -> dict[st
         "kind": model.kind if prune is None else "bound",
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
-        "samples": draws_of(model, samples) if isinstance(model, LiftedFlow) else None,
+        "samples": draws_of(model, samples) if model.stochastic else None,
         "dequantisation": _dequantisation(model),
         "augmented": any(isinstance(part, VariationalAugment) for part in model.modules()),
         "prune": prune,
@@ -243,7 +243,7 @@ def check_importance_samples(model: Density, samples: int | None) -> None:
     """Raise an :class:`anode.InputError` for a number of importance samples that would not tighten a bound."""
     if samples is None:
         return
-    if not isinstance(model, LiftedFlow):
+    if not model.stochastic:
         raise InputError(f"--samples {samples} is for bounds; this log-density is of kind {model.kind!r}: omit it")
     if draws_of(model, samples) != samples:
         raise InputError(
@@ -302,9 +302,9 @@ def grid_figures(figure: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     return {"grid": {"steps": steps, "nll_bound": bound}} if steps else {}
 
 
-def draws_of(model: LiftedFlow, samples: int) -> int:
+def draws_of(model: Density, samples: int) -> int:
     """Return the number of draws of a bound: those asked for, but one of an estimate, which more do not tighten."""
-    return samples if model.flow.kind == "exact" else 1
+    return 1 if any(ode.divergence != "exact" for ode in odes(model)) else samples
 
 
 def _dequantisation(model: nn.Module) -> str | None:
@@ -330,11 +330,12 @@ def _nll_or_none(model: Density, data: Split, samples: int, prune: float | None)
 def _inverse_error(model: Density, data: Split) -> dict[str, float | None]:
     """Return the mean distance between points and their round trip through the base, plain and in scales."""
     scales = [part.scale for part in model.modules() if isinstance(part, Standardize)]
-    scale = scales[0] if scales and not isinstance(model, LiftedFlow) else torch.ones(())
+    lifted = isinstance(model, LiftedFlow | TableDensity)  # the scales are not those of x
+    scale = scales[0] if scales and not lifted else torch.ones(())
 
     def distances(x: Tensor, c: Tensor | None) -> Tensor:
         y = model.lift(x.to(model.like.dtype), c).point if isinstance(model, LiftedFlow) else x
-        error = (y - model.round_trip(y, c)).cpu().double()  # the squares of which stay finite
+        error = (y - model.round_trip(y, c)).cpu().double().nan_to_num()  # missing cells stay so; squares stay finite
         return torch.stack([part.flatten(1).norm(dim=1) for part in (error, error / scale.cpu().double())])
 
     found = in_chunks(model, data, distances, "measuring the inverse")

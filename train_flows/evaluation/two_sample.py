@@ -23,7 +23,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 
-from cnf.tables.columns import Column
+from cnf import Density
+from cnf.tables import Column
+from train_flows.data import Dataset, frames
+from train_flows.evaluation import to_model
 
 Array = np.ndarray
 KS_LEVEL = 1.358  # 95% quantile of the Kolmogorov distribution
@@ -34,6 +37,16 @@ REPEATS = 10
 MAX_CATEGORIES = 254  # of a categorical feature of the classifier
 NEIGHBOURS = 2000  # rows whose nearest training row is found, at most
 LEVELS = (0.5, 0.8, 0.95)  # of central intervals
+
+
+def measure_table(model: Density, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+    """Return the figures of :func:`judge` for a density of a table with columns of several kinds, on its test part."""
+    test, train = dataset.test, dataset.train.head()
+    repeats = max(1, min(REPEATS, CLASSIFIED // len(test)))
+    c = None if test.c is None else to_model(model, test.c.repeat(repeats, 1))
+    samples = model.sample(repeats * len(test), c).cpu()
+    parts = [frames.to_frame(x.numpy(), dataset.kinds) for x in (samples, test.x, train.x)]
+    return judge(*parts, dataset.kinds, seed)
 
 
 def judge(

@@ -20,7 +20,7 @@ from anode.storage import written_atomically
 from cnf import Density, Flow, LiftedFlow
 from train_flows.data import Dataset, class_contexts
 from train_flows.evaluation import chunks, likelihood, to_model
-from train_flows.figures import image_plots, plots, table_plots
+from train_flows.figures import image_plots, mixed_plots, plots, table_plots
 from train_flows.run import distributed
 from train_flows.run.folder import SAMPLES_FOLDER, Run
 from train_flows.settings import Training
@@ -123,6 +123,13 @@ def _table_pictures(dataset: Dataset, model: Density) -> Generator[tuple[str, Pi
     """Yield the marginals of data and samples, of columns and contexts in pairs; of one column, with the density."""
     data = dataset.train.head(CORNER_SAMPLES)
     samples = model.sample(len(data), to_model(model, data.c)).cpu()
+    if dataset.kinds:
+        categories = {column.name: column.categories for column in dataset.kinds if column.is_category}
+        log = {column.name for column in dataset.kinds if column.scale == "log"}
+        rows = data.x.numpy(), samples.numpy(), dataset.columns, categories, log
+        yield "samples.png", mixed_plots.corner(*rows)
+        yield "marginals.png", mixed_plots.marginals(*rows)
+        return
     if dataset.shape.numel() == 1 and not dataset.context:
         points = np.linspace(*plots.limits(data.x.numpy().ravel()), CURVE_POINTS)
         log_density = _log_density(model, points.reshape(-1, *dataset.shape))

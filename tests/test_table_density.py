@@ -1,0 +1,172 @@
+"""Densities of tables with columns of several kinds: sums and integrals, masks, samples, storage."""
+
+import math
+
+import pytest
+import torch
+
+import cnf
+from anode import InputError, MLPField, Solver
+from cnf.divergence import exact_by_pullbacks
+from cnf.tables import Column, table_model
+from cnf.tables.columns import encode
+from cnf.tables.masks import MaskedField, WhitenPresent
+
+SOLVER = Solver(rtol=1e-8, atol=1e-8)
+COLUMNS = (
+    Column("share", "bounded", scale="logit", low=0.0, high=1.0),
+    Column("colour", "category", ("blue", "red")),
+    Column("amount", atoms=(0.0,), gaps=True),
+)
+
+
+def perturbed(model, scale=0.3):
+    """Give the flow weights with which numbers depend on each other and on the states."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.flow.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return model.double().with_solver(SOLVER)
+
+
+def rows_of(n=400):
+    torch.manual_seed(0)
+    colour = torch.randint(2, (n,)).double()
+    amount = torch.randn(n).double() + 2 * colour
+    amount[: n // 4], amount[n // 4 : n // 2] = 0, math.nan
+    share = torch.sigmoid(torch.randn(n).double() + colour)
+    return torch.stack([share, colour, amount], 1)[torch.randperm(n)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return perturbed(table_model(COLUMNS, rows_of(), hidden=(8, 8), solver=SOLVER))
+
+
+def test_mixed_likelihood_sums_and_integrates_to_one(model):
+    share = (torch.arange(300, dtype=torch.float64) + 0.5) / 300
+    amount = torch.linspace(-12, 16, 401, dtype=torch.float64)
+    total = 0.0
+    for colour in (0.0, 1.0):
+        for other in (0.0, math.nan):
+            x = torch.stack([share, share.new_full((300,), colour), share.new_full((300,), other)], 1)
+            total += model.log_prob(x).exp().mean()
+        grid = torch.cartesian_prod(share[::3], torch.tensor([colour], dtype=torch.float64), amount)
+        area = (share[3] - share[0]) * (amount[1] - amount[0])
+        total += torch.cat([model.log_prob(part).exp() for part in grid.split(20000)]).sum() * area
+    assert total.item() == pytest.approx(1, abs=2e-3)
+
+
+def test_absent_numbers_change_nothing_and_present_ones_do(model):
+    x = torch.tensor([[0.3, 1.0, math.nan]], dtype=torch.float64)
+    rows = encode(model.columns, x)
+    features = model.features(rows.states, None)
+    moved = model.flow.transform.encode(rows.y + torch.tensor([[0.0, 5.0]]), features)
+    assert torch.allclose(moved, model.flow.transform.encode(rows.y, features))
+    assert moved[0, 1] == 0
+
+
+def test_divergence_of_a_masked_field_is_that_over_present_numbers():
+    torch.manual_seed(0)
+    field = MaskedField(MLPField(4, (8, 8), context=6), 4).double()
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    x, c = torch.randn(3, 4).double(), torch.cat([mask, torch.randn(3, 2).double()], 1)
+    t = torch.tensor(0.3, dtype=torch.float64)
+    velocity, divergence = field.velocity_and_divergence(t, x, c)
+    expected = exact_by_pullbacks(field, t, x, c)
+    assert torch.allclose(velocity, expected.velocity)
+    assert torch.allclose(divergence, expected.divergence)
+    assert (velocity[mask == 0] == 0).all()
+
+
+def test_whitening_of_present_numbers_is_that_of_their_covariance():
+    torch.manual_seed(0)
+    x = torch.randn(500, 3).double() @ torch.randn(3, 3).double()
+    white = WhitenPresent(3).double().fit(x, torch.ones(500, 3))
+    mask = torch.tensor([[1.0, 0.0, 1.0]]).double().expand(500, 3)
+    z, log_det, _ = white(x, mask)
+    pair = z[:, [0, 2]]
+    assert torch.allclose(pair.T @ pair / 500, torch.eye(2).double(), atol=1e-8)
+    covariance = torch.cov(x[:, [0, 2]].T, correction=0)
+    assert torch.allclose(log_det, -covariance.logdet().div(2).expand(500))
+    back = white.inverse(z, mask).point
+    assert torch.allclose(back[:, [0, 2]], x[:, [0, 2]])
+
+
+def test_recorded_values_have_probabilities_that_sum_to_one():
+    torch.manual_seed(0)
+    counts = torch.poisson(torch.full((500, 1), 4.0)).double()
+    column = Column("count", "ordinal", scale="log", low=0.0, step=1.0)
+    model = perturbed(table_model([column], counts, hidden=(8,), solver=SOLVER), 0.1)
+    assert model.kind == "bound"
+    total = model.log_prob(torch.arange(200.0)[:, None], samples=64).exp().sum().item()
+    assert total == pytest.approx(1, abs=0.02)
+    assert model.elbo(counts).value.mean() <= model.log_prob(counts, samples=64).mean() + 0.02
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        Column("x", center=3.0, spread=2.0),
+        Column("x", "positive", scale="log", low=1.0, center=0.5, spread=2.0),
+        Column("x", "bounded", scale="logit", low=0.0, high=4.0, spread=0.5),
+        Column("x", scale="asinh", center=1.0, spread=3.0),
+        Column("x", "ordinal", scale="log", low=0.0, step=1.0),
+    ],
+    ids=lambda column: f"{column.kind}-{column.scale}",
+)
+def test_scales_are_inverted_and_their_slopes_are_derivatives(column):
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64) + (0.0 if column.step else 0.25)
+    x.requires_grad_()
+    y, log_slope = column.to_scale(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert torch.allclose(slope.log(), log_slope)
+    assert torch.allclose(column.from_scale(y), x)
+
+
+def test_samples_have_the_kinds_of_the_columns(model):
+    torch.manual_seed(0)
+    x = model.sample(4000)
+    share, colour, amount = x.T
+    assert x.dtype == torch.float64
+    assert ((share > 0) & (share < 1)).all()
+    assert set(colour.tolist()) == {0.0, 1.0}
+    assert amount.isnan().double().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert (amount == 0).double().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert not model.sample(500, complete=True).isnan().any()
+
+
+def test_a_density_given_columns_follows_them():
+    rows = rows_of()
+    model = table_model(COLUMNS[:1], rows[:, :1], given=COLUMNS[1:], given_rows=rows[:, 1:], hidden=(8,))
+    c = torch.tensor([1.0, math.nan], dtype=torch.float64)
+    assert model.sample(5, c).shape == (5, 1)
+    assert model.log_prob(rows[:, :1], rows[:, 1:]).shape == (400,)
+    with pytest.raises(InputError, match="c is missing: pass rows \\(5, 2\\) of colour, amount"):
+        model.sample(5)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([0.5, 2.0, 1.0], "column colour cannot hold 2"),
+        ([1.5, 0.0, 1.0], "column share cannot hold 1.5"),
+        ([math.nan, 0.0, 1.0], "column share cannot hold nan"),
+        ([0.5, math.nan, 1.0], "column colour cannot hold nan"),
+    ],
+)
+def test_cells_that_no_column_can_hold_are_refused(model, row, message):
+    with pytest.raises(InputError, match=message):
+        model.log_prob(torch.tensor([row], dtype=torch.float64))
+
+
+def test_flows_that_cannot_leave_numbers_out_are_refused():
+    with pytest.raises(InputError, match="residual_steps=4 is not for tables with atoms or missing cells"):
+        table_model(COLUMNS, rows_of(), residual_steps=4)
+
+
+def test_a_stored_table_is_the_same_density(tmp_path, model):
+    cnf.save(model, tmp_path)
+    loaded = cnf.load(tmp_path)
+    assert loaded.columns == model.columns
+    assert torch.equal(loaded.log_prob(rows_of()), model.log_prob(rows_of()))
