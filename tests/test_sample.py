@@ -104,7 +104,7 @@ class TestFiles:
 
     def test_columns_of_a_grid_hold_values_of_it(self, run):
         rng = np.random.default_rng(0)
-        columns = {"age": rng.normal(40, 9, 400), "children": rng.poisson(1, 400), "smoker": rng.random(400) < 0.2}
+        columns = {"age": rng.normal(40, 9, 400), "children": rng.poisson(1, 400), "smoker": rng.binomial(1, 0.2, 400)}
         pd.DataFrame({**columns, "height": rng.normal(170, 9, 400).round(1)}).to_csv("t.csv", index=False)
         store_density("runs/t", "t.csv")
         for name in ("s.csv", "s.npy"):

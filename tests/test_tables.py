@@ -1,7 +1,5 @@
 """Tables in every format, and what is refused with a message of one line."""
 
-from decimal import Decimal
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -117,13 +115,6 @@ class TestParquet:
     @pytest.mark.parametrize(
         ("column", "message"),
         [
-            (
-                pd.array([1, None, 3] * 10, "Int64"),
-                r"column b holds missing values in 10 of 30 rows \(first in data row 2\)",
-            ),
-            (pd.Categorical(["u", "v", "w"] * 10), "column b holds text in 30 of 30 rows .*'u'"),
-            (pd.date_range("2020-01-01", periods=30), "column b is of type datetime64"),
-            ([Decimal("1.5")] * 30, "column b is of type object"),
             (["1.5", "?", "2"] * 10, r"column b holds text in 10 of 30 rows \(first in data row 2: '\?'\)"),
         ],
     )
@@ -131,11 +122,6 @@ class TestParquet:
         path = tmp_path / "t.parquet"
         pd.DataFrame({"a": np.arange(30) / 7, "b": column}).to_parquet(path)
         refused(path, message)
-
-    def test_all_columns_of_words_are_named_at_once(self, tmp_path):
-        frame = pd.DataFrame({"a": np.arange(30) / 7, "kind": "u", "b": [None, *np.arange(29.0)], "sex": "v"})
-        frame.to_parquet(tmp_path / "t.parquet")
-        refused(tmp_path / "t.parquet", r"column kind holds text in 30 .*; these cannot be used .* either: b, sex$")
 
     def test_a_folder_is_one_table(self, tmp_path, x):
         frame = pd.DataFrame(x, columns=list("abc")).assign(part=np.arange(200) // 100)
@@ -173,11 +159,10 @@ class TestRefused:
         (tmp_path / f"t{suffix}").write_text("?")
         refused(tmp_path / f"t{suffix}", "not a table")
 
-    @pytest.mark.parametrize(("value", "names"), [(np.nan, "missing values"), (np.inf, "infinite values")])
     @pytest.mark.parametrize("suffix", [".csv", ".npy", ".parquet"])
-    def test_not_finite(self, tmp_path, x, value, names, suffix):
-        x[3, 1] = value
-        refused(write(tmp_path / f"t{suffix}", x), rf"{names} in 1 of 200 rows \(first in data row 4")
+    def test_not_finite(self, tmp_path, x, suffix):
+        x[3, 1] = np.inf
+        refused(write(tmp_path / f"t{suffix}", x), r"infinite values in 1 of 200 rows \(first in data row 4")
 
     @pytest.mark.parametrize(
         ("array", "message"),
@@ -228,5 +213,7 @@ class TestRefused:
         refused(tmp_path / "t.npz", names)
 
     def test_names_of_several_lines(self, tmp_path, x):
-        x[3, 1] = np.nan
-        refused(write(tmp_path / "t.parquet", x, ("a", "b\n\n\x1b[31m", "c")), r"column b \?\[31m holds missing values")
+        x[3, 1] = np.inf
+        refused(
+            write(tmp_path / "t.parquet", x, ("a", "b\n\n\x1b[31m", "c")), r"column b \?\[31m holds infinite values"
+        )

@@ -17,7 +17,7 @@ from cnf.mixture_flow import FEWEST_PRUNED
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import to_model
 from train_flows.evaluation.folds import has_residual_steps, measure_folds
-from train_flows.evaluation.likelihood import affordable_samples, draws_of, log_prob, nfe_of_pass, odes
+from train_flows.evaluation.likelihood import affordable_samples, draws_of, log_prob, nfe_of_pass, odes, takes_draws
 from train_flows.evaluation.pruning import certificate, find_prune, in_flow, mixture_of
 
 POINTS = 1000  # test samples of costs, at most
@@ -36,7 +36,7 @@ def in_proportion(model: Density, count: int, points: int) -> tuple[int, int]:
     """
     dims = math.prod(model.event_shape)
     points = max(points, FEWEST_NUMBERS // dims)
-    samples = draws_of(model, affordable_samples(count, dims)) if model.stochastic else 1
+    samples = draws_of(model, affordable_samples(count, dims)) if takes_draws(model) else 1
     while samples > MIN_DRAWS and count * samples > points:
         samples //= 2
     return min(count, max(POINTS, points // samples)), samples

@@ -205,10 +205,10 @@ def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None, p
     Under ``torch.autocast`` they are as inexact as in training, where :meth:`cnf.Density.log_prob` stays exact.
     """
     if torch.is_autocast_enabled(x.device.type):
-        draws = draws_of(model, samples) if model.stochastic else 1
+        draws = draws_of(model, samples) if takes_draws(model) else 1
         values = torch.stack([model.elbo(x, c, **keyword(prune)).value for _ in range(draws)])
         return values.logsumexp(0) - math.log(draws)
-    draws = {"samples": draws_of(model, samples)} if model.stochastic else {}
+    draws = {"samples": draws_of(model, samples)} if takes_draws(model) else {}
     return model.log_prob(x, c, **draws, **keyword(prune))
 
 
@@ -226,7 +226,7 @@ def kind_of(model: Density, samples: int, prune: float | None = None) -> dict[st
         "kind": model.kind if prune is None else "bound",
         "tolerance": ode and {"rtol": ode.solver.rtol, "atol": ode.solver.atol},
         "probes": ode.probes if ode and ode.divergence == "hutchinson" else None,
-        "samples": draws_of(model, samples) if model.stochastic else None,
+        "samples": draws_of(model, samples) if takes_draws(model) else None,
         "dequantisation": _dequantisation(model),
         "augmented": any(isinstance(part, VariationalAugment) for part in model.modules()),
         "prune": prune,
@@ -243,7 +243,7 @@ def check_importance_samples(model: Density, samples: int | None) -> None:
     """Raise an :class:`anode.InputError` for a number of importance samples that would not tighten a bound."""
     if samples is None:
         return
-    if not model.stochastic:
+    if not takes_draws(model):
         raise InputError(f"--samples {samples} is for bounds; this log-density is of kind {model.kind!r}: omit it")
     if draws_of(model, samples) != samples:
         raise InputError(
@@ -300,6 +300,11 @@ def grid_figures(figure: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     steps = {column: grid.step for column, grid in dataset.grids.items()}
     bound = figure["value"] - sum(map(math.log, steps.values()))
     return {"grid": {"steps": steps, "nll_bound": bound}} if steps else {}
+
+
+def takes_draws(model: Density) -> bool:
+    """Return True for a bound that more draws of noise or of augmented variables tighten."""
+    return model.stochastic and isinstance(model, LiftedFlow | TableDensity)
 
 
 def draws_of(model: Density, samples: int) -> int:
