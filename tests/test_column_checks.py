@@ -128,7 +128,7 @@ class TestScale:
         assert note.startswith("c0, c1, c2, c3, c4, c5, c6, c7, ...: -999 in up to ")
 
     def test_a_rare_yes_is_none(self, z, notes):
-        (note,) = notes({"a": z[:, 0], "rare": np.arange(N) % 50 == 0})
+        (note,) = notes({"a": z[:, 0], "rare": 1 * (np.arange(N) % 50 == 0)})
         assert note.startswith("rare (1): on a grid")
 
 
@@ -145,7 +145,7 @@ class TestDependence:
         assert notes(np.column_stack([z, made(z[:, 0], z[:, 1]) + noise])) == ()
 
     def test_classes_are_none(self, z, notes):
-        (note,) = notes({"a": z[:, 0], "b": z[:, 1], "positive": z[:, 0] > 0})
+        (note,) = notes({"a": z[:, 0], "b": z[:, 1], "positive": 1 * (z[:, 0] > 0)})
         assert note.startswith("positive (1): on a grid")
 
     def test_names_are_cut(self, z, notes):

@@ -44,6 +44,7 @@ def table_model(
         InputError: for a flow that cannot leave numbers out, if columns have atoms or gaps.
 
     Example:
+        >>> import torch
         >>> columns = [Column("size"), Column("colour", "category", ("blue", "red"))]
         >>> rows = torch.stack([torch.randn(100), torch.randint(2, (100,))], 1)
         >>> model = table_model(columns, rows, hidden=(16, 16))

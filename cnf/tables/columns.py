@@ -37,7 +37,7 @@ class Column:
         high: values are below it; None without a bound.
         center: middle of the values on the scale, or for asinh of the values themselves; see :meth:`fitted`.
         spread: their standard deviation, or for asinh any measure of the width of most values.
-        atoms: single values that have a probability of their own, and do not lie on the scale.
+        atoms: single values that have probabilities, not densities; they do not lie on the scale.
         step: distance of recorded values, which stand for all values nearer than half of it; 0 if not rounded.
         origin: one of the recorded values.
         gaps: True if cells may be missing, with a probability that is learned.

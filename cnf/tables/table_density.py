@@ -32,7 +32,7 @@ class TableDensity(Density):
 
     A row is float64 (D,): values, codes of categories, NaN where a cell is missing, see :class:`Column`. States are the
     category of a cell, or whether a number is on its scale, an atom, or missing. The flow is of the numbers on their
-    scales; numbers in other states have no density and are masked.
+    scales; numbers in other states do not have a density and are masked.
 
     For categories the result is a probability, for numbers a density in their units, and for ordinal columns a
     probability again. Values that were recorded in steps stand for all values nearer than half a step; the logarithm of
@@ -237,7 +237,7 @@ class TableDensity(Density):
     @property
     def _flow(self) -> Density:
         if self.flow is None:
-            raise InputError("the table has no numbers, so that there is no flow: train by likelihood")
+            raise InputError("the table holds categories alone, without a flow: use the categories")
         return self.flow
 
     def _log_prob_states(self, states: Tensor, given: Tensor | None) -> Tensor:
