@@ -133,7 +133,9 @@ def test_real_tables(real_data):
     assert protein.shape == (9,)
     assert len(protein.train) == 45_730 - 2 * 4_573
     assert density(real_data / "tabular" / "parkinsons.csv.gz").shape == (18,)
-    refused("column date", density, real_data / "climate" / "DailyDelhiClimateTrain.csv")
+    climate = density(real_data / "climate" / "DailyDelhiClimateTrain.csv")
+    assert climate.columns == ("date", "meantemp", "humidity", "wind_speed", "meanpressure")
+    assert climate.kinds[0].kind == "date"
 
 
 class TestClasses:
