@@ -17,6 +17,7 @@ from train_flows.data.dataset import abbreviate, three_splits
     [
         ("mons", {}, r"data='mons' is unknown; choose one of .*moons.*digits.*power"),
         ("moons", {"jitter": False}, "--no-jitter is for tables from files, not for moons: leave it out"),
+        ("moons", {"missing": "drop"}, "missing drop is for tables from files, not for moons"),
         ("digits", {"jitter": False}, "--no-jitter is for tables from files"),
         ("power", {"context": ["x0"]}, "--context .* is for tables from files, not for power"),
         ("moons", {"image_size": 8}, "--image-size 8 is for images, not for moons: leave it out"),

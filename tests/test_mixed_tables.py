@@ -62,6 +62,7 @@ def test_a_table_given_columns(run):
         (("--kind", "island=continuous"), "island"),
         (("--kind", "length"), "--kind length must be NAME=VALUE"),
         (("--bounds", "price=5:1"), "the lower bound must be below the upper one"),
+        (("--no-jitter",), "--no-jitter is for tables of numbers"),
         (("--bounds", "price=low"), "--bounds price=low must be LOW:HIGH"),
         (("--residual-steps", 4, "--missing", "model"), "--residual-steps 4 is not for tables with atoms"),
     ],

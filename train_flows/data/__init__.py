@@ -62,7 +62,9 @@ def load_density_data(
     from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
 
     if source in DENSITY_NAMES or is_images(source):
-        _refuse(source, "tables from files", no_jitter=not jitter, context=context, kind=kind, bounds=bounds)
+        gaps = None if missing == "auto" else missing
+        options = {"no_jitter": not jitter, "context": context, "kind": kind, "bounds": bounds, "missing": gaps}
+        _refuse(source, "tables from files", **options)
     if is_images(source):
         dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
         return images.for_density(dataset, conditional).limited(train_size, test_size, seed)

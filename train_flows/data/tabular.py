@@ -30,6 +30,7 @@ from train_flows.data.grids import find_grid
 
 MIN_ROWS = {"all": tables.MIN_ROWS, "train": tables.MIN_ROWS, "validation": 2, "test": 2}
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among class names that are numbers
+PAIRS = {"kind": "age=continuous", "bounds": "price=0:"}
 FEW_GAPS = 0.05  # share of the rows with missing cells, up to which they are left out
 CHUNK_ROWS = 50_000  # rows of a mapped table that are checked together
 
@@ -59,6 +60,8 @@ def load(
     table = tables.read(path)
     columns = _others(table.parts, context, "context", path)
     if "all" in table.parts and (kind or bounds or missing == "model" or _is_mixed(table.parts["all"])):
+        if not jitter:
+            raise InputError(f"--no-jitter is for tables of numbers, {path} holds other kinds of columns: omit it")
         return _load_mixed(path, table, seed, context, split, kind, bounds, missing)
     _refuse_options(path, kind=kind, bounds=bounds)
     parts = {}
@@ -163,9 +166,7 @@ def _is_mixed(frame: pd.DataFrame) -> bool:
 def _pair(option: str, text: str) -> tuple[str, str]:
     name, mark, value = text.rpartition("=")
     if not mark:
-        raise InputError(
-            f"--{option} {text} must be NAME=VALUE, such as " + {"kind": "age=continuous"}.get(option, "price=0:")
-        )
+        raise InputError(f"--{option} {text} must be NAME=VALUE, such as {PAIRS[option]}")
     return name, value
 
 

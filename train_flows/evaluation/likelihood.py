@@ -340,7 +340,8 @@ def _inverse_error(model: Density, data: Split) -> dict[str, float | None]:
 
     def distances(x: Tensor, c: Tensor | None) -> Tensor:
         y = model.lift(x.to(model.like.dtype), c).point if isinstance(model, LiftedFlow) else x
-        error = (y - model.round_trip(y, c)).cpu().double().nan_to_num()  # missing cells stay so; squares stay finite
+        error = (y - model.round_trip(y, c)).cpu().double()  # the squares of which stay finite
+        error = error.masked_fill(y.isnan().cpu(), 0)  # missing cells
         return torch.stack([part.flatten(1).norm(dim=1) for part in (error, error / scale.cpu().double())])
 
     found = in_chunks(model, data, distances, "measuring the inverse")
