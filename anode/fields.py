@@ -209,18 +209,33 @@ class MLPField(Field):
         return last(t, h, c).view(x.shape)
 
     @override
-    def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    def velocity_and_divergence(
+        self, t: Tensor, x: Tensor, c: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return f and its divergence, see :meth:`Field.velocity_and_divergence`.
+
+        Args:
+            t: time.
+            x: samples.
+            c: context.
+            mask: m (D,) of ones and zeros, to take m * f(t, m * x, c) in place of f.
+        """
         if t.ndim and self.time == "squash":
             return None  # the weights differ between samples
         check_context(c, self.context, len(x))
         h, t = flatten_samples(x, self.dim), t.to(x.dtype)
         if len(self.layers) > 3:
             maps = [layer.as_affine(t, c) for layer in self.layers]
+            if mask is not None:
+                maps[0], maps[-1] = (maps[0][0] * mask, maps[0][1]), _masked(maps[-1], mask)
             velocity, divergence = forward_with_divergence(h, maps, self.activations)
             return velocity.view(x.shape), divergence
         weights, slopes = [], []
         for i, layer in enumerate(self.layers):  # without comprehensions, whose frames would cost in every evaluation
             weight, shift = layer.as_affine(t, c)
+            if mask is not None:
+                weight = weight * mask if i == 0 else weight
+                weight, shift = _masked((weight, shift), mask) if i == len(self.activations) else (weight, shift)
             weights.append(weight)
             h = affine(h, weight, shift)
             if i < len(self.activations):
@@ -247,6 +262,12 @@ class MLPField(Field):
                 h, slope = self.activations[i].with_slope(h)
                 tangents = slope.unsqueeze(1) * tangents
         return h.view(x.shape), tangents.mT.expand(len(x), -1, -1)
+
+
+def _masked(map_: tuple[Tensor, Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the affine map times the mask (D,) of its outputs."""
+    weight, shift = map_
+    return weight * mask.unsqueeze(1), shift * mask
 
 
 def flatten_samples(x: Tensor, dim: int) -> Tensor:

@@ -17,7 +17,7 @@ from cnf.models import DensityConfig, density_model, load, save
 from cnf.multiscale import Multiscale, Squeeze
 from cnf.planar import Planar, PlanarField
 from cnf.residual_steps import ResidualSteps, watch_determinants
-from cnf.transforms import Compose, Logit, SolveOptions, Standardize, Transform, Whiten
+from cnf.transforms import Compose, Logit, SolveOptions, Standardize, Tails, Transform, Whiten
 
 __all__ = [
     "Base",
@@ -43,6 +43,7 @@ __all__ = [
     "SolveOptions",
     "Squeeze",
     "Standardize",
+    "Tails",
     "Transform",
     "VariationalAugment",
     "Whiten",

@@ -299,6 +299,34 @@ class Logit(Transform):
         return (log_sigmoid_slope(z) - math.log(1 - 2 * self.alpha)).flatten(1).sum(1)
 
 
+class Tails(Transform):
+    """z = x for |x| <= T, z = sign(x) (T + log(1 + |x| - T)) beyond: normal z have x with log-normal tails.
+
+    A flow sees outliers near the other samples, and the log-density of a sample far out falls with the square of the
+    logarithm of its distance.
+
+    Args:
+        start: T, in units of x.
+    """
+
+    def __init__(self, start: float = 4.0) -> None:
+        super().__init__()
+        if not (isinstance(start, Real) and start > 0):
+            raise InputError(f"start={start!r} must be above 0, such as 4")
+        self.start = float(start)
+
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+        beyond = (x.abs() - self.start).clamp_min(0).log1p()
+        return Transport(x.clamp(-self.start, self.start) + x.sign() * beyond, -beyond.flatten(1).sum(1))
+
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+        beyond = (z.abs() - self.start).clamp_min(0)
+        x = z.clamp(-self.start, self.start) + z.sign() * beyond.expm1()
+        return Transport(x, beyond.flatten(1).sum(1))
+
+
 def log_sigmoid_slope(v: Tensor) -> Tensor:
     """Return the logarithm of the derivative of the sigmoid, log s(v) (1 - s(v)), elementwise."""
     return -F.softplus(v) - F.softplus(-v)

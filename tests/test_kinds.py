@@ -81,7 +81,10 @@ class TestRealTables:
         assert (columns["carat"].kind, columns["carat"].scale, columns["carat"].step) == ("positive", "log", 0.01)
         assert (columns["price"].kind, columns["price"].scale, columns["price"].step) == ("ordinal", "log", 1)
         assert {columns[name].atoms for name in "xyz"} == {(0.0,)}
-        assert {(columns[name].kind, columns[name].atoms) for name in ("depth", "table")} == {("continuous", ())}
+        assert (columns["depth"].kind, columns["depth"].atoms) == ("continuous", ())
+        assert (columns["table"].kind, columns["table"].recurs) == ("continuous", True)
+        assert columns["carat"].recurs
+        assert {0.3, 1.0, 1.01} < set(columns["carat"].atoms)
         assert others == {}
 
     def test_series(self, real_data):
@@ -154,6 +157,13 @@ class TestFound:
     def test_atoms(self, values, kind, atoms):
         column = find(values)
         assert (column.kind, column.atoms) == (kind, atoms)
+
+    def test_round_numbers_recur(self):
+        ages = np.round(RNG.normal(40, 12, size=10 * N))
+        assert find(ages).atoms == ()
+        heaped = np.where(RNG.random(10 * N) < 0.4, 5 * np.round(ages / 5), ages)
+        assert {30.0, 35.0, 40.0, 45.0, 50.0} < set(find(heaped).atoms)
+        assert find(heaped, kinds={"a": "ordinal"}).atoms == ()
 
     def test_counts_from_zero_have_no_atoms(self):
         assert find(RNG.poisson(3, size=N) + 5 * RNG.poisson(0.3, size=N)).atoms == ()

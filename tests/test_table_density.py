@@ -9,7 +9,7 @@ import cnf
 from anode import InputError, MLPField, Solver
 from cnf.divergence import exact_by_pullbacks
 from cnf.tables import Column, table_model
-from cnf.tables.columns import encode
+from cnf.tables.columns import encode, state_features
 from cnf.tables.masks import MaskedField, WhitenPresent
 
 SOLVER = Solver(rtol=1e-8, atol=1e-8)
@@ -66,11 +66,15 @@ def test_absent_numbers_change_nothing_and_present_ones_do(model):
     assert moved[0, 1] == 0
 
 
-def test_divergence_of_a_masked_field_is_that_over_present_numbers():
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 8), (8, 8, 8)])
+@pytest.mark.parametrize(("patterns", "repeats"), [(1, 3), (3, 60), (5, 80), (5, 1)])  # few rows take Jacobians
+def test_divergence_of_a_masked_field_is_that_over_present_numbers(hidden, patterns, repeats):
     torch.manual_seed(0)
-    field = MaskedField(MLPField(4, (8, 8), context=6), 4).double()
-    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
-    x, c = torch.randn(3, 4).double(), torch.cat([mask, torch.randn(3, 2).double()], 1)
+    field = MaskedField(MLPField(4, hidden, context=6), 4).double()
+    mask = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.float64)
+    mask = mask[:patterns].repeat(repeats, 1)[torch.randperm(repeats * patterns)]
+    n = len(mask)
+    x, c = torch.randn(n, 4).double(), torch.cat([mask, torch.randn(n, 2).double()], 1)
     t = torch.tensor(0.3, dtype=torch.float64)
     velocity, divergence = field.velocity_and_divergence(t, x, c)
     expected = exact_by_pullbacks(field, t, x, c)
@@ -91,6 +95,35 @@ def test_whitening_of_present_numbers_is_that_of_their_covariance():
     assert torch.allclose(log_det, -covariance.logdet().div(2).expand(500))
     back = white.inverse(z, mask).point
     assert torch.allclose(back[:, [0, 2]], x[:, [0, 2]])
+
+
+def test_whitening_leaves_out_outliers():
+    torch.manual_seed(0)
+    x = torch.randn(1000, 1).double() @ torch.ones(1, 2).double() + 0.01 * torch.randn(1000, 2).double()
+    expected = torch.cov(x.T, correction=0)
+    x = torch.cat([x, torch.tensor([[0.0, 40.0]], dtype=torch.float64)])
+    fitted = WhitenPresent(2).double().fit(x, torch.ones_like(x))
+    assert torch.allclose(fitted.covariance, expected)
+
+
+def test_far_outliers_have_a_sensible_density():
+    x = torch.cat([rows_of(), torch.tensor([[0.5, 0.0, 1e6]])])
+    model = table_model(COLUMNS, x, hidden=(8, 8))
+    assert model.log_prob(x).min() > -500
+    assert model.log_prob(torch.tensor([[0.5, 0.0, 1e12]])) > -2000
+    assert model.log_prob(torch.tensor([[0.5, 0.0, 1e7]])) < model.log_prob(torch.tensor([[0.5, 0.0, 1e6]]))
+
+
+def test_a_flow_sees_the_values_of_many_atoms():
+    values = torch.arange(12, dtype=torch.float64)
+    column = Column("size", atoms=tuple(values.tolist()), gaps=True).fitted(torch.cat([values, values + 20]))
+    assert column.num_features == 2
+    features = state_features([column], torch.arange(14).unsqueeze(1), values)
+    on_scale = (values - column.center) / column.spread
+    assert torch.allclose(features[:, 0], torch.cat([torch.zeros(1), on_scale, torch.zeros(1)]).double())
+    assert features[:, 1].tolist() == 13 * [0] + [1]
+    few = Column("size", atoms=(0.0, 1.0))
+    assert state_features([few], torch.tensor([[0], [2]]), values).tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
 def test_recorded_values_have_probabilities_that_sum_to_one():

@@ -8,7 +8,7 @@ import torch
 from fields import Conv
 
 from anode import ConvStackField, InputError, MLPField, Solver
-from cnf import Compose, Continuous, Logit, Multiscale, Squeeze, Standardize, Whiten
+from cnf import Compose, Continuous, Logit, Multiscale, Squeeze, Standardize, Tails, Whiten
 from cnf.bases import standard_normal_log_prob
 from cnf.transforms import shrunk_correlation
 
@@ -46,6 +46,7 @@ def cases():
         "standardize images": (standardize((1, 2, 2)), unit, None),
         "whiten": (whiten((3,)), real, None),
         "whiten images": (whiten((1, 2, 2)), unit, None),
+        "tails": (Tails(0.5), torch.randn(6, 3), None),
         "logit": (Logit(0.05), unit, None),
         "logit, no margin": (Logit(0.0), unit, None),
         "continuous": (Continuous(MLPField(3, (8, 8)), SOLVER), real, None),
@@ -213,6 +214,8 @@ def test_repeated_columns_have_a_finite_density(float64):
 def test_bad_input_is_named():
     with pytest.raises(InputError, match=r"alpha=0\.5"):
         Logit(0.5)
+    with pytest.raises(InputError, match="start=0 must be above 0"):
+        Tails(0)
     for x in (-0.3, 1.2, 40.0):
         with pytest.raises(InputError, match=r"\[0, 1\]"):
             Logit(0.05)(torch.full((1, 2), x))

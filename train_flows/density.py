@@ -101,9 +101,9 @@ def load(settings: DensitySettings) -> Dataset:
     return session.load_data(load_density_data, settings.data, settings.run)
 
 
-def size(dataset: Dataset) -> tuple[int, int]:
-    """Return the numbers of training samples and of dimensions, which the recipe of a table follows."""
-    return len(dataset.train), math.prod(dataset.shape)
+def size(dataset: Dataset) -> tuple[int, int, bool]:
+    """Return what the recipe of a table follows: the numbers of training samples and of dimensions, if it has kinds."""
+    return len(dataset.train), math.prod(dataset.shape), bool(dataset.kinds)
 
 
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:

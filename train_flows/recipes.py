@@ -88,6 +88,7 @@ DENSITY: dict[str, Recipe] = {
         "validate_every": 1000,
     },
 }
+OF_KINDS: Recipe = {"steps": 14000, "restart_lr": 2e-3}  # of large tables, whose categories are fitted beforehand
 IN_A_MIXTURE: Recipe = {  # whose steps are short, and seldom fold
     "activation": ("tanh", "silu"),
     "augmentation": "categorical",
@@ -146,13 +147,16 @@ CLASSIFY: dict[str, Recipe] = {
 ODENET: Recipe = {"field": "norm-conv", "stem": "conv", "readout": "pool", "hidden": (64,)}
 
 
-def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1) -> tuple[str, Recipe]:
+def density(
+    typed: Mapping[str, Any], rows: int | None = None, columns: int = 1, of_kinds: bool = False
+) -> tuple[str, Recipe]:
     """Choose the recipe of ``train-flows density``.
 
     Args:
         typed: typed options by name, among them the ``source`` of the data.
         rows: number of training samples, once the data are read; a table is taken for a large one before.
         columns: number of dimensions of a sample.
+        of_kinds: the columns are of several kinds.
 
     Returns:
         The name of the recipe and its options.
@@ -168,7 +172,7 @@ def density(typed: Mapping[str, Any], rows: int | None = None, columns: int = 1)
         name = "small images"
     else:
         name = "multiscale images" if objective == "likelihood" else "matched images"
-    recipe = dict(DENSITY[name])
+    recipe = dict(DENSITY[name]) | (OF_KINDS if of_kinds and name == "table" else {})
     if name == "small table":
         recipe |= _by_size(rows or 1, columns)
     if typed.get("residual_steps") and name in RESIDUAL_STEPS:

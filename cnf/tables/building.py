@@ -60,7 +60,7 @@ def table_model(
         given_rows = to_tensor("given_rows", given_rows).double()
         given = [column.fitted(cells) for column, cells in zip(given, given_rows.T, strict=True)]
     discrete, numbers = [c.states for c in columns if c.states > 1], [c for c in columns if not c.is_category]
-    features = sum(c.states * (c.states > 1) + (not c.is_category) for c in given)
+    features = sum(column.num_features + (not column.is_category) for column in given)
     categories = Categories(discrete, features) if discrete else None
     encoded = given_c = None
     if rows is not None:
@@ -69,7 +69,7 @@ def table_model(
         if categories is not None:
             categories.fit(encoded.states, given_c, weights)
     masked = any(column.states > 1 for column in numbers)
-    context = sum(discrete) + features + masked * len(numbers)
+    context = sum(column.num_features for column in columns) + features + masked * len(numbers)
     flow: Density | None = None
     if masked:
         flow = _masked_flow(len(numbers), context, config, encoded)

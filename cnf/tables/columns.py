@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,9 @@ from anode.errors import InputError, config
 
 Kind = Literal["continuous", "positive", "bounded", "ordinal", "date", "category"]
 Scale = Literal["linear", "log", "logit", "asinh"]
+
+
+NAMED_ATOMS = 10  # of more atoms a flow sees the values, of fewer the names
 
 
 @config
@@ -37,7 +41,7 @@ class Column:
         high: values are below it; None without a bound.
         center: middle of the values on the scale, or for asinh of the values themselves; see :meth:`fitted`.
         spread: their standard deviation, or for asinh any measure of the width of most values.
-        atoms: single values that have probabilities, not densities; they do not lie on the scale.
+        atoms: single values that have probabilities, not densities, in increasing order; they do not lie on the scale.
         step: distance of recorded values, which stand for all values nearer than half of it; 0 if not rounded.
         origin: one of the recorded values.
         gaps: True if cells may be missing, with a probability that is learned.
@@ -67,6 +71,8 @@ class Column:
             raise InputError(
                 f"scale={self.scale!r} of column {self.name} needs low" + ", high" * (self.scale == "logit")
             )
+        if any(one >= other for one, other in pairwise(self.atoms)):
+            raise InputError(f"atoms={self.atoms} of column {self.name} must increase")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise InputError(f"low={self.low} of column {self.name} must be below high={self.high}")
 
@@ -79,6 +85,16 @@ class Column:
     def states(self) -> int:
         """Number of discrete states of a cell: categories, or on the scale, then atoms; then missing, if it can be."""
         return (len(self.categories) or 1 + len(self.atoms)) + self.gaps
+
+    @property
+    def recurs(self) -> bool:
+        """True if so many values are atoms that a flow sees their values, not an indicator of each."""
+        return len(self.atoms) > NAMED_ATOMS
+
+    @property
+    def num_features(self) -> int:
+        """Number of features by which a flow sees the state of a cell, see :func:`state_features`."""
+        return 1 + self.gaps if self.recurs else self.states * (self.states > 1)
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -97,8 +113,10 @@ class Column:
             known = (x.isnan() | (x == state)) & (state >= 0) & (state < self.states)
         else:
             state = torch.zeros_like(x, dtype=torch.int64)
-            for i, atom in enumerate(self.atoms, 1):
-                state[x == atom] = i
+            if self.atoms:
+                atoms = torch.tensor(self.atoms, dtype=x.dtype, device=x.device)
+                place = torch.searchsorted(atoms, x.contiguous()).clamp_max(len(atoms) - 1)
+                state = torch.where(atoms[place] == x, place + 1, state)
             state[x.isnan()] = 1 + len(self.atoms)
             low, high = self.bounds
             known = torch.where(state == 0, (x > low) & (x < high) & x.isfinite(), state < self.states)
@@ -117,7 +135,8 @@ class Column:
         """Return the column with center and spread of the training cells x (N,), for scales other than asinh."""
         if self.is_category or self.scale == "asinh":
             return self
-        y = replace(self, center=0.0, spread=1.0).to_scale(x[self.state_of(x) == 0])[0]
+        kept = x.isfinite() if self.recurs else self.state_of(x) == 0
+        y = replace(self, center=0.0, spread=1.0).to_scale(x[kept])[0]
         spread = y.std(correction=0).item() if len(y) else 0.0
         return replace(self, center=y.mean().item() if len(y) else 0.0, spread=spread or 1.0)
 
@@ -200,13 +219,31 @@ def encode(columns: Sequence[Column], x: Tensor, noise: bool = True) -> Encoded:
     return Encoded(torch.cat(states, 1), torch.cat(y, 1), torch.cat(present, 1), log_det)
 
 
+def state_features(columns: Sequence[Column], states: Tensor, like: Tensor) -> Tensor:
+    """Return features (B, F) of the states (B, V) of columns that have several: indicators.
+
+    A column that recurs has the value of its atom on its scale, 0 without one, and an indicator of a missing cell.
+    """
+    features = [like.new_zeros(len(states), 0)]
+    for column, state in zip(columns, states.T, strict=True):
+        if column.recurs:
+            atoms = torch.tensor([math.nan, *column.atoms, math.nan], dtype=torch.float64, device=states.device)
+            value = column.to_scale(atoms)[0].nan_to_num(0.0)[state]
+            features.append(value.unsqueeze(1).to(like))
+            if column.gaps:
+                features.append((state == column.states - 1).unsqueeze(1).to(like))
+        else:
+            features.append(F.one_hot(state, column.states).to(like))
+    return torch.cat(features, 1)
+
+
 def given_features(given: Sequence[Column], c: Tensor) -> Tensor:
-    """Return features (B, F) of given columns c (B, K), float64: indicators of states, and numbers on their scales."""
+    """Return features (B, F) of given columns c (B, K), float64: those of states, and numbers on their scales."""
     features = [c.new_zeros(len(c), 0)]
     for column, cells in zip(given, c.T, strict=True):
         state = column.state_of(cells)
         if column.states > 1:
-            features.append(F.one_hot(state, column.states).double())
+            features.append(state_features([column], state.unsqueeze(1), c))
         if not column.is_category:
             features.append(torch.where(state == 0, column.to_scale(cells)[0], 0.0).unsqueeze(1))
     return torch.cat(features, 1)

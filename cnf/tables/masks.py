@@ -6,14 +6,18 @@ flow of a row is then one of its present numbers alone, exact in as many dimensi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Self
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from anode.fields import Field
-from cnf.transforms import Transform, Transport
+from anode.fields import Field, MLPField
+from cnf.transforms import Tails, Transform, Transport
+
+ROUNDS = 4  # of leaving out outliers
+GROUP_ROWS = 64  # rows whose divergence costs as much time as a further group of rows with the same mask
 
 
 class MaskedField(Field):
@@ -26,7 +30,7 @@ class MaskedField(Field):
         dim: D.
     """
 
-    def __init__(self, field: Field, dim: int) -> None:
+    def __init__(self, field: MLPField, dim: int) -> None:
         super().__init__()
         self.field = field
         self.dim = dim
@@ -39,24 +43,31 @@ class MaskedField(Field):
     @override
     def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         mask = _mask(c, self.dim)
-        x = mask * x
-        rates = self.field.velocity_and_divergence(t, x, c)
-        rows = (mask == 0).any(1).nonzero().squeeze(1)  # with numbers that are absent
-        if rates is None or len(rows) == 0:
-            return rates
-        velocity, divergence = rates
         assert c is not None, "it has the mask"
-        jacobian = self.field.velocity_and_jacobian(t[rows] if t.ndim else t, x[rows], c[rows])
-        if jacobian is None:
+        if (mask == mask[:1]).all():
+            return self.field.velocity_and_divergence(t, x, c, mask[0]) if len(mask) else None
+        patterns, pattern = torch.unique(mask, dim=0, return_inverse=True)
+        if len(patterns) * GROUP_ROWS > self.dim * len(mask):  # a Jacobian costs as much as D divergences
+            rates = self.field.velocity_and_jacobian(t, mask * x, c)
+            return rates and (mask * rates[0], (mask * rates[1].diagonal(dim1=1, dim2=2)).sum(1))
+        groups = [(pattern == i).nonzero().squeeze(1) for i in range(len(patterns))]
+        parts = [
+            self.field.velocity_and_divergence(t[rows] if t.ndim else t, x[rows], c[rows], patterns[i])
+            for i, rows in enumerate(groups)
+        ]
+        back = torch.cat(groups).argsort()
+        if None in parts:
             return None
-        absent = ((1 - mask[rows]) * jacobian[1].diagonal(dim1=1, dim2=2)).sum(1)
-        return mask * velocity, divergence.index_add(0, rows, -absent)
+        velocity, divergence = (torch.cat(each)[back] for each in zip(*parts, strict=True))
+        return velocity, divergence
 
 
 class WhitenPresent(Transform):
-    """z = C^(-1/2) (x - mean) for the covariance C of the numbers that are present; z = 0 for those that are absent.
+    """z = V g(L^(-1/2) V' (x - mean)) for the covariance V L V' of the numbers that are present, and z = 0 for others.
 
-    This is :class:`cnf.Whiten` for every pattern of presence. Numbers are expected on unit scale.
+    This is :class:`cnf.Whiten` for every pattern of presence, but that g, :class:`cnf.Tails`, brings outliers near the
+    other samples. Mean and covariance are those of the rows without outliers, which have |z| > T + 2. Numbers are
+    expected on unit scale.
 
     Args:
         dim: number of dimensions D.
@@ -68,43 +79,55 @@ class WhitenPresent(Transform):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.tails = Tails()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("covariance", torch.eye(dim))
 
     def fit(self, x: Tensor, mask: Tensor) -> Self:
         """Take means, and the covariance of every pair, from the samples x (N, D) where both are present, (N, D)."""
-        mask = mask.double()
-        mean = (mask * x).sum(0) / mask.sum(0).clamp_min(1)
-        centred = mask * (x - mean)
-        covariance = (centred.T @ centred) / (mask.T @ mask).clamp_min(1)
-        covariance += torch.diag((covariance.diagonal() == 0).double())  # constants, and numbers never present
-        self.mean.copy_(mean)
-        self.covariance.copy_(covariance)
+        x, mask = x.double(), mask.double()
+        for _ in range(ROUNDS):
+            mean = (mask * x).sum(0) / mask.sum(0).clamp_min(1)
+            centred = mask * (x - mean)
+            covariance = (centred.T @ centred) / (mask.T @ mask).clamp_min(1)
+            covariance += torch.diag((covariance.diagonal() == 0).double())  # constants, and numbers never present
+            self.mean.copy_(mean)
+            self.covariance.copy_(covariance)
+            inside = self(x.to(self.mean), mask.to(self.mean)).point.abs().amax(1) < self.tails.start + 2
+            if inside.all():
+                break
+            x, mask = x[inside], mask[inside]
         return self
 
     @override
     def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
-        mask, (vectors, values), pattern = self._roots(c)
-        whitened = vectors / values.unsqueeze(1) @ vectors.mT
-        z = mask * ((mask * (x - self.mean)).unsqueeze(1) @ whitened[pattern]).squeeze(1)
-        return Transport(z, -values.log().sum(1)[pattern])
+        z, log_det = torch.empty_like(x), x.new_empty(len(x))
+        for rows, mask, vectors, roots in self._patterns(c):
+            tailed = self.tails(mask * (x[rows] - self.mean) @ vectors / roots)
+            z[rows] = mask * (tailed.point @ vectors.mT)
+            log_det[rows] = tailed.log_det - roots.log().sum()
+        return Transport(z, log_det)
 
     @override
     def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
-        mask, (vectors, values), pattern = self._roots(c)
-        coloured = vectors * values.unsqueeze(1) @ vectors.mT
-        x = self.mean + mask * ((mask * z).unsqueeze(1) @ coloured[pattern]).squeeze(1)
-        return Transport(x, values.log().sum(1)[pattern])
+        x, log_det = torch.empty_like(z), z.new_empty(len(z))
+        for rows, mask, vectors, roots in self._patterns(c):
+            tailed = self.tails.inverse(mask * z[rows] @ vectors)
+            x[rows] = self.mean + mask * (tailed.point * roots @ vectors.mT)
+            log_det[rows] = tailed.log_det + roots.log().sum()
+        return Transport(x, log_det)
 
-    def _roots(self, c: Tensor | None) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
-        """Return the mask, the eigenvectors and roots of eigenvalues for each pattern, and the pattern of each row."""
+    def _patterns(self, c: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield for each mask its rows, the mask (D,), the eigenvectors (D, D), and the roots of the eigenvalues (D,)."""
         mask = _mask(c, len(self.mean))
         patterns, pattern = torch.unique(mask, dim=0, return_inverse=True)
         present = patterns.double()
         kept = present.unsqueeze(1) * self.covariance.double() * present.unsqueeze(2)
-        values, vectors = torch.linalg.eigh(kept + torch.diag_embed(1 - present))
+        values, vectors = torch.linalg.eigh(kept - torch.diag_embed(1 - present))  # -1 keeps absent numbers apart
         floor = self.FLOOR * values.amax(1, keepdim=True)
-        return mask, (vectors.to(mask), values.maximum(floor).sqrt().to(mask)), pattern
+        roots = torch.where(values < -0.5, 1.0, values.maximum(floor).sqrt())
+        for i, one in enumerate(patterns):
+            yield (pattern == i).nonzero().squeeze(1), one, vectors[i].to(mask), roots[i].to(mask)
 
 
 def _mask(c: Tensor | None, dim: int) -> Tensor:

@@ -19,7 +19,7 @@ from cnf.flow import Density, Elbo, MatchingPair, without_autocast
 from cnf.lifted_flow import LiftedFlow
 from cnf.mixture_flow import MixtureFlow
 from cnf.tables.categories import Categories
-from cnf.tables.columns import Column, Encoded, encode, given_features
+from cnf.tables.columns import Column, Encoded, encode, given_features, state_features
 from cnf.transforms import Compose, SolveOptions, Transform
 
 DRAWS = 8  # of the noise within the steps of recorded values, for log_prob
@@ -115,10 +115,10 @@ class TableDensity(Density):
         return given_features(self.given, c).to(self.like)
 
     def features(self, states: Tensor, given: Tensor | None) -> Tensor | None:
-        """Return the context (B, F) of the flow: its mask, indicators of all states, and features of what is given."""
+        """Return the context (B, F) of the flow: its mask, features of all states, and those of what is given."""
         parts = [] if given is None else [given]
-        if self.categories is not None:
-            parts = [self.categories.one_hot(states), *parts]
+        if self.discrete:
+            parts = [state_features([self.columns[i] for i in self.discrete], states, self.like), *parts]
         if self.masked:
             place = {i: position for position, i in enumerate(self.discrete)}
             ones = torch.ones_like(states[:, 0], dtype=torch.bool)

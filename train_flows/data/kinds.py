@@ -346,6 +346,9 @@ def _treatment(column: Column, low: float, high: float, missing: float) -> str:
         parts = [f"{_named(low, column)} to {_named(high, column)}"]
         parts += [f"in steps of {column.step:g}"] * (column.step > 0 and column.kind != "date")
         parts += [{"log": "logarithm", "logit": "logit", "asinh": "asinh, for heavy tails"}.get(column.scale, "")]
-        parts += [f"separate values {', '.join(f'{atom:g}' for atom in column.atoms)}"] * bool(column.atoms)
+        named = (
+            f"{len(column.atoms)} frequent ones" if column.recurs else ", ".join(f"{atom:g}" for atom in column.atoms)
+        )
+        parts += [f"separate values: {named}"] * bool(column.atoms)
     parts += [f"{missing:.1%} missing" + ", learned" * column.gaps] * (missing > 0)
     return "; ".join(filter(None, parts))

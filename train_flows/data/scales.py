@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -13,6 +15,8 @@ from train_flows.data.grids import NORMAL_QUARTILES, find_grid, spread_of_quarti
 Bounds = tuple[float | None, float | None]
 MAX_CATEGORIES = 10  # distinct numbers that are categories, at most
 COMMON, APART, MAX_COMMON = 0.05, 4, 3  # share of the rows of an atom; times the next count; how many atoms there are
+ROUGH = 0.2  # share of the rows by which counts on a grid are off a smooth curve, beyond chance
+RECURRING_ROWS, MAX_RECURRING, MOST = 20, 300, 0.5  # rows of a value, at least; such values, at most; their share
 ISOLATED_ROWS, ISOLATED_STEPS = 5, 10  # rows of a value far from others, and typical gaps to the median, at least
 SKEWED, LESS_SKEWED = 0.25, 0.6  # skewness of quantiles; share of it that the logarithms may have
 DECADES = 3  # times the 5% quantile of such values is below their 95% quantile
@@ -68,6 +72,8 @@ def number_column(
     on_scale = rest[~np.isin(rest, atoms)]
     if len(on_scale) == 0:
         raise InputError(f"{name}: column {column} holds only its bounds: pass --kind {column}=category")
+    if kind is None and step:
+        atoms = tuple(sorted({*atoms, *_recurring(on_scale, step, origin)}))
     notes, center, spread = (), 0.0, 1.0
     if scale == "asinh":
         center = float(np.median(on_scale))
@@ -141,6 +147,26 @@ def _isolated_ends(found: np.ndarray, counts: np.ndarray) -> set[float]:
             if 2 * between < counts[end] and half > ISOLATED_STEPS * np.median(np.diff(values)) / 2:
                 far.add(float(found[end]))
     return far
+
+
+def _recurring(x: np.ndarray, step: float, origin: float) -> list[float]:
+    """Return the frequent values on a grid, if their counts are far from smooth, as with a favour for round numbers.
+
+    Counts are compared with cubic interpolation of the two on either side; chance explains a part of the difference.
+    """
+    places = np.round((x - origin) / step).astype(np.int64)
+    places -= places.min()
+    if places.max() > len(x):
+        return []
+    counts = np.pad(np.bincount(places).astype(float), 2)
+    between = np.convolve(counts, np.array([-1, 4, 0, 4, -1]) / 6, mode="same").clip(0)
+    chance = math.sqrt(2 / math.pi) * np.sqrt(counts + 0.94 * between)
+    if (np.abs(counts - between) - chance).sum() < ROUGH * len(x):
+        return []
+    found, rows = np.unique(x, return_counts=True)
+    frequent = found[np.argsort(-rows)[:MAX_RECURRING]]
+    atoms = frequent[np.isin(frequent, found[rows >= RECURRING_ROWS])]
+    return atoms.tolist() if np.isin(x, atoms).mean() > MOST else []
 
 
 def _grid(x: np.ndarray, whole: bool) -> tuple[float, float]:
