@@ -88,7 +88,7 @@ DENSITY: dict[str, Recipe] = {
         "validate_every": 1000,
     },
 }
-OF_KINDS: Recipe = {"steps": 14000, "restart_lr": 2e-3}  # of large tables, whose categories are fitted beforehand
+OF_KINDS: Recipe = {"steps": 12000, "restart_lr": 2e-3}  # of large tables, whose categories are fitted beforehand
 IN_A_MIXTURE: Recipe = {  # whose steps are short, and seldom fold
     "activation": ("tanh", "silu"),
     "augmentation": "categorical",

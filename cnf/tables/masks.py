@@ -118,7 +118,7 @@ class WhitenPresent(Transform):
         return Transport(x, log_det)
 
     def _patterns(self, c: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Yield for each mask its rows, the mask (D,), the eigenvectors (D, D), and the roots of the eigenvalues (D,)."""
+        """Yield for each mask its rows, the mask (D,), the eigenvectors (D, D), and the roots of eigenvalues (D,)."""
         mask = _mask(c, len(self.mean))
         patterns, pattern = torch.unique(mask, dim=0, return_inverse=True)
         present = patterns.double()
