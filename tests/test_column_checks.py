@@ -69,10 +69,10 @@ class TestGrids:
 def test_contexts_have_notes_on_their_scale_and_digits(z, notes):
     t = 1.7e9 + 600 * np.random.default_rng(0).random(N)
     far, outlier = {"y": z[:, 0], "t": t}, {"y": z[:, 0], "c": np.where(np.arange(N) == 17, 1e6, z[:, 1])}
-    (note,) = notes(far, context=("t",))
+    (note,) = notes(far, given=("t",))
     assert note.startswith("t: far from zero for its spread: single precision keeps 6 of 800 distinct values of t")
-    assert notes(far, context=("t",), dtype=torch.float64) == ()
-    (note,) = notes(outlier, context=("c",))
+    assert notes(far, given=("t",), dtype=torch.float64) == ()
+    (note,) = notes(outlier, given=("c",))
     assert note.startswith("c: a few rows set the standard deviation")
 
 

@@ -19,7 +19,7 @@ from train_flows.data.dataset import abbreviate, three_splits
         ("moons", {"jitter": False}, "--no-jitter is for tables from files, not for moons: leave it out"),
         ("moons", {"missing": "drop"}, "missing drop is for tables from files, not for moons"),
         ("digits", {"jitter": False}, "--no-jitter is for tables from files"),
-        ("power", {"context": ["x0"]}, "--context .* is for tables from files, not for power"),
+        ("power", {"given": ["x0"]}, "--given .* is for tables from files, not for power"),
         ("moons", {"image_size": 8}, "--image-size 8 is for images, not for moons: leave it out"),
         ("t.csv", {"conditional": True}, "--conditional is for images and points by name, not for t.csv"),
         ("moons", {"download": True}, "--download is for images"),

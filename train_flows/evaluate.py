@@ -206,8 +206,8 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
                 f"{folder} does not know which column of {source} to predict: use train-flows predict {folder} {source}"
             )
     elif trained["context"]:
-        given = trained["context"] == trained["classes"]
-        options |= {"conditional": True} if given else {"context": tuple(trained["context"])}
+        of_classes = trained["context"] == trained["classes"]
+        options |= {"conditional": True} if of_classes else {"given": tuple(trained["context"])}
     if not is_images(source):
         options["dtype"] = torch.float64  # models have their own
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)

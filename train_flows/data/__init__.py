@@ -31,7 +31,7 @@ def load_density_data(
     train_size: int | None = None,
     test_size: int | None = None,
     jitter: bool = True,
-    context: Sequence[str] = (),
+    given: Sequence[str] = (),
     kind: Sequence[str] = (),
     bounds: Sequence[str] = (),
     missing: str = "auto",
@@ -50,7 +50,7 @@ def load_density_data(
         train_size: number of training samples; a tenth as many validate.
         test_size: number of test samples.
         jitter: add noise to the columns of a table from a file that were rounded to a grid, as wide as its step.
-        context: columns of a table that are given, instead of being modelled.
+        given: columns of a table that are given, instead of being modelled.
         kind: kinds of columns of a table that differ from those found, such as ``"rating=ordinal"``.
         bounds: bounds of columns of a table, such as ``"price=0:"``.
         missing: of rows with missing cells: ``"drop"`` them, ``"model"`` what is missing, or ``"auto"``, which drops
@@ -63,7 +63,7 @@ def load_density_data(
 
     if source in DENSITY_NAMES or is_images(source):
         gaps = None if missing == "auto" else missing
-        options = {"no_jitter": not jitter, "context": context, "kind": kind, "bounds": bounds, "missing": gaps}
+        options = {"no_jitter": not jitter, "given": given, "kind": kind, "bounds": bounds, "missing": gaps}
         _refuse(source, "tables from files", **options)
     if is_images(source):
         dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
@@ -76,7 +76,7 @@ def load_density_data(
         dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
         _check_path(source, DENSITY_NAMES)
-        dataset = tabular.load(source, seed, jitter, context, split, dtype, kind, bounds, missing)
+        dataset = tabular.load(source, seed, jitter, given, split, dtype, kind, bounds, missing)
     return dataset.limited(train_size, test_size, seed)
 
 

@@ -31,6 +31,14 @@ from train_flows.data.grids import find_grid
 MIN_ROWS = {"all": tables.MIN_ROWS, "train": tables.MIN_ROWS, "validation": 2, "test": 2}
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among class names that are numbers
 PAIRS = {"kind": "age=continuous", "bounds": "price=0:"}
+NOT_GIVEN = {  # reasons that a column is left out for, with remedies
+    "constant": "it is constant; omit it",
+    "copy": "{0.of} determines it; give that one alone",
+    "identifier": "it names the rows; omit it, or pass --kind {0.name}=category",
+    "text": "it holds too many different texts; omit it, or pass --kind {0.name}=category",
+    "missing": "most of its cells are missing; omit it, or pass --missing model",
+    "dropped": "--kind drops it; omit one of both",
+}
 FEW_GAPS = 0.05  # share of the rows with missing cells, up to which they are left out
 CHUNK_ROWS = 50_000  # rows of a mapped table that are checked together
 
@@ -39,7 +47,7 @@ def load(
     path: str | Path,
     seed: int = 0,
     jitter: bool = True,
-    context: Sequence[str] = (),
+    given: Sequence[str] = (),
     split: bool = True,
     dtype: torch.dtype = torch.float32,
     kind: Sequence[str] = (),
@@ -54,26 +62,26 @@ def load(
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
     """
-    mapped = None if context else tables.open_mapped(path)
+    mapped = None if given else tables.open_mapped(path)
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
     table = tables.read(path)
-    columns = _others(table.parts, context, "context", path)
+    columns = _others(table.parts, given, "given", path)
     if "all" in table.parts and (kind or bounds or missing == "model" or _is_mixed(table.parts["all"])):
         if not jitter:
             raise InputError(f"--no-jitter is for tables of numbers, {path} holds other kinds of columns: omit it")
-        return _load_mixed(path, table, seed, context, split, kind, bounds, missing)
+        return _load_mixed(path, table, seed, given, split, kind, bounds, missing)
     _refuse_options(path, kind=kind, bounds=bounds)
     parts = {}
     for part, frame in table.parts.items():
         x = _numbers(path, part, frame[[*columns]], split)
-        c = _numbers(path, part, frame[[*context]], split) if context else None
+        c = _numbers(path, part, frame[[*given]], split) if given else None
         parts[part] = Split(torch.from_numpy(x), c=None if c is None else torch.from_numpy(c))
     raw = Dataset(
         Path(path).name,
         *_arranged(parts, seed, split),
         columns,
-        context=tuple(context),
+        context=tuple(given),
         is_table=True,
         named=table.named,
         notes=table.notes,
@@ -99,7 +107,7 @@ def _load_mixed(
     path: str | Path,
     table: tables.Table,
     seed: int,
-    context: Sequence[str],
+    given: Sequence[str],
     split: bool,
     kind: Sequence[str],
     bounds: Sequence[str],
@@ -107,22 +115,24 @@ def _load_mixed(
 ) -> Dataset:
     """Find the kinds of the columns of a table, those given first, and return its rows as cells."""
     frame = table.parts["all"]
-    others = [name for name in frame if name not in context]
+    others = [name for name in frame if name not in given]
     gaps = missing == "model" or (missing == "auto" and frame.isna().any(axis=1).mean() > FEW_GAPS)
     found = kinds.find_columns(
-        frame[[*context, *others]],
+        frame[[*given, *others]],
         kinds=dict(_pair("kind", text) for text in kind),
         bounds={name: _interval(name, value) for name, value in (_pair("bounds", text) for text in bounds)},
         gaps=gaps,
         name=str(path),
     )
-    given = [column for column in found.columns if column.name in context]
-    if lost := [name for name in context if name not in {column.name for column in given}]:
-        raise InputError(f"--context {lost[0]} cannot be given: it is constant, or tells the rows apart")
-    columns = [column for column in found.columns if column.name not in context]
+    if lost := next((each for each in found.left_out if each.name in given), None):
+        raise InputError(f"--given {lost.name} cannot be given: {NOT_GIVEN[lost.reason].format(lost)}")
+    contexts = [column for column in found.columns if column.name in given]
+    columns = [column for column in found.columns if column.name not in given]
+    if not columns:
+        raise InputError(f"{path} holds nothing to learn given {abbreviate(given)}: give fewer columns")
     if all(column.is_category for column in columns):
         raise InputError(f"{path} holds categories alone, without a number to learn: leave it to a table of counts")
-    dataset = _of_kinds(path, table, frame, columns, given, seed, split)
+    dataset = _of_kinds(path, table, frame, columns, contexts, seed, split)
     notes = (*table.notes, *found.notes)
     return dataclasses.replace(dataset, notes=notes, left_out=found.left_out, overview=kinds.describe(found))
 
@@ -246,12 +256,17 @@ def load_sklearn(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -
 def _others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: str, path: object) -> tuple[str, ...]:
     """Return the columns that an option does not choose."""
     names = [*next(iter(frames.values()))]
+    if repeated := [column for column in dict.fromkeys(chosen) if chosen.count(column) > 1]:
+        raise InputError(f"--{option} {repeated[0]} is typed more than once: omit one")
     for column in chosen:
         if column not in names:
             nearest = get_close_matches(column, names, n=1)
             hint = f" (did you mean {nearest[0]}?)" if nearest else ""
             raise InputError(f"--{option} {column} is not a column of {path}: choose one of {abbreviate(names)}{hint}")
-    return tuple(name for name in names if name not in chosen)
+    others = tuple(name for name in names if name not in chosen)
+    if chosen and not others:
+        raise InputError(f"--{option} {' '.join(chosen)} leaves no column of {path} to learn: omit one")
+    return others
 
 
 def _numbers(path: object, part: str, frame: pd.DataFrame, split: bool) -> np.ndarray:
