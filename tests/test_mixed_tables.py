@@ -57,44 +57,6 @@ def test_a_table_given_columns(run):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (("island", "length", "price", "tested", "unit"), "leaves no column of"),
-        (("island", "length", "price", "tested"), "t.csv holds nothing to learn given island, length, price, tested"),
-        (("unit",), "--given unit cannot be given: it is constant; omit it"),
-        (("island", "north"), "--given north cannot be given: island determines it; give that one alone"),
-        (("name",), "--given name cannot be given: it names the rows; omit it, or pass --kind name=category"),
-    ],
-)
-def test_columns_that_cannot_be_given(run, given, message):
-    frame = table()
-    if "north" in given:
-        frame["north"] = frame.island == "north"
-    if "name" in given:
-        frame["name"] = [f"row {i}" for i in range(len(frame))]
-    frame.to_csv("t.csv", index=False)
-    status, _, err = run("density", "t.csv", "--given", *given, *TRAIN)
-    assert (status, err.count("\n")) == (2, 1)
-    assert message in err
-
-
-def test_dates_and_copies_of_what_is_given(run):
-    frame = table().drop(columns=["price", "tested"])
-    frame["day"] = pd.date_range("2024-01-01", periods=len(frame)).astype(str)
-    frame["code"] = (frame.island == "north") + 7
-    frame.to_csv("t.csv", index=False)
-    assert run("density", "t.csv", "--given", "island", "day", *TRAIN)[0] == 0
-    given = ("--given", "island=north", "day=2024-03-01", "--out", "s.csv")
-    assert run("sample", "runs/t", "-n", 20, *given)[0] == 0
-    samples = pd.read_csv("s.csv")
-    assert set(samples.day) == {"2024-03-01"}
-    assert set(samples.code) == {8}
-    status, _, err = run("sample", "runs/t", "--given", "island=north", "day=spring", "--out", "w.csv")
-    assert status == 2
-    assert "--given day=spring must be a date, such as 2024-01-01" in err
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--kind", "island=continuous"), "island"),

@@ -107,7 +107,12 @@ def size(dataset: Dataset) -> tuple[int, int]:
 
 
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
-    """Return the settings with a batch no larger than the data, and with the step at which likelihood begins."""
+    """Return the settings with a batch no larger than the data, and with the step at which likelihood begins.
+
+    Categories alone are fitted without steps, and without a loss of paths.
+    """
+    if dataset.kinds and all(column.is_category for column in dataset.kinds):
+        settings = dataclasses.replace(settings, objective=Objective())
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
     training, objective = dataclasses.replace(settings.training, batch_size=batch_size), settings.objective
     if objective.objective == BOTH:

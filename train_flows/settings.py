@@ -53,7 +53,7 @@ class DensityData(Data):
     """Data to learn.
 
     Attributes:
-        given: columns of a table to learn the others given these, without a density of their own
+        given: columns of a table that are given; learn the density of the others given these
         kind: kind of a column that is found wrongly, such as rating=ordinal or id=drop
         bounds: bounds of a column, such as price=0: or share=0:100
         missing: rows with missing cells: drop them, or model what is missing; auto drops up to a twentieth of the rows

@@ -37,7 +37,7 @@ NOT_GIVEN = {  # reasons that a column is left out for, with remedies
     "identifier": "it names the rows; omit it, or pass --kind {0.name}=category",
     "text": "it holds too many different texts; omit it, or pass --kind {0.name}=category",
     "missing": "most of its cells are missing; omit it, or pass --missing model",
-    "dropped": "--kind drops it; omit one of both",
+    "dropped": "--kind drops it; omit either option",
 }
 FEW_GAPS = 0.05  # share of the rows with missing cells, up to which they are left out
 CHUNK_ROWS = 50_000  # rows of a mapped table that are checked together
@@ -130,8 +130,6 @@ def _load_mixed(
     columns = [column for column in found.columns if column.name not in given]
     if not columns:
         raise InputError(f"{path} holds nothing to learn given {abbreviate(given)}: give fewer columns")
-    if all(column.is_category for column in columns):
-        raise InputError(f"{path} holds categories alone, without a number to learn: leave it to a table of counts")
     dataset = _of_kinds(path, table, frame, columns, contexts, seed, split)
     notes = (*table.notes, *found.notes)
     return dataclasses.replace(dataset, notes=notes, left_out=found.left_out, overview=kinds.describe(found))
