@@ -1,4 +1,4 @@
-"""Columns that are given, tables of categories alone, and tables of numbers with a few values, through the programs."""
+"""Columns that are given, and tables of categories alone, through the programs."""
 
 import json
 

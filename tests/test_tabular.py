@@ -96,11 +96,12 @@ class TestColumns:
         assert 0 < count < 100
         assert data.notes == (f"{count} of 100 test rows are training rows too",)
 
-    def test_a_spike_is_left_alone(self, tmp_path, x):
+    def test_a_spike_has_a_probability(self, tmp_path, x):
         x[:50, 0] = 0
-        plain, jittered = (density(write(tmp_path / "t.csv", x), jitter=jitter) for jitter in (False, True))
-        assert torch.equal(plain.train.x, jittered.train.x)
-        assert jittered.grids == {}
+        plain, of_kinds = (density(write(tmp_path / "t.csv", x), jitter=jitter) for jitter in (False, True))
+        assert torch.equal(plain.train.x, of_kinds.train.x.float())
+        assert [column.atoms for column in of_kinds.kinds] == [(0.0,), (), ()]
+        assert (plain.kinds, of_kinds.grids) == ((), {})
 
     def test_jitter_fills_the_gaps(self, tmp_path):
         path = self.few(tmp_path)

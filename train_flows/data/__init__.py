@@ -6,7 +6,7 @@ To add one, write a function that returns a :class:`Dataset` and list its name h
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def load_density_data(
     conditional: bool = False,
     split: bool = True,
     dtype: torch.dtype = torch.float32,
+    model: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Load samples of a density.
 
@@ -58,6 +59,7 @@ def load_density_data(
         conditional: images are given their class, points of a density by name their half of the plane.
         split: if False, a file or folder without a test part is the test part as a whole.
         dtype: precision of the columns of a table.
+        model: plain values of a stored model for which to read a table: with its columns, or as real numbers.
     """
     from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
 
@@ -76,7 +78,7 @@ def load_density_data(
         dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
         _check_path(source, DENSITY_NAMES)
-        dataset = tabular.load(source, seed, jitter, given, split, dtype, kind, bounds, missing)
+        dataset = tabular.load(source, seed, jitter, given, split, dtype, kind, bounds, missing, model)
     return dataset.limited(train_size, test_size, seed)
 
 

@@ -26,6 +26,7 @@ LEAVING_OUT: dict[str, Reason] = {"drop": "dropped", "id": "identifier"}  # kind
 KINDS = ("continuous", "positive", "bounded", "ordinal", "category", "date", *LEAVING_OUT)
 FEW_TEXTS, TEXT_SHARE = 100, 0.2  # distinct texts beyond both, number and share of the rows, do not count as categories
 FREE_TEXT = 0.5  # share of the rows: more distinct texts do not count as categories, however few
+SEEN_ROWS = 2000  # of a table of numbers, that tell if a column may hold categories or common values
 SEEN_TEXTS = 1000  # distinct texts that tell numbers, dates and words apart
 MOSTLY = 0.5  # share of the distinct texts that are numbers, or dates, beyond which others are strays
 MOSTLY_MISSING = 0.5  # share of missing cells beyond which dropping the column is better than dropping the rows
@@ -129,6 +130,24 @@ def find_columns(
         tuple((float(np.nanmin(x)), float(np.nanmax(x))) for x in cells.values()),
         tuple(shares[column] for column in columns),
     )
+
+
+def has_discrete(frame: pd.DataFrame) -> bool:
+    """Return True for a table of finite real numbers if a column holds categories, or a value of its own probability.
+
+    Columns are sorted out by up to 2,000 rows, in which such a value makes up half of its share or more.
+    """
+    if any(pd.api.types.is_complex_dtype(kind) for kind in frame.dtypes):
+        return False
+    rows = np.sort(frame.iloc[:: max(1, len(frame) // SEEN_ROWS)].to_numpy(np.float64), axis=0)
+    k = max(1, int(scales.COMMON / 2 * len(rows)))
+    few = (rows[1:] != rows[:-1]).sum(axis=0) < scales.MAX_CATEGORIES
+    for i in np.flatnonzero(few | (rows[k:] == rows[:-k]).any(axis=0)):
+        x = frame.iloc[:, i].to_numpy(np.float64)
+        found, counts = np.unique(x, return_counts=True)
+        if len(found) > 1 and np.isfinite(found).all() and (_are_categories(x) or scales.common_values(found, counts)):
+            return True
+    return False
 
 
 def describe(found: FoundColumns) -> str:
@@ -249,12 +268,18 @@ def _column(
     _refuse(name, series, np.isnan(values) & ~missing, "text", " among numbers" * (nature == "numbers"))
     _refuse(name, series, np.isinf(values), "infinite values", "")
     x = values[~missing]
-    few = np.unique(x)[: scales.MAX_CATEGORIES + 1]
-    is_number = kind is not None or bounds != (None, None) or len(few) > scales.MAX_CATEGORIES
-    if not is_number and (scales.is_whole(few) or (len(few) * PER_VALUE <= len(x) and find_grid(x) is None)):
+    if kind is None and bounds == (None, None) and _are_categories(x):
         return _category(name, series, gaps, asked=False), ()
     column, notes = scales.number_column(name, series, values, kind, bounds)
     return dataclasses.replace(column, gaps=gaps), notes
+
+
+def _are_categories(x: np.ndarray) -> bool:
+    """Return True for a few numbers (N,) that are whole, or recur without being on a grid."""
+    few = np.unique(x)
+    if len(few) > scales.MAX_CATEGORIES:
+        return False
+    return scales.is_whole(few) or (len(few) * PER_VALUE <= len(x) and find_grid(x) is None)
 
 
 def _category(name: str, series: pd.Series, gaps: bool, asked: bool) -> Column:

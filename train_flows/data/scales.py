@@ -114,19 +114,22 @@ def _natural_bounds(x: np.ndarray, kind: str | None) -> Bounds:
 def _atoms(x: np.ndarray) -> tuple[float, ...]:
     """Return values that are far more common than all others, and repeated ones at the ends, far from all others."""
     found, counts = np.unique(x, return_counts=True)
-    order = np.argsort(-counts)
-    atoms: set[float] = set()
-    for k in range(min(MAX_COMMON, len(found) - 2), 0, -1):
-        least, following = counts[order[k - 1]], counts[order[k]]
-        if least > COMMON * len(x) and least > APART * following:
-            atoms.update(found[order[:k]].tolist())
-            break
-    far = True
+    atoms, far = common_values(found, counts), True
     while far:
         kept = ~np.isin(found, [*atoms])
         far = _isolated_ends(found[kept], counts[kept])
         atoms |= far
     return tuple(sorted(atoms))
+
+
+def common_values(found: np.ndarray, counts: np.ndarray) -> set[float]:
+    """Return the values, among different ones with their counts, that are far more common than all others."""
+    order = np.argsort(-counts)
+    for k in range(min(MAX_COMMON, len(found) - 2), 0, -1):
+        least, following = counts[order[k - 1]], counts[order[k]]
+        if least > COMMON * counts.sum() and least > APART * following:
+            return set(found[order[:k]].tolist())
+    return set()
 
 
 def _isolated_ends(found: np.ndarray, counts: np.ndarray) -> set[float]:

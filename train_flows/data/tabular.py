@@ -53,6 +53,7 @@ def load(
     kind: Sequence[str] = (),
     bounds: Sequence[str] = (),
     missing: str = "auto",
+    model: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Read a table to learn its density; the arguments are those of :func:`train_flows.data.load_density_data`.
 
@@ -62,16 +63,21 @@ def load(
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
     """
-    mapped = None if given else tables.open_mapped(path)
+    asked = bool(kind or bounds or missing == "model")
+    mapped = None if given or asked else tables.open_mapped(path)
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
+    if model is not None and "columns" in model:
+        known, contexts = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
+        return load_like(path, known, contexts, seed, split)
     table = tables.read(path)
     columns = _others(table.parts, given, "given", path)
-    if "all" in table.parts and (kind or bounds or missing == "model" or _is_mixed(table.parts["all"])):
-        if not jitter:
+    if model is None:
+        asked |= any(_is_mixed(frame) for frame in table.parts.values())
+        if asked and not jitter:
             raise InputError(f"--no-jitter is for tables of numbers, {path} holds other kinds of columns: omit it")
-        return _load_mixed(path, table, seed, given, split, kind, bounds, missing)
-    _refuse_options(path, kind=kind, bounds=bounds)
+        if asked or (jitter and kinds.has_discrete(next(iter(table.parts.values())))):
+            return _load_mixed(path, table, seed, given, split, kind, bounds, missing)
     parts = {}
     for part, frame in table.parts.items():
         x = _numbers(path, part, frame[[*columns]], split)
@@ -97,10 +103,7 @@ def load_like(
     Raises:
         InputError: if a column is missing, or a cell is none that the model knows.
     """
-    table = tables.read(path)
-    if "all" not in table.parts:
-        raise InputError(f"{path} holds several arrays: pass one table")
-    return _of_kinds(path, table, table.parts["all"], columns, given, seed, split)
+    return _of_kinds(path, tables.read(path), columns, given, seed, split)
 
 
 def _load_mixed(
@@ -114,7 +117,7 @@ def _load_mixed(
     missing: str,
 ) -> Dataset:
     """Find the kinds of the columns of a table, those given first, and return its rows as cells."""
-    frame = table.parts["all"]
+    frame = pd.concat([*table.parts.values()], ignore_index=True) if len(table.parts) > 1 else table.parts["all"]
     others = [name for name in frame if name not in given]
     gaps = missing == "model" or (missing == "auto" and frame.isna().any(axis=1).mean() > FEW_GAPS)
     found = kinds.find_columns(
@@ -130,31 +133,29 @@ def _load_mixed(
     columns = [column for column in found.columns if column.name not in given]
     if not columns:
         raise InputError(f"{path} holds nothing to learn given {abbreviate(given)}: give fewer columns")
-    dataset = _of_kinds(path, table, frame, columns, contexts, seed, split)
+    dataset = _of_kinds(path, table, columns, contexts, seed, split)
     notes = (*table.notes, *found.notes)
     return dataclasses.replace(dataset, notes=notes, left_out=found.left_out, overview=kinds.describe(found))
 
 
 def _of_kinds(
-    path: str | Path,
-    table: tables.Table,
-    frame: pd.DataFrame,
-    columns: Sequence[Column],
-    given: Sequence[Column],
-    seed: int,
-    split: bool,
+    path: str | Path, table: tables.Table, columns: Sequence[Column], given: Sequence[Column], seed: int, split: bool
 ) -> Dataset:
-    complete = [column.name for column in (*columns, *given) if not column.gaps]
-    if absent := [column.name for column in (*columns, *given) if column.name not in frame]:
-        raise InputError(f"{path} lacks the column {absent[0]}: it has {abbreviate([*map(str, frame)])}")
-    kept = frame.dropna(subset=complete)
-    if len(kept) < (MIN_ROWS["all"] if split else 1):
-        raise InputError(f"{path} has {len(kept)} rows without missing cells: at least {MIN_ROWS['all']} are needed")
-    x, c = (torch.from_numpy(frames.to_rows(str(path), kept, each)) for each in (columns, given))
-    notes = [f"{len(frame) - len(kept):,} rows miss a cell and are left out"] * (len(kept) < len(frame))
+    """Return the rows of a table as cells of columns; those that miss a cell of a column without gaps are left out."""
+    complete, parts, left_out = [column.name for column in (*columns, *given) if not column.gaps], {}, 0
+    for part, frame in table.parts.items():
+        if absent := [column.name for column in (*columns, *given) if column.name not in frame]:
+            raise InputError(f"{path} lacks the column {absent[0]}: it has {abbreviate([*map(str, frame)])}")
+        kept, name, least = frame.dropna(subset=complete), _name(path, part), MIN_ROWS[part] if split else 1
+        if len(kept) < least:
+            raise InputError(f"{name} has {len(kept)} rows without missing cells: at least {least} are needed")
+        x, c = (torch.from_numpy(frames.to_rows(name, kept, each)) for each in (columns, given))
+        parts[part] = Split(x, c=c if given else None)
+        left_out += len(frame) - len(kept)
+    notes = [f"{left_out:,} rows miss a cell and are left out"] * (left_out > 0)
     return Dataset(
         Path(path).name,
-        *three_splits(Split(x, c=c if given else None), seed, split),
+        *_arranged(parts, seed, split),
         columns=tuple(column.name for column in columns),
         context=tuple(column.name for column in given),
         is_table=True,
@@ -185,12 +186,6 @@ def _interval(name: str, text: str) -> tuple[float | None, float | None]:
     if len(ends) != 2 or any(end and number is None for end, number in zip(ends, numbers, strict=True)):
         raise InputError(f"--bounds {name}={text} must be LOW:HIGH, such as {name}=0: or {name}=0:100")
     return numbers[0], numbers[1]
-
-
-def _refuse_options(path: str | Path, **options: Sequence[str]) -> None:
-    for name, value in options.items():
-        if value:
-            raise InputError(f"--{name} {' '.join(value)} is for one table, not for three arrays in {path}: omit it")
 
 
 def load_benchmark(name: str, root: str | Path, dtype: torch.dtype = torch.float32) -> Dataset:
@@ -268,8 +263,11 @@ def _others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: s
 
 
 def _numbers(path: object, part: str, frame: pd.DataFrame, split: bool) -> np.ndarray:
-    name = str(path) if part == "all" else f"{path}: {part}"
-    return tables.numbers(name, frame, MIN_ROWS[part] if split else 1)
+    return tables.numbers(_name(path, part), frame, MIN_ROWS[part] if split else 1)
+
+
+def _name(path: object, part: str) -> str:
+    return str(path) if part == "all" else f"{path}: {part}"
 
 
 def _arranged(parts: Mapping[str, Split], seed: int, split: bool) -> tuple[Split, Split, Split]:
