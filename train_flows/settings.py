@@ -58,7 +58,7 @@ class DensityData(Data):
         bounds: bounds of a column, such as price=0: or share=0:100
         missing: rows with missing cells: drop them, or model what is missing; auto drops up to a twentieth of the rows
         conditional: learn the density of images given their class, or of points in 2-D given their half of the plane
-        jitter: add noise, as wide as the step, to the columns of a table that were rounded to a grid
+        jitter: add noise, as wide as the step, to columns of numbers on a grid; without, learn numbers as they are
     """
 
     given: tuple[str, ...] = ()

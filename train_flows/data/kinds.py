@@ -133,9 +133,9 @@ def find_columns(
 
 
 def has_discrete(frame: pd.DataFrame) -> bool:
-    """Return True for a table of finite real numbers if a column holds categories, or a value of its own probability.
+    """Return True if a column of numbers holds categories, or a value far more common than all others.
 
-    Columns are sorted out by up to 2,000 rows, in which such a value makes up half of its share or more.
+    Only columns that may do so, by about 2,000 of the rows, are looked at as a whole.
     """
     if any(pd.api.types.is_complex_dtype(kind) for kind in frame.dtypes):
         return False
@@ -232,7 +232,11 @@ def _nature(series: pd.Series) -> Literal["numbers", "dates", "truth", "words"]:
     Leading zeros make words.
     """
     kinds = pd.api.types
-    if kinds.is_bool_dtype(series) or kinds.infer_dtype(series, skipna=True) == "boolean":
+    if kinds.is_bool_dtype(series):
+        return "truth"
+    if kinds.is_numeric_dtype(series):
+        return "numbers"
+    if kinds.infer_dtype(series, skipna=True) == "boolean":
         return "truth"
     if kinds.is_datetime64_any_dtype(series):
         return "dates"
@@ -254,7 +258,7 @@ def _column(
     """Return a column, and notes on it."""
     gaps, nature = gaps and bool(series.isna().any()), _nature(series)
     if kind == "category" or (kind is None and nature in ("words", "truth")):
-        return _category(name, series, gaps, asked=kind is not None), ()
+        return _category(name, series, nature, gaps, asked=kind is not None), ()
     if kind == "date" or (kind is None and nature == "dates"):
         return _date(name, series, gaps)
     is_text = pd.api.types.is_object_dtype(series) or pd.api.types.is_string_dtype(series)
@@ -269,7 +273,7 @@ def _column(
     _refuse(name, series, np.isinf(values), "infinite values", "")
     x = values[~missing]
     if kind is None and bounds == (None, None) and _are_categories(x):
-        return _category(name, series, gaps, asked=False), ()
+        return _category(name, series, nature, gaps, asked=False), ()
     column, notes = scales.number_column(name, series, values, kind, bounds)
     return dataclasses.replace(column, gaps=gaps), notes
 
@@ -282,11 +286,11 @@ def _are_categories(x: np.ndarray) -> bool:
     return scales.is_whole(few) or (len(few) * PER_VALUE <= len(x) and find_grid(x) is None)
 
 
-def _category(name: str, series: pd.Series, gaps: bool, asked: bool) -> Column:
+def _category(name: str, series: pd.Series, nature: str, gaps: bool, asked: bool) -> Column:
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.cat.remove_unused_categories()
         return Column(str(series.name), "category", tuple(map(frames.label, series.cat.categories)), gaps=gaps)
-    values = frames.numbers_of(series) if _nature(series) == "numbers" and not asked else series
+    values = frames.numbers_of(series) if nature == "numbers" and not asked else series
     names = frames.label_codes(pd.Series(values))[1]
     if asked and len(names) > max(scales.MAX_CATEGORIES, FREE_TEXT * len(series)):
         raise InputError(
