@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 import cnf
@@ -38,6 +39,18 @@ def test_numbers_with_few_or_common_values_are_learned_by_kinds(run, undrawn):
     assert load_density_data("t.csv", jitter=False).kinds == ()
     continuous = load_density_data("t.csv", kind=("sex=continuous", "rain=continuous")).kinds
     assert [(column.kind, column.states) for column in continuous] == [("continuous", 1)] * 3
+
+
+@pytest.mark.parametrize("options", [(), ("--extra", 0)], ids=["mixture", "flow"])
+def test_residual_steps_given_categories(run, undrawn, options):
+    numbers().drop(columns="rain").assign(width=np.random.default_rng(1).normal(size=300)).to_csv("t.csv", index=False)
+    assert run("density", "t.csv", *TRAIN, "--residual-steps", 2, *options)[0] == 0
+    status, out, _ = run("evaluate", "runs/t")
+    assert status == 0
+    assert "least determinant" in out
+    status, _, err = run("distill", "runs/t")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "runs/t is a density of a table of several kinds: distil one of real numbers" in err
 
 
 def test_three_parts_of_a_file_are_learned_by_kinds(run, undrawn):

@@ -76,7 +76,7 @@ def notes(train: np.ndarray, columns: Sequence[str], known: Mapping[str, Grid]) 
     found = (
         (
             few,
-            f"few distinct values, {WITHOUT_LIMIT}; pass --kind NAME=category, give such columns by --given, or drop them",
+            f"few distinct values, {WITHOUT_LIMIT}; pass --kind NAME=category, or --given, or drop such columns",
         ),
         (linear, f"almost linear in other columns, {WITHOUT_LIMIT}; drop such columns"),
         (functions, f"almost a function of other columns, {WITHOUT_LIMIT}; drop such columns"),
