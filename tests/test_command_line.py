@@ -266,7 +266,7 @@ class TestRefused:
             (["density", "moons", "--hidden", "8", "0"], ["--hidden 8 0"]),
             (["density", "power"], ["data.npy", "--data-root"]),
             (["density", "wine.csv", "--conditional"], ["--conditional is for images and points by name"]),
-            (["density", "moons", "--context", "x"], ["--context", "tables"]),
+            (["density", "moons", "--given", "x"], ["--given", "tables"]),
             (["density", "moons", "--coupling", "optimal-transport"], ["--coupling", "--objective flow-matching"]),
             (["density", "moons", "--certify"], ["--certify has an effect with --residual-steps only"]),
             (["density", "moons", *STEPS, *MATCHING], ["flow-matching leaves residual steps", "+likelihood"]),
@@ -353,7 +353,7 @@ class TestRefused:
             (["classify", "flat"], ["flat"]),
             (["classify", "apart"], ["8x8", "9x9", "--image-size"]),
             (["classify", "empty"], ["empty"]),
-            (["density", "numbers.csv", "--context", "colour"], ["colour", "width"]),
+            (["density", "numbers.csv", "--given", "colour"], ["colour", "width"]),
             (["density", "flat", "--no-jitter"], ["--no-jitter is for tables"]),
         ):
             self.refuse(run, tmp_path, args, names)

@@ -141,7 +141,7 @@ def test_programs_standardise_columns_and_leave_classes(tmp_path):
     table = tmp_path / "table.csv"
     rows = [f"{math.sin(i)},{math.cos(3 * i)},{1000 + i % 17}" for i in range(200)]
     table.write_text("\n".join(["a,b,pressure", *rows]))
-    settings = DensitySettings(data={"source": str(table), "context": ("pressure",)})
+    settings = DensitySettings(data={"source": str(table), "given": ("pressure",)})
     dataset = load_data(settings)
     scale = build(settings, dataset).context_scale
     assert scale.mean.item() == pytest.approx(dataset.train.c.mean().item())

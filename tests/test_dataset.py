@@ -19,7 +19,7 @@ from train_flows.data.dataset import abbreviate, three_splits
         ("moons", {"jitter": False}, "--no-jitter is for tables from files, not for moons: leave it out"),
         ("moons", {"missing": "drop"}, "missing drop is for tables from files, not for moons"),
         ("digits", {"jitter": False}, "--no-jitter is for tables from files"),
-        ("power", {"context": ["x0"]}, "--context .* is for tables from files, not for power"),
+        ("power", {"given": ["x0"]}, "--given .* is for tables from files, not for power"),
         ("moons", {"image_size": 8}, "--image-size 8 is for images, not for moons: leave it out"),
         ("t.csv", {"conditional": True}, "--conditional is for images and points by name, not for t.csv"),
         ("moons", {"download": True}, "--download is for images"),
@@ -178,7 +178,7 @@ class TestMatch:
         other_names = pd.DataFrame(pixels).add_prefix("p")
         for frame in (reversed_names, reversed_names.assign(log_prob=0.5), other_names):
             frame.to_csv(tmp_path / "o.csv", index=False)
-            found = load_density_data(str(tmp_path / "o.csv"), split=False).match(trained, "runs/digits")
+            found = load_density_data(str(tmp_path / "o.csv"), split=False, model={}).match(trained, "runs/digits")
             assert torch.equal(found.test.x, digits.test.x.float())
             assert found.levels == 17
 
@@ -191,7 +191,7 @@ class TestMatch:
 
     def test_grids_and_heavy_tails_are_those_of_columns_of_the_model(self, tmp_path):
         rng = np.random.default_rng(0)
-        x = np.stack([rng.integers(9, size=200), rng.normal(size=200).round(1), rng.standard_cauchy(200)], axis=1)
+        x = np.stack([rng.integers(20, size=200), rng.normal(size=200).round(1), rng.standard_cauchy(200)], axis=1)
         trained = self.described(load_density_data(self.table(tmp_path / "t.csv", ["b", "c"])))
         pd.DataFrame(x, columns=["spare", "c", "b"]).to_csv(tmp_path / "o.csv", index=False)
         other = load_density_data(str(tmp_path / "o.csv"))

@@ -141,7 +141,7 @@ class TestRuns:
         assert figures["nll"]["value"] == pytest.approx(figures["gaussian_nll"], abs=1e-3)
 
     def test_columns_that_are_given(self, run, people, undrawn):
-        assert run("density", "people.csv", *TINY, "--context", "age")[0] == 0
+        assert run("density", "people.csv", *TINY, "--given", "age")[0] == 0
         stored = storage.read_config("runs/people", "density")
         assert (stored["model"]["shape"], stored["model"]["context"], stored["data"]["context"]) == ([2], 1, ["age"])
         assert run("evaluate", "runs/people", people)[0] == 0
@@ -344,7 +344,7 @@ class TestFromAnotherRun:
                 "--hidden 8 contradicts --init first, whose weights are of --hidden 8 8",
             ),
             (("density", other, "--dtype", "float64"), "--dtype float64 contradicts"),
-            (("density", other, "--context", "age"), "--context age contradicts"),
+            (("density", other, "--given", "age"), "--given age contradicts"),
             (("density", greys, "--objective", "likelihood"), "has samples of shape 1x4x4"),
             (("classify", other, "--target", "age"), "holds a density model, not a classifier"),
         ):

@@ -113,7 +113,7 @@ class TestRuns:
             ({**MIXTURE, "posterior": "normal", "whiten": True}, ("--certify",), {}),
             ({"base": "mixture", "components": 2, "activation": ("softplus", "tanh")}, ("--steps", "2"), {}),
             ({"divergence": "hutchinson", "probes": 2}, (), {}),
-            ({**MIXTURE, "time": "squash"}, (), {"context": ("place",)}),
+            ({**MIXTURE, "time": "squash"}, (), {"given": ("place",)}),
         ],
         ids=["plain", "mixture", "certified", "base", "hutchinson", "conditional"],
     )
@@ -147,7 +147,7 @@ class TestRuns:
         status, out, err = run("evaluate", "teacher-distilled")
         assert (status, err) == (0, "")
         assert f"{figures['nll']['value']:.4f}" in out
-        given = ("--context", "0.5") if data else ()
+        given = ("--given", "place=0.5") if data else ()
         status, _, err = run("sample", "teacher-distilled", "-n", "20", "--log-prob", "--overwrite", *given)
         assert (status, err) == (0, "")
         assert np.isfinite(pd.read_csv("samples.csv").to_numpy()).all()

@@ -6,7 +6,7 @@ import pytest
 
 from anode import InputError
 from train_flows.data import tables
-from train_flows.data.kinds import describe, find_columns
+from train_flows.data.kinds import describe, find_columns, has_discrete
 
 N = 400
 RNG = np.random.default_rng(0)
@@ -350,3 +350,31 @@ def test_tables_without_anything_to_learn():
     ):
         with pytest.raises(InputError, match=message):
             find_columns(frame)
+
+
+def real(n=1000):
+    return pd.DataFrame(np.random.default_rng(0).normal(size=(n, 3)), columns=list("abc"))
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (lambda r: r.integers(10, size=1000), True),
+        (lambda r: r.integers(11, size=1000), False),
+        (lambda r: r.integers(5, size=1000) / 2, False),  # on a grid
+        (lambda r: r.choice(r.normal(size=4), 1000), True),
+        (lambda r: np.where(r.random(1000) < 0.08, 0.5, r.normal(size=1000)), True),
+        (lambda r: np.where(np.arange(1000) < 80, 0.5, r.normal(size=1000)), True),  # in the first rows
+        (lambda r: np.where(r.random(1000) < 0.03, 0.5, r.normal(size=1000)), False),
+        (lambda r: r.normal(size=1000).round(1), False),
+        (lambda _: np.ones(1000), False),
+        (lambda r: np.where(r.random(1000) < 0.5, np.inf, 0), False),
+    ],
+)
+def test_numbers_that_are_categories_or_common(column, found):
+    frame = real().assign(b=column(np.random.default_rng(1)))
+    assert has_discrete(frame) is found
+    assert has_discrete(pd.concat([frame] * 50)) is found
+    if np.isfinite(frame.b).all():
+        kind = {each.name: each for each in find_columns(frame).columns}.get("b")
+        assert found == (kind is not None and (kind.is_category or frame.b.isin(kind.atoms).mean() > 0.05))

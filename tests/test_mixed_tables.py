@@ -46,14 +46,14 @@ def test_a_table_is_trained_sampled_and_evaluated(run, tmp_path, gaps):
 
 def test_a_table_given_columns(run):
     table().to_csv("t.csv", index=False)
-    assert run("density", "t.csv", "--context", "island", "tested", *TRAIN)[0] == 0
+    assert run("density", "t.csv", "--given", "island", "tested", *TRAIN)[0] == 0
     assert run("sample", "runs/t", "-n", 50, "--given", "island=north", "tested=True", "--out", "s.csv")[0] == 0
     samples = pd.read_csv("s.csv")
     assert set(samples.island) == {"north"}
     assert [*samples][-3:] == ["length", "price", "unit"]
     status, _, err = run("sample", "runs/t", "-n", 50, "--given", "island=west", "tested=True", "--out", "w.csv")
     assert status == 2
-    assert "island cannot hold 'west'" in err
+    assert "given island: 'west' is not a category; pass one of north, south, or east" in err
 
 
 @pytest.mark.parametrize(

@@ -145,14 +145,14 @@ def test_samples_given_values_of_columns(run, options):
     for weight in flow.parameters():
         torch.nn.init.normal_(weight, 0, 0.3)
     cnf.save(flow, "given", data={"columns": ["a", "b"], "context": ["u", "v"], "classes": []})
-    assert run("sample", "given", "-n", 20, "--context", "-3.5", "2", "--log-prob", "--out", "s.csv")[0] == 0
+    assert run("sample", "given", "-n", 20, "--given", "u=-3.5", "v=2", "--log-prob", "--out", "s.csv")[0] == 0
     frame = pd.read_csv("s.csv")
     assert list(frame) == ["a", "b", "log_prob"]
     expected = flow.log_prob(frame[["a", "b"]], torch.tensor([[-3.5, 2.0]]).expand(20, 2)).detach()
     np.testing.assert_allclose(frame.log_prob, expected, atol=1e-3)
-    status, _, err = run("sample", "given", "--context", "2", "--out", "x.csv")
+    status, _, err = run("sample", "given", "--given", "v=2", "--out", "x.csv")
     assert status == 2
-    assert "given is a density given u, v: pass 2 values in this order by --context, not 2" in err
+    assert "given lacks u: pass a value for each of u, v" in err
 
 
 def test_samples_are_of_their_class(run, tmp_path):
@@ -180,11 +180,11 @@ def test_what_is_refused_is_one_line(run, tmp_path):
     for typed, message in (
         (["nowhere"], "nowhere is not the folder"),
         (["classifier"], "classifier holds a classifier model, not a density model"),
-        (
-            ["given"],
-            "given is a density given columns without names: pass 2 values in this order by --context, not none",
-        ),
-        (["plain", "--context", "3"], "--context 3 is for densities given columns, plain is not: omit it"),
+        (["given"], "given lacks c0, c1: pass a value for each of c0, c1"),
+        (["given", "--given", "c0=2", "c1=high"], "given c1: 'high' is not a number; pass one"),
+        (["given", "--given", "c0=2", "c0=3"], "--given c0=2 c0=3 names a column more than once: pass one value"),
+        (["given", "--given", "2", "3"], "--given 2 must be NAME=VALUE, such as species=Adelie"),
+        (["plain", "--given", "x=3"], "--given x=3 is for densities given columns, plain is not: omit it"),
         (["plain", "--label", "dark"], "--label dark is for densities given the class, plain is not"),
         (["digits", "--label", "ten"], "--label ten is not a class of digits: choose one of 0, 1, 2"),
         (["plain", "--out", "taken.csv"], "--out taken.csv exists: pass another name, or --overwrite"),

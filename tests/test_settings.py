@@ -32,7 +32,7 @@ def stored(settings, **changes):
     [
         DensitySettings(),
         DensitySettings(
-            data={"source": "t.csv", "context": ["age"]},
+            data={"source": "t.csv", "given": ["age"]},
             model={"hidden": (8,), "extra": 2, "solver": {"method": "rk4", "step_size": 0.5}},
             training={"steps": 7, "likelihood_from": 3},
             run={"seed": 3, "budget_minutes": 1.5},

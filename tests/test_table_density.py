@@ -8,7 +8,7 @@ import torch
 import cnf
 from anode import InputError, MLPField, Solver
 from cnf.divergence import exact_by_pullbacks
-from cnf.tables import Column, table_model
+from cnf.tables import Column, context_row, table_model
 from cnf.tables.columns import encode, state_features
 from cnf.tables.masks import MaskedField, WhitenPresent
 
@@ -177,6 +177,42 @@ def test_a_density_given_columns_follows_them():
     assert model.log_prob(rows[:, :1], rows[:, 1:]).shape == (400,)
     with pytest.raises(InputError, match="c is missing: pass rows \\(5, 2\\) of colour, amount"):
         model.sample(5)
+    torch.manual_seed(0)
+    by_name = model.sample(5, given={"amount": None, "colour": "red"})
+    torch.manual_seed(0)
+    assert torch.equal(by_name, model.sample(5, c))
+
+
+@pytest.mark.parametrize(
+    ("given", "cells"),
+    [
+        ({"grade": 2, "share": 0.25, "amount": "0"}, [1.0, 0.25, 0.0]),
+        ({"grade": "2.0", "share": "0.25", "amount": None}, [1.0, 0.25, math.nan]),
+        ({"grade": "low", "share": 0.25, "amount": torch.tensor(-3.5)}, [2.0, 0.25, -3.5]),
+    ],
+)
+def test_values_by_name_are_cells(given, cells):
+    columns = [Column("grade", "category", ("1", "2", "low")), COLUMNS[0], COLUMNS[2]]
+    row = context_row(columns, given)
+    assert torch.equal(row.nan_to_num(99), torch.tensor(cells, dtype=torch.float64).nan_to_num(99))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"colour": "red"}, "given lacks share: pass a value for each of colour, share"),
+        ({"colour": "red", "share": 0.5, "size": 1}, "given size: the density is given colour, share; omit other"),
+        ({"colour": "grey", "share": 0.5}, "given colour: 'grey' is not a category; pass one of blue, red"),
+        ({"colour": 1, "share": 0.5}, "given colour: 1 is not a category"),
+        ({"colour": "red", "share": 1}, "given share: 1 is not a number between 0 and 1; pass one"),
+        ({"colour": "red", "share": "half"}, "given share: 'half' is not a number between 0 and 1; pass one"),
+        ({"colour": None, "share": 0.5}, "given colour: None is a missing cell, but the data miss none"),
+        ({"colour": "red", "share": math.nan}, "given share: nan is a missing cell"),
+    ],
+)
+def test_values_by_name_that_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        context_row([COLUMNS[1], COLUMNS[0]], given)
 
 
 @pytest.mark.parametrize(

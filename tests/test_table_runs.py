@@ -51,7 +51,7 @@ def test_one_column(train, tmp_path, run, z):
 @pytest.mark.usefixtures("undrawn")
 class TestFigures:
     def test_columns_on_a_grid(self, train, run, z):
-        columns = {"a": z[:, 0], "children": np.random.default_rng(1).poisson(1, N), "length": z[:, 1].round(1)}
+        columns = {"a": z[:, 0], "children": np.random.default_rng(1).poisson(9, N), "length": z[:, 1].round(1)}
         out, result = train(columns)
         assert "note: children (1), length (0.1): on a grid" in out
         assert "NLL, recorded      at most" in out

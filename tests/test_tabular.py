@@ -53,14 +53,15 @@ class TestSplit:
 
 def test_contexts_are_columns_that_are_given(tmp_path, x):
     x[:, 0] = 1  # constant, which a context may be
-    data = density(write(tmp_path / "t.csv", x), context=("c", "a"))
+    data = density(write(tmp_path / "t.csv", x), given=("c", "a"))
     assert (data.columns, data.context, data.shape) == (("b",), ("c", "a"), (1,))
     b, c = data.train.batch(torch.tensor([3, 1]))
     assert (b.shape, c.shape, c.dtype) == ((2, 1), (2, 2), torch.float32)
     row = np.flatnonzero(x[:, 1].astype(np.float32) == b[0].item())
     np.testing.assert_allclose(c[0], x[row, [2, 0]], rtol=1e-6)
-    refused("--context d is not a column of .*t.csv: choose one of a, b, c", density, tmp_path / "t.csv", context=["d"])
-    refused("t.csv is empty", density, tmp_path / "t.csv", context=("a", "b", "c"))
+    refused("--given d is not a column of .*t.csv: choose one of a, b, c", density, tmp_path / "t.csv", given=["d"])
+    refused("--given a b c leaves no column of .*t.csv", density, tmp_path / "t.csv", given=("a", "b", "c"))
+    refused("--given a is typed more than once", density, tmp_path / "t.csv", given=("a", "b", "a"))
 
 
 class TestColumns:
@@ -95,11 +96,12 @@ class TestColumns:
         assert 0 < count < 100
         assert data.notes == (f"{count} of 100 test rows are training rows too",)
 
-    def test_a_spike_is_left_alone(self, tmp_path, x):
+    def test_a_spike_has_a_probability(self, tmp_path, x):
         x[:50, 0] = 0
-        plain, jittered = (density(write(tmp_path / "t.csv", x), jitter=jitter) for jitter in (False, True))
-        assert torch.equal(plain.train.x, jittered.train.x)
-        assert jittered.grids == {}
+        plain, of_kinds = (density(write(tmp_path / "t.csv", x), jitter=jitter) for jitter in (False, True))
+        assert torch.equal(plain.train.x, of_kinds.train.x.float())
+        assert [column.atoms for column in of_kinds.kinds] == [(0.0,), (), ()]
+        assert (plain.kinds, of_kinds.grids) == ((), {})
 
     def test_jitter_fills_the_gaps(self, tmp_path):
         path = self.few(tmp_path)
@@ -361,4 +363,4 @@ class TestMapped:
         for values in (rows.astype(np.float16), rows.astype(">f8")):
             assert not density(self.save(tmp_path / "t.npy", values[:500, :3])).train.mapped
         refused("complex128", density, self.save(tmp_path / "t.npy", rows * 1j))
-        assert not density(self.save(tmp_path / "t.npy", rows), context=["x0"]).train.mapped
+        assert not density(self.save(tmp_path / "t.npy", rows), given=["x0"]).train.mapped

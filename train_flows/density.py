@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anode import InputError, Solver
+from anode import Solver
 from cnf import Density, FlowMatching, MaximumLikelihood, density_model
 from cnf.batches import Batch, split_batch
 from cnf.models import KIND
@@ -97,8 +98,10 @@ def main(args: list[str]) -> None:
 
 
 def load(settings: DensitySettings) -> Dataset:
-    """Load the data of a run."""
-    return session.load_data(load_density_data, settings.data, settings.run)
+    """Load the data of a run, as they suit the weights that it starts from."""
+    of_run = settings.run
+    initial = of_run.init and Run.open(of_run.resume or os.path.relpath(of_run.init)).config["model"]
+    return session.load_data(load_density_data, settings.data, settings.run, model=initial)
 
 
 def size(dataset: Dataset) -> tuple[int, int, bool]:
@@ -107,7 +110,12 @@ def size(dataset: Dataset) -> tuple[int, int, bool]:
 
 
 def fit_to_data(settings: DensitySettings, dataset: Dataset) -> DensitySettings:
-    """Return the settings with a batch no larger than the data, and with the step at which likelihood begins."""
+    """Return the settings with a batch no larger than the data, and with the step at which likelihood begins.
+
+    Categories alone are fitted without steps, and without a loss of paths.
+    """
+    if dataset.kinds and all(column.is_category for column in dataset.kinds):
+        settings = dataclasses.replace(settings, objective=Objective())
     batch_size = session.fitting_batch(settings.training.batch_size, len(dataset.train))
     training, objective = dataclasses.replace(settings.training, batch_size=batch_size), settings.objective
     if objective.objective == BOTH:
@@ -128,10 +136,9 @@ def build(settings: DensitySettings, dataset: Dataset) -> Density:
     head = dataset.train.head()
     with session.default_dtype(getattr(torch, settings.run.dtype)):  # of the mean, too
         if dataset.kinds:
-            if settings.run.init:
-                raise InputError("--init is for tables of numbers without gaps: omit it")
             config = dataclasses.replace(settings.model, solver=solver)
-            return table_model(dataset.kinds, head.x, given=dataset.given, given_rows=head.c, config=config)
+            x, c = (None, None) if settings.run.init else (head.x, head.c)
+            return table_model(dataset.kinds, x, given=dataset.given, given_rows=c, config=config)
         return density_model(
             dataset.shape,
             data=None if settings.run.init else head.x,  # an initial run has its own standardisation

@@ -145,6 +145,8 @@ def check_teacher(folder: Path, model: DensityConfig, arguments: Mapping[str, An
         model: its description.
         arguments: the plain values that rebuild it, among them ``shape`` and ``levels``.
     """
+    if "columns" in arguments:
+        raise InputError(f"{folder} is a density of a table of several kinds: distil one of real numbers")
     dim = math.prod(arguments["shape"])
     again = "distil a density trained with"
     refusals = (

@@ -176,6 +176,8 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
     options: dict[str, Any] = {"task": settings.model.task} if kind == CLASSIFIER else {}
     if source is None or (settings.data.source and settings.data.source in (source, os.path.realpath(source))):
         dtype = getattr(torch, settings.run.dtype)
+        if kind == DENSITY and settings.run.init:
+            options["model"] = model
         dataset = LOAD[kind](**dataclasses.asdict(settings.data), **options, seed=settings.run.seed, dtype=dtype)
         if settings.run.init:  # which may have other columns
             dataset = dataset.match(config["data"], folder)
@@ -205,9 +207,11 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
             raise InputError(
                 f"{folder} does not know which column of {source} to predict: use train-flows predict {folder} {source}"
             )
-    elif trained["context"]:
-        given = trained["context"] == trained["classes"]
-        options |= {"conditional": True} if given else {"context": tuple(trained["context"])}
+    else:
+        options["model"] = model
+    if kind == DENSITY and trained["context"]:
+        of_classes = trained["context"] == trained["classes"]
+        options |= {"conditional": True} if of_classes else {"given": tuple(trained["context"])}
     if not is_images(source):
         options["dtype"] = torch.float64  # models have their own
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)

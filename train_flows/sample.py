@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 from torch import Tensor
 
 import cnf
@@ -17,7 +17,7 @@ from anode import InputError, storage
 from anode.errors import config
 from cnf import Density
 from cnf.models import KIND
-from cnf.tables import TableDensity
+from cnf.tables import Column, TableDensity, context_row
 from train_flows.command_line import read
 from train_flows.data import class_contexts
 from train_flows.data.dataset import abbreviate, description_of
@@ -43,8 +43,7 @@ class Settings:
         n: number of samples
         out: file to write: .csv, .npy (samples x columns, a class by its number) or .png
         label: class of the samples, for a density given the class; all classes in turn if omitted
-        context: values of the columns of --context of the run, in their order, for a density given these
-        given: the same by name, of a table with words, such as species=Adelie
+        given: value of each column that a density is given, such as species=Adelie flipper_length_mm=200
         complete: draw rows without missing cells, for a table whose missing cells are modelled
         log_prob: add the log-density, in nats, as last column
         samples: importance samples of the log-density, if it is a bound; 64 if omitted
@@ -59,7 +58,6 @@ class Settings:
     n: Count = 1000
     out: Path = Path("samples.csv")
     label: str | None = None
-    context: tuple[FiniteFloat, ...] = ()
     given: tuple[str, ...] = ()
     complete: bool = False
     log_prob: bool = False
@@ -82,12 +80,12 @@ def main(args: list[str]) -> None:
     if isinstance(model, TableDensity):
         _sample_rows(settings, model, data)
         return
-    for name in ("given", "complete"):
-        if getattr(settings, name):
-            raise InputError(f"--{name} is for tables with words, missing cells or other kinds of columns: omit it")
+    if settings.complete:
+        raise InputError("--complete is for tables whose missing cells are modelled: omit it")
     classes = data["classes"] if model.context and data["context"] == data["classes"] else []
     labels = _labels(settings, classes)
-    given = _given(settings, model, data["context"]) if not classes else None
+    names = [] if classes else data["context"] or [f"c{i}" for i in range(model.context or 0)]
+    given = _given(settings, [Column(name) for name in names])
     columns = [*(data["columns"] or [f"x{i}" for i in range(model.event_shape.numel())]), *([LABEL] if classes else [])]
     if settings.log_prob:
         columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
@@ -121,23 +119,11 @@ def main(args: list[str]) -> None:
 @torch.no_grad()
 def _sample_rows(settings: Settings, model: TableDensity, data: Mapping[str, Any]) -> None:
     """Write rows of a table with columns of several kinds, as they are recorded, with the columns left out."""
-    import pandas as pd  # half a second, which --help need not wait for
+    from train_flows.data import frames  # pandas takes half a second, which --help need not wait for
 
-    from train_flows.data import frames
-
-    if settings.out.suffix != ".csv" or settings.label is not None or settings.context:
-        raise InputError(f"{settings.run} is of a table of several kinds: pass --out NAME.csv and --given NAME=VALUE")
-    given = [text.partition("=") for text in settings.given]
-    if wrong := [text for text, (_, mark, _) in zip(settings.given, given, strict=True) if not mark]:
-        raise InputError(f"--given {wrong[0]} must be NAME=VALUE, such as species=Adelie")
-    names = [column.name for column in model.given]
-    if sorted(name for name, _, _ in given) != sorted(names):
-        raise InputError(
-            f"{settings.run} is a density given {abbreviate(names) or 'nothing'}: pass --given "
-            + (" ".join(f"{name}=VALUE" for name in names) or "for a run with --context only")
-        )
-    contexts = pd.DataFrame([{name: text for name, _, text in given}])
-    c = torch.from_numpy(frames.to_rows("--given", contexts, model.given))[0] if given else None
+    if settings.out.suffix != ".csv" or settings.label is not None:
+        raise InputError(f"{settings.run} is of a table of several kinds: pass --out NAME.csv, and no --label")
+    c = _given(settings, model.given)
     left_out = [frames.LeftOut(**values) for values in data.get("left_out", [])]
     torch.manual_seed(settings.seed)
     size = chunk_size(model.event_shape)
@@ -146,10 +132,8 @@ def _sample_rows(settings: Settings, model: TableDensity, data: Mapping[str, Any
         for start in range(0, settings.n, size):
             n = min(size, settings.n - start)
             x = model.sample(n, c, settings.temperature, settings.complete)
-            table = frames.to_frame(x.cpu().numpy(), model.columns, left_out)
-            if given:
-                for name, _, text in reversed(given):
-                    table.insert(0, name, text)
+            rows = x.cpu() if c is None else torch.cat([c.expand(n, -1), x.cpu()], 1)
+            table = frames.to_frame(rows.numpy(), [*model.given, *model.columns], left_out)
             if settings.log_prob:
                 table[f"log_prob_{model.kind}" if model.kind != "exact" else "log_prob"] = model.log_prob(
                     x, None if c is None else c.expand(n, -1), settings.samples
@@ -189,17 +173,34 @@ def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
     return torch.full((settings.n,), classes.index(settings.label))
 
 
-def _given(settings: Settings, model: Density, names: Sequence[str]) -> Tensor | None:
-    """Return the context of all samples, (C,); None for a density without one."""
-    values = settings.context
-    if len(values) != model.context:
-        typed = " ".join(f"{value:g}" for value in values)
-        if not model.context:
-            raise InputError(f"--context {typed} is for densities given columns, {settings.run} is not: omit it")
-        given = f"{settings.run} is a density given {abbreviate(names) or 'columns without names'}"
-        count = f"{model.context} value{'' if model.context == 1 else 's'}"
-        raise InputError(f"{given}: pass {count} in this order by --context, not {typed or 'none'}")
-    return torch.tensor(values, dtype=torch.float64) if values else None
+def _given(settings: Settings, columns: Sequence[Column]) -> Tensor | None:
+    """Return the context of all samples, (K,), for the given columns; None if there are none."""
+    typed = [text.partition("=") for text in settings.given]
+    values: dict[str, Any] = {name: text for name, _, text in typed}
+    if not columns and typed:
+        raise InputError(
+            f"--given {' '.join(settings.given)} is for densities given columns, {settings.run} is not: omit it"
+        )
+    if wrong := [name for name, mark, _ in typed if not mark]:
+        raise InputError(f"--given {wrong[0]} must be NAME=VALUE, such as species=Adelie")
+    if len(values) < len(typed):
+        raise InputError(f"--given {' '.join(settings.given)} names a column more than once: pass one value")
+    for column in columns:
+        if column.kind == "date" and column.name in values:
+            values[column.name] = _days(column, values[column.name])
+    return context_row(columns, values) if columns else None
+
+
+def _days(column: Column, text: str) -> float:
+    """Return a date as a cell of its column."""
+    import pandas as pd  # half a second, which --help need not wait for
+
+    from train_flows.data import frames
+
+    cell = frames.days_since(frames.parse_dates(pd.Series([text]), column.day_first)[0], np.datetime64(column.first))
+    if np.isnan(cell[0]) and text:
+        raise InputError(f"--given {column.name}={text} must be a date, such as {column.first}")
+    return float(cell[0])
 
 
 @torch.no_grad()

@@ -53,15 +53,15 @@ class DensityData(Data):
     """Data to learn.
 
     Attributes:
-        context: columns of a table that are given; learn the density of the others given these
+        given: columns of a table that are given; learn the density of the others given these
         kind: kind of a column that is found wrongly, such as rating=ordinal or id=drop
         bounds: bounds of a column, such as price=0: or share=0:100
         missing: rows with missing cells: drop them, or model what is missing; auto drops up to a twentieth of the rows
         conditional: learn the density of images given their class, or of points in 2-D given their half of the plane
-        jitter: add noise, as wide as the step, to the columns of a table that were rounded to a grid
+        jitter: add noise, as wide as the step, to columns of numbers on a grid; without, learn numbers as they are
     """
 
-    context: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     kind: tuple[str, ...] = ()
     bounds: tuple[str, ...] = ()
     missing: Literal["auto", "drop", "model"] = "auto"
@@ -234,7 +234,7 @@ class DensitySettings:
             )
         if self.model.residual_steps and objective == MATCHING:
             raise InputError(f"--objective {objective} leaves residual steps with Euler's errors: take {BOTH}")
-        coupled, given = self.objective.coupling != "independent", self.data.conditional or self.data.context
+        coupled, given = self.objective.coupling != "independent", self.data.conditional or self.data.given
         if coupled and given and self.model.mixes_flows:
             raise InputError(
                 f"--coupling {self.objective.coupling} cannot serve both components and what is given: omit it, or one"

@@ -3,6 +3,7 @@
 from cnf.tables.building import table_model
 from cnf.tables.categories import Categories
 from cnf.tables.columns import Column
+from cnf.tables.contexts import context_row
 from cnf.tables.table_density import TableDensity
 
-__all__ = ["Categories", "Column", "TableDensity", "table_model"]
+__all__ = ["Categories", "Column", "TableDensity", "context_row", "table_model"]

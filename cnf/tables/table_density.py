@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from cnf.lifted_flow import LiftedFlow
 from cnf.mixture_flow import MixtureFlow
 from cnf.tables.categories import Categories
 from cnf.tables.columns import Column, Encoded, encode, given_features, state_features
+from cnf.tables.contexts import context_row
 from cnf.transforms import Compose, SolveOptions, Transform
 
 DRAWS = 8  # of the noise within the steps of recorded values, for log_prob
@@ -193,7 +194,14 @@ class TableDensity(Density):
     @override
     @without_autocast
     @torch.no_grad()
-    def sample(self, n: int, c: Tensor | None = None, temperature: float = 1.0, complete: bool = False) -> Tensor:
+    def sample(
+        self,
+        n: int,
+        c: Tensor | None = None,
+        temperature: float = 1.0,
+        complete: bool = False,
+        given: Mapping[str, Any] | None = None,
+    ) -> Tensor:
         """Draw n rows (n, D), float64, as they are recorded.
 
         Args:
@@ -201,16 +209,21 @@ class TableDensity(Density):
             c: one row (K,) of the given columns for all, or one for each (n, K), or None.
             temperature: see :meth:`Density.sample`; it does not apply to categories and states.
             complete: draw rows without missing cells: given that there are none.
+            given: c by name, such as ``{"species": "Adelie", "flipper_length_mm": 200}``, see :func:`context_row`.
         """
-        n, given = self.prepare_draws(n, c)
+        if given is not None:
+            if c is not None:
+                raise InputError("c and given are both passed: omit one")
+            c = context_row(self.given, given)
+        n, features = self.prepare_draws(n, c)
         states = self.like.new_zeros(n, 0).long()
         if self.categories is not None:
             columns = [self.columns[i] for i in self.discrete]
             allowed = [torch.arange(each.states) < each.states - (complete and each.gaps) for each in columns]
-            states = self.categories.sample(n, given, allowed=allowed)
+            states = self.categories.sample(n, features, allowed=allowed)
         y = self.like.new_zeros(n, 0)
         if self.flow is not None:
-            y = self.flow.sample(n, self.features(states, given), temperature)
+            y = self.flow.sample(n, self.features(states, features), temperature)
         return self.decode(states, y)
 
     def decode(self, states: Tensor, y: Tensor, recorded: bool = True) -> Tensor:

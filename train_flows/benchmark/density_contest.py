@@ -102,6 +102,8 @@ def recipes_of(settings: Settings, source: str, seed: int) -> tuple[dict[str, De
     """Return the settings of ``train-flows density`` for each contender of this package, and the data."""
     args = [source, "--seed", str(seed), "--data-root", settings.data_root, "--device", "cpu"]
     dataset = density.load(parse(density.PROGRAM, DensitySettings(), args)[0])
+    if dataset.kinds:
+        raise InputError(f"{source} does not hold real numbers alone, which all contenders learn: leave columns out")
     options = {CNF: []} | ({} if is_images(source) else {STEPPED: ["--residual-steps", "8"]})
     size = density.size(dataset)
     return {

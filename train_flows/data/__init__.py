@@ -6,7 +6,7 @@ To add one, write a function that returns a :class:`Dataset` and list its name h
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ def load_density_data(
     train_size: int | None = None,
     test_size: int | None = None,
     jitter: bool = True,
-    context: Sequence[str] = (),
+    given: Sequence[str] = (),
     kind: Sequence[str] = (),
     bounds: Sequence[str] = (),
     missing: str = "auto",
     conditional: bool = False,
     split: bool = True,
     dtype: torch.dtype = torch.float32,
+    model: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Load samples of a density.
 
@@ -50,7 +51,7 @@ def load_density_data(
         train_size: number of training samples; a tenth as many validate.
         test_size: number of test samples.
         jitter: add noise to the columns of a table from a file that were rounded to a grid, as wide as its step.
-        context: columns of a table that are given, instead of being modelled.
+        given: columns of a table that are given, instead of being modelled.
         kind: kinds of columns of a table that differ from those found, such as ``"rating=ordinal"``.
         bounds: bounds of columns of a table, such as ``"price=0:"``.
         missing: of rows with missing cells: ``"drop"`` them, ``"model"`` what is missing, or ``"auto"``, which drops
@@ -58,12 +59,13 @@ def load_density_data(
         conditional: images are given their class, points of a density by name their half of the plane.
         split: if False, a file or folder without a test part is the test part as a whole.
         dtype: precision of the columns of a table.
+        model: plain values of a stored model for which to read a table: with its columns, or as real numbers.
     """
     from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
 
     if source in DENSITY_NAMES or is_images(source):
         gaps = None if missing == "auto" else missing
-        options = {"no_jitter": not jitter, "context": context, "kind": kind, "bounds": bounds, "missing": gaps}
+        options = {"no_jitter": not jitter, "given": given, "kind": kind, "bounds": bounds, "missing": gaps}
         _refuse(source, "tables from files", **options)
     if is_images(source):
         dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
@@ -76,7 +78,7 @@ def load_density_data(
         dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
         _check_path(source, DENSITY_NAMES)
-        dataset = tabular.load(source, seed, jitter, context, split, dtype, kind, bounds, missing)
+        dataset = tabular.load(source, seed, jitter, given, split, dtype, kind, bounds, missing, model)
     return dataset.limited(train_size, test_size, seed)
 
 

@@ -74,7 +74,10 @@ def notes(train: np.ndarray, columns: Sequence[str], known: Mapping[str, Grid]) 
     linear = np.zeros_like(few) if wide else _unexplained(z) < UNEXPLAINED
     functions = _functions(z) & ~linear & ~few
     found = (
-        (few, f"few distinct values, {WITHOUT_LIMIT}; give such columns by --context, or drop them"),
+        (
+            few,
+            f"few distinct values, {WITHOUT_LIMIT}; pass --kind NAME=category, or --given, or drop such columns",
+        ),
         (linear, f"almost linear in other columns, {WITHOUT_LIMIT}; drop such columns"),
         (functions, f"almost a function of other columns, {WITHOUT_LIMIT}; drop such columns"),
         (

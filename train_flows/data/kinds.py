@@ -26,6 +26,8 @@ LEAVING_OUT: dict[str, Reason] = {"drop": "dropped", "id": "identifier"}  # kind
 KINDS = ("continuous", "positive", "bounded", "ordinal", "category", "date", *LEAVING_OUT)
 FEW_TEXTS, TEXT_SHARE = 100, 0.2  # distinct texts beyond both, number and share of the rows, do not count as categories
 FREE_TEXT = 0.5  # share of the rows: more distinct texts do not count as categories, however few
+REPEATED = 0.5  # different values for each row, at most, of a column in which values may recur
+SEEN_ROWS = 2000  # of a table of numbers, that tell if a column may hold categories or common values
 SEEN_TEXTS = 1000  # distinct texts that tell numbers, dates and words apart
 MOSTLY = 0.5  # share of the distinct texts that are numbers, or dates, beyond which others are strays
 MOSTLY_MISSING = 0.5  # share of missing cells beyond which dropping the column is better than dropping the rows
@@ -131,6 +133,29 @@ def find_columns(
     )
 
 
+def has_discrete(frame: pd.DataFrame) -> bool:
+    """Return True if a column of numbers holds categories, a value far more common than all others, or round numbers.
+
+    Only columns that may do so, by about 2,000 of the rows, are looked at as a whole.
+    """
+    if any(pd.api.types.is_complex_dtype(kind) for kind in frame.dtypes):
+        return False
+    rows = np.sort(frame.iloc[:: max(1, len(frame) // SEEN_ROWS)].to_numpy(np.float64), axis=0)
+    k = max(1, int(scales.COMMON / 2 * len(rows)))
+    different = (rows[1:] != rows[:-1]).sum(axis=0)
+    few, repeated = different < scales.MAX_CATEGORIES, different < REPEATED * len(rows)
+    for i in np.flatnonzero(few | repeated | (rows[k:] == rows[:-k]).any(axis=0)):
+        x = frame.iloc[:, i].to_numpy(np.float64)
+        found, counts = np.unique(x, return_counts=True)
+        if len(found) == 1 or not np.isfinite(found).all():
+            continue
+        if _are_categories(x) or scales.common_values(found, counts):
+            return True
+        if scales.recurring_values(x, scales.grid_of(x, scales.is_whole(x))[0]):
+            return True
+    return False
+
+
 def describe(found: FoundColumns) -> str:
     """Return lines of name, kind and treatment of each column, aligned."""
     lines: list[tuple[str, str, str]] = [
@@ -213,7 +238,11 @@ def _nature(series: pd.Series) -> Literal["numbers", "dates", "truth", "words"]:
     Leading zeros make words.
     """
     kinds = pd.api.types
-    if kinds.is_bool_dtype(series) or kinds.infer_dtype(series, skipna=True) == "boolean":
+    if kinds.is_bool_dtype(series):
+        return "truth"
+    if kinds.is_numeric_dtype(series):
+        return "numbers"
+    if kinds.infer_dtype(series, skipna=True) == "boolean":
         return "truth"
     if kinds.is_datetime64_any_dtype(series):
         return "dates"
@@ -235,7 +264,7 @@ def _column(
     """Return a column, and notes on it."""
     gaps, nature = gaps and bool(series.isna().any()), _nature(series)
     if kind == "category" or (kind is None and nature in ("words", "truth")):
-        return _category(name, series, gaps, asked=kind is not None), ()
+        return _category(name, series, nature, gaps, asked=kind is not None), ()
     if kind == "date" or (kind is None and nature == "dates"):
         return _date(name, series, gaps)
     is_text = pd.api.types.is_object_dtype(series) or pd.api.types.is_string_dtype(series)
@@ -249,19 +278,25 @@ def _column(
     _refuse(name, series, np.isnan(values) & ~missing, "text", " among numbers" * (nature == "numbers"))
     _refuse(name, series, np.isinf(values), "infinite values", "")
     x = values[~missing]
-    few = np.unique(x)[: scales.MAX_CATEGORIES + 1]
-    is_number = kind is not None or bounds != (None, None) or len(few) > scales.MAX_CATEGORIES
-    if not is_number and (scales.is_whole(few) or (len(few) * PER_VALUE <= len(x) and find_grid(x) is None)):
-        return _category(name, series, gaps, asked=False), ()
+    if kind is None and bounds == (None, None) and _are_categories(x):
+        return _category(name, series, nature, gaps, asked=False), ()
     column, notes = scales.number_column(name, series, values, kind, bounds)
     return dataclasses.replace(column, gaps=gaps), notes
 
 
-def _category(name: str, series: pd.Series, gaps: bool, asked: bool) -> Column:
+def _are_categories(x: np.ndarray) -> bool:
+    """Return True for a few numbers (N,) that are whole, or recur without being on a grid."""
+    few = np.unique(x)
+    if len(few) > scales.MAX_CATEGORIES:
+        return False
+    return scales.is_whole(few) or (len(few) * PER_VALUE <= len(x) and find_grid(x) is None)
+
+
+def _category(name: str, series: pd.Series, nature: str, gaps: bool, asked: bool) -> Column:
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.cat.remove_unused_categories()
         return Column(str(series.name), "category", tuple(map(frames.label, series.cat.categories)), gaps=gaps)
-    values = frames.numbers_of(series) if _nature(series) == "numbers" and not asked else series
+    values = frames.numbers_of(series) if nature == "numbers" and not asked else series
     names = frames.label_codes(pd.Series(values))[1]
     if asked and len(names) > max(scales.MAX_CATEGORIES, FREE_TEXT * len(series)):
         raise InputError(
@@ -346,9 +381,7 @@ def _treatment(column: Column, low: float, high: float, missing: float) -> str:
         parts = [f"{_named(low, column)} to {_named(high, column)}"]
         parts += [f"in steps of {column.step:g}"] * (column.step > 0 and column.kind != "date")
         parts += [{"log": "logarithm", "logit": "logit", "asinh": "asinh, for heavy tails"}.get(column.scale, "")]
-        named = (
-            f"{len(column.atoms)} frequent ones" if column.recurs else ", ".join(f"{atom:g}" for atom in column.atoms)
-        )
-        parts += [f"separate values: {named}"] * bool(column.atoms)
+        named = ", ".join(f"{atom:g}" for atom in column.atoms)
+        parts += [f"{len(column.atoms)} separate values" if column.recurs else f"separate values {named}"] * bool(named)
     parts += [f"{missing:.1%} missing" + ", learned" * column.gaps] * (missing > 0)
     return "; ".join(filter(None, parts))

@@ -60,7 +60,7 @@ def number_column(
     whole = kind != "continuous" and is_whole(x)
     atoms = () if kind == "continuous" else _atoms(x)
     rest = x[~np.isin(x, atoms)]
-    step, origin = _grid(rest, whole)
+    step, origin = grid_of(rest, whole)
     scale: Scale = "linear"
     if kind != "continuous" or asked:
         scale = _scale(rest, low, high, kind, asked)
@@ -72,8 +72,8 @@ def number_column(
     on_scale = rest[~np.isin(rest, atoms)]
     if len(on_scale) == 0:
         raise InputError(f"{name}: column {column} holds only its bounds: pass --kind {column}=category")
-    if kind is None and step:
-        atoms = tuple(sorted({*atoms, *_recurring(on_scale, step, origin)}))
+    if kind is None:
+        atoms = tuple(sorted({*atoms, *recurring_values(on_scale, step)}))
     notes, center, spread = (), 0.0, 1.0
     if scale == "asinh":
         center = float(np.median(on_scale))
@@ -120,19 +120,22 @@ def _natural_bounds(x: np.ndarray, kind: str | None) -> Bounds:
 def _atoms(x: np.ndarray) -> tuple[float, ...]:
     """Return values that are far more common than all others, and repeated ones at the ends, far from all others."""
     found, counts = np.unique(x, return_counts=True)
-    order = np.argsort(-counts)
-    atoms: set[float] = set()
-    for k in range(min(MAX_COMMON, len(found) - 2), 0, -1):
-        least, following = counts[order[k - 1]], counts[order[k]]
-        if least > COMMON * len(x) and least > APART * following:
-            atoms.update(found[order[:k]].tolist())
-            break
-    far = True
+    atoms, far = common_values(found, counts), True
     while far:
         kept = ~np.isin(found, [*atoms])
         far = _isolated_ends(found[kept], counts[kept])
         atoms |= far
     return tuple(sorted(atoms))
+
+
+def common_values(found: np.ndarray, counts: np.ndarray) -> set[float]:
+    """Return the values, among different ones with their counts, that are far more common than all others."""
+    order = np.argsort(-counts)
+    for k in range(min(MAX_COMMON, len(found) - 2), 0, -1):
+        least, following = counts[order[k - 1]], counts[order[k]]
+        if least > COMMON * counts.sum() and least > APART * following:
+            return set(found[order[:k]].tolist())
+    return set()
 
 
 def _isolated_ends(found: np.ndarray, counts: np.ndarray) -> set[float]:
@@ -149,27 +152,27 @@ def _isolated_ends(found: np.ndarray, counts: np.ndarray) -> set[float]:
     return far
 
 
-def _recurring(x: np.ndarray, step: float, origin: float) -> list[float]:
+def recurring_values(x: np.ndarray, step: float) -> list[float]:
     """Return the frequent values on a grid, if their counts are far from smooth, as with a favour for round numbers.
 
-    Counts are compared with cubic interpolation of the two on either side; chance explains a part of the difference.
+    Counts, but for two at either end, are compared with cubic interpolation of the two on either side; chance explains
+    a part of the difference.
     """
-    places = np.round((x - origin) / step).astype(np.int64)
-    places -= places.min()
-    if places.max() > len(x):
+    found, rows = np.unique(x, return_counts=True)
+    places = np.round((found - found[0]) / step).astype(np.int64) if step else np.array([])
+    if step == 0 or len(found) <= MAX_CATEGORIES or places[-1] > len(x):
         return []
-    counts = np.pad(np.bincount(places).astype(float), 2)
-    between = np.convolve(counts, np.array([-1, 4, 0, 4, -1]) / 6, mode="same").clip(0)
+    counts = np.bincount(places, rows)
+    between = np.convolve(counts, np.array([-1, 4, 0, 4, -1]) / 6, mode="valid").clip(0)
+    counts = counts[2:-2]
     chance = math.sqrt(2 / math.pi) * np.sqrt(counts + 0.94 * between)
     if (np.abs(counts - between) - chance).sum() < ROUGH * len(x):
         return []
-    found, rows = np.unique(x, return_counts=True)
-    frequent = found[np.argsort(-rows)[:MAX_RECURRING]]
-    atoms = frequent[np.isin(frequent, found[rows >= RECURRING_ROWS])]
-    return atoms.tolist() if np.isin(x, atoms).mean() > MOST else []
+    frequent = rows >= max(RECURRING_ROWS, np.sort(rows)[-MAX_RECURRING:][0])
+    return found[frequent].tolist() if rows[frequent].sum() > MOST * len(x) else []
 
 
-def _grid(x: np.ndarray, whole: bool) -> tuple[float, float]:
+def grid_of(x: np.ndarray, whole: bool) -> tuple[float, float]:
     """Return the step and the origin of the values: whole numbers always have them, others on a plain grid."""
     if whole:
         first = x.min()

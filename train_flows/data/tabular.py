@@ -31,6 +31,14 @@ from train_flows.data.grids import find_grid
 MIN_ROWS = {"all": tables.MIN_ROWS, "train": tables.MIN_ROWS, "validation": 2, "test": 2}
 MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among class names that are numbers
 PAIRS = {"kind": "age=continuous", "bounds": "price=0:"}
+NOT_GIVEN = {  # reasons that a column is left out for, with remedies
+    "constant": "it is constant; omit it",
+    "copy": "{0.of} determines it; give that one alone",
+    "identifier": "it names the rows; omit it, or pass --kind {0.name}=category",
+    "text": "it holds too many different texts; omit it, or pass --kind {0.name}=category",
+    "missing": "most of its cells are missing; omit it, or pass --missing model",
+    "dropped": "--kind drops it; omit either option",
+}
 FEW_GAPS = 0.05  # share of the rows with missing cells, up to which they are left out
 CHUNK_ROWS = 50_000  # rows of a mapped table that are checked together
 
@@ -39,12 +47,13 @@ def load(
     path: str | Path,
     seed: int = 0,
     jitter: bool = True,
-    context: Sequence[str] = (),
+    given: Sequence[str] = (),
     split: bool = True,
     dtype: torch.dtype = torch.float32,
     kind: Sequence[str] = (),
     bounds: Sequence[str] = (),
     missing: str = "auto",
+    model: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Read a table to learn its density; the arguments are those of :func:`train_flows.data.load_density_data`.
 
@@ -54,26 +63,31 @@ def load(
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
     """
-    mapped = None if context else tables.open_mapped(path)
+    asked = bool(kind or bounds or missing == "model")
+    mapped = None if given or asked else tables.open_mapped(path)
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
+    if model is not None and "columns" in model:
+        known, contexts = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
+        return load_like(path, known, contexts, seed, split)
     table = tables.read(path)
-    columns = _others(table.parts, context, "context", path)
-    if "all" in table.parts and (kind or bounds or missing == "model" or _is_mixed(table.parts["all"])):
-        if not jitter:
+    columns = _others(table.parts, given, "given", path)
+    if model is None:
+        asked |= any(_is_mixed(frame) for frame in table.parts.values())
+        if asked and not jitter:
             raise InputError(f"--no-jitter is for tables of numbers, {path} holds other kinds of columns: omit it")
-        return _load_mixed(path, table, seed, context, split, kind, bounds, missing)
-    _refuse_options(path, kind=kind, bounds=bounds)
+        if asked or (jitter and kinds.has_discrete(next(iter(table.parts.values())))):
+            return _load_mixed(path, table, seed, given, split, kind, bounds, missing)
     parts = {}
     for part, frame in table.parts.items():
         x = _numbers(path, part, frame[[*columns]], split)
-        c = _numbers(path, part, frame[[*context]], split) if context else None
+        c = _numbers(path, part, frame[[*given]], split) if given else None
         parts[part] = Split(torch.from_numpy(x), c=None if c is None else torch.from_numpy(c))
     raw = Dataset(
         Path(path).name,
         *_arranged(parts, seed, split),
         columns,
-        context=tuple(context),
+        context=tuple(given),
         is_table=True,
         named=table.named,
         notes=table.notes,
@@ -89,64 +103,59 @@ def load_like(
     Raises:
         InputError: if a column is missing, or a cell is none that the model knows.
     """
-    table = tables.read(path)
-    if "all" not in table.parts:
-        raise InputError(f"{path} holds several arrays: pass one table")
-    return _of_kinds(path, table, table.parts["all"], columns, given, seed, split)
+    return _of_kinds(path, tables.read(path), columns, given, seed, split)
 
 
 def _load_mixed(
     path: str | Path,
     table: tables.Table,
     seed: int,
-    context: Sequence[str],
+    given: Sequence[str],
     split: bool,
     kind: Sequence[str],
     bounds: Sequence[str],
     missing: str,
 ) -> Dataset:
     """Find the kinds of the columns of a table, those given first, and return its rows as cells."""
-    frame = table.parts["all"]
-    others = [name for name in frame if name not in context]
+    frame = pd.concat([*table.parts.values()], ignore_index=True) if len(table.parts) > 1 else table.parts["all"]
+    others = [name for name in frame if name not in given]
     gaps = missing == "model" or (missing == "auto" and frame.isna().any(axis=1).mean() > FEW_GAPS)
     found = kinds.find_columns(
-        frame[[*context, *others]],
+        frame[[*given, *others]],
         kinds=dict(_pair("kind", text) for text in kind),
         bounds={name: _interval(name, value) for name, value in (_pair("bounds", text) for text in bounds)},
         gaps=gaps,
         name=str(path),
     )
-    given = [column for column in found.columns if column.name in context]
-    if lost := [name for name in context if name not in {column.name for column in given}]:
-        raise InputError(f"--context {lost[0]} cannot be given: it is constant, or tells the rows apart")
-    columns = [column for column in found.columns if column.name not in context]
-    if all(column.is_category for column in columns):
-        raise InputError(f"{path} holds categories alone, without a number to learn: leave it to a table of counts")
-    dataset = _of_kinds(path, table, frame, columns, given, seed, split)
+    if lost := next((each for each in found.left_out if each.name in given), None):
+        raise InputError(f"--given {lost.name} cannot be given: {NOT_GIVEN[lost.reason].format(lost)}")
+    contexts = [column for column in found.columns if column.name in given]
+    columns = [column for column in found.columns if column.name not in given]
+    if not columns:
+        raise InputError(f"{path} holds nothing to learn given {abbreviate(given)}: give fewer columns")
+    dataset = _of_kinds(path, table, columns, contexts, seed, split)
     notes = (*table.notes, *found.notes)
     return dataclasses.replace(dataset, notes=notes, left_out=found.left_out, overview=kinds.describe(found))
 
 
 def _of_kinds(
-    path: str | Path,
-    table: tables.Table,
-    frame: pd.DataFrame,
-    columns: Sequence[Column],
-    given: Sequence[Column],
-    seed: int,
-    split: bool,
+    path: str | Path, table: tables.Table, columns: Sequence[Column], given: Sequence[Column], seed: int, split: bool
 ) -> Dataset:
-    complete = [column.name for column in (*columns, *given) if not column.gaps]
-    if absent := [column.name for column in (*columns, *given) if column.name not in frame]:
-        raise InputError(f"{path} lacks the column {absent[0]}: it has {abbreviate([*map(str, frame)])}")
-    kept = frame.dropna(subset=complete)
-    if len(kept) < (MIN_ROWS["all"] if split else 1):
-        raise InputError(f"{path} has {len(kept)} rows without missing cells: at least {MIN_ROWS['all']} are needed")
-    x, c = (torch.from_numpy(frames.to_rows(str(path), kept, each)) for each in (columns, given))
-    notes = [f"{len(frame) - len(kept):,} rows miss a cell and are left out"] * (len(kept) < len(frame))
+    """Return the rows of a table as cells of columns; those that miss a cell of a column without gaps are left out."""
+    complete, parts, left_out = [column.name for column in (*columns, *given) if not column.gaps], {}, 0
+    for part, frame in table.parts.items():
+        if absent := [column.name for column in (*columns, *given) if column.name not in frame]:
+            raise InputError(f"{path} lacks the column {absent[0]}: it has {abbreviate([*map(str, frame)])}")
+        kept, name, least = frame.dropna(subset=complete), _name(path, part), MIN_ROWS[part] if split else 1
+        if len(kept) < least:
+            raise InputError(f"{name} has {len(kept)} rows without missing cells: at least {least} are needed")
+        x, c = (torch.from_numpy(frames.to_rows(name, kept, each)) for each in (columns, given))
+        parts[part] = Split(x, c=c if given else None)
+        left_out += len(frame) - len(kept)
+    notes = [f"{left_out:,} rows miss a cell and are left out"] * (left_out > 0)
     return Dataset(
         Path(path).name,
-        *three_splits(Split(x, c=c if given else None), seed, split),
+        *_arranged(parts, seed, split),
         columns=tuple(column.name for column in columns),
         context=tuple(column.name for column in given),
         is_table=True,
@@ -177,12 +186,6 @@ def _interval(name: str, text: str) -> tuple[float | None, float | None]:
     if len(ends) != 2 or any(end and number is None for end, number in zip(ends, numbers, strict=True)):
         raise InputError(f"--bounds {name}={text} must be LOW:HIGH, such as {name}=0: or {name}=0:100")
     return numbers[0], numbers[1]
-
-
-def _refuse_options(path: str | Path, **options: Sequence[str]) -> None:
-    for name, value in options.items():
-        if value:
-            raise InputError(f"--{name} {' '.join(value)} is for one table, not for three arrays in {path}: omit it")
 
 
 def load_benchmark(name: str, root: str | Path, dtype: torch.dtype = torch.float32) -> Dataset:
@@ -246,17 +249,25 @@ def load_sklearn(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -
 def _others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: str, path: object) -> tuple[str, ...]:
     """Return the columns that an option does not choose."""
     names = [*next(iter(frames.values()))]
+    if repeated := [column for column in dict.fromkeys(chosen) if chosen.count(column) > 1]:
+        raise InputError(f"--{option} {repeated[0]} is typed more than once: omit one")
     for column in chosen:
         if column not in names:
             nearest = get_close_matches(column, names, n=1)
             hint = f" (did you mean {nearest[0]}?)" if nearest else ""
             raise InputError(f"--{option} {column} is not a column of {path}: choose one of {abbreviate(names)}{hint}")
-    return tuple(name for name in names if name not in chosen)
+    others = tuple(name for name in names if name not in chosen)
+    if chosen and not others:
+        raise InputError(f"--{option} {' '.join(chosen)} leaves no column of {path} to learn: omit one")
+    return others
 
 
 def _numbers(path: object, part: str, frame: pd.DataFrame, split: bool) -> np.ndarray:
-    name = str(path) if part == "all" else f"{path}: {part}"
-    return tables.numbers(name, frame, MIN_ROWS[part] if split else 1)
+    return tables.numbers(_name(path, part), frame, MIN_ROWS[part] if split else 1)
+
+
+def _name(path: object, part: str) -> str:
+    return str(path) if part == "all" else f"{path}: {part}"
 
 
 def _arranged(parts: Mapping[str, Split], seed: int, split: bool) -> tuple[Split, Split, Split]:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from cnf import Density, LiftedFlow, MixtureFlow, ResidualSteps, watch_determinants
 from cnf.batches import split_batch
+from cnf.tables import TableDensity
+from cnf.tables.columns import encode
 from train_flows.data import Split
 from train_flows.evaluation import to_model
 from train_flows.run import distributed
@@ -88,6 +90,11 @@ def _coordinates(model: Density, x: Tensor, c: Tensor | None) -> tuple[Tensor, T
     if isinstance(model, LiftedFlow):
         x, c = model.prepare("x", x, c)
         return _coordinates(model.flow, model.lift(x, c).point, c)
+    if isinstance(model, TableDensity):
+        x, c = model.prepare("x", x, c)
+        rows = encode(model.columns, x)
+        assert model.flow is not None, "it has residual steps"
+        return _coordinates(model.flow, rows.y.to(model.like), model.features(rows.states, c))
     if isinstance(model, MixtureFlow):
         return model.likeliest_component(x, c)[1:]
     x, c = model.prepare("x", x, c)

@@ -74,13 +74,20 @@ class Task(Protocol):
 def fit(task: Task, run: Run, settings: RunSettings, command: str, started: float, *others: nn.Module) -> list[str]:
     """Compile if asked to, and train within the budget of time since the program, ``command``, was started.
 
-    Other models that share weights with the task's are compiled as well.
+    Other models that share weights with the task's are compiled as well. A model without parameters to train is
+    validated once.
 
     Returns:
         A note if training ended before the last step.
     """
     if settings.compile:
         print(f"compiled in {compile_fields(task, *others):.0f} s")
+    if not any(parameter.requires_grad for parameter in task.model.parameters()):
+        print("the model is fitted already: no steps to take")
+        trainer = Trainer(task, run)
+        if trainer.is_record_due():
+            trainer.record()
+        return []
     if run.step == task.training.steps:
         print(f"training is complete at step {run.step}; a larger --steps (--epochs of a classifier) trains longer")
     if not train(task, run, deadline=settings.deadline(started)):
