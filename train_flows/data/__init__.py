@@ -22,7 +22,7 @@ LABELLED_NAMES = (*paper_functions.FUNCTIONS, "spheres-3", *images.IMAGE_SETS, *
 
 
 def load_density_data(
-    source: str,
+    source: str | None,
     *,
     seed: int = 0,
     data_root: str | Path = "data",
@@ -35,6 +35,7 @@ def load_density_data(
     kind: Sequence[str] = (),
     bounds: Sequence[str] = (),
     missing: str = "auto",
+    weights: str | None = None,
     conditional: bool = False,
     split: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -42,7 +43,8 @@ def load_density_data(
     """Load samples of a density.
 
     Args:
-        source: one of ``DENSITY_NAMES``, or the path of a table or of a folder of images.
+        source: one of ``DENSITY_NAMES``, or the path of a table or of a folder of images; None, for a run on a table in
+            memory, is an error.
         seed: of samples that are drawn, of the split, and of subsets.
         data_root: folder of the published images and tables.
         download: fetch published images that are missing.
@@ -55,15 +57,19 @@ def load_density_data(
         bounds: bounds of columns of a table, such as ``"price=0:"``.
         missing: of rows with missing cells: ``"drop"`` them, ``"model"`` what is missing, or ``"auto"``, which drops
             up to 5% of the rows.
+        weights: column of a table that says how often each row counts; other data than those of a run may lack it.
         conditional: images are given their class, points of a density by name their half of the plane.
         split: if False, a file or folder without a test part is the test part as a whole.
         dtype: precision of the columns of a table.
     """
     from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
 
+    if source is None:
+        raise InputError("the data of this run were a table in memory: pass data from a file")
     if source in DENSITY_NAMES or is_images(source):
         gaps = None if missing == "auto" else missing
         options = {"no_jitter": not jitter, "context": context, "kind": kind, "bounds": bounds, "missing": gaps}
+        options["weights"] = weights
         _refuse(source, "tables from files", **options)
     if is_images(source):
         dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
@@ -76,7 +82,7 @@ def load_density_data(
         dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
         _check_path(source, DENSITY_NAMES)
-        dataset = tabular.load(source, seed, jitter, context, split, dtype, kind, bounds, missing)
+        dataset = tabular.load(source, seed, jitter, context, split, dtype, kind, bounds, missing, weights)
     return dataset.limited(train_size, test_size, seed)
 
 

@@ -45,6 +45,7 @@ def load(
     kind: Sequence[str] = (),
     bounds: Sequence[str] = (),
     missing: str = "auto",
+    weights: str | None = None,
 ) -> Dataset:
     """Read a table to learn its density; the arguments are those of :func:`train_flows.data.load_density_data`.
 
@@ -55,9 +56,27 @@ def load(
         InputError: if the file is not a table of numbers, or has columns without a density.
     """
     mapped = None if context else tables.open_mapped(path)
+    if mapped is not None and weights is not None:
+        raise InputError(f"--weights {weights} is not for {path}, which stays on disk: draw its rows by their weights")
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
-    table = tables.read(path)
+    table = tables.with_weights(str(path), tables.read(path), weights, needed=split)
+    return of_table(path, table, seed, jitter, context, split, dtype, kind, bounds, missing)
+
+
+def of_table(
+    path: str | Path,
+    table: tables.Table,
+    seed: int = 0,
+    jitter: bool = True,
+    context: Sequence[str] = (),
+    split: bool = True,
+    dtype: torch.dtype = torch.float32,
+    kind: Sequence[str] = (),
+    bounds: Sequence[str] = (),
+    missing: str = "auto",
+) -> Dataset:
+    """Return a table in memory as :func:`load` does; ``path`` is its name."""
     columns = _others(table.parts, context, "context", path)
     if "all" in table.parts and (kind or bounds or missing == "model" or _is_mixed(table.parts["all"])):
         if not jitter:
@@ -68,7 +87,9 @@ def load(
     for part, frame in table.parts.items():
         x = _numbers(path, part, frame[[*columns]], split)
         c = _numbers(path, part, frame[[*context]], split) if context else None
-        parts[part] = Split(torch.from_numpy(x), c=None if c is None else torch.from_numpy(c))
+        parts[part] = Split(
+            torch.from_numpy(x), c=None if c is None else torch.from_numpy(c), weights=table.weights_of(part)
+        )
     raw = Dataset(
         Path(path).name,
         *_arranged(parts, seed, split),
@@ -76,20 +97,28 @@ def load(
         context=tuple(context),
         is_table=True,
         named=table.named,
+        features=tuple(next(iter(table.parts.values()))),
         notes=table.notes,
     )
     return _checked(raw, seed, jitter, dtype)
 
 
 def load_like(
-    path: str | Path, columns: Sequence[Column], given: Sequence[Column], seed: int = 0, split: bool = False
+    path: str | Path,
+    columns: Sequence[Column],
+    given: Sequence[Column],
+    seed: int = 0,
+    split: bool = False,
+    weights: str | None = None,
 ) -> Dataset:
     """Read a table with the columns of a model; rows with missing cells that it does not know are left out.
+
+    Rows are weighted if the table has the column ``weights``.
 
     Raises:
         InputError: if a column is missing, or a cell is none that the model knows.
     """
-    table = tables.read(path)
+    table = tables.with_weights(str(path), tables.read(path), weights, needed=split)
     if "all" not in table.parts:
         raise InputError(f"{path} holds several arrays: pass one table")
     return _of_kinds(path, table, table.parts["all"], columns, given, seed, split)
@@ -139,18 +168,21 @@ def _of_kinds(
     complete = [column.name for column in (*columns, *given) if not column.gaps]
     if absent := [column.name for column in (*columns, *given) if column.name not in frame]:
         raise InputError(f"{path} lacks the column {absent[0]}: it has {abbreviate([*map(str, frame)])}")
-    kept = frame.dropna(subset=complete)
+    rows = frame[complete].notna().all(axis=1).to_numpy()
+    kept = frame[rows]
     if len(kept) < (MIN_ROWS["all"] if split else 1):
         raise InputError(f"{path} has {len(kept)} rows without missing cells: at least {MIN_ROWS['all']} are needed")
     x, c = (torch.from_numpy(frames.to_rows(str(path), kept, each)) for each in (columns, given))
+    weights = table.weights_of("all", rows)
     notes = [f"{len(frame) - len(kept):,} rows miss a cell and are left out"] * (len(kept) < len(frame))
     return Dataset(
         Path(path).name,
-        *three_splits(Split(x, c=c if given else None), seed, split),
+        *three_splits(Split(x, c=c if given else None, weights=weights), seed, split),
         columns=tuple(column.name for column in columns),
         context=tuple(column.name for column in given),
         is_table=True,
         named=table.named,
+        features=tuple(frame),
         kinds=tuple(columns),
         given=tuple(given),
         notes=(*table.notes, *notes),
