@@ -330,4 +330,5 @@ def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> s
     data = Path(typed["source"]).name if "source" in typed else "in memory"
     line = f"recipe for {name} ({data}): {in_words(recipe) or 'defaults'}"
     line += f"; model and weights: those of {typed['init']}" if "init" in typed else ""
-    return f"{line}; command line: {in_words(typed)}" if in_words(typed) else line
+    where = "command line" if "source" in typed else "parameters"
+    return f"{line}; {where}: {in_words(typed)}" if in_words(typed) else line

@@ -28,7 +28,7 @@ from cnf import Density
 from cnf.models import KIND
 from cnf.tables import Column, TableDensity
 from train_flows import density
-from train_flows.command_line import options_of, settle
+from train_flows.command_line import options_of, settle, with_options
 from train_flows.data import Split, frames, tables, tabular
 from train_flows.data.dataset import abbreviate
 from train_flows.data.grids import Grid
@@ -51,9 +51,12 @@ IN_PYTHON = (  # how messages of the program name parameters
     (r"--bounds (\S+?)=LOW:HIGH", r'bounds={"\1": (low, high)}'),
     (r"--bounds (\S+?)=([^\s:]*):([^\s:,]*)", r'bounds={"\1": (\2, \3)}'),
     (r"--missing (\w+)", r'missing="\1"'),
+    (r"--kind (\S+)", r'kinds={"\1": ...}'),
+    (r"--bounds (\S+)", r'bounds={"\1": ...}'),
     (r"--context (\S+)", r'given=["\1"]'),
+    (r"--kind\b", "kind"),
+    (r"--context\b", "given"),
     (r"--no-jitter", 'options={"jitter": False}'),
-    (r"--(kind|bounds|missing|context)\b", r"\1"),
     (r"--dtype float64", 'options={"dtype": "float64"}'),
 )
 
@@ -267,7 +270,7 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
     @override
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
+        tags.input_tags.allow_nan = tags.input_tags.string = True
         return tags
 
     def _typed(self, seed: int) -> dict[str, Any]:
@@ -288,21 +291,23 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
         if wrong := [name for name, ends in bounds.items() if len(ends) != 2]:
             raise InputError(f"bounds[{wrong[0]!r}]={bounds[wrong[0]]} must be a pair (low, high), None for no bound")
         texts = {name: ["" if end is None else repr(float(end)) for end in ends] for name, ends in bounds.items()}
-        return options | {
+        of_data = {
             "context": tuple(map(str, self.given)),
             "kind": tuple(f"{name}={kind}" for name, kind in (self.kinds or {}).items()),
             "bounds": tuple(f"{name}={':'.join(of)}" for name, of in texts.items()),
             "missing": self.missing,
-            "seed": seed,
         }
+        default = DensityData()
+        options |= {name: value for name, value in of_data.items() if value != getattr(default, name)} | {"seed": seed}
+        with_options(DensitySettings(), options)  # checks types, which a recipe relies on
+        return options
 
     def _frame(self, X: Any, reset: bool) -> pd.DataFrame:
         """Return a table as a frame with names, checked by scikit-learn against the table of :meth:`fit`."""
         if isinstance(X, pd.DataFrame):
             validate_data(self, X, skip_check_array=True, reset=reset)
             return X.set_axis([*map(str, X)], axis=1).reset_index(drop=True)
-        least = tables.MIN_ROWS if reset else 1
-        X = validate_data(self, X, dtype=None, ensure_all_finite=False, ensure_min_samples=least, reset=reset)
+        X = validate_data(self, X, dtype=None, ensure_all_finite=False, ensure_min_samples=1 + reset, reset=reset)
         names = [f"x{i}" for i in range(X.shape[1])] if reset else self._about["features"]
         return pd.DataFrame(X, columns=names).infer_objects()
 

@@ -97,7 +97,7 @@ def weigh(name: str, table: Table, weights: Mapping[str, pd.Series]) -> Table:
                 "from 0 on: correct it or drop the row"
             )
         if not values.any():
-            raise InputError(f"{name}: the weights in column {series.name} are all 0: pass another column")
+            raise InputError(f"{name}: the weights in column {series.name} are all zero: pass other ones")
         rows = values > 0
         parts[part], kept[part] = table.parts[part][rows], values[rows]
         notes += (f"{(~rows).sum():,} of {len(rows):,} rows have weight 0 and are left out",) * (not rows.all())
