@@ -13,7 +13,7 @@ __all__ = ["TableDensityEstimator"]
 def __getattr__(name: str) -> Any:
     """Import the estimator when it is first used: torch takes seconds, which ``--help`` need not wait for."""
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} does not have {name!r}")
     from train_flows import estimator
 
     return getattr(estimator, name)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import re
+import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -28,37 +26,21 @@ from cnf import Density
 from cnf.models import KIND
 from cnf.tables import Column, TableDensity
 from train_flows import density
-from train_flows.command_line import options_of, settle, with_options
+from train_flows.command_line import settle
 from train_flows.data import Split, frames, tables, tabular
 from train_flows.data.dataset import abbreviate
 from train_flows.data.grids import Grid
 from train_flows.data.scales import Bounds
 from train_flows.evaluation import chunk_size, in_chunks, likelihood, to_model
+from train_flows.parameters import NAME, from_settings, in_python, to_options
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
-from train_flows.settings import DensityData, DensitySettings, RunSettings, to_sections
+from train_flows.settings import DensitySettings, to_sections
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from sklearn.utils import Tags
 
-NAME = "X"  # of the table, in messages
 DRAWS = 16  # of the noise within the steps of recorded values, for a score
-FREE = ("jitter", "device", "dtype", "compile")  # options besides those of model and training
-IN_PYTHON = (  # how messages of the program name parameters
-    (r"--kind (\S+?)=(\w+)", r'kinds={"\1": "\2"}'),
-    (r"--bounds (\S+?)=LOW:HIGH", r'bounds={"\1": (low, high)}'),
-    (r"--bounds (\S+?)=([^\s:]*):([^\s:,]*)", r'bounds={"\1": (\2, \3)}'),
-    (r"--missing (\w+)", r'missing="\1"'),
-    (r"--kind (\S+)", r'kinds={"\1": ...}'),
-    (r"--bounds (\S+)", r'bounds={"\1": ...}'),
-    (r"--context (\S+)", r'given=["\1"]'),
-    (r"--kind\b", "kind"),
-    (r"--context\b", "given"),
-    (r"--no-jitter", 'options={"jitter": False}'),
-    (r"--dtype float64", 'options={"dtype": "float64"}'),
-)
 
 
 class TableDensityEstimator(DensityMixin, BaseEstimator):
@@ -139,8 +121,8 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
             InputError: if columns, parameters or weights cannot be used.
         """
         started, seed = time.monotonic(), _seed(self.random_state)
-        with _in_python(), distributed.silent(not self.verbose), torch.random.fork_rng():
-            typed = self._typed(seed)
+        with in_python(), distributed.silent(not self.verbose), torch.random.fork_rng():
+            typed = to_options(self, seed)
             settings, _ = settle(density.PROGRAM, DensitySettings(), typed)
             device, dtype = session.find_device(settings.run.device), getattr(torch, settings.run.dtype)
             table = tables.Table({"all": self._frame(X, reset=True)}, named=isinstance(X, pd.DataFrame))
@@ -161,7 +143,8 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
 
         Categories and whole numbers have probabilities, other numbers densities. Values that were recorded in steps
         have the mean density within a step, by 16 draws of noise, which are the same in each call: a lower bound, as
-        are log-densities of flows with augmented variables.
+        are log-densities of flows with augmented variables. Rows with missing cells have NaN, with a warning, unless
+        the model knows such cells.
 
         Args:
             X: table (N, D) with the columns of :meth:`fit`, those given among them.
@@ -170,8 +153,15 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
             InputError: for cells that a column cannot hold.
         """
         check_is_fitted(self)
-        with _in_python():
-            frame = self._frame(X, reset=False)
+        frame = self._frame(X, reset=False)
+        scores, complete = np.full(len(frame), np.nan), self._without_gaps(frame)
+        if not complete.all():
+            what = f"{(~complete).sum():,} of {len(frame):,} rows miss a cell and are not scored"
+            warnings.warn(f'{what}: fit with missing="model" to learn such cells', stacklevel=2)
+            frame = frame[complete]
+        if not complete.any():
+            return scores
+        with in_python():
             c = self._cells(frame, "context") if self._about["context"] else None
             data = Split(self._cells(frame, "columns"), c=c)
         grids = self._about["grids"]
@@ -186,15 +176,20 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
 
         with torch.no_grad(), torch.random.fork_rng(), distributed.silent(not self.verbose):
             torch.manual_seed(0)
-            return torch.cat(in_chunks(self._flow, data, score, "scoring", delay=2.0)).numpy()
+            scores[complete] = torch.cat(in_chunks(self._flow, data, score, "scoring", delay=2.0)).numpy()
+        return scores
 
     @override
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Return the mean log-density of the rows in nats, by their weights; see :meth:`score_samples`.
 
-        It is a mean as of scikit-learn's ``GaussianMixture``, not a sum as of ``KernelDensity``.
+        It is a mean as of scikit-learn's ``GaussianMixture``, not a sum as of ``KernelDensity``, of the rows that have
+        scores.
         """
-        return float(np.average(self.score_samples(X), weights=sample_weight))
+        scores = self.score_samples(X)
+        scored = ~np.isnan(scores)
+        weights = None if sample_weight is None else _weights(sample_weight, len(scores)).to_numpy()[scored]
+        return float(np.average(scores[scored], weights=weights)) if scored.any() else math.nan
 
     def sample(
         self,
@@ -214,7 +209,7 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         seed, size = _seed(random_state), chunk_size(self._flow.event_shape)
         n_samples = whole_number("n_samples", n_samples)
-        with _in_python():
+        with in_python():
             c = self._contexts({} if given is None else given, n_samples)
         parts = []
         with torch.no_grad(), torch.random.fork_rng():
@@ -249,19 +244,10 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
         Parameters are those of the run, without ``options``: another :meth:`fit` follows the recipe.
         """
         run, flow = Run.open(folder, KIND), cnf.load(folder)
-        about, data, settings = run.config["data"], run.settings["data"], run.settings["run"]
-        if not isinstance(flow, Density) or "features" not in about or not about["features"]:
+        about = run.config["data"]
+        if not isinstance(flow, Density) or not about.get("features"):
             raise InputError(f"{folder} is not a density of a table, or of an earlier version: use cnf.load")
-        pairs = [text.rsplit("=", 1) for text in data["bounds"]]
-        bounds: Any = {name: tuple(float(end) if end else None for end in ends.split(":")) for name, ends in pairs}
-        model = cls(
-            given=data["context"],
-            minutes=settings["budget_minutes"],
-            kinds=dict(text.rsplit("=", 1) for text in data["kind"]) or None,
-            bounds=bounds or None,
-            missing=data["missing"],
-            random_state=settings["seed"],
-        )
+        model = cls(**from_settings(run.settings))
         model.n_features_in_ = len(about["features"])
         if about["named"]:
             model.feature_names_in_ = np.array(about["features"], dtype=object)
@@ -272,35 +258,6 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.string = True
         return tags
-
-    def _typed(self, seed: int) -> dict[str, Any]:
-        """Return the parameters as options of the program by name."""
-        options = dict(self.options or {})
-        known = {option.name for option in options_of(DensitySettings())}
-        elsewhere = {field.name for kind in (DensityData, RunSettings) for field in dataclasses.fields(kind)} - {*FREE}
-        for name in options:
-            if name not in known - elsewhere:
-                nearest = difflib.get_close_matches(name, known - elsewhere, n=1)
-                hint = f"did you mean {nearest[0]!r}?" if nearest else "see train-flows density --help-all"
-                raise InputError(f"options={{{name!r}: ...}} is not an option of an estimator; {hint}")
-        if isinstance(self.given, str):
-            raise InputError(f"given={self.given!r} must be a list of columns, such as [{self.given!r}]")
-        if self.minutes is not None:
-            options["budget_minutes"] = self.minutes
-        bounds = {name: [*ends] for name, ends in (self.bounds or {}).items()}
-        if wrong := [name for name, ends in bounds.items() if len(ends) != 2]:
-            raise InputError(f"bounds[{wrong[0]!r}]={bounds[wrong[0]]} must be a pair (low, high), None for no bound")
-        texts = {name: ["" if end is None else repr(float(end)) for end in ends] for name, ends in bounds.items()}
-        of_data = {
-            "context": tuple(map(str, self.given)),
-            "kind": tuple(f"{name}={kind}" for name, kind in (self.kinds or {}).items()),
-            "bounds": tuple(f"{name}={':'.join(of)}" for name, of in texts.items()),
-            "missing": self.missing,
-        }
-        default = DensityData()
-        options |= {name: value for name, value in of_data.items() if value != getattr(default, name)} | {"seed": seed}
-        with_options(DensitySettings(), options)  # checks types, which a recipe relies on
-        return options
 
     def _frame(self, X: Any, reset: bool) -> pd.DataFrame:
         """Return a table as a frame with names, checked by scikit-learn against the table of :meth:`fit`."""
@@ -317,6 +274,14 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
             columns = self._flow.columns if of == "columns" else self._flow.given
             return torch.from_numpy(frames.to_rows(NAME, frame, columns))
         return torch.from_numpy(tables.numbers(NAME, frame[self._about[of]], 1))
+
+    def _without_gaps(self, frame: pd.DataFrame) -> np.ndarray:
+        """Return True for rows without missing cells, (N,), but for columns whose missing cells are learned."""
+        known = set()
+        if isinstance(self._flow, TableDensity):
+            known = {column.name for column in (*self._flow.columns, *self._flow.given) if column.gaps}
+        names = [name for name in (*self._about["columns"], *self._about["context"]) if name not in known]
+        return frame[names].notna().all(axis=1).to_numpy()
 
     def _contexts(self, given: Mapping[str, Any] | pd.DataFrame, n: int) -> Tensor | None:
         """Return the cells (n, K) of given columns, each of one value or of n."""
@@ -367,15 +332,3 @@ def _weights(sample_weight: Any, n: int) -> pd.Series:
     if weights.shape != (n,):
         raise InputError(f"sample_weight of shape {weights.shape} does not fit {n} rows: pass one weight for each")
     return pd.Series(weights, name="sample_weight")
-
-
-@contextmanager
-def _in_python() -> Generator[None]:
-    """Name parameters instead of options of the program in input errors."""
-    try:
-        yield
-    except InputError as error:
-        message = str(error)
-        for option, parameter in IN_PYTHON:
-            message = re.sub(option, parameter, message)
-        raise InputError(message) from error
