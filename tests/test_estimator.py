@@ -134,6 +134,7 @@ def test_save_load_and_pickle(fitted, run, tmp_path):
     assert run("sample", folder, "-n", 5, "--given", "kind=cat")[0] == 0
     assert run("report", folder)[0] == 0
     assert "table in memory" in run("evaluate", folder)[2]
+    assert "keeps its ODE" in run("distill", folder)[2]
     assert "table in memory" in run("density", "--resume", folder)[2]
     moons = tmp_path / "moons"
     cnf.save(cnf.density_model((2,)), moons)
@@ -241,3 +242,11 @@ def test_not_fitted_and_other_columns(fitted):
         fitted.sample(3, {"kind": ["cat", "dog"]})
     with pytest.raises(InputError, match="at least 20"):
         tiny().fit(people(12))
+
+
+def test_steps_fit_into_the_minutes():
+    few = TableDensityEstimator(minutes=1e-6, verbose=False, options={"hidden": (8,)}).fit(people())
+    training = few._sections["training"]
+    assert (training["steps"], training["validate_every"]) == (2, 1)
+    assert np.isfinite(few.score(people()))  # the untrained flow is a Gaussian
+    assert tiny(minutes=1e-6).fit(people())._sections["training"]["steps"] == TINY["steps"]  # as asked for

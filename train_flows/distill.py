@@ -145,6 +145,8 @@ def check_teacher(folder: Path, model: DensityConfig, arguments: Mapping[str, An
         model: its description.
         arguments: the plain values that rebuild it, among them ``shape`` and ``levels``.
     """
+    if "columns" in arguments:
+        raise InputError(f"{folder} is of a table with other columns than numbers, whose flow keeps its ODE: omit it")
     dim = math.prod(arguments["shape"])
     again = "distil a density trained with"
     refusals = (

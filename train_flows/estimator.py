@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -40,6 +41,7 @@ from train_flows.settings import DensitySettings, to_sections
 if TYPE_CHECKING:
     from sklearn.utils import Tags
 
+CHECKS, CHECKED = 20, 0.25  # validations within a number of minutes, and share of the time for them, at most
 DRAWS = 16  # of the noise within the steps of recorded values, for a score
 
 
@@ -53,7 +55,8 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
 
     Args:
         given: columns that are given; the density is of the others given these.
-        minutes: time for training, of which the last tenth is for validation; all steps of the recipe if None.
+        minutes: time for training; the steps of the recipe are shortened to fit into it, which makes the result depend
+            on the machine. All steps if None.
         kinds: kinds of columns that are found wrongly, such as ``{"rating": "ordinal", "id": "drop"}``: continuous,
             positive, bounded, ordinal, category, date, or drop.
         bounds: lower and upper bound of columns, None for no bound, such as ``{"price": (0, None)}``.
@@ -134,6 +137,8 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
             session.tell(origin)
             torch.manual_seed(seed)
             task, run = density.prepare(settings, dataset, device), Run.temporary()
+            if self.minutes is not None and "steps" not in typed:
+                task = _paced(task, settings.run.deadline(started) - time.monotonic())
             notes = density.train(task, run, started)
         about = {**dataset.describe(), "notes": [*dataset.notes, *notes]}
         return self._take(task.validated.eval(), to_sections(task.settings), about, run.records())
@@ -318,6 +323,36 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
         plain = (Column(name, step=grids[name].step if name in grids else 0.0) for name in about["columns"])
         self.columns_ = flow.columns if isinstance(flow, TableDensity) else tuple(plain)
         return self
+
+
+def _paced(task: density.DensityTask, seconds: float) -> density.DensityTask:
+    """Return a task with a share of the steps in each stage, so that it takes some seconds, from a trial of each."""
+    training, begin = task.training, task.training.likelihood_from
+
+    def timed(work: Callable[[], Any]) -> float:
+        started = time.monotonic()
+        work()
+        return time.monotonic() - started
+
+    def step(n: int) -> None:
+        task.objective(task.batch(n), n).backward()
+        task.model.zero_grad()
+
+    with torch.random.fork_rng():
+        of_validation = timed(task.validate)
+        first, last = (min(timed(lambda n=n: step(n)) for _ in range(2)) for n in (0, training.steps - 1))
+    total = first * (begin or 0) + last * (training.steps - (begin or 0))
+    checks = min(CHECKS, max(2, int(CHECKED * seconds / of_validation)))
+    share = max(0.0, seconds - checks * of_validation) / total
+    if share >= 1:
+        return task
+    steps = max(checks, round(share * training.steps))
+    begin = None if begin is None else min(steps - 1, round(share * begin)) or None
+    training = dataclasses.replace(
+        training, steps=steps, likelihood_from=begin, validate_every=math.ceil(steps / checks)
+    )
+    session.tell(f"{steps} steps are what the time allows for")
+    return density.DensityTask(dataclasses.replace(task.settings, training=training), task.dataset, task.model)
 
 
 def _seed(random_state: int | np.random.RandomState | None) -> int:
