@@ -186,7 +186,8 @@ def test_fits_of_the_same_seed_are_equal_and_leave_the_world_alone(capsys):
     out = capsys.readouterr().out
     assert "weight  continuous" in out
     assert "validation NLL" in out
-    assert "command line" not in out
+    assert 'kinds={"id": "category"} keeps it' in out
+    assert "--" not in out
 
 
 def test_in_searches_and_pipelines():

@@ -33,7 +33,7 @@ from train_flows.data.dataset import abbreviate
 from train_flows.data.grids import Grid
 from train_flows.data.scales import Bounds
 from train_flows.evaluation import chunk_size, in_chunks, likelihood, to_model
-from train_flows.parameters import NAME, from_settings, in_python, to_options
+from train_flows.parameters import NAME, from_settings, in_python, name_parameters, to_options
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.settings import DensitySettings, to_sections
@@ -133,14 +133,16 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
                 table = tables.weigh(NAME, table, {"all": _weights(sample_weight, len(table.parts["all"]))})
             data = {name: getattr(settings.data, name) for name in ("jitter", "context", "kind", "bounds", "missing")}
             dataset = tabular.of_table(NAME, table, seed, dtype=dtype, **data).without_test()
+            notes, overview = tuple(map(name_parameters, dataset.notes)), name_parameters(dataset.overview)
+            dataset = dataclasses.replace(dataset, notes=notes, overview=overview)
             settings, origin = settle(density.PROGRAM, DensitySettings(), typed, *density.size(dataset))
             session.tell(origin)
             torch.manual_seed(seed)
             task, run = density.prepare(settings, dataset, device), Run.temporary()
             if self.minutes is not None and "steps" not in typed:
                 task = _paced(task, settings.run.deadline(started) - time.monotonic())
-            notes = density.train(task, run, started)
-        about = {**dataset.describe(), "notes": [*dataset.notes, *notes]}
+            notes += tuple(density.train(task, run, started))
+        about = {**dataset.describe(), "notes": list(notes)}
         return self._take(task.validated.eval(), to_sections(task.settings), about, run.records())
 
     def score_samples(self, X: Any) -> np.ndarray:

@@ -85,7 +85,11 @@ def in_python() -> Generator[None]:
     try:
         yield
     except InputError as error:
-        message = str(error)
-        for option, parameter in IN_PYTHON:
-            message = re.sub(option, parameter, message)
-        raise InputError(message) from error
+        raise InputError(name_parameters(str(error))) from error
+
+
+def name_parameters(text: str) -> str:
+    """Return a message about options of the program as one about parameters of the estimator."""
+    for option, parameter in IN_PYTHON:
+        text = re.sub(option, parameter, text)
+    return text
