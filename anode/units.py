@@ -30,11 +30,15 @@ class MeanScale(nn.Module):
         self.register_buffer("mean", torch.zeros(*shape))
         self.register_buffer("scale", torch.ones(*shape))
 
-    def fit(self, x: Tensor) -> Self:
-        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1."""
-        x = samples_to_fit("x", x, self.mean.shape).double()
-        std = x.std(dim=0, correction=0)
-        self.mean.copy_(x.mean(dim=0))
+    def fit(self, x: Tensor, weights: Any = None) -> Self:
+        """Take mean and standard deviation from the samples ``x`` (N, *S); a constant element gets the scale 1.
+
+        Args:
+            x: samples.
+            weights: relative weights (N,) of the samples; equal if omitted.
+        """
+        mean, std = moments(samples_to_fit("x", x, self.mean.shape).double(), weights)
+        self.mean.copy_(mean)
         self.scale.copy_(torch.where(std > 0, std, 1.0))
         return self
 
@@ -52,6 +56,36 @@ def samples_to_fit(name: str, x: Any, shape: Sequence[int]) -> Tensor:
     if not torch.isfinite(x).all():
         raise InputError("the samples are not all finite: remove rows with NaN or infinity")
     return x
+
+
+def moments(x: Tensor, weights: Any = None) -> tuple[Tensor, Tensor]:
+    """Return mean sum_i p_i x_i and standard deviation of samples x (N, *S), (*S,), by their shares p of the weights.
+
+    Args:
+        x: samples, at least one.
+        weights: relative weights (N,); equal if None. A weight of 2 counts as two equal samples.
+    """
+    if weights is None:
+        return x.mean(0), x.std(0, correction=0)
+    shares = to_shares(weights, len(x)).to(x).view(-1, *[1] * (x.ndim - 1))
+    mean = (shares * x).sum(0)
+    return mean, (shares * (x - mean).square()).sum(0).sqrt()
+
+
+def to_shares(weights: Any, n: int) -> Tensor:
+    """Return relative weights of n samples as shares that sum to 1, (n,), float64.
+
+    Raises:
+        InputError: unless they are n finite numbers, at least 0 and not all 0.
+    """
+    weights = to_tensor("weights", weights).detach().double()
+    if weights.shape != (n,) or not (weights.isfinite() & (weights >= 0)).all() or not weights.any():
+        raise InputError(
+            f"weights of shape {tuple(weights.shape)} do not fit {n} samples: pass one finite weight for each, at "
+            "least 0 and not all 0"
+        )
+    weights = weights / weights.max()  # the sum stays finite
+    return weights / weights.sum()
 
 
 def magnitude(x: Tensor) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from numbers import Real
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from anode.errors import InputError
 from anode.inputs import to_shape, whole_number
-from anode.units import samples_to_fit
+from anode.units import samples_to_fit, to_shares
 
 MAX_FIT_POINTS = 20_000
 ADDED_VARIANCES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # to those of fitted components, as shares of the data's
@@ -157,8 +157,10 @@ class Mixture(Base):
         return matrices
 
     @torch.no_grad()
-    def fit(self, z: Tensor) -> Self:
+    def fit(self, z: Tensor, weights: Any = None) -> Self:
         """Fit the mixture by expectation maximisation to at most 20,000 of the points ``z`` (N, *S).
+
+        Points with relative weights (N,) are drawn in proportion to them, with replacement.
 
         In units of the variances of z, 1e-4 is added to the variances of the components. If a component has fewer than
         ten points, or ten for each row of a full covariance, the likelihood of held-out points chooses the addition; it
@@ -170,7 +172,11 @@ class Mixture(Base):
         k = len(self.logits)
         if len(z) < max(2, k):
             raise InputError(f"{len(z)} points are too few to fit components={k} to: pass at least {max(2, k)}")
-        points = z[torch.randperm(len(z))[:MAX_FIT_POINTS]].flatten(1).double().cpu().numpy()
+        rows = torch.randperm(len(z))[:MAX_FIT_POINTS]
+        if weights is not None:
+            places = torch.rand(len(rows), dtype=torch.float64)
+            rows = torch.searchsorted(to_shares(weights, len(z)).cpu().cumsum(0), places).clamp(max=len(z) - 1)
+        points = z[rows].flatten(1).double().cpu().numpy()
         centre, scale = points.mean(0), points.std(0)
         scale[scale == 0] = 1
         points = (points - centre) / scale

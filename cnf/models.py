@@ -176,6 +176,7 @@ def density_model(
     data: Any = None,
     *,
     context_data: Any = None,
+    weights: Any = None,
     config: DensityConfig | None = None,
     context: int | None = None,
     levels: int | None = None,
@@ -192,6 +193,7 @@ def density_model(
         data: samples (N, *S) whose moments standardise the data; without them, pass standardised data to the model.
         context_data: contexts (N, C) whose moments standardise the contexts; without them, pass contexts of unit scale,
             such as indicators of classes.
+        weights: relative weights (N,) of the samples in these moments; equal if omitted.
         config: the description.
         context: number C of context features c of a conditional density p(x given c); if omitted, the number in
             ``context_data``, or 0.
@@ -230,9 +232,9 @@ def density_model(
     if data is not None:
         data = _to_real_numbers(data, shape, levels, config.alpha)
         for part in scaling:
-            data = part.fit(data).encode(data).to(base.like)
+            data = part.fit(data, weights).encode(data).to(base.like)
         if isinstance(base, Mixture):
-            base.fit(data if augment is None else augment(data).point)
+            base.fit(data if augment is None else augment(data).point, weights)
     features = context + (config.extra if config.mixes_flows else 0)
 
     def ode(channels: int) -> Continuous | ResidualSteps:
@@ -256,7 +258,7 @@ def density_model(
         model = LiftedFlow(lifts[0] if len(lifts) == 1 else ComposeLifts(lifts), model)
     if context or context_data is not None:
         scale = Normalize((context,))
-        model.context_scale = scale if context_data is None else scale.fit(context_data)
+        model.context_scale = scale if context_data is None else scale.fit(context_data, weights)
     model.description, model.context, model.levels = config, context, levels
     return model
 

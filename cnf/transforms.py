@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from anode.errors import InputError, check_choice, config
 from anode.inputs import to_shape
-from anode.units import MeanScale, samples_to_fit
+from anode.units import MeanScale, moments, samples_to_fit, to_shares
 
 ENERGIES = ("kinetic", "frobenius", "acceleration")
 MANY, WORTH = 100, 0.01  # samples a dimension, or the gain in nats a sample, that spare the shrinking of a covariance
@@ -207,17 +207,16 @@ class Whiten(Transform):
         self.register_buffer("unroot", torch.eye(dim))  # C^(-1/2)
         self.register_buffer("log_det", torch.zeros(()))  # log |det C^(-1/2)|
 
-    def fit(self, x: Tensor) -> Self:
-        """Take mean and covariance from the samples ``x`` (N, *S)."""
+    def fit(self, x: Tensor, weights: Any = None) -> Self:
+        """Take mean and covariance from the samples ``x`` (N, *S), with relative weights (N,)."""
         x = samples_to_fit("x", x, self.shape).flatten(1).double()
-        scale = x.std(0, correction=0)
+        mean, scale = moments(x, weights)
         scale = torch.where(scale > 0, scale, 1.0)
-        standard = (x - x.mean(0)) / scale
-        covariance = shrunk_correlation(standard) * scale * scale[:, None]
+        covariance = shrunk_correlation((x - mean) / scale, weights) * scale * scale[:, None]
         values, vectors = torch.linalg.eigh(covariance)
         largest = values[-1] if values[-1] > 0 else torch.ones_like(values[-1])
         roots = values.clamp_min(self.FLOOR * largest).sqrt()
-        self.mean.copy_(x.mean(0))
+        self.mean.copy_(mean)
         self.root.copy_(vectors * roots @ vectors.T)
         self.unroot.copy_(vectors / roots @ vectors.T)
         self.log_det.copy_(torch.linalg.slogdet(self.unroot.double()).logabsdet)  # of the rounded matrix
@@ -234,32 +233,38 @@ class Whiten(Transform):
         return Transport(x.view(z.shape), -self.log_det.expand(len(z)))
 
 
-def shrunk_correlation(x: Tensor) -> Tensor:
+def shrunk_correlation(x: Tensor, weights: Any = None) -> Tensor:
     """Return the correlations of standardised samples x (N, D), shrunk if N is small for D.
 
-        R = (1 - lambda) S + lambda I,    S = x'x / N
+        R = (1 - lambda) S + lambda I,    S = sum_i p_i x_i x_i'
 
-    lambda maximises the mean log-density of each sample under the Gaussian of the others, in closed form. It is 0 for
-    100 D samples and more, and if it gains less than 0.01 nats a sample, or less than the standard error of the gain.
+    p are the shares of the weights (N,), 1 / N if they are equal. lambda maximises the mean log-density of each sample
+    under the Gaussian of the others, in closed form. It is 0 for 100 D samples and more, and if it gains less than 0.01
+    nats a sample, or less than the standard error of the gain. Samples of unequal weights count as 1 / sum_i p_i^2.
+
+    References:
+        Kish 1965, Survey sampling (the effective number of samples).
     """
-    n, dim = x.shape
-    sample, identity = x.T @ x / n, torch.eye(dim, dtype=x.dtype, device=x.device)
-    if n == 1 or n >= MANY * dim:
-        return identity if n == 1 else sample
+    shares = to_shares(torch.ones(len(x)) if weights is None else weights, len(x)).to(x)
+    n, dim = (len(x) if weights is None else 1 / shares.square().sum().item()), x.shape[1]
+    sample, identity = x.T @ (shares[:, None] * x), torch.eye(dim, dtype=x.dtype, device=x.device)
+    if n < 1 + 1e-9 or n >= MANY * dim:
+        return identity if n < 1 + 1e-9 else sample
     values, vectors = torch.linalg.eigh(sample)
-    shares = torch.cat([torch.zeros(1), torch.logspace(-4, 0, 33)]).to(x)  # lambda
-    kept = (1 - shares) * n / (n - 1)
+    mixed = torch.cat([torch.zeros(1), torch.logspace(-4, 0, 33)]).to(x)  # lambda
+    kept = (1 - mixed) * n / (n - 1)
     # Without sample i, R is A - kept / (n - 1) x_i x_i', and x_i is n / (n - 1) times as far from the mean.
-    eigenvalues = values.clamp_min(0)[:, None] * kept + shares  # of A, (D, L)
+    eigenvalues = values.clamp_min(0)[:, None] * kept + mixed  # of A, (D, L)
     eigenvalues = eigenvalues.clamp_min(Whiten.FLOOR * eigenvalues.amax(0))
     leverages = (x @ vectors).square() @ (1 / eigenvalues)  # x_i' A^(-1) x_i, (N, L)
     left = (1 - kept / (n - 1) * leverages).clamp_min(1e-12)
     distances = (n / (n - 1)) ** 2 * leverages / left
     nll = (eigenvalues.log().sum(0) + left.log() + distances) / 2
-    gains = nll[:, 0] - nll[:, nll.mean(0).argmin()]
-    worth = gains.mean() > max(WORTH, float(gains.std() / math.sqrt(n)))
-    share = shares[nll.mean(0).argmin()] if worth else shares[0]
-    return (1 - share) * sample + share * identity
+    best = (shares @ nll).argmin()
+    gain, spread = moments(nll[:, 0] - nll[:, best], shares)
+    worth = gain > max(WORTH, float(spread / math.sqrt(n - 1)))
+    mix = mixed[best] if worth else mixed[0]
+    return (1 - mix) * sample + mix * identity
 
 
 class Logit(Transform):

@@ -90,11 +90,10 @@ def parse(program: Program, default: S, args: Sequence[str], *size: int) -> tupl
     options = [option for option in options_of(default) if option.name not in program.api_only]
     parser = Parser(program.name, program.about, options, {"source": "DATA"})
     typed = parser.typed([arg for arg in args if arg not in asked])
-    name, recipe = program.recipe(typed, *size)
     if asked:
         everything = "--help-all" in asked
         about = program.about if everything else f"{program.about} --help-all lists all options."
-        of_data = recipe if "source" in typed else {}
+        of_data = program.recipe(typed, *size)[1] if "source" in typed else {}
         shown = [dataclasses.replace(option, default=of_data.get(option.name, option.default)) for option in options]
         if not everything:
             shown = [
@@ -105,9 +104,18 @@ def parse(program: Program, default: S, args: Sequence[str], *size: int) -> tupl
         return _resumed(program, default, typed)
     if "source" not in typed:
         raise InputError("no data set given: pass the name of one (see --help), or the path of a table")
-    source, data_root = typed["source"], typed.get("data_root", default.data.data_root)
+    return settle(program, default, typed, *size)
+
+
+def settle(program: Program, default: S, typed: Mapping[str, Any], *size: int) -> tuple[S, str]:
+    """Return the settings of a training program and their origin, as :func:`parse` does, from typed options by name.
+
+    Without the option ``source``, the data are a table in memory.
+    """
+    name, recipe = program.recipe(typed, *size)
+    source, data_root = typed.get("source"), typed.get("data_root", default.data.data_root)
     found = {"data_root": os.path.realpath(data_root)}  # found again from any working directory
-    if not program.known(source) and Path(source).exists():
+    if source is not None and not program.known(source) and Path(source).exists():
         found["source"] = os.path.realpath(source)
     if "init" in typed:
         found["init"] = os.path.realpath(typed["init"])
@@ -326,6 +334,8 @@ def _origin(name: str, recipe: Mapping[str, Any], typed: Mapping[str, Any]) -> s
         skipped = ("source", "data_root", *(field.name for field in dataclasses.fields(RunSettings)))
         return ", ".join(f"{k.replace('_', ' ')} {_in_words(v)}" for k, v in values.items() if k not in skipped)
 
-    line = f"recipe for {name} ({Path(typed['source']).name}): {in_words(recipe) or 'defaults'}"
+    data = Path(typed["source"]).name if "source" in typed else "in memory"
+    line = f"recipe for {name} ({data}): {in_words(recipe) or 'defaults'}"
     line += f"; model and weights: those of {typed['init']}" if "init" in typed else ""
-    return f"{line}; command line: {in_words(typed)}" if in_words(typed) else line
+    where = "command line" if "source" in typed else "parameters"
+    return f"{line}; {where}: {in_words(typed)}" if in_words(typed) else line

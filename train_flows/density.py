@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from anode import Solver
+from anode.units import moments, to_shares
 from cnf import Density, FlowMatching, MaximumLikelihood, density_model
 from cnf.batches import Batch, split_batch
 from cnf.models import KIND
@@ -25,7 +26,7 @@ from train_flows.evaluation import costs, likelihood, pruning, to_model, two_sam
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit
-from train_flows.run.step import shuffled_batches
+from train_flows.run.step import shuffled_batches, weighted_batches
 from train_flows.settings import (
     BOTH,
     LIKELIHOOD,
@@ -73,9 +74,19 @@ def main(args: list[str]) -> None:
     device = session.begin(settings.run)
     dataset = load(settings)
     settings, origin = parse(PROGRAM, DensitySettings(), args, *size(dataset))
-    session.tell(origin, *(f"note: {note}" for note in dataset.notes))
-    if dataset.overview:
-        print(dataset.overview)
+    session.tell(origin)
+    task = prepare(settings, dataset, device)
+    sections = to_sections(task.settings)
+    run = session.open_run(settings.run, sections, KIND, task.validated.arguments, dataset)
+    before = time.monotonic() - started
+    with session.resumable(run, PROGRAM.name):
+        notes = train(task, run, started, PROGRAM.name)
+        report(task, run, before, (*dataset.notes, *notes))
+
+
+def prepare(settings: DensitySettings, dataset: Dataset, device: torch.device) -> DensityTask:
+    """Build the model of a data set, ready to train, and say what there is to know about the data."""
+    session.tell(*(f"note: {note}" for note in dataset.notes), *dataset.overview.splitlines())
     if settings.model.residual_steps and (dim := math.prod(dataset.shape) + settings.model.augmented) > COSTLY_DIM:
         session.tell(
             f"note: in {dim} dimensions, a residual step takes {dim} derivatives and a determinant of {dim} x {dim} a "
@@ -84,17 +95,26 @@ def main(args: list[str]) -> None:
     settings = fit_to_data(settings, dataset)
     model = build(settings, dataset).to(device)
     session.take_initial_weights(settings.run, model)
-    task = DensityTask(settings, dataset, model)
-    task.run = run = session.open_run(settings.run, to_sections(settings), KIND, task.validated.arguments, dataset)
+    return DensityTask(settings, dataset, model)
+
+
+def train(task: DensityTask, run: Run, started: float, command: str | None = None) -> list[str]:
+    """Train in a run, which then has the best weights, as ``task.validated`` has; return notes for its figures.
+
+    Args:
+        task: of :func:`prepare`.
+        run: its folder.
+        started: ``time.monotonic()`` from which the budget of time counts.
+        command: program that can continue the run, if any can.
+    """
+    task.run, data = run, task.dataset
     session.tell(
-        f"{len(dataset.train)} samples to train on, {min(VALIDATION_SAMPLES, len(dataset.validation))} to validate on; "
+        f"{len(data.train)} samples to train on, {min(VALIDATION_SAMPLES, len(data.validation))} to validate on; "
         f"nll: {wording.validated_as(task.validated)}"
     )
-    before = time.monotonic() - started
-    with session.resumable(run, PROGRAM.name):
-        notes = fit(task, run, settings.run, PROGRAM.name, started, task.validated)
-        run.load_best(task.validated)
-        report(task, run, before, (*dataset.notes, *notes))
+    notes = fit(task, run, task.settings.run, command, started, task.validated)
+    run.load_best(task.validated)
+    return notes
 
 
 def load(settings: DensitySettings) -> Dataset:
@@ -137,12 +157,13 @@ def build(settings: DensitySettings, dataset: Dataset) -> Density:
     with session.default_dtype(getattr(torch, settings.run.dtype)):  # of the mean, too
         if dataset.kinds:
             config = dataclasses.replace(settings.model, solver=solver)
-            x, c = (None, None) if settings.run.init else (head.x, head.c)
-            return table_model(dataset.kinds, x, given=dataset.given, given_rows=c, config=config)
+            x, c, weights = (None, None, None) if settings.run.init else (head.x, head.c, head.weights)
+            return table_model(dataset.kinds, x, given=dataset.given, given_rows=c, weights=weights, config=config)
         return density_model(
             dataset.shape,
             data=None if settings.run.init else head.x,  # an initial run has its own standardisation
             context_data=None if settings.run.init or dataset.classes else head.c,
+            weights=head.weights,
             context=len(dataset.context),
             levels=dataset.levels,
             config=dataclasses.replace(settings.model, solver=solver),
@@ -156,7 +177,9 @@ def figures_solver(settings: DensitySettings) -> Solver:
     return dataclasses.replace(solver, method=method, step_size=None, gradient="direct")
 
 
-def smoothed(batch: Callable[[int], Any], samples: Tensor, share: float) -> Callable[[int], Any]:
+def smoothed(
+    batch: Callable[[int], Any], samples: Tensor, share: float, weights: Tensor | None = None
+) -> Callable[[int], Any]:
     """Return batches with normal noise, so that a model cannot learn the single samples.
 
     A sample x becomes m + sqrt(1 - b^2) (x - m) + b e with the share b, the mean m of the samples, and e ~ N(0, C) of
@@ -166,12 +189,13 @@ def smoothed(batch: Callable[[int], Any], samples: Tensor, share: float) -> Call
         batch: from a step to its samples, with or without contexts.
         samples: all samples, (N, *S).
         share: b.
+        weights: relative weights (N,) of the samples.
 
     References:
         Rothfuss et al. 2019, arXiv 1907.08982 (noise as regularisation); West 1993, Approximating posterior
         distributions by mixtures (kernels that keep the covariance).
     """
-    add_noise = smoothing_noise(samples, share)
+    add_noise = smoothing_noise(samples, share, weights)
 
     def smooth(step: int) -> Any:
         x, c = split_batch(batch(step))
@@ -181,10 +205,10 @@ def smoothed(batch: Callable[[int], Any], samples: Tensor, share: float) -> Call
 
 
 def smoothed_rows(
-    batch: Callable[[int], Any], samples: Tensor, share: float, model: TableDensity
+    batch: Callable[[int], Any], samples: Tensor, share: float, model: TableDensity, weights: Tensor | None = None
 ) -> Callable[[int], Any]:
     """Return batches of rows whose numbers have noise as in :func:`smoothed`, on their scales; states stay."""
-    add_noise = smoothing_noise(encode(model.columns, samples, noise=False).y, share)
+    add_noise = smoothing_noise(encode(model.columns, samples, noise=False).y, share, weights)
 
     def smooth(step: int) -> Any:
         x, c = split_batch(batch(step))
@@ -195,13 +219,12 @@ def smoothed_rows(
     return smooth
 
 
-def smoothing_noise(samples: Tensor, share: float) -> Callable[[Tensor], Tensor]:
+def smoothing_noise(samples: Tensor, share: float, weights: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """Return the function that adds the noise of :func:`smoothed`, with the moments of samples (N, *S)."""
-    mean = samples.mean(0)
-    centred = (samples - mean).flatten(1)
-    scale = centred.std(0)  # factored out, for columns of very different units
-    scale = torch.where(scale > 0, scale, 1.0)
-    root = torch.linalg.qr(centred / scale / math.sqrt(len(samples))).R * scale
+    mean, scale = moments(samples, weights)
+    scale = torch.where(scale > 0, scale, 1.0).flatten()  # factored out, for columns of very different units
+    shares = to_shares(samples.new_ones(len(samples)) if weights is None else weights, len(samples)).to(samples)
+    root = torch.linalg.qr((samples - mean).flatten(1) / scale * shares.sqrt().unsqueeze(1)).R * scale
 
     def add_noise(x: Tensor) -> Tensor:
         noise = (torch.randn(len(x), len(root), dtype=x.dtype, device=x.device) @ root).view(x.shape)
@@ -283,15 +306,17 @@ class DensityTask:
         if train.mapped:
             rows = shuffled_batches(torch.arange(len(train)), size, seed)
             batch = lambda step: to_model(self.model, train.batch(rows(step)))  # noqa: E731
+        elif train.weights is not None:
+            batch = weighted_batches(to_model(self.model, train.batch(slice(None))), train.weights, size, seed)
         else:
             batch = shuffled_batches(to_model(self.model, train.batch(slice(None))), size, seed)
         share = self.settings.objective.smoothing
         if not share:
             return batch
-        samples = to_model(self.model, train.head().x)
+        samples, weights = to_model(self.model, train.head().x), train.weights
         if isinstance(self.model, TableDensity):
-            return smoothed_rows(batch, samples, share, self.model)
-        return smoothed(batch, samples, share)
+            return smoothed_rows(batch, samples, share, self.model, weights)
+        return smoothed(batch, samples, share, weights)
 
 
 def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> None:
@@ -307,6 +332,7 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     trained_on, found = task.training.steps * task.training.batch_size, len(task.dataset.test)
     rows_measured, samples = costs.in_proportion(model, found, trained_on)
     dataset = dataclasses.replace(task.dataset, test=task.dataset.test.head(rows_measured))
+    even = dataset.evened(task.settings.run.seed)  # for comparisons of samples with rows
     distributed.seed_noise(0)  # as train-flows evaluate does
     prune, solver = pruning.find_prune(model), figures_solver(task.settings)
     figures: dict[str, Any] = likelihood.measure(model, dataset.test, solver, samples, prune=prune)
@@ -323,7 +349,7 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"
         rows.append(wording.lines([("drift of training", words)]))
     if dataset.kinds:
-        figures["quality"] = two_sample.measure_table(model, dataset)
+        figures["quality"] = two_sample.measure_table(model, even)
         rows.append(wording.quality_table(figures["quality"]))
     elif dataset.is_table:
         figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
@@ -334,7 +360,7 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
     from train_flows.figures import of_runs  # matplotlib takes a second, which --help need not wait for
 
     with distributed.progress_bar("drawing"):
-        pictures = of_runs.draw_density(run, dataset, model)
+        pictures = of_runs.draw_density(run, even, model)
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
     rows.append(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))

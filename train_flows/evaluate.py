@@ -196,7 +196,7 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
         from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
 
         columns, given = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
-        dataset = tabular.load_like(source, columns, given, settings.run.seed)
+        dataset = tabular.load_like(source, columns, given, settings.run.seed, weights=settings.data.weights)
         for note in dataset.notes:
             print(f"note: {note}", file=sys.stderr)
         return dataset, dataset.name
@@ -214,6 +214,8 @@ def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str
         options |= {"conditional": True} if of_classes else {"given": tuple(trained["context"])}
     if not is_images(source):
         options["dtype"] = torch.float64  # models have their own
+    if kind == DENSITY:
+        options["weights"] = settings.data.weights
     dataset = LOAD[kind](source, seed=settings.run.seed, data_root=settings.data.data_root, split=False, **options)
     grids = {column: Grid(**values) for column, values in trained["grids"].items()}
     dataset = dataset.match(trained, folder).jittered(grids, settings.run.seed)

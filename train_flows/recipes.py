@@ -153,7 +153,7 @@ def density(
     """Choose the recipe of ``train-flows density``.
 
     Args:
-        typed: typed options by name, among them the ``source`` of the data.
+        typed: typed options by name, among them the ``source`` of the data, unless these are a table in memory.
         rows: number of training samples, once the data are read; a table is taken for a large one before.
         columns: number of dimensions of a sample.
         of_kinds: the columns are of several kinds.
@@ -161,10 +161,10 @@ def density(
     Returns:
         The name of the recipe and its options.
     """
-    source, objective = typed.get("source", ""), typed.get("objective", "likelihood")
+    source, objective = typed.get("source"), typed.get("objective", "likelihood")
     if source in toy.DENSITIES:
         name = "points"
-    elif not is_images(source):
+    elif source is None or not is_images(source):
         name = "table" if rows is None or rows >= FEW_ROWS else "small table"
     elif source == "digits":
         name = "digits"

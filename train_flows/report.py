@@ -127,7 +127,7 @@ def read(folders: Sequence[str]) -> list[ComparedRun]:
         if kind != kinds[0]:
             raise InputError(f"{folder} is a {kind}, {folders[0]} a {kinds[0]}: compare runs of one kind")
     names = short_names(folders)
-    data = short_names([str(run.settings.get("data", {}).get("source")) for run in runs])
+    data = short_names([str(run.settings.get("data", {}).get("source") or run.config["data"]["name"]) for run in runs])
     return [
         ComparedRun(folder, name, kind, source, _settings(run), run.records(), run.result())
         for folder, name, kind, source, run in zip(folders, names, kinds, data, runs, strict=True)

@@ -56,6 +56,7 @@ class DensityData(Data):
         given: columns of a table that are given; learn the density of the others given these
         kind: kind of a column that is found wrongly, such as rating=ordinal or id=drop
         bounds: bounds of a column, such as price=0: or share=0:100
+        weights: column of a table that says how often each row counts
         missing: rows with missing cells: drop them, or model what is missing; auto drops up to a twentieth of the rows
         conditional: learn the density of images given their class, or of points in 2-D given their half of the plane
         jitter: add noise, as wide as the step, to columns of numbers on a grid; without, learn numbers as they are
@@ -64,6 +65,7 @@ class DensityData(Data):
     given: tuple[str, ...] = ()
     kind: tuple[str, ...] = ()
     bounds: tuple[str, ...] = ()
+    weights: str | None = None
     missing: Literal["auto", "drop", "model"] = "auto"
     conditional: bool = False
     jitter: bool = True

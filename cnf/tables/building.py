@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from anode import MLPField
 from anode.errors import InputError, config_of
 from anode.inputs import to_tensor
+from anode.units import to_shares
 from cnf.bases import Normal
 from cnf.continuous import Continuous
 from cnf.flow import Density, Flow
@@ -36,7 +39,7 @@ def table_model(
         rows: training rows (N, D), see :class:`TableDensity`; without them, a density to load weights into.
         given: columns of the contexts of a conditional density.
         given_rows: contexts (N, K) of the rows.
-        weights: relative weights (N,) of the rows for scales and categories; equal if omitted.
+        weights: relative weights (N,) of the rows in all moments and for categories; equal if omitted.
         config: the description of the flow.
         values: fields of :class:`DensityConfig`, in place of ``config``.
 
@@ -55,10 +58,11 @@ def table_model(
     columns, given = ([each if isinstance(each, Column) else Column(**each) for each in of] for of in (columns, given))
     if rows is not None:
         rows = to_tensor("rows", rows).double()
-        columns = [column.fitted(cells) for column, cells in zip(columns, rows.T, strict=True)]
+        weights = None if weights is None else to_shares(weights, len(rows))
+        columns = [column.fitted(cells, weights) for column, cells in zip(columns, rows.T, strict=True)]
     if given and given_rows is not None:
         given_rows = to_tensor("given_rows", given_rows).double()
-        given = [column.fitted(cells) for column, cells in zip(given, given_rows.T, strict=True)]
+        given = [column.fitted(cells, weights) for column, cells in zip(given, given_rows.T, strict=True)]
     discrete, numbers = [c.states for c in columns if c.states > 1], [c for c in columns if not c.is_category]
     features = sum(column.num_features + (not column.is_category) for column in given)
     categories = Categories(discrete, features) if discrete else None
@@ -72,16 +76,18 @@ def table_model(
     context = sum(column.num_features for column in columns) + features + masked * len(numbers)
     flow: Density | None = None
     if masked:
-        flow = _masked_flow(len(numbers), context, config, encoded)
+        flow = _masked_flow(len(numbers), context, config, encoded, weights)
     elif numbers:
         y = None if encoded is None else encoded.y
-        flow = density_model((len(numbers),), y, context=context, config=config)
+        flow = density_model((len(numbers),), y, weights=weights, context=context, config=config)
     model = TableDensity(columns, given, categories, flow)
     model.description = config
     return model
 
 
-def _masked_flow(dim: int, context: int, config: DensityConfig, encoded: Encoded | None) -> Flow:
+def _masked_flow(
+    dim: int, context: int, config: DensityConfig, encoded: Encoded | None, weights: Tensor | None
+) -> Flow:
     """Build the flow of numbers that can be absent; their mask begins the context."""
     for name in ("residual_steps", "extra"):
         if getattr(config, name):
@@ -94,7 +100,7 @@ def _masked_flow(dim: int, context: int, config: DensityConfig, encoded: Encoded
     config.validate((dim,), context)
     static = WhitenPresent(dim)
     if encoded is not None:
-        static.fit(encoded.y, encoded.present)
+        static.fit(encoded.y, encoded.present, weights)
     field = MLPField(dim, config.hidden, config.activation, config.time, context, zero_init=True)
     ode = Continuous(MaskedField(field, dim), config.solver, config.divergence, config.probes, config.noise)
     flow = Flow(Compose([static, ode]), Normal((dim,)))

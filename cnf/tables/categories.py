@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from anode.errors import InputError
 from anode.inputs import check_finite, to_tensor, whole_number
+from anode.units import to_shares
 from cnf.bases import sample_categorical
 from cnf.batches import check_contexts, weighted_mean
 
@@ -194,13 +195,9 @@ class Categories(nn.Module):
         """
         states = self._check_states(states)
         c = self._check_features(c, len(states)).detach()
-        weights = self.bias.new_ones(len(states)) if weights is None else to_tensor("weights", weights).to(self.bias)
-        if weights.shape != (len(states),) or not (weights.isfinite() & (weights >= 0)).all() or not weights.any():
-            raise InputError(
-                f"weights of shape {tuple(weights.shape)} do not fit {len(states)} rows: pass one weight for each row, "
-                "at least 0 and not all 0"
-            )
-        rows = Rows(states, c, weights.detach()).at(weights > 0)
+        weights = torch.ones(len(states)) if weights is None else weights
+        weights = to_shares(weights, len(states)).to(self.bias)
+        rows = Rows(states, c, weights).at(weights > 0)
         rows = rows._replace(weights=rows.weights / rows.weights.mean())
         self._standardize(rows)
         n, generator = len(rows.weights), torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anode.errors import InputError, config
+from anode.units import moments
 
 Kind = Literal["continuous", "positive", "bounded", "ordinal", "date", "category"]
 Scale = Literal["linear", "log", "logit", "asinh"]
@@ -131,14 +132,21 @@ class Column:
         table = torch.tensor([*fixed, math.nan][: self.states], dtype=x.dtype, device=x.device)
         return table[state] if self.is_category else torch.where(state == 0, x, table[state])
 
-    def fitted(self, x: Tensor) -> Column:
-        """Return the column with center and spread of the training cells x (N,), for scales other than asinh."""
+    def fitted(self, x: Tensor, weights: Tensor | None = None) -> Column:
+        """Return the column with center and spread of the training cells x (N,), for scales other than asinh.
+
+        Cells can have relative weights (N,).
+        """
         if self.is_category or self.scale == "asinh":
             return self
         kept = x.isfinite() if self.recurs else self.state_of(x) == 0
+        if weights is not None:
+            kept &= weights > 0
+        if not kept.any():
+            return replace(self, center=0.0, spread=1.0)
         y = replace(self, center=0.0, spread=1.0).to_scale(x[kept])[0]
-        spread = y.std(correction=0).item() if len(y) else 0.0
-        return replace(self, center=y.mean().item() if len(y) else 0.0, spread=spread or 1.0)
+        center, spread = moments(y, None if weights is None else weights[kept])
+        return replace(self, center=center.item(), spread=spread.item() or 1.0)
 
     def to_scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a flow sees of values (N,), and the logarithms of the slopes there."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from anode.fields import Field, MLPField
+from anode.units import to_shares
 from cnf.transforms import Tails, Transform, Transport
 
 ROUNDS = 4  # of leaving out outliers
@@ -83,20 +84,25 @@ class WhitenPresent(Transform):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("covariance", torch.eye(dim))
 
-    def fit(self, x: Tensor, mask: Tensor) -> Self:
-        """Take means, and the covariance of every pair, from the samples x (N, D) where both are present, (N, D)."""
+    def fit(self, x: Tensor, mask: Tensor, weights: Tensor | None = None) -> Self:
+        """Take means, and the covariance of every pair, from the samples x (N, D) where both are present, (N, D).
+
+        Samples can have relative weights (N,).
+        """
         x, mask = x.double(), mask.double()
+        weighted = mask if weights is None else to_shares(weights, len(x)).to(mask)[:, None] * mask
+        tiny = torch.finfo(mask.dtype).tiny  # for numbers never present
         for _ in range(ROUNDS):
-            mean = (mask * x).sum(0) / mask.sum(0).clamp_min(1)
-            centred = mask * (x - mean)
-            covariance = (centred.T @ centred) / (mask.T @ mask).clamp_min(1)
+            mean = (weighted * x).sum(0) / weighted.sum(0).clamp_min(tiny)
+            centred = x - mean
+            covariance = ((weighted * centred).T @ (mask * centred)) / (weighted.T @ mask).clamp_min(tiny)
             covariance += torch.diag((covariance.diagonal() == 0).double())  # constants, and numbers never present
             self.mean.copy_(mean)
             self.covariance.copy_(covariance)
             inside = self(x.to(self.mean), mask.to(self.mean)).point.abs().amax(1) < self.tails.start + 2
             if inside.all():
                 break
-            x, mask = x[inside], mask[inside]
+            x, mask, weighted = x[inside], mask[inside], weighted[inside]
         return self
 
     @override

@@ -22,7 +22,7 @@ LABELLED_NAMES = (*paper_functions.FUNCTIONS, "spheres-3", *images.IMAGE_SETS, *
 
 
 def load_density_data(
-    source: str,
+    source: str | None,
     *,
     seed: int = 0,
     data_root: str | Path = "data",
@@ -35,6 +35,7 @@ def load_density_data(
     kind: Sequence[str] = (),
     bounds: Sequence[str] = (),
     missing: str = "auto",
+    weights: str | None = None,
     conditional: bool = False,
     split: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -43,7 +44,8 @@ def load_density_data(
     """Load samples of a density.
 
     Args:
-        source: one of ``DENSITY_NAMES``, or the path of a table or of a folder of images.
+        source: one of ``DENSITY_NAMES``, or the path of a table or of a folder of images; None, for a run on a table in
+            memory, is an error.
         seed: of samples that are drawn, of the split, and of subsets.
         data_root: folder of the published images and tables.
         download: fetch published images that are missing.
@@ -56,6 +58,7 @@ def load_density_data(
         bounds: bounds of columns of a table, such as ``"price=0:"``.
         missing: of rows with missing cells: ``"drop"`` them, ``"model"`` what is missing, or ``"auto"``, which drops
             up to 5% of the rows.
+        weights: column of a table that says how often each row counts; other data than those of a run may lack it.
         conditional: images are given their class, points of a density by name their half of the plane.
         split: if False, a file or folder without a test part is the test part as a whole.
         dtype: precision of the columns of a table.
@@ -63,9 +66,12 @@ def load_density_data(
     """
     from train_flows.data import tabular  # pandas takes half a second, which --help need not wait for
 
+    if source is None:
+        raise InputError("the data of this run were a table in memory: pass data from a file")
     if source in DENSITY_NAMES or is_images(source):
         gaps = None if missing == "auto" else missing
         options = {"no_jitter": not jitter, "given": given, "kind": kind, "bounds": bounds, "missing": gaps}
+        options["weights"] = weights
         _refuse(source, "tables from files", **options)
     if is_images(source):
         dataset = images.load(source, seed, data_root, download, image_size, needs_classes=False, split=split)
@@ -78,7 +84,7 @@ def load_density_data(
         dataset = tabular.load_benchmark(source, data_root, dtype)
     else:
         _check_path(source, DENSITY_NAMES)
-        dataset = tabular.load(source, seed, jitter, given, split, dtype, kind, bounds, missing, model)
+        dataset = tabular.load(source, seed, jitter, given, split, dtype, kind, bounds, missing, weights, model)
     return dataset.limited(train_size, test_size, seed)
 
 
@@ -104,7 +110,7 @@ def load_labelled_data(
     ``removed_slices`` is the number of slices of the plane that validate instead of training. Other arguments are
     those of :func:`load_density_data`.
     """
-    from train_flows.data import tabular
+    from train_flows.data import labelled
 
     named = known_labelled_data(source)
     of_images = source in images.IMAGE_SETS or (not named and _is_image_folder(source))
@@ -117,10 +123,10 @@ def load_labelled_data(
     elif paper_functions.is_function(source):
         dataset = paper_functions.load(source, seed)
     elif source in SKLEARN:
-        dataset = tabular.load_sklearn(source, seed, dtype)
+        dataset = labelled.load_sklearn(source, seed, dtype)
     else:
         _check_path(source, LABELLED_NAMES)
-        dataset = tabular.load_labelled(source, target, task, seed, split, dtype)
+        dataset = labelled.load_labelled(source, target, task, seed, split, dtype)
     dataset = dataset.limited(train_size, test_size, seed)
     return paper_functions.without_slices(dataset, removed_slices, seed) if removed_slices else dataset
 

@@ -31,6 +31,7 @@ class Split:
             :meth:`batch`.
         y: classes (N,), int64, or target values (N, K); None without labels.
         c: contexts (N, K) of a conditional density; None without contexts.
+        weights: positive relative weights (N,), float64, of rows that count as more or less than one; None if equal.
         rows: for a mapped table, the rows (N,) of the file that belong to this part; None for samples in memory.
         dtype: precision in which a mapped table is read.
         widths: for a mapped table, the widths (D,) of uniform noise that is drawn whenever rows are read, or None.
@@ -39,6 +40,7 @@ class Split:
     x: Tensor
     y: Tensor | None = None
     c: Tensor | None = None
+    weights: Tensor | None = None
     rows: Tensor | None = None
     dtype: torch.dtype = torch.float32
     widths: Tensor | None = None
@@ -55,8 +57,8 @@ class Split:
         """Return some of the samples; those of a mapped table stay on disk."""
         if self.rows is not None:
             return dataclasses.replace(self, rows=self.rows[rows])
-        y, c = (None if part is None else part[rows] for part in (self.y, self.c))
-        return Split(self.x[rows], y, c)
+        y, c, weights = (None if part is None else part[rows] for part in (self.y, self.c, self.weights))
+        return Split(self.x[rows], y, c, weights)
 
     def head(self, n: int | None = None) -> Split:
         """Return at most n samples in memory; all of them without n, but at most 100,000 of a mapped table.
@@ -66,6 +68,22 @@ class Split:
         if self.rows is None:
             return self.take(slice(n))
         return Split(self._read(self.rows[: MAX_HEAD if n is None else n]))
+
+    def joined(self, other: Split) -> Split:
+        """Return the samples of two parts in memory, those of the other one last."""
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in ("x", "y", "c", "weights")}
+        return dataclasses.replace(self, **{name: torch.cat(pair) for name, pair in pairs.items() if None not in pair})
+
+    def evened(self, seed: int = 0) -> Split:
+        """Return samples of equal weights with the distribution of the weighted ones, drawn by the seed.
+
+        Each is kept with the probability w / max(w), so that none occurs twice.
+        """
+        if self.weights is None:
+            return self
+        drawn = torch.rand(len(self), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        kept = drawn < self.weights / self.weights.max()
+        return dataclasses.replace(self.take(kept), weights=None)
 
     def batch(self, rows: Tensor | slice) -> Tensor | tuple[Tensor, Tensor]:
         """Return samples x (B, *S), or pairs: (x, c) with contexts, otherwise (x, y) with labels."""
@@ -110,6 +128,7 @@ class Dataset:
         is_table: True for a table, whose columns may have any units.
         named: True if the data name their columns, so that other data match by name; False for x0, x1, ... in order
         grids: grids of the columns to which noise of that width was added, by column.
+        features: all columns of the table in order, learned, given or left out, without weights.
         kinds: the kinds of the columns of a table that has others than real numbers; then samples are rows of cells,
             float64, see :class:`cnf.tables.Column`.
         given: the kinds of the contexts of such a table.
@@ -130,6 +149,7 @@ class Dataset:
     is_table: bool = False
     named: bool = True
     grids: Mapping[str, Grid] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
     kinds: tuple[Column, ...] = ()
     given: tuple[Column, ...] = ()
     left_out: tuple[Any, ...] = ()
@@ -156,14 +176,14 @@ class Dataset:
             if part.mapped:
                 digest.update(str((len(part), *part.x.shape)).encode())
                 continue
-            for tensor in (part.x, part.y, part.c):
+            for tensor in (part.x, part.y, part.c, part.weights):
                 if tensor is not None:
                     digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """Return the plain values that a stored model keeps of its data, for :meth:`match` and for its samples."""
-        names = {name: list(getattr(self, name)) for name in ("shape", "columns", "classes", "context")}
+        names = {name: list(getattr(self, name)) for name in ("shape", "columns", "features", "classes", "context")}
         grids = {column: dataclasses.asdict(grid) for column, grid in self.grids.items()}
         from_zero: list[str] = []
         if self.is_table and not self.kinds and self.levels is None and len(self.train):
@@ -182,6 +202,15 @@ class Dataset:
             return self
         train, validation, test = (part.with_noise(widths, rng) for part in (self.train, self.validation, self.test))
         return dataclasses.replace(self, train=train, validation=validation, test=test, grids=dict(grids))
+
+    def without_test(self) -> Dataset:
+        """Return the data set with its test samples among those to train on."""
+        return dataclasses.replace(self, train=self.train.joined(self.test), test=self.test.take(slice(0)))
+
+    def evened(self, seed: int = 0) -> Dataset:
+        """Return the data set with samples of equal weights, see :meth:`Split.evened`."""
+        parts = {name: getattr(self, name).evened(seed) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **parts)
 
     def match(self, trained: Mapping[str, Any], model: str) -> Dataset:
         """Return the data with columns and class numbers in the order that a stored model expects.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from anode import InputError
 from train_flows.data import csv_tables
@@ -31,11 +32,17 @@ class Table:
         parts: the tables ``train``, ``validation`` and ``test``, or one table named ``all``.
         named: True if the file names its columns.
         notes: sentences about how it was read.
+        weights: positive weights of the rows of each part; empty if all are equal.
     """
 
     parts: dict[str, pd.DataFrame]
     named: bool
     notes: tuple[str, ...] = ()
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def weights_of(self, part: str, rows: np.ndarray | slice = slice(None)) -> torch.Tensor | None:
+        """Return the weights (N,) of some rows of a part; None if all are equal."""
+        return torch.from_numpy(self.weights[part][rows]) if self.weights else None
 
 
 def read(path: str | Path, text_columns: Collection[str] = ()) -> Table:
@@ -55,6 +62,46 @@ def read(path: str | Path, text_columns: Collection[str] = ()) -> Table:
             repeated = frame.columns[frame.columns.duplicated()][0]
             raise InputError(f"{path} has more than one column {repeated}: rename them")
     return table
+
+
+def with_weights(name: str, table: Table, column: str | None, needed: bool = True) -> Table:
+    """Return a table with the weights of a column, if any is named; it may lack the column unless it is needed."""
+    names = [*next(iter(table.parts.values()))]
+    if column is None or (column not in names and not needed):
+        return table
+    if column not in names:
+        raise InputError(f"--weights {column} is not a column of {name}: choose one of {abbreviate(names)}")
+    rest = {part: frame.drop(columns=column) for part, frame in table.parts.items()}
+    return weigh(name, replace(table, parts=rest), {part: frame[column] for part, frame in table.parts.items()})
+
+
+def weigh(name: str, table: Table, weights: Mapping[str, pd.Series]) -> Table:
+    """Return a table with weights of its rows; those of weight 0 are left out.
+
+    Args:
+        name: of the table, for errors.
+        table: the table.
+        weights: the weights of each part, of which the name is the column's.
+
+    Raises:
+        InputError: for a weight that is missing, not a number, not finite or negative, and if all are 0.
+    """
+    parts, kept, notes = {}, {}, table.notes
+    for part, series in weights.items():
+        values = pd.to_numeric(series, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        bad = ~(np.isfinite(values) & (values >= 0))
+        if bad.any():
+            first = int(bad.argmax())
+            raise InputError(
+                f"{name}: column {series.name} holds {series.iloc[first]} in data row {first + 1}, weights are numbers "
+                "from 0 on: correct it or drop the row"
+            )
+        if not values.any():
+            raise InputError(f"{name}: the weights in column {series.name} are all zero: pass other ones")
+        rows = values > 0
+        parts[part], kept[part] = table.parts[part][rows], values[rows]
+        notes += (f"{(~rows).sum():,} of {len(rows):,} rows have weight 0 and are left out",) * (not rows.all())
+    return replace(table, parts=parts, weights=kept, notes=notes)
 
 
 def is_folder(path: Path) -> bool:

@@ -1,9 +1,8 @@
-"""Tables as data sets: splits, large files that stay on disk, and columns of classes."""
+"""Tables as data sets: columns of kinds or of real numbers, splits, and large files that stay on disk."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -22,14 +21,12 @@ from train_flows.data.dataset import (
     Dataset,
     Split,
     abbreviate,
-    class_order,
     finite_number,
     three_splits,
 )
 from train_flows.data.grids import find_grid
 
 MIN_ROWS = {"all": tables.MIN_ROWS, "train": tables.MIN_ROWS, "validation": 2, "test": 2}
-MISSING = ("", "nan", "NaN", "NA", "N/A", "null", "None")  # among class names that are numbers
 PAIRS = {"kind": "age=continuous", "bounds": "price=0:"}
 NOT_GIVEN = {  # reasons that a column is left out for, with remedies
     "constant": "it is constant; omit it",
@@ -53,6 +50,7 @@ def load(
     kind: Sequence[str] = (),
     bounds: Sequence[str] = (),
     missing: str = "auto",
+    weights: str | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Read a table to learn its density; the arguments are those of :func:`train_flows.data.load_density_data`.
@@ -63,47 +61,80 @@ def load(
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
     """
-    asked = bool(kind or bounds or missing == "model")
-    mapped = None if given or asked else tables.open_mapped(path)
+    mapped = None if given or kind or bounds or missing == "model" else tables.open_mapped(path)
+    if mapped is not None and weights is not None:
+        raise InputError(f"--weights {weights} is not for {path}, which stays on disk: draw its rows by their weights")
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
     if model is not None and "columns" in model:
         known, contexts = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
-        return load_like(path, known, contexts, seed, split)
-    table = tables.read(path)
-    columns = _others(table.parts, given, "given", path)
-    if model is None:
-        asked |= any(_is_mixed(frame) for frame in table.parts.values())
+        return load_like(path, known, contexts, seed, split, weights)
+    table = tables.with_weights(str(path), tables.read(path), weights, needed=split)
+    plain = model is not None
+    return of_table(path, table, seed, jitter, given, split, dtype, kind, bounds, missing, plain)
+
+
+def of_table(
+    path: str | Path,
+    table: tables.Table,
+    seed: int = 0,
+    jitter: bool = True,
+    given: Sequence[str] = (),
+    split: bool = True,
+    dtype: torch.dtype = torch.float32,
+    kind: Sequence[str] = (),
+    bounds: Sequence[str] = (),
+    missing: str = "auto",
+    plain: bool = False,
+) -> Dataset:
+    """Return a table in memory as :func:`load` does; ``path`` is its name.
+
+    Columns have kinds where they need them, unless the table is ``plain`` real numbers.
+    """
+    columns = others(table.parts, given, "given", path)
+    if not plain:
+        asked = bool(kind or bounds or missing == "model") or any(_is_mixed(frame) for frame in table.parts.values())
         if asked and not jitter:
             raise InputError(f"--no-jitter is for tables of numbers, {path} holds other kinds of columns: omit it")
         if asked or (jitter and kinds.has_discrete(next(iter(table.parts.values())))):
             return _load_mixed(path, table, seed, given, split, kind, bounds, missing)
     parts = {}
     for part, frame in table.parts.items():
-        x = _numbers(path, part, frame[[*columns]], split)
-        c = _numbers(path, part, frame[[*given]], split) if given else None
-        parts[part] = Split(torch.from_numpy(x), c=None if c is None else torch.from_numpy(c))
+        x = numbers_of(path, part, frame[[*columns]], split)
+        c = numbers_of(path, part, frame[[*given]], split) if given else None
+        parts[part] = Split(
+            torch.from_numpy(x), c=None if c is None else torch.from_numpy(c), weights=table.weights_of(part)
+        )
     raw = Dataset(
         Path(path).name,
-        *_arranged(parts, seed, split),
+        *arranged(parts, seed, split),
         columns,
         context=tuple(given),
         is_table=True,
         named=table.named,
+        features=tuple(next(iter(table.parts.values()))),
         notes=table.notes,
     )
     return _checked(raw, seed, jitter, dtype)
 
 
 def load_like(
-    path: str | Path, columns: Sequence[Column], given: Sequence[Column], seed: int = 0, split: bool = False
+    path: str | Path,
+    columns: Sequence[Column],
+    given: Sequence[Column],
+    seed: int = 0,
+    split: bool = False,
+    weights: str | None = None,
 ) -> Dataset:
     """Read a table with the columns of a model; rows with missing cells that it does not know are left out.
+
+    Rows are weighted if the table has the column ``weights``.
 
     Raises:
         InputError: if a column is missing, or a cell is none that the model knows.
     """
-    return _of_kinds(path, tables.read(path), columns, given, seed, split)
+    table = tables.with_weights(str(path), tables.read(path), weights, needed=split)
+    return _of_kinds(path, table, columns, given, seed, split)
 
 
 def _load_mixed(
@@ -146,20 +177,22 @@ def _of_kinds(
     for part, frame in table.parts.items():
         if absent := [column.name for column in (*columns, *given) if column.name not in frame]:
             raise InputError(f"{path} lacks the column {absent[0]}: it has {abbreviate([*map(str, frame)])}")
-        kept, name, least = frame.dropna(subset=complete), _name(path, part), MIN_ROWS[part] if split else 1
+        rows = frame[complete].notna().all(axis=1).to_numpy()
+        kept, name, least = frame[rows], _name(path, part), MIN_ROWS[part] if split else 1
         if len(kept) < least:
             raise InputError(f"{name} has {len(kept)} rows without missing cells: at least {least} are needed")
         x, c = (torch.from_numpy(frames.to_rows(name, kept, each)) for each in (columns, given))
-        parts[part] = Split(x, c=c if given else None)
+        parts[part] = Split(x, c=c if given else None, weights=table.weights_of(part, rows))
         left_out += len(frame) - len(kept)
     notes = [f"{left_out:,} rows miss a cell and are left out"] * (left_out > 0)
     return Dataset(
         Path(path).name,
-        *_arranged(parts, seed, split),
+        *arranged(parts, seed, split),
         columns=tuple(column.name for column in columns),
         context=tuple(column.name for column in given),
         is_table=True,
         named=table.named,
+        features=tuple(frame),
         kinds=tuple(columns),
         given=tuple(given),
         notes=(*table.notes, *notes),
@@ -197,56 +230,7 @@ def load_benchmark(name: str, root: str | Path, dtype: torch.dtype = torch.float
     return _checked(raw, jitter=False, dtype=dtype)
 
 
-def load_labelled(
-    path: str | Path,
-    target: str | None,
-    task: str = "classes",
-    seed: int = 0,
-    split: bool = True,
-    dtype: torch.dtype = torch.float32,
-) -> Dataset:
-    """Read a table with a column to predict; the arguments are those of :func:`train_flows.data.load_labelled_data`.
-
-    Raises:
-        InputError: if the column is missing or does not suit the task, or other columns are not numbers.
-    """
-    regression = task == "regression"
-    table = tables.read(path, () if regression or target is None else (target,))
-    frames = table.parts
-    if target is None:
-        raise InputError(f"--target is missing: choose one of {abbreviate([*next(iter(frames.values()))])}")
-    columns, classes = _others(frames, [target], "target", path), ()
-    if regression:
-        values = {part: _numbers(path, part, frame[[target]], split) for part, frame in frames.items()}
-        if split and all((y == y[0]).all() for y in values.values()):
-            raise InputError(f"{path}: {target} is constant: choose another column to predict")
-        y = {part: torch.from_numpy(numbers).to(dtype) for part, numbers in values.items()}
-    else:
-        texts = {part: _class_names(path, frame[target]) for part, frame in frames.items()}
-        classes = _classes(path, target, [text for part in texts.values() for text in part], split)
-        number = {name: i for i, name in enumerate(classes)}
-        y = {part: torch.tensor([number[text] for text in labels]) for part, labels in texts.items()}
-    arrays = {part: _numbers(path, part, frame[[*columns]], split) for part, frame in frames.items()}
-    splits = {part: Split(torch.from_numpy(x).to(dtype), y[part]) for part, x in arrays.items()}
-    values = np.concatenate([*arrays.values()])
-    column_checks.check_range(str(path), values, columns, dtype)
-    notes = *column_checks.scale_notes(values, columns)[1], *column_checks.far_from_zero(values, columns, dtype)
-    parts = _arranged(splits, seed, split)
-    about: dict[str, Any] = {"is_table": True, "named": table.named, "notes": table.notes + notes}
-    return Dataset(Path(path).name, *parts, columns, classes=classes, **about)
-
-
-def load_sklearn(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Dataset:
-    """Load ``wine`` or ``breast-cancer`` of scikit-learn, in classes."""
-    from sklearn import datasets  # seconds, which tables from files need not wait for
-
-    bunch = {"wine": datasets.load_wine, "breast-cancer": datasets.load_breast_cancer}[name]()
-    samples = Split(torch.from_numpy(bunch.data).to(dtype), torch.from_numpy(bunch.target).long())
-    columns, classes = (tuple(map(str, names)) for names in (bunch.feature_names, bunch.target_names))
-    return Dataset(name, *three_splits(samples, seed), columns, classes=classes, is_table=True)
-
-
-def _others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: str, path: object) -> tuple[str, ...]:
+def others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: str, path: object) -> tuple[str, ...]:
     """Return the columns that an option does not choose."""
     names = [*next(iter(frames.values()))]
     if repeated := [column for column in dict.fromkeys(chosen) if chosen.count(column) > 1]:
@@ -262,7 +246,8 @@ def _others(frames: Mapping[str, pd.DataFrame], chosen: Sequence[str], option: s
     return others
 
 
-def _numbers(path: object, part: str, frame: pd.DataFrame, split: bool) -> np.ndarray:
+def numbers_of(path: object, part: str, frame: pd.DataFrame, split: bool) -> np.ndarray:
+    """Return a part of a table as numbers (N, D)."""
     return tables.numbers(_name(path, part), frame, MIN_ROWS[part] if split else 1)
 
 
@@ -270,7 +255,7 @@ def _name(path: object, part: str) -> str:
     return str(path) if part == "all" else f"{path}: {part}"
 
 
-def _arranged(parts: Mapping[str, Split], seed: int, split: bool) -> tuple[Split, Split, Split]:
+def arranged(parts: Mapping[str, Split], seed: int, split: bool) -> tuple[Split, Split, Split]:
     """Return three splits: those of the file, or of all its rows."""
     if "all" in parts:
         return three_splits(parts["all"], seed, split)
@@ -343,31 +328,3 @@ def _load_mapped(name: str, array: np.ndarray, seed: int, jitter: bool, split: b
         )
     raw = Dataset(name, train, validation, test, columns, is_table=True, named=False, notes=notes)
     return _checked(raw, seed, jitter, dtype)
-
-
-def _class_names(path: str | Path, labels: pd.Series) -> list[str]:
-    """Return the class of every row as it is written; numbers, if all are, without a needless point: 1.0 is 1."""
-    decoded = (label.decode(errors="replace") if isinstance(label, bytes) else label for label in labels)
-    texts = ["" if pd.isna(label) else str(label).strip() for label in decoded]
-    numeric = all(finite_number(text) is not None for text in texts if text not in MISSING)
-    for row, text in enumerate(texts, start=1):
-        if not text or (numeric and text in MISSING):
-            raise InputError(f"{path}: {labels.name} is empty in data row {row}: fill it in or drop the row")
-    return [re.sub(r"(\d)\.0*$", r"\1", text) for text in texts] if numeric else texts
-
-
-def _classes(path: str | Path, target: str, labels: Sequence[str], split: bool) -> tuple[str, ...]:
-    """Return the names of the classes in order; raise an InputError unless there are a few of them."""
-    classes = tuple(sorted(set(labels), key=class_order))
-    if split and len(classes) < 2:
-        raise InputError(f"{path}: {target} holds one class only ({classes[0]}): at least 2 are needed")
-    if split and len(classes) > len(labels) / 5:
-        numbers = all(finite_number(name) is not None for name in classes)
-        remedy = (
-            "pass --task regression to predict numbers, or another --target" if numbers else "choose another column"
-        )
-        raise InputError(
-            f"{path}: {target} holds {len(classes)} distinct values in {len(labels)} rows, which are not classes: "
-            f"{remedy}"
-        )
-    return classes

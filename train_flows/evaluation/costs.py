@@ -13,6 +13,7 @@ from torch import Tensor
 from anode import Solver, count_evals
 from anode.evaluations import Evaluations
 from cnf import Density
+from cnf.batches import weighted_mean
 from cnf.mixture_flow import FEWEST_PRUNED
 from train_flows.data import Dataset, Split
 from train_flows.evaluation import to_model
@@ -77,7 +78,7 @@ def costs(model: Density, dataset: Dataset) -> dict[str, float]:
             figures |= {f"nfe_{in_log_prob}": per_solve, f"seconds_{in_log_prob}": seconds}
             figures[f"work_{in_log_prob}"] = found.points / len(x)
         at = model.with_solver(Solver(rtol=NLL_TOLERANCE, atol=NLL_TOLERANCE))
-        figures |= _converged_nll(at, x, c, prune)
+        figures |= _converged_nll(at, test, prune)
         if has_residual_steps(at):
             figures["folded_mass"] = measure_folds(at, test)["mass"]
             figures["nll_test"] += math.log1p(figures["folded_mass"])
@@ -97,7 +98,8 @@ def _count(model: Density, solve: Callable[[], Tensor]) -> tuple[Evaluations, fl
     return nfe, clock() - started
 
 
-def _converged_nll(model: Density, x: Tensor, c: Tensor | None, prune: float | None) -> dict[str, float]:
+def _converged_nll(model: Density, data: Split, prune: float | None) -> dict[str, float]:
+    x, c = to_model(model, (data.x, data.c))
     torch.manual_seed(0)
     value, draws, raised = log_prob(model, x, 1, c, prune), 1, 0.0
     while model.kind == "bound" and (draws < MIN_DRAWS or raised >= CONVERGED):
@@ -106,7 +108,8 @@ def _converged_nll(model: Density, x: Tensor, c: Tensor | None, prune: float | N
         if 2 * draws * x.numel() > MAX_POINTS:
             break
     points = draws * _components(model, x, c, prune)
-    return {"nll_test": -value.double().mean().item(), "points_log_prob": points, "raised": raised}
+    nll = -weighted_mean(value.double(), data.weights).item()
+    return {"nll_test": nll, "points_log_prob": points, "raised": raised}
 
 
 def _components(model: Density, x: Tensor, c: Tensor | None, prune: float | None) -> float:

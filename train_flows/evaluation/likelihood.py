@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from anode import InputError, Solver, SolverError, count_evals
 from anode.evaluations import Evaluations
+from anode.units import moments
 from cnf import Continuous, Density, Dequantize, LiftedFlow, ResidualSteps, Standardize, VariationalAugment
-from cnf.batches import split_batch
+from cnf.batches import split_batch, weighted_mean
 from cnf.mixture_flow import FEWEST_PRUNED
 from cnf.tables import TableDensity
 from cnf.transforms import SolveOptions
@@ -122,11 +123,12 @@ def nll(
         prune: responsibility below which components of a mixture are left out.
 
     Returns:
-        The figure: ``value``, its ``standard_error`` over the data, ``kind``, ``tolerance``, ``probes``, ``samples``,
-        ``dequantisation``, ``augmented``, ``prune`` (see :func:`kind_of`); ``evaluations_per_sample``, of all points
-        that are solved for a sample, gates included; ``value_standardized``, the NLL of the data divided by
-        their standard deviations, the unit of published tables (None for discrete data); ``bits_per_dim`` and
-        ``bits_per_dim_standard_error`` of discrete data, else None. And the evaluations from data to base by all ODEs.
+        The figure: ``value``, the mean by the weights of the data, its ``standard_error``, ``kind``, ``tolerance``,
+        ``probes``, ``samples``, ``dequantisation``, ``augmented``, ``prune`` (see :func:`kind_of`);
+        ``evaluations_per_sample``, of all points that are solved for a sample, gates included; ``value_standardized``,
+        the NLL of the data divided by their standard deviations, the unit of published tables (None for discrete data);
+        ``bits_per_dim`` and ``bits_per_dim_standard_error`` of discrete data, else None. And the evaluations from data
+        to base by all ODEs.
     """
 
     def solve(x: Tensor, c: Tensor | None) -> tuple[Tensor, Evaluations]:
@@ -135,7 +137,7 @@ def nll(
 
     found, counts = zip(*in_chunks(model, data, solve, "measuring the NLL"), strict=True)
     log_p = torch.cat(found).double()
-    value, error = -log_p.mean().item(), (log_p.std() / math.sqrt(len(log_p))).item()
+    value, error = -weighted_mean(log_p, data.weights).item(), standard_error(log_p, data.weights)
     figure = {"value": value, "standard_error": error, **kind_of(model, samples, prune)}
     bit = math.log(2) * math.prod(model.event_shape) if figure["dequantisation"] else None
     figure |= {
@@ -165,7 +167,7 @@ def validation_nll(model: Density, data: Split, energies: Sequence[str] = ()) ->
         return torch.stack([-bound.value, *(bound.energies[name] for name in energies)]).cpu(), nfe
 
     found, counts = zip(*in_chunks(model, data, solve, "validating", delay=2.0), strict=True)
-    value, *of_paths = (row.mean().item() for row in torch.cat(found, 1).double())
+    value, *of_paths = (weighted_mean(row, data.weights).item() for row in torch.cat(found, 1).double())
     bits = {"bits_per_dim": value / (math.log(2) * math.prod(model.event_shape))} if _dequantisation(model) else {}
     nfe = nfe_of_pass(model, counts, prune)
     return {"nll": value, **bits, "nfe_log_prob": nfe, **dict(zip(energies, of_paths, strict=True))}
@@ -185,11 +187,12 @@ def drift(trained: Density, model: Density, data: Split) -> dict[str, float]:
 
     def compare(rows: slice) -> dict[str, float]:
         x, c = to_model(model, split_batch(data.batch(rows)))
+        weights = None if data.weights is None else data.weights[rows]
         with torch.random.fork_rng():
-            adaptive = -model.elbo(x, c).value.double().mean().item()
+            adaptive = -weighted_mean(model.elbo(x, c).value.double(), weights).item()
         try:
             with torch.random.fork_rng():
-                fixed = -trained.elbo(x, c).value.double().mean().item()
+                fixed = -weighted_mean(trained.elbo(x, c).value.double(), weights).item()
         except SolverError:
             return {}
         return {"nll_training_solver": fixed, "drift": fixed - adaptive}
@@ -210,6 +213,17 @@ def log_prob(model: Density, x: Tensor, samples: int, c: Tensor | None = None, p
         return values.logsumexp(0) - math.log(draws)
     draws = {"samples": draws_of(model, samples)} if takes_draws(model) else {}
     return model.log_prob(x, c, **draws, **keyword(prune))
+
+
+def standard_error(values: Tensor, weights: Tensor | None) -> float:
+    """Return the standard error of the mean of values (N,), with shares p of the weights: sqrt(sum p^2 (v - m)^2).
+
+    Equal weights get the unbiased variance, N / (N - 1) times as much.
+    """
+    if weights is None:
+        return (values.std() / math.sqrt(len(values))).item()
+    shares = weights / weights.sum()
+    return (shares * (values - weighted_mean(values, weights))).norm().item()
 
 
 def kind_of(model: Density, samples: int, prune: float | None = None) -> dict[str, Any]:
@@ -264,7 +278,7 @@ def log_scale(model: nn.Module) -> float:
 def gaussian_nll(dataset: Dataset) -> float | None:
     """Return the test NLL in nats of the Gaussian, which a flow should beat; None if the covariance is singular."""
     log_p = gaussian_log_prob(dataset)
-    return None if log_p is None else float(-log_p.mean())
+    return None if log_p is None else float(-np.average(log_p, weights=dataset.test.weights))
 
 
 def gaussian_log_prob(dataset: Dataset) -> np.ndarray | None:
@@ -275,10 +289,11 @@ def gaussian_log_prob(dataset: Dataset) -> np.ndarray | None:
     from scipy.stats import multivariate_normal  # seconds, which images need not wait for
 
     x, test = (part.head().x.double().flatten(1).numpy() for part in (dataset.train, dataset.test))
-    scale = x.std(axis=0)  # factored out, for columns of very different units
-    covariance = np.cov((x / scale).T, bias=True)
+    weights = dataset.train.weights
+    mean, scale = (moment.numpy() for moment in moments(torch.from_numpy(x), weights))
+    covariance = np.cov(((x - mean) / scale).T, bias=True, aweights=weights)  # of columns of any units
     try:
-        gaussian = multivariate_normal(x.mean(axis=0) / scale, covariance)
+        gaussian = multivariate_normal(mean / scale, covariance)
     except np.linalg.LinAlgError:
         return None
     return gaussian.logpdf(test / scale) - np.log(scale).sum()

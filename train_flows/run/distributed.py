@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,6 +23,7 @@ from train_flows.run import TrainingError
 
 P = TypeVar("P")
 R = TypeVar("R")
+SILENT: ContextVar[bool] = ContextVar("silent", default=False)
 PATIENCE = timedelta(minutes=30)  # a process may take this long to arrive, for example because it compiles
 
 
@@ -52,6 +55,16 @@ def count() -> int:
     return distributed.get_world_size() if _connected() else 1
 
 
+@contextmanager
+def silent(on: bool = True) -> Generator[None]:
+    """Show neither sentences nor progress bars within the block, if ``on``."""
+    before = SILENT.set(on or SILENT.get())
+    try:
+        yield
+    finally:
+        SILENT.reset(before)
+
+
 def progress_bar(name: str, total: int = 1, *, quiet: bool = False, **options: Any) -> tqdm:
     """Return a bar for work that may take a while; the first process alone shows it, and only on a terminal.
 
@@ -61,7 +74,7 @@ def progress_bar(name: str, total: int = 1, *, quiet: bool = False, **options: A
         quiet: show nothing.
         options: others of tqdm.
     """
-    hidden = quiet or rank() > 0 or None  # None: shown on a terminal
+    hidden = quiet or SILENT.get() or rank() > 0 or None  # None: shown on a terminal
     return tqdm(**{"desc": name, "total": total, "leave": False, "dynamic_ncols": True, "disable": hidden} | options)
 
 

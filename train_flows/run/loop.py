@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from anode import CheckpointError, SolverError
 from train_flows.run import TrainingError, distributed
 from train_flows.run.folder import Run
-from train_flows.run.session import compile_fields, handling, how_to_continue
+from train_flows.run.session import compile_fields, handling, how_to_continue, tell
 from train_flows.run.step import StepFailed, averaged_weights, learning_rate, moving_average, training_step
 
 if TYPE_CHECKING:
@@ -71,28 +71,30 @@ class Task(Protocol):
         """Return figures of the current weights."""
 
 
-def fit(task: Task, run: Run, settings: RunSettings, command: str, started: float, *others: nn.Module) -> list[str]:
+def fit(
+    task: Task, run: Run, settings: RunSettings, command: str | None, started: float, *others: nn.Module
+) -> list[str]:
     """Compile if asked to, and train within the budget of time since the program, ``command``, was started.
 
     Other models that share weights with the task's are compiled as well. A model without parameters to train is
-    validated once.
+    validated once. Without a program the run cannot be continued.
 
     Returns:
         A note if training ended before the last step.
     """
     if settings.compile:
-        print(f"compiled in {compile_fields(task, *others):.0f} s")
+        tell(f"compiled in {compile_fields(task, *others):.0f} s")
     if not any(parameter.requires_grad for parameter in task.model.parameters()):
-        print("the model is fitted already: no steps to take")
+        tell("the model is fitted already: no steps to take")
         trainer = Trainer(task, run)
         if trainer.is_record_due():
             trainer.record()
         return []
     if run.step == task.training.steps:
-        print(f"training is complete at step {run.step}; a larger --steps (--epochs of a classifier) trains longer")
+        tell(f"training is complete at step {run.step}; a larger --steps (--epochs of a classifier) trains longer")
     if not train(task, run, deadline=settings.deadline(started)):
         note = f"training is at step {run.step} of {task.training.steps}, its time was up"
-        print(f"{note}; {how_to_continue(run, command)}")
+        tell(f"{note}; {how_to_continue(run, command)}" if command else note)
         return [note]
     records, criterion = run.records(), task.criterion
     if criterion is None or records[-1]["step"] == task.training.steps:
@@ -102,7 +104,7 @@ def fit(task: Task, run: Run, settings: RunSettings, command: str, started: floa
         f"stopped at step {records[-1]['step']} of {task.training.steps}, after {task.training.patience} validations "
         f"without progress: best weights are those of step {best['step']}"
     )
-    print(note)
+    tell(note)
     return [note]
 
 
@@ -125,6 +127,7 @@ def train(task: Task, run: Run, *, deadline: float = math.inf, quiet: bool = Fal
         KeyboardInterrupt: after Ctrl-C or SIGTERM, with the state saved.
         TrainingError: if a validation or too many steps fail, or the disk is full; the message says what the run keeps.
     """
+    quiet = quiet or distributed.SILENT.get()
     if distributed.rank():  # weights are drawn alike in all processes, noise differently in each
         distributed.seed_noise(torch.initial_seed())
     trainer, stop = Trainer(task, run), threading.Event()

@@ -47,6 +47,8 @@ def begin(settings: RunSettings) -> torch.device:
 
 def tell(*sentences: str) -> None:
     """Print sentences, each filled at the width of the terminal if there is one."""
+    if distributed.SILENT.get():
+        return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for sentence in sentences:
         print(textwrap.fill(sentence, width, subsequent_indent="  ", break_on_hyphens=False), flush=True)

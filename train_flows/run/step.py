@@ -56,6 +56,29 @@ def shuffled_batches(x: X, batch_size: int, seed: int) -> Callable[[int], X]:
     return batch
 
 
+def weighted_batches(x: X, weights: Tensor, batch_size: int, seed: int) -> Callable[[int], X]:
+    """Draw the rows of each batch with replacement, with probabilities w_i / sum w; see :func:`shuffled_batches`.
+
+    Args:
+        x: samples (N, *S), or a pair of such tensors.
+        weights: w, (N,), not negative.
+        batch_size: B.
+        seed: of the draws.
+    """
+    tensors: tuple[Tensor, ...] = x if isinstance(x, tuple) else (x,)
+    ends = weights.double().cpu().cumsum(0)
+    possible = int((ends < ends[-1]).sum())  # the last row with a weight
+
+    def batch(step: int) -> Any:
+        generator = torch.Generator().manual_seed(SEED_STRIDE * seed + step)
+        places = ends[-1] * torch.rand(batch_size, generator=generator, dtype=ends.dtype)
+        rows = torch.searchsorted(ends, places, right=True).clamp(max=possible)
+        parts = tuple(tensor[distributed.share_of(rows).to(tensor.device)] for tensor in tensors)
+        return parts if isinstance(x, tuple) else parts[0]
+
+    return batch
+
+
 class StepFailed(Exception):
     """A step that left the weights unchanged, in all processes.
 
