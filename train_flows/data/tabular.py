@@ -63,13 +63,13 @@ def load(
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
     """
+    if model is not None and "columns" in model:
+        known, contexts = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
+        return load_like(path, known, contexts, seed, split)
     asked = bool(kind or bounds or missing == "model")
     mapped = None if given or asked else tables.open_mapped(path)
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
-    if model is not None and "columns" in model:
-        known, contexts = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
-        return load_like(path, known, contexts, seed, split)
     table = tables.read(path)
     columns = _others(table.parts, given, "given", path)
     if model is None:
