@@ -24,14 +24,7 @@ T = TypeVar("T")
 S = TypeVar("S", DensitySettings, ClassifySettings)
 
 OF_A_SITTING = ("resume", "device", "budget_minutes")  # a resumed run takes other settings from its folder
-OF_WEIGHTS = (
-    "dtype",
-    "given",
-    "kind",
-    "bounds",
-    "missing",
-    "conditional",
-)  # settings besides the model's that weights are tied to
+OF_WEIGHTS = ("dtype", "given", "kind", "bounds", "missing", "conditional")  # tied to weights, besides the model's
 GROUPS = {"objective": "training", "epochs": "training", "solver": "training", "run": "output"}  # by section
 ON_AND_OFF = ("whiten", "multiscale")  # flags that a recipe may turn on and a typed --no-... off
 ATTRIBUTE = re.compile(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", re.MULTILINE)  # of a Google docstring

@@ -240,11 +240,11 @@ class TableDensity(Density):
     def round_trip(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         x, given = self.prepare("x", x, c)
         rows = encode(self.columns, x, noise=False)
-        y = (
-            rows.y
-            if self.flow is None
-            else self.flow.round_trip(rows.y.to(self.like), self.features(rows.states, given))
-        )
+        y, features = rows.y.to(self.like), self.features(rows.states, given)
+        if isinstance(self.flow, LiftedFlow):  # whose round trip is of lifted points
+            y = self.flow.lift.project(self.flow.round_trip(self.flow.lift(y, features).point, features))
+        elif self.flow is not None:
+            y = self.flow.round_trip(y, features)
         return self.decode(rows.states, y, recorded=False)
 
     @property

@@ -61,17 +61,16 @@ def load(
     Raises:
         InputError: if the file is not a table of numbers, or has columns without a density.
     """
+    if model is not None and "columns" in model:
+        known, contexts = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
+        return load_like(path, known, contexts, seed, split, weights)
     mapped = None if given or kind or bounds or missing == "model" else tables.open_mapped(path)
     if mapped is not None and weights is not None:
         raise InputError(f"--weights {weights} is not for {path}, which stays on disk: draw its rows by their weights")
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
-    if model is not None and "columns" in model:
-        known, contexts = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
-        return load_like(path, known, contexts, seed, split, weights)
     table = tables.with_weights(str(path), tables.read(path), weights, needed=split)
-    plain = model is not None
-    return of_table(path, table, seed, jitter, given, split, dtype, kind, bounds, missing, plain)
+    return of_table(path, table, seed, jitter, given, split, dtype, kind, bounds, missing, plain=model is not None)
 
 
 def of_table(
