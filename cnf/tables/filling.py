@@ -81,7 +81,8 @@ class Proposal:
         log_q = y.new_zeros(len(y), len(self.centers))
         for s, own, frequencies in zip(states.T, self.states.T, self.frequencies, strict=True):
             log_q += ((1 - SWITCH) * (s[:, None] == own) + SWITCH * frequencies[s][:, None]).log()
-        for pattern in (present := self.present(states)).unique(dim=0):
+        present = self.present(states)
+        for pattern in present.unique(dim=0) if y.shape[1] else ():  # which refuses rows of 0 numbers
             rows = (present == pattern).all(1)
             root = torch.linalg.cholesky(self.covariance[pattern][:, pattern])
             differences = (y[rows][:, None] - self.centers)[..., pattern].flatten(0, 1)

@@ -210,6 +210,16 @@ def describe_coverage(found: dict[str, Any]) -> str:
     return f"{within}; KS {found['ks']:.3f} (by chance {found['chance']:.3f}, {found['values']:,} values)"
 
 
+def effective_samples(effective: Sequence[float], rows: Sequence[int], proposals: int, few: float) -> str:
+    """Return the effective sample sizes of completed rows in words, with the numbers of the rows below ``few``."""
+    mean, least = sum(effective) / len(effective), min(effective)
+    said = [lines([("effective samples", f"mean {mean:.0f}, smallest {least:.1f}, of {proposals} proposals a row")])]
+    if poor := [str(row) for row, size in zip(rows, effective, strict=True) if size < few]:
+        what = f"note: below {few:g} for {len(poor)} rows, whose completions repeat and may be far off: "
+        said.append(what + abbreviate(poor))
+    return "\n".join(said)
+
+
 def _excess(column: dict[str, Any]) -> float:
     """Return the larger of the distances of a column over what is exceeded by chance."""
     pairs = ((column["distance"], column["chance"]), (column["missing"], column["missing_chance"]))
