@@ -1,0 +1,79 @@
+"""Scores of the rows of a table: log-densities, percentiles among training rows, and cells that surprise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cnf.tables import TableDensity
+from cnf.tables.columns import encode
+from train_flows.data import Split
+from train_flows.evaluation import in_chunks, likelihood
+
+COMPARED = 10_000  # training rows that percentiles refer to, at most
+TYPICAL = 100  # cells of training rows that stand in for a cell
+DRAWS = 8  # of the noise of each of them, at most
+
+
+@torch.no_grad()
+def log_densities(model: TableDensity, rows: Split, samples: int, prune: float | None, name: str) -> Tensor:
+    """Return log-densities (N,) of rows without unknown cells, in nats and units of the table, float64.
+
+    Args:
+        model: the density.
+        rows: cells, with contexts if it is conditional.
+        samples: draws of noise if it is a bound.
+        prune: responsibility below which components of a mixture are left out, or None.
+        name: of the progress bar.
+    """
+    found = in_chunks(model, rows, lambda x, c: likelihood.log_prob(model, x, samples, c, prune).cpu().double(), name)
+    return torch.cat(found)
+
+
+def percentiles(values: Tensor, reference: Tensor) -> Tensor:
+    """Return the share in percent of reference values (M,) below each value (N,)."""
+    return 100 * torch.searchsorted(reference.sort().values, values).double() / len(reference)
+
+
+@torch.no_grad()
+def surprises(
+    model: TableDensity, rows: Split, typical: Tensor, log_p: Tensor, samples: int, prune: float | None
+) -> Tensor:
+    """Return what rows (N, D) would gain from typical cells in place of each of theirs, (N, D), in nats.
+
+        gain_j = log 1/K sum_k p(x with x_kj in place of x_j) - log p(x)
+
+    with K typical rows x_k, the same for all rows and columns. Densities are those of numbers on their scales, which
+    do not depend on units. For typical cells of density r,
+
+        gain_j = log E[r(x'_j)] - log p(x_j given the other cells),    x'_j ~ p(x_j given the other cells)
+
+    so that it is a score of the column given the others, up to the density of the cells that stand in: these are
+    typical of the column, not of the column given the others.
+
+    Args:
+        model: the density.
+        rows: N rows.
+        typical: cells (K, D) of training rows.
+        log_p: log-densities (N,) of the rows.
+        samples: draws of noise for each row if the density is a bound.
+        prune: responsibility below which components of a mixture are left out, or None.
+    """
+    n, k = len(rows), len(typical)
+    own = log_p - _log_scales(model, rows.x)
+    gains = rows.x.new_empty(rows.x.shape)
+    repeated = rows.take(torch.arange(n).repeat_interleave(k))
+    for j in range(gains.shape[1]):
+        x = repeated.x.clone()
+        x[:, j] = typical[:, j].repeat(n)
+        replaced = Split(x, c=repeated.c)
+        log_q = log_densities(model, replaced, min(samples, DRAWS), prune, "replacing cells")
+        gains[:, j] = (log_q - _log_scales(model, x)).view(n, k).logsumexp(1) - math.log(k) - own
+    return gains
+
+
+def _log_scales(model: TableDensity, x: Tensor) -> Tensor:
+    """Return the log-determinants (N,) of the scales of the numbers in rows x (N, D)."""
+    return encode(model.columns, x, noise=False).log_det
