@@ -1,6 +1,5 @@
 """Scores of rows: percentiles by counting, surprises against closed forms, and the program that writes them."""
 
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,7 +37,8 @@ def test_surprises_are_gains_by_typical_cells():
     odd[1] = [2.0, -2.0, 0.0]
     odd[2] = [0.0, 0.0, 9.0]
     of_odd = torch.from_numpy(law.logpdf(odd))
-    gains = scores.surprises(model, Split(torch.from_numpy(odd)), torch.from_numpy(typical), of_odd, 1, None)
+    own = scores.on_scales(model, of_odd, torch.from_numpy(odd))
+    gains = scores.surprises(model, Split(torch.from_numpy(odd)), torch.from_numpy(typical), own, 1, None)
     for i in range(4):
         for j in range(3):
             replaced = np.tile(odd[i], (60, 1))
@@ -53,8 +53,20 @@ def test_surprises_do_not_depend_on_units():
     found = []
     for unit in (1.0, 1e4):
         model, rows, log_p = gaussian(unit)
-        found.append(scores.surprises(model, rows.take(slice(5)), rows.x[50:90], log_p[:5], 1, None))
+        own = scores.on_scales(model, log_p, rows.x)
+        gains = scores.surprises(model, rows.take(slice(5)), rows.x[50:90], own[:5], 1, None)
+        found.append(torch.cat([own[:, None], gains.flatten()[:, None]]))
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_without_numbers_are_not_ahead_of_others():
+    x = 1e3 * torch.randn(400, 2, dtype=torch.float64)
+    x[:4] = torch.nan
+    model = table_model([Column("a", gaps=True), Column("b", gaps=True)], x, hidden=(4,))
+    log_p = scores.log_densities(model, Split(x), 1, None, "")
+    compared = scores.on_scales(model, log_p, x)
+    assert (log_p[:4] > log_p[4:].max()).all()  # without the unit of numbers
+    assert (compared[:4] < compared[4:].median()).all()
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class Settings:
         run: folder of the run
         data: table with the columns of the run, in any order and among others; the run's own test part if omitted
         out: table to write, .csv: the rows with their scores; a picture of the oddest rows has the same name
-        samples: draws of noise of each row, for a density that is a bound; up to 64 if omitted
+        samples: draws of noise of each row, for a density that is a bound; 8 to 64 if omitted
         prune: responsibility below which components of a mixture are left out; 0 sums all, 0.01 if omitted
         seed: seed of the noise, and of the cells that stand in for others
         device: cpu, cuda, cuda:1 or mps; auto takes a CUDA GPU if there is one
@@ -85,14 +85,14 @@ def main(args: list[str]) -> None:
         raise InputError(f"every row of {name} misses cells that {settings.run} does not know: {REMEDY}")
     torch.manual_seed(settings.seed)
     scored, training = Split(rows.x, c=rows.c).take(known), _recorded(dataset.train.head(scores.COMPARED), data)
-    count = len(scored) + len(training)
-    samples = settings.samples or likelihood.affordable_samples(count, len(model.columns))
+    samples = settings.samples or scores.affordable_draws(len(scored) + len(training))
     reference = scores.log_densities(model, training, samples, prune, "scoring training rows")
     values = scores.log_densities(model, scored, samples, prune, "scoring")
-    percentiles = scores.percentiles(values, reference)
-    oddest = values.argsort()[:ODDEST]
+    compared = scores.on_scales(model, values, scored.x)
+    percentiles = scores.percentiles(compared, scores.on_scales(model, reference, training.x))
+    oddest = compared.argsort()[:ODDEST]
     typical = training.x[torch.randperm(len(training))[: scores.TYPICAL]]
-    gains = scores.surprises(model, scored.take(oddest), typical, values[oddest], samples, prune)
+    gains = scores.surprises(model, scored.take(oddest), typical, compared[oddest], samples, prune)
     table = rows.frame.assign(
         **{LOG_DENSITY: _spread(values, known).round(6), PERCENTILE: _spread(percentiles, known).round(4)}
     )

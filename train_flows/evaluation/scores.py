@@ -14,7 +14,13 @@ from train_flows.evaluation import in_chunks, likelihood
 
 COMPARED = 10_000  # training rows that percentiles refer to, at most
 TYPICAL = 100  # cells of training rows that stand in for a cell
-DRAWS = 8  # of the noise of each of them, at most
+DRAWS, MAX_DRAWS = 8, 64  # of the noise of a row: at least, if not asked for, and at most
+ROW_DRAWS = 200_000  # in all, unless they are fewer than 8 a row
+
+
+def affordable_draws(rows: int) -> int:
+    """Return the number of draws of noise for each of so many rows, 8 to 64: 200,000 in all, or more of many rows."""
+    return min(MAX_DRAWS, max(DRAWS, ROW_DRAWS // rows))
 
 
 @torch.no_grad()
@@ -32,6 +38,15 @@ def log_densities(model: TableDensity, rows: Split, samples: int, prune: float |
     return torch.cat(found)
 
 
+def on_scales(model: TableDensity, log_p: Tensor, x: Tensor) -> Tensor:
+    """Return log-densities of numbers on their scales (N,), from those in units of the table of rows x (N, D).
+
+    They do not depend on units. Densities in units of the table are larger where a scale is fine, such as that of low
+    prices, and rows without a number lack its unit, so that these do not tell odd rows from others.
+    """
+    return log_p - encode(model.columns, x, noise=False).log_det
+
+
 def percentiles(values: Tensor, reference: Tensor) -> Tensor:
     """Return the share in percent of reference values (M,) below each value (N,)."""
     return 100 * torch.searchsorted(reference.sort().values, values).double() / len(reference)
@@ -39,14 +54,14 @@ def percentiles(values: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def surprises(
-    model: TableDensity, rows: Split, typical: Tensor, log_p: Tensor, samples: int, prune: float | None
+    model: TableDensity, rows: Split, typical: Tensor, own: Tensor, samples: int, prune: float | None
 ) -> Tensor:
     """Return what rows (N, D) would gain from typical cells in place of each of theirs, (N, D), in nats.
 
         gain_j = log 1/K sum_k p(x with x_kj in place of x_j) - log p(x)
 
-    with K typical rows x_k, the same for all rows and columns. Densities are those of numbers on their scales, which
-    do not depend on units. For typical cells of density r,
+    with K typical rows x_k, the same for all rows and columns, and p of :func:`on_scales`. For typical cells of
+    density r,
 
         gain_j = log E[r(x'_j)] - log p(x_j given the other cells),    x'_j ~ p(x_j given the other cells)
 
@@ -57,12 +72,11 @@ def surprises(
         model: the density.
         rows: N rows.
         typical: cells (K, D) of training rows.
-        log_p: log-densities (N,) of the rows.
+        own: log p(x), (N,), see :func:`on_scales`.
         samples: draws of noise for each row if the density is a bound.
         prune: responsibility below which components of a mixture are left out, or None.
     """
     n, k = len(rows), len(typical)
-    own = log_p - _log_scales(model, rows.x)
     gains = rows.x.new_empty(rows.x.shape)
     repeated = rows.take(torch.arange(n).repeat_interleave(k))
     for j in range(gains.shape[1]):
@@ -70,10 +84,5 @@ def surprises(
         x[:, j] = typical[:, j].repeat(n)
         replaced = Split(x, c=repeated.c)
         log_q = log_densities(model, replaced, min(samples, DRAWS), prune, "replacing cells")
-        gains[:, j] = (log_q - _log_scales(model, x)).view(n, k).logsumexp(1) - math.log(k) - own
+        gains[:, j] = on_scales(model, log_q, x).view(n, k).logsumexp(1) - math.log(k) - own
     return gains
-
-
-def _log_scales(model: TableDensity, x: Tensor) -> Tensor:
-    """Return the log-determinants (N,) of the scales of the numbers in rows x (N, D)."""
-    return encode(model.columns, x, noise=False).log_det
