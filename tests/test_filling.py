@@ -141,7 +141,7 @@ def test_a_table_is_filled_by_the_program(run, missing):
     for options, message in (
         (("full.csv",), "has the columns row already"),
         (("full.csv", "--given", "island=north"), "--given has no effect with --fill"),
-        (("full.csv", "--temperature", 0.5), "--temperature 0.5 has no effect with --fill"),
+        (("full.csv", "--temperature", 0.5), "--temperature has no effect with --fill"),
     ):
         status, _, err = run("sample", "runs/t", "--out", "w.csv", "--fill", *options)
         assert (status, message in err) == (2, True), err

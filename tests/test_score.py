@@ -90,7 +90,7 @@ def test_rows_are_written_with_their_scores(run, numbers):
     pd.testing.assert_frame_equal(scored[[*numbers]], numbers)
     assert scored.log_density.isna().to_numpy().nonzero()[0].tolist() == [5]
     assert scored.percentile.isna().sum() == 1
-    assert "note: 1 rows miss cells that runs/t does not know, and have no score: fill them in" in out
+    assert "note: 1 rows miss cells that runs/t does not know, and are not scored: fill them in" in out
     assert "\n8                  0.00" in out
     assert scored.percentile.median() == pytest.approx(50, abs=8)
     assert scored.percentile.corr(scored.log_density, method="spearman") > 0.999

@@ -183,14 +183,12 @@ def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
 def _check(settings: Settings) -> None:
     check_out(settings.out, SUFFIXES if settings.fill is None else (".csv",), settings.overwrite)
     if settings.fill is not None:
-        for name in ("given", "context", "label", "complete", "log_prob"):
-            if getattr(settings, name) not in (None, False, ()):
-                raise InputError(
-                    f"--{name.replace('_', '-')} has no effect with --fill, which takes what is given from "
-                    f"{settings.fill}: omit one"
-                )
-        if settings.temperature != 1:
-            raise InputError(f"--temperature {settings.temperature:g} has no effect with --fill: omit one")
+        plain = {"given": (), "context": (), "label": None, "complete": False, "log_prob": False, "temperature": 1.0}
+        if typed := [name.replace("_", "-") for name, value in plain.items() if getattr(settings, name) != value]:
+            raise InputError(
+                f"--{typed[0]} has no effect with --fill, which draws what {settings.fill} misses given its other "
+                "columns: omit one"
+            )
     if settings.samples is not None and not settings.log_prob:
         raise InputError(f"--samples {settings.samples} has an effect with --log-prob only: pass that too, or omit it")
     if settings.log_prob and settings.temperature != 1:

@@ -122,7 +122,7 @@ def main(args: list[str]) -> None:
     }
     notes = list(rows.notes)
     if left := len(table) - len(scored):
-        notes.append(f"{left:,} rows miss cells that {settings.run} does not know, and have no score: {REMEDY}")
+        notes.append(f"{left:,} rows miss cells that {settings.run} does not know, and are not scored: {REMEDY}")
     print(*(f"note: {note}\n" for note in notes), sep="", end="", file=sys.stderr if settings.json else sys.stdout)
     if settings.json:
         print(json.dumps(figures))

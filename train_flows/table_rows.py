@@ -41,7 +41,7 @@ def as_table(run: Path, model: Density, data: Mapping[str, Any]) -> TableDensity
     if isinstance(model, TableDensity):
         return model
     if len(model.event_shape) != 1 or data["classes"] or len(data["context"]) != (model.context or 0):
-        raise InputError(f"{run} is not a density of a table with named columns: use train-flows evaluate")
+        raise InputError(f"{run} is not a density of a table with named columns: train one on a table")
     names = data["columns"] or [f"x{i}" for i in range(model.event_shape.numel())]
     grids = {name: {"step": grid["step"], "origin": grid["origin"]} for name, grid in data["grids"].items()}
     columns = [Column(name, **grids.get(name, {})) for name in names]

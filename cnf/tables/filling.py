@@ -17,7 +17,7 @@ from cnf.tables.columns import Encoded, encode
 from cnf.tables.table_density import TableDensity
 
 DRAWS = 2000  # rows of the model, among which neighbours are found
-NEIGHBOURS, OTHERS = 100, 12  # nearest draws, and further ones at random for values far from all of these
+NEIGHBOURS, OTHERS = 100, 12  # nearest draws, and others at random for values far from them
 PROPOSALS = 500  # for each row
 MISMATCH = 4.0  # squared distance of different states; numbers are in standard deviations
 SWITCH = 0.1  # probability of a state that does not follow a neighbour
@@ -97,9 +97,9 @@ class Proposal:
 def fill(model: TableDensity, x: Any, n: int, c: Any = None, proposals: int = PROPOSALS) -> Completed:
     """Draw n completions of rows with missing cells, from p(row given c) given the cells that a row has.
 
-    There is no exact conditional of a flow, so completions are resampled from proposals with weights p / q. The
+    The conditional density of a flow is unknown, so completions are resampled from proposals with weights p / q. The
     proposal q of a row is fitted to the draws of the model that are nearest to its observed cells, see
-    :class:`Proposal`: the missing numbers of these draws, corrected by a linear regression on the observed numbers,
+    :class:`Proposal`: the missing numbers of neighbours, corrected by a linear regression on the observed numbers,
     are the centers of kernels with the covariance of the residuals. As q is known, the weights are exact, and
     completions have the distribution of the model for many proposals. The effective sample size says if they are many.
     Observed values that are recorded in steps get noise within the step, a new draw for every proposal. Proposals are
@@ -179,11 +179,8 @@ class _Fitted:
         given = None if self.given is None else self.given[chunk].repeat_interleave(proposals, 0)
         log_p = self.model.log_prob_encoded(proposed, given).double()
         weights = (log_p.view(len(chunk), -1) - torch.stack(log_q)).softmax(1)
-        picked = (
-            weights.multinomial(n, replacement=True)
-            + proposals * torch.arange(len(chunk), device=chunk.device)[:, None]
-        )
-        picked = picked.T.flatten()
+        starts = proposals * torch.arange(len(chunk), device=chunk.device)
+        picked = (starts + weights.multinomial(n, replacement=True).T).flatten()
         rows = self.model.decode(proposed.states[picked], proposed.y[picked])
         return rows.view(n, len(chunk), -1), 1 / weights.square().sum(1)
 
@@ -209,8 +206,7 @@ class _Fitted:
         """Fit the proposal of a row to the draws that are nearest to it."""
         model, known = self.model, self.known[row]
         hidden, unknown = self.gaps[row][model.numbers], self.gaps[row][model.discrete]
-        always = hidden.new_ones(self.given_count)
-        seen = torch.cat([always, ~hidden & self.rows.present[row]])
+        seen = torch.cat([hidden.new_ones(self.given_count), ~hidden & self.rows.present[row]])
         apart = (self.drawn[:, seen] - known[seen]).square().nan_to_num(0.0).sum(1)
         differ = (self.states != self.rows.states[row])[:, ~unknown].sum(1)
         near = (apart + MISMATCH * differ).topk(NEIGHBOURS, largest=False).indices

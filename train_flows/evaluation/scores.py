@@ -18,9 +18,9 @@ DRAWS, MAX_DRAWS = 8, 64  # of the noise of a row: at least, if not asked for, a
 ROW_DRAWS = 200_000  # in all, unless they are fewer than 8 a row
 
 
-def affordable_draws(rows: int) -> int:
-    """Return the number of draws of noise for each of so many rows, 8 to 64: 200,000 in all, or more of many rows."""
-    return min(MAX_DRAWS, max(DRAWS, ROW_DRAWS // rows))
+def affordable_draws(n: int) -> int:
+    """Return the number of draws of noise for each of n rows: 8 to 64, and 200,000 in all if n allows it."""
+    return min(MAX_DRAWS, max(DRAWS, ROW_DRAWS // n))
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def percentiles(values: Tensor, reference: Tensor) -> Tensor:
 def surprises(
     model: TableDensity, rows: Split, typical: Tensor, own: Tensor, samples: int, prune: float | None
 ) -> Tensor:
-    """Return what rows (N, D) would gain from typical cells in place of each of theirs, (N, D), in nats.
+    """Return the nats (N, D) that rows would gain from typical cells in place of each cell.
 
         gain_j = log 1/K sum_k p(x with x_kj in place of x_j) - log p(x)
 
