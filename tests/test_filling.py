@@ -169,6 +169,15 @@ def test_a_table_of_numbers_is_filled(run, numbers):
     assert (full.children % 1 == 0).all()
 
 
+def test_what_is_given_is_not_drawn(run, numbers):
+    store_density("runs/given", "t.csv", context=("a",))
+    numbers.loc[3, ["a", "children"]] = None
+    numbers.to_csv("gaps.csv", index=False)
+    status, _, err = run("sample", "runs/given", "--fill", "gaps.csv", "--out", "full.csv")
+    assert status == 2
+    assert "gaps.csv misses cells of what runs/given is given (a; data row 4): fill them in" in err
+
+
 @pytest.mark.usefixtures("numbers")
 @pytest.mark.parametrize(
     ("frame", "message"),

@@ -15,10 +15,11 @@ from anode import InputError, storage
 from cnf import Density
 from cnf.tables import TableDensity, filling
 from train_flows.data import frames
+from train_flows.data.dataset import abbreviate
 from train_flows.data.grids import Grid
 from train_flows.evaluation import wording
 from train_flows.run import distributed
-from train_flows.table_rows import Rows, as_table, check_added, read_rows
+from train_flows.table_rows import Rows, as_table, check_added, read_rows, unknown
 
 TOGETHER = 256  # rows that share the draws of the model
 ROW = "row"  # the column that is added
@@ -42,6 +43,9 @@ def fill(run: Path, path: Path, out: Path, n: int, model: Density, data: Mapping
     table = as_table(run, model, data)
     rows = read_rows(path, table)
     check_added(path, rows.frame, [ROW])
+    if (lost := unknown(rows.c, table.given)).any():
+        names, first = abbreviate([column.name for column in table.given]), int(lost.int().argmax()) + 1
+        raise InputError(f"{path} misses cells of what {run} is given ({names}; data row {first}): fill them in")
     incomplete = rows.x.isnan().any(1).nonzero().squeeze(1)
     if not len(incomplete):
         raise InputError(f"{path} misses no cell of the columns of {run}: there is nothing to fill")

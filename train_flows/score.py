@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from anode import InputError, storage
 from anode.errors import config
 from cnf import Density
 from cnf.models import KIND
-from cnf.tables import Column, TableDensity
+from cnf.tables import TableDensity
 from train_flows.command_line import read
 from train_flows.data import Dataset, Split, frames
 from train_flows.data.dataset import description_of
@@ -28,7 +28,7 @@ from train_flows.evaluation import likelihood, pruning, scores, wording
 from train_flows.run import session
 from train_flows.sample import check_out
 from train_flows.settings import Seed
-from train_flows.table_rows import Rows, as_table, check_added, read_rows
+from train_flows.table_rows import Rows, as_table, check_added, read_rows, unknown
 
 ODDEST = 10  # rows that are listed
 REMEDY = "fill them in by sample --fill, or train with --missing model"
@@ -80,7 +80,7 @@ def main(args: list[str]) -> None:
     rows = _test_rows(dataset, model, data) if settings.data is None else read_rows(Path(settings.data), model)
     name = part if settings.data is None else Path(settings.data).name
     check_added(name, rows.frame, [LOG_DENSITY, PERCENTILE])
-    known = ~(_unknown(rows.x, model.columns) | _unknown(rows.c, model.given))
+    known = ~(unknown(rows.x, model.columns) | unknown(rows.c, model.given))
     if not known.any():
         raise InputError(f"every row of {name} misses cells that {settings.run} does not know: {REMEDY}")
     torch.manual_seed(settings.seed)
@@ -109,15 +109,8 @@ def main(args: list[str]) -> None:
         "median_percentile": percentiles.median().item(),
         "below_1_percent": (percentiles < 1).double().mean().item(),
         "oddest": [
-            {
-                "row": int(place) + 1,
-                PERCENTILE: percentiles[i].item(),
-                LOG_DENSITY: values[i].item(),
-                "column": model.columns[column].name,
-                "cell": _text(rows.frame[model.columns[column].name].iloc[int(place)]),
-                "gain": gain[column].item(),
-            }
-            for i, place, column, gain in zip(oddest, places, columns, gains, strict=True)
+            _odd_row(table, int(place), model.columns[column].name, gain[column].item())
+            for place, column, gain in zip(places, columns, gains, strict=True)
         ],
     }
     notes = list(rows.notes)
@@ -146,17 +139,11 @@ def _test_rows(dataset: Dataset, model: TableDensity, data: Mapping[str, Any]) -
 
 def _recorded(part: Split, data: Mapping[str, Any]) -> Split:
     """Return rows in double precision, without the noise in columns on a grid."""
-    part = part.to(torch.float64)
+    x = part.x.to(torch.float64, copy=True)
     for i, name in enumerate(data["columns"]):
         if name in data["grids"]:
-            part.x[:, i] = torch.from_numpy(Grid(**data["grids"][name]).nearest(part.x[:, i].numpy()))
-    return part
-
-
-def _unknown(x: Tensor | None, columns: Sequence[Column]) -> Tensor:
-    """Return True for rows (N, D) that miss cells of columns without gaps, (N,)."""
-    without = [i for i, column in enumerate(columns) if not column.gaps]
-    return torch.tensor(False) if x is None else x[:, without].isnan().any(1)
+            x[:, i] = torch.from_numpy(Grid(**data["grids"][name]).nearest(x[:, i].numpy()))
+    return Split(x, c=None if part.c is None else part.c.double())
 
 
 def _spread(values: Tensor, known: Tensor) -> np.ndarray:
@@ -164,6 +151,13 @@ def _spread(values: Tensor, known: Tensor) -> np.ndarray:
     found = np.full(len(known), np.nan)
     found[known.numpy()] = values.numpy()
     return found
+
+
+def _odd_row(table: pd.DataFrame, place: int, column: str, gain: float) -> dict[str, Any]:
+    """Return the scores of a row, and its most surprising column."""
+    row = table.iloc[place]
+    found = {name: float(row[name]) for name in (PERCENTILE, LOG_DENSITY)}
+    return {"row": place + 1, **found, "column": column, "cell": _text(row[column]), "gain": gain}
 
 
 def _draw(

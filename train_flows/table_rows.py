@@ -73,3 +73,9 @@ def check_added(path: object, frame: pd.DataFrame, names: Sequence[str]) -> None
     """Raise an :class:`anode.InputError` if a table has columns of the names to be added."""
     if taken := [name for name in names if name in frame]:
         raise InputError(f"{path} has the columns {abbreviate(taken)} already: rename them")
+
+
+def unknown(x: Tensor | None, columns: Sequence[Column]) -> Tensor:
+    """Return True for rows (N, D) that miss cells of columns without gaps, (N,)."""
+    without = [i for i, column in enumerate(columns) if not column.gaps]
+    return torch.tensor(False) if x is None else x[:, without].isnan().any(1)
