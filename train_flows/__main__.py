@@ -14,6 +14,7 @@ COMMANDS = {
     "classify": "train a classifier: neural ODE, augmented or not, ResNet or perceptron",
     "distill": "put a few residual steps in the place of the ODE of a trained density",
     "evaluate": "measure a trained density or classifier",
+    "score": "find the odd rows of a table by a trained density",
     "predict": "predict the classes or values of new rows by a trained classifier",
     "sample": "draw samples from a trained density",
     "report": "compare runs in a table and a figure",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_POINTS, MAX_IMAGES = 100_000, 10_000  # samples in a picture
+SAMPLES, COMPLETIONS = 1000, 5  # unless -n is typed
 LABEL = "label"  # the column of the class
 SUFFIXES = (".csv", ".npy", ".png")
 
@@ -40,11 +41,12 @@ class Settings:
 
     Attributes:
         run: folder of the run
-        n: number of samples
+        n: number of samples; 1000 if omitted, or with --fill 5 completions of each row
         out: file to write: .csv, .npy (samples x columns, a class by its number) or .png
         label: class of the samples, for a density given the class; all classes in turn if omitted
         given: value of each column that a density is given, such as species=Adelie flipper_length_mm=200
         complete: draw rows without missing cells, for a table whose missing cells are modelled
+        fill: table whose missing cells to draw, given the other cells of each row
         log_prob: add the log-density, in nats, as last column
         samples: importance samples of the log-density, if it is a bound; 64 if omitted
         temperature: factor of the noise of the base: below 1, samples are less varied and more typical
@@ -55,17 +57,23 @@ class Settings:
 
     positional: ClassVar = {"run": "RUN"}
     run: Path
-    n: Count = 1000
+    n: Count | None = None
     out: Path = Path("samples.csv")
     label: str | None = None
     given: tuple[str, ...] = ()
     complete: bool = False
+    fill: Path | None = None
     log_prob: bool = False
     samples: int | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     seed: Seed = 0
     device: str = "auto"
     overwrite: bool = False
+
+    @property
+    def count(self) -> int:
+        """Number of samples, or of completions of each row."""
+        return self.n or (SAMPLES if self.fill is None else COMPLETIONS)
 
 
 def main(args: list[str]) -> None:
@@ -77,6 +85,12 @@ def main(args: list[str]) -> None:
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
     data = description_of(stored)
+    if settings.fill is not None:
+        from train_flows.fill import fill  # pandas takes half a second, which --help need not wait for
+
+        torch.manual_seed(settings.seed)
+        fill(settings.run, settings.fill, settings.out, settings.count, model, data)
+        return
     if isinstance(model, TableDensity):
         _sample_rows(settings, model, data)
         return
@@ -93,8 +107,8 @@ def main(args: list[str]) -> None:
             columns[-1] = f"model_{taken}"
             print(f"note: the data have a column {taken}, so the log-density of the model is {columns[-1]}")
     most = MAX_IMAGES if len(model.event_shape) == 3 else MAX_POINTS
-    if settings.out.suffix == ".png" and settings.n > most:
-        raise InputError(f"-n {settings.n} is too many for a picture: pass at most {most}, or another --out")
+    if settings.out.suffix == ".png" and settings.count > most:
+        raise InputError(f"-n {settings.count} is too many for a picture: pass at most {most}, or another --out")
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     below: Counter[str] = Counter()
@@ -104,15 +118,15 @@ def main(args: list[str]) -> None:
             dpi = 150 if len(model.event_shape) == 1 else "figure"
             _picture(np.concatenate(list(parts)), model, columns, classes).savefig(file, dpi=dpi)
         elif settings.out.suffix == ".npy":
-            _write_npy(file, parts, settings.n)
+            _write_npy(file, parts, settings.count)
         else:
             _write_csv(file, parts, columns, classes)
-    print(f"{settings.n} samples of {abbreviate(columns)} in {settings.out}")
+    print(f"{settings.count} samples of {abbreviate(columns)} in {settings.out}")
     if data["grids"]:
         of = ", log_prob is of the values before" if settings.log_prob else ""
         print(f"note: {abbreviate([*data['grids']])} are rounded to the grid of the data{of}")
     if below:
-        counts = abbreviate([f"{column} ({count} of {settings.n})" for column, count in below.items()])
+        counts = abbreviate([f"{column} ({count} of {settings.count})" for column, count in below.items()])
         print(f"note: values below zero, where the data have none: {counts}")
 
 
@@ -129,8 +143,8 @@ def _sample_rows(settings: Settings, model: TableDensity, data: Mapping[str, Any
     size = chunk_size(model.event_shape)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     with storage.written_atomically(settings.out) as file:
-        for start in range(0, settings.n, size):
-            n = min(size, settings.n - start)
+        for start in range(0, settings.count, size):
+            n = min(size, settings.count - start)
             x = model.sample(n, c, settings.temperature, settings.complete)
             rows = x.cpu() if c is None else torch.cat([c.expand(n, -1), x.cpu()], 1)
             table = frames.to_frame(rows.numpy(), [*model.given, *model.columns], left_out)
@@ -139,7 +153,7 @@ def _sample_rows(settings: Settings, model: TableDensity, data: Mapping[str, Any
                     x, None if c is None else c.expand(n, -1), settings.samples
                 ).cpu()
             table.to_csv(file, index=False, header=start == 0)
-    print(f"{settings.n} rows of {abbreviate([*table])} in {settings.out}")
+    print(f"{settings.count} rows of {abbreviate([*table])} in {settings.out}")
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
@@ -151,7 +165,14 @@ def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
 
 
 def _check(settings: Settings) -> None:
-    check_out(settings.out, SUFFIXES, settings.overwrite)
+    check_out(settings.out, SUFFIXES if settings.fill is None else (".csv",), settings.overwrite)
+    if settings.fill is not None:
+        plain = {"given": (), "label": None, "complete": False, "log_prob": False, "temperature": 1.0}
+        if typed := [name.replace("_", "-") for name, value in plain.items() if getattr(settings, name) != value]:
+            raise InputError(
+                f"--{typed[0]} has no effect with --fill, which draws what {settings.fill} misses given its other "
+                "columns: omit one"
+            )
     if settings.samples is not None and not settings.log_prob:
         raise InputError(f"--samples {settings.samples} has an effect with --log-prob only: pass that too, or omit it")
     if settings.log_prob and settings.temperature != 1:
@@ -165,12 +186,12 @@ def _check(settings: Settings) -> None:
 def _labels(settings: Settings, classes: Sequence[str]) -> Tensor | None:
     """Return the class of every sample, (n,); None for a density that is not given the class."""
     if settings.label is None:
-        return torch.arange(settings.n) % len(classes) if classes else None
+        return torch.arange(settings.count) % len(classes) if classes else None
     if settings.label not in classes:
         known = f"is not a class of {settings.run}: choose one of {abbreviate(classes)}"
         without = f"is for densities given the class, {settings.run} is not: omit it"
         raise InputError(f"--label {settings.label} {known if classes else without}")
-    return torch.full((settings.n,), classes.index(settings.label))
+    return torch.full((settings.count,), classes.index(settings.label))
 
 
 def _given(settings: Settings, columns: Sequence[Column]) -> Tensor | None:
@@ -210,8 +231,8 @@ def _parts(
     """Yield the rows of the file chunk by chunk; a class is its number."""
     size = chunk_size(model.event_shape)
     samples = likelihood.IMPORTANCE_SAMPLES if settings.samples is None else settings.samples
-    for start in range(0, settings.n, size):
-        n = min(size, settings.n - start)
+    for start in range(0, settings.count, size):
+        n = min(size, settings.count - start)
         y = None if labels is None else labels[start : start + n]
         repeated = None if given is None else given.expand(n, -1)
         c = to_model(model, repeated if y is None else class_contexts(y, classes))

@@ -121,11 +121,17 @@ class TableDensity(Density):
         if self.discrete:
             parts = [state_features([self.columns[i] for i in self.discrete], states, self.like), *parts]
         if self.masked:
-            place = {i: position for position, i in enumerate(self.discrete)}
-            ones = torch.ones_like(states[:, 0], dtype=torch.bool)
-            present = [states[:, place[i]] == 0 if i in place else ones for i in self.numbers]
-            parts = [torch.stack(present, 1).to(self.like), *parts]
+            parts = [self.on_scale(states).to(self.like), *parts]
         return torch.cat(parts, 1) if parts else None
+
+    def on_scale(self, states: Tensor) -> Tensor:
+        """Return True for the numbers (B, D') that are on their scales in states (B, V)."""
+        place = {i: position for position, i in enumerate(self.discrete)}
+        present = torch.ones(len(states), len(self.numbers), dtype=torch.bool, device=states.device)
+        for j, i in enumerate(self.numbers):
+            if i in place:
+                present[:, j] = states[:, place[i]] == 0
+        return present
 
     @override
     def elbo(
@@ -173,6 +179,19 @@ class TableDensity(Density):
             found.append(log_p.view(k, len(x)))
         return value + torch.cat(found).logsumexp(0) - math.log(draws)
 
+    def log_prob_encoded(self, rows: Encoded, given: Tensor | None = None) -> Tensor:
+        """Return the log-densities (B,) of states and numbers on their scales, plus the log-determinants in ``rows``.
+
+        Args:
+            rows: from :func:`~cnf.tables.columns.encode`, or put together.
+            given: features (B, F) of the given columns, from :meth:`prepare_context`.
+        """
+        value = self._log_prob_states(rows.states, given)
+        if self.flow is None:
+            return value
+        features = self.features(rows.states, given)
+        return value + self._log_prob_numbers(rows.y.to(self.like), features, None) + self._corrections(rows)
+
     @override
     def check_num_samples(self, samples: int) -> None:
         super().check_num_samples(samples)
@@ -215,16 +234,21 @@ class TableDensity(Density):
             if c is not None:
                 raise InputError("c and given are both passed: omit one")
             c = context_row(self.given, given)
-        n, features = self.prepare_draws(n, c)
+        return self.decode(*self.sample_encoded(*self.prepare_draws(n, c), temperature, complete))
+
+    def sample_encoded(
+        self, n: int, given: Tensor | None, temperature: float = 1.0, complete: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Draw states (n, V) and numbers on their scales (n, D'); ``given`` is from :meth:`prepare_draws`."""
         states = self.like.new_zeros(n, 0).long()
         if self.categories is not None:
             columns = [self.columns[i] for i in self.discrete]
             allowed = [torch.arange(each.states) < each.states - (complete and each.gaps) for each in columns]
-            states = self.categories.sample(n, features, allowed=allowed)
+            states = self.categories.sample(n, given, allowed=allowed)
         y = self.like.new_zeros(n, 0)
         if self.flow is not None:
-            y = self.flow.sample(n, self.features(states, features), temperature)
-        return self.decode(states, y)
+            y = self.flow.sample(n, self.features(states, given), temperature)
+        return states, y
 
     def decode(self, states: Tensor, y: Tensor, recorded: bool = True) -> Tensor:
         """Return rows (B, D) of states (B, V) and numbers on their scales (B, D')."""

@@ -210,6 +210,33 @@ def describe_coverage(found: dict[str, Any]) -> str:
     return f"{within}; KS {found['ks']:.3f} (by chance {found['chance']:.3f}, {found['values']:,} values)"
 
 
+def scores_table(figures: dict[str, Any]) -> str:
+    """Return the figures of ``train-flows score`` as lines to read, with the oddest rows."""
+    nll, below = figures["nll"], figures["below_1_percent"]
+    median = f"median {figures['median_percentile']:.0f} among {figures['training_rows']:,} training rows"
+    rows = [
+        ("NLL", f"{nll['value']:.4f} nats ({how(nll)})"),
+        ("percentile", f"{median}; {below:.1%} of the rows below 1"),
+    ]
+    table = [f"{'oddest rows':<12} percentile  log-density  most surprising column, and gain by a typical cell"]
+    table += [
+        f"{odd['row']:<12,} {odd['percentile']:10.2f} {odd['log_density']:12.2f}  "
+        f"{abbreviate([odd['column']])} = {odd['cell'] or 'missing'}, {odd['gain']:.1f} nats"
+        for odd in figures["oddest"]
+    ]
+    return "\n".join([lines(rows), *table])
+
+
+def effective_samples(effective: Sequence[float], rows: Sequence[int], proposals: int, few: float) -> str:
+    """Return the effective sample sizes of completed rows in words, with the numbers of the rows below ``few``."""
+    mean, least = sum(effective) / len(effective), min(effective)
+    said = [lines([("effective samples", f"mean {mean:.0f}, smallest {least:.1f}, of {proposals} proposals a row")])]
+    if poor := [str(row) for row, size in zip(rows, effective, strict=True) if size < few]:
+        what = f"note: below {few:g} for {len(poor)} rows, whose completions repeat and may be far off: "
+        said.append(what + abbreviate(poor))
+    return "\n".join(said)
+
+
 def _excess(column: dict[str, Any]) -> float:
     """Return the larger of the distances of a column over what is exceeded by chance."""
     pairs = ((column["distance"], column["chance"]), (column["missing"], column["missing_chance"]))
