@@ -112,7 +112,7 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained, prune)
     figures |= likelihood.grid_figures(figures["nll"], dataset)
-    if dataset.is_table:
+    if dataset.is_table and dataset.levels is None:
         dataset = _with_training_rows(settings, dataset)
         figures |= likelihood.gaussian_figures(dataset) if len(dataset.train) else {}
         figures["quality"] = two_sample.measure_table(model.with_solver(solver), dataset)

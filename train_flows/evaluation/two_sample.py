@@ -72,11 +72,9 @@ def measure_table(model: Density, dataset: Dataset, seed: int = 0) -> dict[str, 
 
 def _real_columns(dataset: Dataset) -> tuple[Column, ...]:
     """Return the columns of a table of real numbers; those on a grid have noise, without which rows are equal."""
-    grids = dataset.grids
-    return tuple(
-        Column(name, step=grids[name].step, origin=grids[name].origin) if name in grids else Column(name)
-        for name in dataset.columns
-    )
+    names = dataset.columns or [f"x{i}" for i in range(dataset.shape.numel())]
+    steps = {name: {"step": grid.step, "origin": grid.origin} for name, grid in dataset.grids.items()}
+    return tuple(Column(name, **steps.get(name, {})) for name in names)
 
 
 def judge(
