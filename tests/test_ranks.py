@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal, Normal
 from stored_runs import spread
+from torch.distributions import MultivariateNormal, Normal
 from torch.special import ndtr
 
 from cnf import density_model

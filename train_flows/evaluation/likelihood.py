@@ -262,7 +262,7 @@ def log_scale(model: nn.Module) -> float:
 
 
 def gaussian_figures(dataset: Dataset) -> dict[str, Any]:
-    """Return ``gaussian_nll`` of a table and, of real numbers alone, ``heavy_tailed``, for which standard units mislead."""
+    """Return ``gaussian_nll`` of a table and, of real numbers alone, ``heavy_tailed``, see :class:`Dataset`."""
     figures: dict[str, Any] = {"gaussian_nll": gaussian_nll(dataset)}
     return figures if dataset.kinds else {**figures, "heavy_tailed": list(dataset.heavy_tailed)}
 

@@ -51,8 +51,8 @@ def measure_table(model: Density, dataset: Dataset, seed: int = 0) -> dict[str, 
     real numbers alone hold all real numbers. The global random state does not change.
 
     Returns:
-        The figures, and ``coverage``, a list of the figures of :func:`coverage` with the ``name`` of each number column,
-        see :func:`~train_flows.evaluation.ranks.conditional_ranks`; empty if the density is not exact or a solve fails.
+        The figures, and ``coverage``, those of :func:`coverage` with the ``name`` of each number column, whose ranks are
+        those of :func:`~train_flows.evaluation.ranks.conditional_ranks`; none if a solve fails.
     """
     test, train = dataset.test.take(shuffled(len(dataset.test), seed)[:MAX_TEST]).head(), dataset.train.head(MAX_TRAIN)
     columns = dataset.kinds or _real_columns(dataset)
@@ -65,15 +65,15 @@ def measure_table(model: Density, dataset: Dataset, seed: int = 0) -> dict[str, 
             found = conditional_ranks(model, test, train.x if len(train) else test.x)
         except SolverError:
             found = {}
-    parts = [frames.to_frame(x.double().numpy(), columns) if len(x) else None for x in (samples, test.x, train.x)]
+    drawn, tested, trained = (frames.to_frame(x.double().numpy(), columns) for x in (samples, test.x, train.x))
     of_columns = [{"name": columns[j].name, **coverage(each.cpu().numpy())} for j, each in found.items()]
-    return {**judge(*parts, columns, seed), "coverage": of_columns}
+    return {**judge(drawn, tested, trained if len(trained) else None, columns, seed), "coverage": of_columns}
 
 
 def _real_columns(dataset: Dataset) -> tuple[Column, ...]:
     """Return the columns of a table of real numbers; those on a grid have noise, without which rows are equal."""
     names = dataset.columns or [f"x{i}" for i in range(dataset.shape.numel())]
-    steps = {name: {"step": grid.step, "origin": grid.origin} for name, grid in dataset.grids.items()}
+    steps: dict[str, Any] = {name: {"step": grid.step, "origin": grid.origin} for name, grid in dataset.grids.items()}
     return tuple(Column(name, **steps.get(name, {})) for name in names)
 
 

@@ -205,7 +205,8 @@ def quality_table(measured: dict[str, Any]) -> str:
             )
     if ranked := measured.get("coverage"):
         worst = max(ranked, key=lambda column: column["ks"] / column["chance"])
-        rows.append(("coverage", f"{describe_coverage(worst)}; {worst['name']}, the worst of {len(ranked)} columns"))
+        which = worst["name"] if len(ranked) == 1 else f"{worst['name']}, the worst of {len(ranked)} columns"
+        rows.append(("coverage", f"{describe_coverage(worst)}; {which}"))
     return "\n".join([*table, lines(rows)])
 
 
