@@ -169,21 +169,28 @@ def classifiers(
 
 
 def generated(dataset: Dataset, train: pd.DataFrame, count: int, seed: int) -> dict[str, pd.DataFrame]:
-    """Return samples of the models of the package ctgan with their defaults; none without it, or if cells are missing.
+    """Return samples of the models of the package ctgan with their defaults; none without it.
+
+    A column with gaps has another one that says where they are, and its median or most frequent category in them.
 
     References:
         Xu et al. 2019, Modeling tabular data using conditional GAN, arXiv 1907.00503.
     """
-    if importlib.util.find_spec("ctgan") is None or train.isna().any(axis=None):
+    if importlib.util.find_spec("ctgan") is None:
         return {}
-    ctgan, samples = importlib.import_module("ctgan"), {}
+    ctgan, samples, filled = importlib.import_module("ctgan"), {}, train.copy()
     categories = [column.name for column in dataset.kinds if column.is_category]
+    gaps = {name: f"{name} is missing" for name in train if train[name].isna().any()}
+    for name, missing in gaps.items():
+        filled[missing] = train[name].isna()
+        filled[name] = train[name].fillna(train[name].mode()[0] if name in categories else train[name].median())
     for name in GENERATORS:
         torch.manual_seed(seed)
         np.random.seed(seed)
         model = getattr(ctgan, name)()
-        model.fit(train, categories)
-        samples[name] = model.sample(count)
+        model.fit(filled, [*categories, *gaps.values()])
+        drawn = model.sample(count)
+        samples[name] = drawn.assign(**{of: drawn[of].mask(drawn[missing] == 1) for of, missing in gaps.items()})
     return samples
 
 

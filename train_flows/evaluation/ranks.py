@@ -64,11 +64,11 @@ def conditional_ranks(model: Density, test: Split, known: Tensor) -> dict[int, T
         c = model.features(rows.states, model.prepare_context(c, len(x)))
         x, known = rows.y.to(model.like), others.y
         present, occurs = rows.present, others.present
-    flow, prune, size = flow.with_solver(SOLVER), keyword(find_prune(flow)), chunk_size(x.shape[1:])
+    loose, prune, size = flow.with_solver(SOLVER), keyword(find_prune(flow)), chunk_size(x.shape[1:])
 
     def log_density(points: Tensor, of: Tensor) -> Tensor:
         parts = zip(points.split(size), of.split(size), strict=True)
-        log_p = torch.cat([flow.log_prob(part, None if c is None else c[rows], **prune) for part, rows in parts])
+        log_p = torch.cat([loose.log_prob(part, None if c is None else c[rows], **prune) for part, rows in parts])
         return log_p.double().nan_to_num(-torch.inf, -torch.inf)
 
     numbers = (POINTS * ROUNDS + 1) * x.shape[1]  # of a rank

@@ -51,8 +51,8 @@ def measure_table(model: Density, dataset: Dataset, seed: int = 0) -> dict[str, 
     real numbers alone hold all real numbers. The global random state does not change.
 
     Returns:
-        The figures, and ``coverage``, those of :func:`coverage` with the ``name`` of each number column, whose ranks are
-        those of :func:`~train_flows.evaluation.ranks.conditional_ranks`; none if a solve fails.
+        The figures, and ``coverage``, those of :func:`coverage` with the ``name`` of each number column, whose ranks
+        are those of :func:`~train_flows.evaluation.ranks.conditional_ranks`; none if a solve fails.
     """
     test, train = dataset.test.take(shuffled(len(dataset.test), seed)[:MAX_TEST]).head(), dataset.train.head(MAX_TRAIN)
     columns = dataset.kinds or _real_columns(dataset)
