@@ -15,6 +15,9 @@ from train_flows.evaluate import load_test_part
 from train_flows.evaluation import likelihood
 
 
+pytestmark = pytest.mark.usefixtures("unrepeated")
+
+
 @pytest.fixture
 def table(tmp_path, monkeypatch):
     """A table with names, and a run of it."""

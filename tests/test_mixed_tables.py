@@ -9,6 +9,7 @@ from stored_runs import report_of
 
 import cnf
 
+pytestmark = pytest.mark.usefixtures("unrepeated")
 TRAIN = ("--steps", 20, "--validate-every", 10, "--hidden", 8, "--out", "runs/t")
 
 

@@ -103,6 +103,7 @@ def test_recorded_values_are_ranked_with_their_noise():
     assert 0.03 < error < 0.5 * (1 + slope) / width / math.sqrt(2 * math.pi) + 5e-3  # half a step of either column
 
 
+@pytest.mark.usefixtures("unrepeated")
 class TestCoverage:
     @pytest.mark.parametrize("width", [1.0, 0.5])
     def test_right_by_construction_or_too_narrow(self, width):

@@ -16,7 +16,7 @@ from train_flows.evaluation import chunk_size, to_model
 from train_flows.evaluation.pruning import find_prune, keyword
 
 POINTS, ROUNDS = 20, 5  # of a column: values in one round; the first round is at quantiles of known values
-BEYOND = (0.1, 1.0)  # its points outside of these, as shares of their range
+BEYOND = (0.1, 1.0)  # distances of its points outside of the known values, as shares of their range
 WIDEST = 3.5  # normal deviation of the outermost levels of the other rounds
 SOLVER = Solver(rtol=1e-4, atol=1e-4)
 MAX_ROWS, FEWEST_ROWS = 200, 20  # test rows; below the latter, columns are left out

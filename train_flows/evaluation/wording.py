@@ -71,7 +71,7 @@ def describe_folds(folds: dict[str, float]) -> str:
 def gaussian_row(figures: dict[str, Any]) -> str:
     """Return the figures of :func:`~train_flows.evaluation.likelihood.gaussian_figures` as lines to read.
 
-    Those of real numbers alone are in standard deviations, a unit in which tables of any units compare.
+    Real numbers alone are measured in standard deviations, a unit in which tables of any units compare.
     """
     nll, gaussian = figures["nll"], figures["gaussian_nll"]
     if "heavy_tailed" not in figures:
