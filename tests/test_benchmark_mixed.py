@@ -96,10 +96,16 @@ def test_the_score_of_the_true_model_finds_broken_dependence():
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [([], "no table given"), (["plain.csv"], "plain.csv holds numbers alone: use train-flows benchmark tabular")],
+    [
+        ([], "no table given"),
+        (["plain.csv"], "plain.csv holds numbers alone: use train-flows benchmark tabular"),
+        (["t.csv", "--target", "cost"], "--target cost is a column of none of the tables"),
+        (["t.csv", "--target", "colour"], "--target colour of t.csv must hold positive numbers"),
+    ],
 )
 def test_what_is_refused_is_one_line(run, tmp_path, args, message):
     np.savetxt(tmp_path / "plain.csv", np.random.default_rng(0).normal(size=(40, 2)), delimiter=",")
+    table(60).to_csv("t.csv", index=False)
     status, _, err = run("benchmark", "mixed", *args)
     assert (status, err.count("\n")) == (2, 1)
     assert message in err

@@ -14,7 +14,6 @@ from anode import Solver
 from train_flows.evaluate import load_test_part
 from train_flows.evaluation import likelihood
 
-
 pytestmark = pytest.mark.usefixtures("unrepeated")
 
 

@@ -15,7 +15,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +40,7 @@ from train_flows.settings import Count, DensitySettings, Positive
 OURS, COPULA, FOREST, TREES = "density", "Gaussian copula", "isolation forest", "boosted trees"
 GENERATORS = ("TVAE", "CTGAN")  # of the package ctgan, if it is installed
 SAMPLES = 100_000  # of which none may violate a bound
+LOWEST = 1e300  # minus the log-density of rows that have none
 
 
 @config
@@ -72,8 +73,7 @@ def main(args: list[str]) -> None:
     if not settings.sources:
         raise InputError("no table given: pass paths of tables with words, missing cells or other kinds of columns")
     deadline = time.monotonic() + 60 * (settings.budget_minutes or math.inf)
-    for source in settings.sources:
-        load([source])  # raises an error before anything runs
+    check_target([load([source]) for source in settings.sources], settings.target)  # before anything runs
     earlier = settings.out.is_file() and not settings.overwrite
     benchmark.prepare(settings.out, overwrite=True)
     contests: list[dict[str, Any]] = json.loads(settings.out.read_text("utf-8"))["contests"] if earlier else []
@@ -98,6 +98,17 @@ def load(args: list[str]) -> Dataset:
     if not dataset.kinds:
         raise InputError(f"{args[0]} holds numbers alone: use train-flows benchmark tabular")
     return dataset
+
+
+def check_target(datasets: Sequence[Dataset], target: str | None) -> None:
+    """Raise an :class:`anode.InputError` for a target that no table has, or that has no logarithm in one."""
+    own = [dataset for dataset in datasets if target in dataset.columns]
+    if target is not None and not own:
+        raise InputError(f"--target {target} is a column of none of the tables: choose another one, or omit it")
+    for dataset in own:
+        place = dataset.columns.index(str(target))
+        if dataset.kinds[place].is_category or not (dataset.train.x[:, place] > 0).all():
+            raise InputError(f"--target {target} of {dataset.name} must hold positive numbers: choose another column")
 
 
 def contest(args: list[str], seed: int, target: str | None) -> dict[str, Any]:
@@ -219,6 +230,9 @@ def anomalies(model: Density, dataset: Dataset, parts: Mapping[str, pd.DataFrame
         torch.manual_seed(seed)
         x = torch.from_numpy(frames.to_rows(dataset.name, rows, dataset.kinds))
         log_p = torch.cat(in_chunks(model, Split(x), lambda x, c: model.log_prob(x, c).cpu(), "scoring"))
-        scores = {OURS: -log_p.double().numpy(), FOREST: isolation_scores(train, rows, seed)}
+        scores = {
+            OURS: -log_p.double().nan_to_num(-LOWEST, neginf=-LOWEST).numpy(),
+            FOREST: isolation_scores(train, rows, seed),
+        }
         found[name] = {by: float(roc_auc_score(labels, score)) for by, score in scores.items()}
     return found

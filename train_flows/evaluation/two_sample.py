@@ -41,21 +41,24 @@ REPEATS = 10
 MAX_CATEGORIES = 254  # of a categorical feature of the classifier
 NEIGHBOURS = 2000  # rows whose nearest training row is found, at most
 LEVELS = (0.5, 0.8, 0.95)  # of central intervals
-MAX_TEST, MAX_TRAIN = 5000, 100_000  # rows that are compared
+MAX_TEST, MAX_TEST_NUMBERS = 5000, 2**18  # rows that are compared, and cells in them
+MAX_TRAIN, MAX_TRAIN_NUMBERS = 100_000, 2**23
 
 
 def measure_table(model: Density, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     """Return the figures of :func:`judge` for a density of a table on its test part, and of conditional distributions.
 
-    Of larger tables, 5,000 random test rows are compared, with at most 100,000 training rows. Columns of a table of
-    real numbers alone hold all real numbers. The global random state does not change.
+    Of larger tables, 5,000 random test rows are compared with 100,000 training rows; fewer of more than 52 columns.
+    Columns of a table of real numbers alone hold all real numbers. The global random state does not change.
 
     Returns:
         The figures, and ``coverage``, those of :func:`coverage` with the ``name`` of each number column, whose ranks
         are those of :func:`~train_flows.evaluation.ranks.conditional_ranks`; none if a solve fails.
     """
-    test, train = dataset.test.take(shuffled(len(dataset.test), seed)[:MAX_TEST]).head(), dataset.train.head(MAX_TRAIN)
     columns = dataset.kinds or _real_columns(dataset)
+    order = shuffled(len(dataset.test), seed)[: min(MAX_TEST, MAX_TEST_NUMBERS // len(columns))]
+    test = dataset.test.take(order).head()
+    train = dataset.train.head(min(MAX_TRAIN, MAX_TRAIN_NUMBERS // len(columns)))
     repeats = max(1, min(REPEATS, CLASSIFIED // len(test)))
     c = None if test.c is None else to_model(model, test.c.repeat(repeats, 1))
     with torch.random.fork_rng():
