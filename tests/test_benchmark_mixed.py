@@ -99,7 +99,7 @@ def test_the_score_of_the_true_model_finds_broken_dependence():
     [
         ([], "no table given"),
         (["plain.csv"], "plain.csv holds numbers alone: use train-flows benchmark tabular"),
-        (["t.csv", "--target", "cost"], "--target cost is a column of none of the tables"),
+        (["t.csv", "--target", "cost"], "--target cost is not a column of any table"),
         (["t.csv", "--target", "colour"], "--target colour of t.csv must hold positive numbers"),
     ],
 )

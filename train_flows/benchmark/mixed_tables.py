@@ -101,10 +101,10 @@ def load(args: list[str]) -> Dataset:
 
 
 def check_target(datasets: Sequence[Dataset], target: str | None) -> None:
-    """Raise an :class:`anode.InputError` for a target that no table has, or that has no logarithm in one."""
+    """Raise an :class:`anode.InputError` for a target that no table has, or whose values are not all positive."""
     own = [dataset for dataset in datasets if target in dataset.columns]
     if target is not None and not own:
-        raise InputError(f"--target {target} is a column of none of the tables: choose another one, or omit it")
+        raise InputError(f"--target {target} is not a column of any table: choose another one, or omit it")
     for dataset in own:
         place = dataset.columns.index(str(target))
         if dataset.kinds[place].is_category or not (dataset.train.x[:, place] > 0).all():
