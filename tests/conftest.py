@@ -41,6 +41,12 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
+def unrepeated(monkeypatch):
+    """Let the classifier two-sample test see few samples, where its figure is not the point."""
+    monkeypatch.setattr("train_flows.evaluation.two_sample.REPEATS", 1)
+
+
+@pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
     """Run a command line in an empty folder; gives exit status, standard output and standard error."""
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,9 @@ import anode
 import cnf
 from anode import Solver
 from train_flows.evaluate import load_test_part
+from train_flows.evaluation import likelihood
+
+pytestmark = pytest.mark.usefixtures("unrepeated")
 
 
 @pytest.fixture
@@ -36,6 +39,8 @@ class TestDensities:
         status, out, _ = run("evaluate", "runs/people")
         assert status == 0
         assert "nats (exact, rtol 1e-05, atol 1e-05)" in out
+        assert "telling samples from 40 test rows" in out
+        assert report["gaussian_nll"] == likelihood.gaussian_nll(dataset)
 
     def test_says_which_rows_are_measured(self, run, table):
         table[0].iloc[:50].to_csv("others.csv", index=False)

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from stored_runs import report_of
 
 import cnf
 
+pytestmark = pytest.mark.usefixtures("unrepeated")
 TRAIN = ("--steps", 20, "--validate-every", 10, "--hidden", 8, "--out", "runs/t")
 
 
@@ -83,3 +85,24 @@ def test_a_twentieth_of_rows_with_gaps_is_left_out(run):
     status, out, _ = run("density", "t.csv", *TRAIN)
     assert status == 0
     assert "6 of 240 rows have missing cells and are left out" in out
+
+
+def test_evaluate_gives_the_figures_of_the_training_for_any_rows(run, tmp_path):
+    frame = table()
+    frame.to_csv("t.csv", index=False)
+    frame[:60].to_csv("other.csv", index=False)
+    assert run("density", "t.csv", *TRAIN)[0] == 0
+    trained = json.loads((tmp_path / "runs" / "t" / "result.json").read_text())
+    found = report_of(run, "evaluate", "runs/t")
+    assert (found["quality"], found["gaussian_nll"]) == (trained["quality"], trained["gaussian_nll"])
+    assert [column["name"] for column in found["quality"]["coverage"]] == ["length", "price"]
+    other = report_of(run, "evaluate", "runs/t", "other.csv")["quality"]["privacy"]
+    assert 0.5 < other["test_duplicates"] < 1
+    assert "coverage  " in run("evaluate", "runs/t")[1]
+    (tmp_path / "t.csv").unlink()
+    status, out, err = run("evaluate", "runs/t", "other.csv")
+    assert status == 0
+    assert err.startswith("note: figures that need the training rows are left out: ")
+    assert "in training rows" not in out
+    assert "NLL, Gaussian" not in out
+    assert "classifier  " in out

@@ -348,13 +348,12 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         figures["drift"] = best["drift"]
         words = f"{best['drift']:+.2g} nats (validation, fixed steps less adaptive ones)"
         rows.append(wording.lines([("drift of training", words)]))
+    if dataset.is_table:
+        figures |= likelihood.gaussian_figures(dataset)
+        rows.append(wording.gaussian_row(figures))
     if dataset.kinds:
         figures["quality"] = two_sample.measure_table(model, even)
         rows.append(wording.quality_table(figures["quality"]))
-    elif dataset.is_table:
-        figures["gaussian_nll"] = likelihood.gaussian_nll(dataset)
-        figures["heavy_tailed"] = list(dataset.heavy_tailed)
-        rows.append(wording.gaussian_row(figures))
     if distributed.rank():
         return
     from train_flows.figures import of_runs  # matplotlib takes a second, which --help need not wait for

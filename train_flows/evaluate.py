@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,7 +24,7 @@ from train_flows.command_line import read
 from train_flows.data import Dataset, is_images, known_labelled_data, load_density_data, load_labelled_data
 from train_flows.data.dataset import description_of
 from train_flows.data.grids import Grid
-from train_flows.evaluation import accuracy, likelihood, pruning, wording
+from train_flows.evaluation import accuracy, likelihood, pruning, two_sample, wording
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.settings import ClassifySettings, DensitySettings, Positive, Precision, Seed, from_config
@@ -77,10 +78,18 @@ def main(args: list[str]) -> None:
         said = wording.accuracy_table(figures)
     else:
         figures = _density(settings, device, stored)
-        said = wording.likelihood_table(figures)
-        if settings.classify:
-            said += "\n" + wording.density_table(figures["classifier"])
+        said = "\n".join(_lines(figures))
     print(json.dumps(figures) if settings.json else said)
+
+
+def _lines(figures: dict[str, Any]) -> Iterator[str]:
+    yield wording.likelihood_table(figures)
+    if "gaussian_nll" in figures:
+        yield wording.gaussian_row(figures)
+    if "quality" in figures:
+        yield wording.quality_table(figures["quality"])
+    if "classifier" in figures:
+        yield wording.density_table(figures["classifier"])
 
 
 def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +112,10 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
     trained = stored.get("settings", {}).get("training", {}).get("precision", "float32")
     figures = likelihood.measure(model, dataset.test, solver, settings.samples, settings.precision or trained, prune)
     figures |= likelihood.grid_figures(figures["nll"], dataset)
+    if dataset.is_table and dataset.levels is None:
+        dataset = _with_training_rows(settings, dataset)
+        figures |= likelihood.gaussian_figures(dataset) if len(dataset.train) else {}
+        figures["quality"] = two_sample.measure_table(model.with_solver(solver), dataset)
     if settings.classify:
         samples = figures["nll"]["samples"] or 1
         figures["classifier"] = accuracy.measure_density(model.with_solver(solver), dataset.test, samples)
@@ -156,6 +169,18 @@ def _load(settings: Settings) -> Dataset:
     if not settings.json:
         print(f"{part}: {len(dataset.test):,} samples")
     return dataset
+
+
+def _with_training_rows(settings: Settings, dataset: Dataset) -> Dataset:
+    """Return other data with the training part of the run, if it can still be read."""
+    if len(dataset.train):
+        return dataset
+    try:
+        trained = load_test_part(settings.run)[0]
+    except InputError as error:
+        print(f"note: figures that need the training rows are left out: {error}", file=sys.stderr)
+        return dataset
+    return dataclasses.replace(dataset, train=trained.train, heavy_tailed=trained.heavy_tailed)
 
 
 def load_test_part(folder: str, source: str | None = None) -> tuple[Dataset, str]:

@@ -164,6 +164,37 @@ def contest_rows(content: Row) -> Iterator[Row]:
         yield row
 
 
+def mixed_rows(content: Row) -> Iterator[Row]:
+    """Yield the figures of tables of several kinds next to those of other models, means over the seeds: a row a table.
+
+    The standard error of an accuracy, and of an NLL given the other columns, is that of the mean over the seeds.
+    """
+    for data in dict.fromkeys(contest["data"] for contest in content["contests"]):
+        own = [contest for contest in content["contests"] if contest["data"] == data]
+        row: dict[str, Any] = {"data": data, "seeds": len(own), "minutes": fmean(each["minutes"] for each in own)}
+        row["nll"] = fmean(each["nll"]["value"] for each in own)
+        row["Gaussian nll"] = fmean(each["gaussian_nll"] for each in own)
+        for name in own[0]["classifier"]:
+            row[f"{name}, accuracy"] = _mean([each["classifier"][name] for each in own], "accuracy")
+        row["violations"] = max(each["violations"]["share"] for each in own)
+        for kind, models in own[0]["anomalies"].items():
+            for name in models:
+                row[f"{name}, {kind}"] = fmean(each["anomalies"][kind][name] for each in own)
+        if "target" in own[0]:
+            row["target"] = own[0]["target"]["name"]
+            for name in [name for name in own[0]["target"] if name != "name"]:
+                row[f"{name}, target"] = _mean([each["target"][name] for each in own], "value")
+        yield row
+
+
+def _mean(figures: Sequence[Row], name: str) -> str | None:
+    """Return the mean of a figure with its standard error as a text; None if one is missing."""
+    if any(figure[name] is None for figure in figures):
+        return None
+    error = sum(figure["standard_error"] ** 2 for figure in figures) ** 0.5 / len(figures)
+    return f"{fmean(figure[name] for figure in figures):.3f} ± {error:.3f}"
+
+
 def finding_rows(content: Row) -> Iterator[Row]:
     """Yield the findings of an experiment, or its summary over the seeds if it has none."""
     for name, value in content["findings"].items():
@@ -236,6 +267,7 @@ ROWS: dict[str, Callable[[Row], Iterable[Row]]] = {
     "density": density_rows,
     "speed": speed_rows,
     "contest": contest_rows,
+    "mixed": mixed_rows,
     "findings": finding_rows,
     "pairs": pair_rows,
     "parts": part_rows,

@@ -19,6 +19,10 @@ WORKS = {  # with the module of each
         "density_contest",
         "likelihoods of CNF, residual steps, MAF and NSF on tables, in equal time",
     ),
+    "mixed": (
+        "mixed_tables",
+        "samples, scores and likelihoods of the default density of tables of several kinds",
+    ),
     "small-tables": ("small_tables", "likelihoods of the default density of small tables, next to their Gaussian"),
 }
 

@@ -32,7 +32,7 @@ from cnf.mixture_flow import FEWEST_PRUNED
 from cnf.tables import TableDensity
 from cnf.transforms import SolveOptions
 from train_flows.data import Dataset, Split
-from train_flows.evaluation import chunks, in_chunks, to_model
+from train_flows.evaluation import chunks, in_chunks, mixed_gaussian, to_model
 from train_flows.evaluation.folds import FOLDED, has_residual_steps, measure_folds
 from train_flows.evaluation.pruning import certificate, find_prune, keyword, mixture_of
 from train_flows.run import distributed
@@ -275,6 +275,12 @@ def log_scale(model: nn.Module) -> float:
     return sum(float(part.scale.log().sum()) for part in model.modules() if isinstance(part, Standardize))
 
 
+def gaussian_figures(dataset: Dataset) -> dict[str, Any]:
+    """Return ``gaussian_nll`` of a table and, of real numbers alone, ``heavy_tailed``, see :class:`Dataset`."""
+    figures: dict[str, Any] = {"gaussian_nll": gaussian_nll(dataset)}
+    return figures if dataset.kinds else {**figures, "heavy_tailed": list(dataset.heavy_tailed)}
+
+
 def gaussian_nll(dataset: Dataset) -> float | None:
     """Return the test NLL in nats of the Gaussian, which a flow should beat; None if the covariance is singular."""
     log_p = gaussian_log_prob(dataset)
@@ -284,12 +290,17 @@ def gaussian_nll(dataset: Dataset) -> float | None:
 def gaussian_log_prob(dataset: Dataset) -> np.ndarray | None:
     """Return log-densities (N,) of the test part in nats by the Gaussian with mean and covariance of the training part.
 
-    None if the covariance is singular.
+    None if the covariance is singular. A table of several kinds has one Gaussian of the numbers on their scales and
+    frequencies of states, see :mod:`train_flows.evaluation.mixed_gaussian`, by 64 draws of any noise.
     """
     from scipy.stats import multivariate_normal  # seconds, which images need not wait for
 
-    x, test = (part.head().x.double().flatten(1).numpy() for part in (dataset.train, dataset.test))
-    weights = dataset.train.weights
+    train, rows, weights = dataset.train.head().x, dataset.test.head().x, dataset.train.weights
+    if dataset.kinds:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return mixed_gaussian.log_prob(dataset.kinds, train, rows, IMPORTANCE_SAMPLES, weights).numpy()
+    x, test = (part.double().flatten(1).numpy() for part in (train, rows))
     mean, scale = (moment.numpy() for moment in moments(torch.from_numpy(x), weights))
     covariance = np.cov(((x - mean) / scale).T, bias=True, aweights=weights)  # of columns of any units
     try:

@@ -18,15 +18,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import ks_2samp, kstest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
 
+from anode import SolverError
 from cnf import Density
 from cnf.tables import Column
 from train_flows.data import Dataset, frames
+from train_flows.data.dataset import shuffled
 from train_flows.evaluation import to_model
+from train_flows.evaluation.ranks import conditional_ranks
 
 Array = np.ndarray
 KS_LEVEL = 1.358  # 95% quantile of the Kolmogorov distribution
@@ -37,27 +41,54 @@ REPEATS = 10
 MAX_CATEGORIES = 254  # of a categorical feature of the classifier
 NEIGHBOURS = 2000  # rows whose nearest training row is found, at most
 LEVELS = (0.5, 0.8, 0.95)  # of central intervals
+MAX_TEST, MAX_TEST_NUMBERS = 5000, 2**18  # rows that are compared, and cells in them
+MAX_TRAIN, MAX_TRAIN_NUMBERS = 100_000, 2**23
 
 
 def measure_table(model: Density, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
-    """Return the figures of :func:`judge` for a density of a table with columns of several kinds, on its test part."""
-    test, train = dataset.test, dataset.train.head()
+    """Return the figures of :func:`judge` for a density of a table on its test part, and of conditional distributions.
+
+    Of larger tables, 5,000 random test rows are compared with 100,000 training rows; fewer of more than 52 columns.
+    Columns of a table of real numbers alone hold all real numbers. The global random state does not change.
+
+    Returns:
+        The figures, and ``coverage``, those of :func:`coverage` with the ``name`` of each number column, whose ranks
+        are those of :func:`~train_flows.evaluation.ranks.conditional_ranks`; none if a solve fails.
+    """
+    columns = dataset.kinds or _real_columns(dataset)
+    order = shuffled(len(dataset.test), seed)[: min(MAX_TEST, MAX_TEST_NUMBERS // len(columns))]
+    test = dataset.test.take(order).head()
+    train = dataset.train.head(min(MAX_TRAIN, MAX_TRAIN_NUMBERS // len(columns)))
     repeats = max(1, min(REPEATS, CLASSIFIED // len(test)))
     c = None if test.c is None else to_model(model, test.c.repeat(repeats, 1))
-    samples = model.sample(repeats * len(test), c).cpu()
-    parts = [frames.to_frame(x.numpy(), dataset.kinds) for x in (samples, test.x, train.x)]
-    return judge(*parts, dataset.kinds, seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        samples = model.sample(repeats * len(test), c).cpu()
+        try:
+            found = conditional_ranks(model, test, train.x if len(train) else test.x)
+        except SolverError:
+            found = {}
+    drawn, tested, trained = (frames.to_frame(x.double().numpy(), columns) for x in (samples, test.x, train.x))
+    of_columns = [{"name": columns[j].name, **coverage(each.cpu().numpy())} for j, each in found.items()]
+    return {**judge(drawn, tested, trained if len(trained) else None, columns, seed), "coverage": of_columns}
+
+
+def _real_columns(dataset: Dataset) -> tuple[Column, ...]:
+    """Return the columns of a table of real numbers; those on a grid have noise, without which rows are equal."""
+    names = dataset.columns or [f"x{i}" for i in range(dataset.shape.numel())]
+    steps: dict[str, Any] = {name: {"step": grid.step, "origin": grid.origin} for name, grid in dataset.grids.items()}
+    return tuple(Column(name, **steps.get(name, {})) for name in names)
 
 
 def judge(
-    samples: pd.DataFrame, test: pd.DataFrame, train: pd.DataFrame, columns: Sequence[Column], seed: int
+    samples: pd.DataFrame, test: pd.DataFrame, train: pd.DataFrame | None, columns: Sequence[Column], seed: int
 ) -> dict[str, Any]:
     """Return all figures that need only samples and rows.
 
     Args:
         samples: of a model, as recorded; with ten samples a test row, the classifier's figure is more certain.
         test: rows that the model has not seen.
-        train: rows that the model has seen.
+        train: rows that the model has seen; None if they are unknown.
         columns: to compare; further columns of the frames are ignored.
         seed: of the folds of the classifier and of subsamples.
 
@@ -65,9 +96,10 @@ def judge(
         ``samples``, their number; ``columns``, a list of the figures of :func:`column_distance` with the name of the
         column; ``classifier``, the figures of :func:`classifier_test`, and ``classifier_train``, those of training
         rows instead of samples, which a perfect model reaches; ``violations``, those of :func:`violations`;
-        ``privacy``, those of :func:`privacy`.
+        ``privacy``, those of :func:`privacy`. Figures that need unknown training rows are None.
     """
-    drawn, tested, trained = (to_cells(frame, columns) for frame in (samples, test, train))
+    drawn, tested = (to_cells(frame, columns) for frame in (samples, test))
+    trained = None if train is None else to_cells(train, columns)
     rng, categories = np.random.default_rng(seed), [column.is_category for column in columns]
     return {
         "samples": len(drawn),
@@ -76,9 +108,9 @@ def judge(
             for j, column in enumerate(columns)
         ],
         "classifier": classifier_test(drawn, tested, categories, seed),
-        "classifier_train": classifier_test(trained, tested, categories, seed),
+        "classifier_train": None if trained is None else classifier_test(trained, tested, categories, seed),
         "violations": violations(drawn, columns),
-        "privacy": privacy(drawn, tested, trained, columns, rng),
+        "privacy": None if trained is None else privacy(drawn, tested, trained, columns, rng),
     }
 
 

@@ -13,6 +13,7 @@ from train_flows.evaluation.likelihood import kind_of
 from train_flows.evaluation.pruning import find_prune
 
 MANY_COLUMNS = 12  # of which those that differ most are listed
+MIXED_GAUSSIAN = "frequencies of categories, and one Gaussian of the numbers on their scales"
 
 
 def likelihood_table(figures: dict[str, Any]) -> str:
@@ -68,8 +69,13 @@ def describe_folds(folds: dict[str, float]) -> str:
 
 
 def gaussian_row(figures: dict[str, Any]) -> str:
-    """Return the NLL of flow and Gaussian in standard deviations, a unit in which tables of any units compare."""
+    """Return the figures of :func:`~train_flows.evaluation.likelihood.gaussian_figures` as lines to read.
+
+    Real numbers alone are measured in standard deviations, a unit in which tables of any units compare.
+    """
     nll, gaussian = figures["nll"], figures["gaussian_nll"]
+    if "heavy_tailed" not in figures:
+        return lines([("NLL, Gaussian", f"{gaussian:.4f} nats ({MIXED_GAUSSIAN})")])
     standardized = nll["value_standardized"] - nll["value"]
     other = "its covariance is singular" if gaussian is None else f"{gaussian + standardized:.4f}"
     rows = [("NLL, standardized", f"{nll['value_standardized']:.4f} nats (full-covariance Gaussian: {other})")]
@@ -186,16 +192,21 @@ def quality_table(measured: dict[str, Any]) -> str:
         table.append(f"{abbreviate([column['name']]):<{width}} {' '.join(cells[:2])}{''.join(cells[2:])}".rstrip())
     if len(columns) < len(measured["columns"]):
         table.append(f"({len(columns)} of {len(measured['columns'])} columns, those that differ most)")
-    privacy, violated = measured["privacy"], measured["violations"]
+    violated = measured["violations"]
     rows = [("classifier", _classifier(measured["classifier"], measured["classifier_train"]))]
     where = f" ({abbreviate(list(violated['columns']))})" if violated["columns"] else ""
     rows.append(("out of bounds", f"{violated['share']:.2%} of {measured['samples']:,} samples{where}"))
-    copies = f"{privacy['duplicates']:.2%} of the samples, {privacy['test_duplicates']:.2%} of the test rows"
-    rows.append(("in training rows", copies))
-    if (ratio := privacy["distance_ratio"]) is not None:
-        rows.append(
-            ("nearest one", f"{ratio:.2f} times as far from samples as from test rows (1 is perfect, 0 a copy)")
-        )
+    if privacy := measured["privacy"]:
+        copies = f"{privacy['duplicates']:.2%} of the samples, {privacy['test_duplicates']:.2%} of the test rows"
+        rows.append(("in training rows", copies))
+        if (ratio := privacy["distance_ratio"]) is not None:
+            rows.append(
+                ("nearest one", f"{ratio:.2f} times as far from samples as from test rows (1 is perfect, 0 a copy)")
+            )
+    if ranked := measured.get("coverage"):
+        worst = max(ranked, key=lambda column: column["ks"] / column["chance"])
+        which = worst["name"] if len(ranked) == 1 else f"{worst['name']}, the worst of {len(ranked)} columns"
+        rows.append(("coverage", f"{describe_coverage(worst)}; {which}"))
     return "\n".join([*table, lines(rows)])
 
 
@@ -243,11 +254,11 @@ def _excess(column: dict[str, Any]) -> float:
     return max(value / max(chance, 1e-12) for value, chance in pairs if value is not None)
 
 
-def _classifier(of_samples: dict[str, Any], of_train: dict[str, Any]) -> str:
+def _classifier(of_samples: dict[str, Any], of_train: dict[str, Any] | None) -> str:
     if of_samples["accuracy"] is None:
         return f"- ({of_samples['rows']} rows are too few)"
     value = f"accuracy {of_samples['accuracy']:.3f} +- {of_samples['standard_error']:.3f}"
     perfect = "0.5 is perfect"
-    if of_train["accuracy"] is not None:
+    if of_train and of_train["accuracy"] is not None:
         perfect += f"; training rows: {of_train['accuracy']:.3f}"
     return f"{value} telling samples from {of_samples['rows']:,} test rows ({perfect})"
