@@ -151,7 +151,7 @@ def test_a_table_is_filled_by_the_program(run, missing):
 def numbers(run):
     """A run of a table of numbers, one of them on a grid from 0."""
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"a": rng.normal(size=300), "children": rng.poisson(1, 300)})
+    frame = pd.DataFrame({"a": rng.normal(size=300), "children": rng.poisson(4, 300)})
     frame.to_csv("t.csv", index=False)
     store_density("runs/t", "t.csv")
     return frame
@@ -170,7 +170,7 @@ def test_a_table_of_numbers_is_filled(run, numbers):
 
 
 def test_what_is_given_is_not_drawn(run, numbers):
-    store_density("runs/given", "t.csv", context=("a",))
+    store_density("runs/given", "t.csv", given=("a",))
     numbers.loc[3, ["a", "children"]] = None
     numbers.to_csv("gaps.csv", index=False)
     status, _, err = run("sample", "runs/given", "--fill", "gaps.csv", "--out", "full.csv")

@@ -113,7 +113,7 @@ def test_the_test_part_has_the_likelihood_of_evaluate(run):
 
 def test_columns_on_a_grid_are_scored_with_noise(run):
     frame = pd.DataFrame({"a": np.random.default_rng(0).normal(size=300)})
-    frame["children"] = np.random.default_rng(1).poisson(2, 300)
+    frame["children"] = np.random.default_rng(1).poisson(5, 300)
     frame.to_csv("t.csv", index=False)
     store_density("runs/t", "t.csv")
     figures = report_of(run, "score", "runs/t", "--samples", 16)

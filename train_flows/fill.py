@@ -18,8 +18,8 @@ from train_flows.data import frames
 from train_flows.data.dataset import abbreviate
 from train_flows.data.grids import Grid
 from train_flows.evaluation import wording
-from train_flows.run import distributed
 from train_flows.evaluation.table_rows import Rows, as_table, check_added, read_rows, unknown
+from train_flows.run import distributed
 
 TOGETHER = 256  # rows that share the draws of the model
 ROW = "row"  # the column that is added

@@ -25,10 +25,10 @@ from train_flows.data.dataset import description_of
 from train_flows.data.grids import Grid
 from train_flows.evaluate import load_test_part
 from train_flows.evaluation import likelihood, pruning, scores, wording
+from train_flows.evaluation.table_rows import Rows, as_table, check_added, read_rows, unknown
 from train_flows.run import session
 from train_flows.sample import check_out
 from train_flows.settings import Seed
-from train_flows.evaluation.table_rows import Rows, as_table, check_added, read_rows, unknown
 
 ODDEST = 10  # rows that are listed
 REMEDY = "fill them in by sample --fill, or train with --missing model"

@@ -36,13 +36,14 @@ def log_prob(
     """
     columns = [column.fitted(cells, weights) for column, cells in zip(columns, train.T, strict=True)]
     rows, sizes = encode(columns, train), [column.states for column in columns if column.states > 1]
-    whiten = WhitenPresent(rows.y.shape[1]).double().fit(rows.y, rows.present, weights)
     of_states = test.new_zeros(len(test))
     for states, seen, size in zip(encode(columns, test).states.T, rows.states.T, sizes, strict=True):
         shares = None if weights is None else weights.double() * len(weights) / weights.sum()
         counts = torch.bincount(seen, shares, minlength=size).double() + 1 / size
         of_states += (counts / counts.sum()).log()[states]
-    found = []
+    if rows.y.shape[1] == 0:
+        return of_states
+    whiten, found = WhitenPresent(rows.y.shape[1]).double().fit(rows.y, rows.present, weights), []
     for _ in range(samples):
         rows = encode(columns, test)
         z, log_det, *_ = whiten(rows.y, rows.present.double())
