@@ -38,7 +38,7 @@ from train_flows.run.folder import Run
 from train_flows.settings import Count, DensitySettings, Positive
 
 OURS, COPULA, FOREST, TREES = "density", "Gaussian copula", "isolation forest", "boosted trees"
-GENERATORS = ("TVAE", "CTGAN")  # of the package ctgan, if it is installed
+GENERATOR = "TVAE"  # of the package ctgan, if it is installed
 SAMPLES = 100_000  # of which none may violate a bound
 LOWEST = 1e300  # minus the log-density of rows that have none
 
@@ -79,7 +79,7 @@ def main(args: list[str]) -> None:
     contests: list[dict[str, Any]] = json.loads(settings.out.read_text("utf-8"))["contests"] if earlier else []
     done = {(contest["data"], contest["seed"]) for contest in contests}
     if importlib.util.find_spec("ctgan") is None:
-        print(f"note: {' and '.join(GENERATORS)} are left out, for the package ctgan is not installed")
+        print(f"note: {GENERATOR} is left out, for the package ctgan is not installed")
     for seed, source in itertools.product(range(settings.seeds), settings.sources):
         if (Path(source).name, seed) not in done and time.monotonic() <= deadline:
             limit = [] if settings.minutes is None else ["--budget-minutes", str(settings.minutes)]
@@ -180,7 +180,7 @@ def classifiers(
 
 
 def generated(dataset: Dataset, train: pd.DataFrame, count: int, seed: int) -> dict[str, pd.DataFrame]:
-    """Return samples of the models of the package ctgan with their defaults; none without it.
+    """Return samples of TVAE of the package ctgan with its defaults; none without it.
 
     A column with gaps has another one that says where they are, and its median or most frequent category in them.
 
@@ -189,20 +189,17 @@ def generated(dataset: Dataset, train: pd.DataFrame, count: int, seed: int) -> d
     """
     if importlib.util.find_spec("ctgan") is None:
         return {}
-    ctgan, samples, filled = importlib.import_module("ctgan"), {}, train.copy()
+    model, filled = getattr(importlib.import_module("ctgan"), GENERATOR)(), train.copy()
     categories = [column.name for column in dataset.kinds if column.is_category]
     gaps = {name: f"{name} is missing" for name in train if train[name].isna().any()}
     for name, missing in gaps.items():
         filled[missing] = train[name].isna()
         filled[name] = train[name].fillna(train[name].mode()[0] if name in categories else train[name].median())
-    for name in GENERATORS:
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        model = getattr(ctgan, name)()
-        model.fit(filled, [*categories, *gaps.values()])
-        drawn = model.sample(count)
-        samples[name] = drawn.assign(**{of: drawn[of].mask(drawn[missing] == 1) for of, missing in gaps.items()})
-    return samples
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    model.fit(filled, [*categories, *gaps.values()])
+    drawn = model.sample(count)
+    return {GENERATOR: drawn.assign(**{of: drawn[of].mask(drawn[missing] == 1) for of, missing in gaps.items()})}
 
 
 @torch.no_grad()
