@@ -72,7 +72,7 @@ def test_divergence_of_a_masked_field_is_that_over_present_numbers(hidden, patte
     torch.manual_seed(0)
     field = MaskedField(MLPField(4, hidden, context=6), 4).double()
     mask = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.float64)
-    mask = mask[:patterns].repeat(repeats, 1)[torch.randperm(repeats * patterns)]
+    mask = torch.cat([mask[:patterns].repeat(repeats, 1), mask[-1:]])[torch.randperm(repeats * patterns + 1)]
     n = len(mask)
     x, c = torch.randn(n, 4).double(), torch.cat([mask, torch.randn(n, 2).double()], 1)
     t = torch.tensor(0.3, dtype=torch.float64)

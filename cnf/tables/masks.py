@@ -18,7 +18,7 @@ from anode.units import to_shares
 from cnf.transforms import Tails, Transform, Transport
 
 ROUNDS = 4  # of leaving out outliers
-GROUP_ROWS = 64  # rows whose divergence costs as much time as a further group of rows with the same mask
+GROUP_ROWS = 64  # rows whose divergences take as much time as a further group of rows with the same mask
 
 
 class MaskedField(Field):
@@ -47,20 +47,27 @@ class MaskedField(Field):
         assert c is not None, "it has the mask"
         if (mask == mask[:1]).all():
             return self.field.velocity_and_divergence(t, x, c, mask[0]) if len(mask) else None
-        patterns, pattern = torch.unique(mask, dim=0, return_inverse=True)
-        if len(patterns) * GROUP_ROWS > self.dim * len(mask):  # a Jacobian costs as much as D divergences
-            rates = self.field.velocity_and_jacobian(t, mask * x, c)
-            return rates and (mask * rates[0], (mask * rates[1].diagonal(dim1=1, dim2=2)).sum(1))
-        groups = [(pattern == i).nonzero().squeeze(1) for i in range(len(patterns))]
+        patterns, pattern, counts = torch.unique(mask, dim=0, return_inverse=True, return_counts=True)
+        frequent = (self.dim - 1) * counts > GROUP_ROWS  # a Jacobian costs as much as D divergences
+        groups = [(pattern == i).nonzero().squeeze(1) for i in frequent.nonzero().squeeze(1)]
         parts = [
-            self.field.velocity_and_divergence(t[rows] if t.ndim else t, x[rows], c[rows], patterns[i])
-            for i, rows in enumerate(groups)
+            self.field.velocity_and_divergence(t[rows] if t.ndim else t, x[rows], c[rows], one)
+            for rows, one in zip(groups, patterns[frequent], strict=True)
         ]
-        back = torch.cat(groups).argsort()
+        rest = (~frequent[pattern]).nonzero().squeeze(1)
+        if len(rest):
+            groups.append(rest)
+            parts.append(self._by_jacobian(t[rest] if t.ndim else t, x[rest], c[rest]))
         if None in parts:
             return None
+        back = torch.cat(groups).argsort()
         velocity, divergence = (torch.cat(each)[back] for each in zip(*parts, strict=True))
         return velocity, divergence
+
+    def _by_jacobian(self, t: Tensor, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor] | None:
+        mask = _mask(c, self.dim)
+        rates = self.field.velocity_and_jacobian(t, mask * x, c)
+        return rates and (mask * rates[0], (mask * rates[1].diagonal(dim1=1, dim2=2)).sum(1))
 
 
 class WhitenPresent(Transform):
