@@ -10,7 +10,7 @@ from anode import InputError, MLPField, Solver
 from cnf.divergence import exact_by_pullbacks
 from cnf.tables import Column, context_row, table_model
 from cnf.tables.columns import encode, state_features
-from cnf.tables.masks import MaskedField, WhitenPresent
+from cnf.tables.masks import MaskedField, Trend, WhitenPresent
 
 SOLVER = Solver(rtol=1e-8, atol=1e-8)
 COLUMNS = (
@@ -95,6 +95,25 @@ def test_whitening_of_present_numbers_is_that_of_their_covariance():
     assert torch.allclose(log_det, -covariance.logdet().div(2).expand(500))
     back = white.inverse(z, mask).point
     assert torch.allclose(back[:, [0, 2]], x[:, [0, 2]])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_trend_is_the_regression_on_the_context(masked):
+    torch.manual_seed(0)
+    mask = (torch.rand(2000, 2) < 0.8).double() if masked else torch.ones(2000, 2).double()
+    c = torch.cat([mask, torch.randn(2000, 2).double()], 1)
+    noise = torch.randn(2000, 2).double()
+    x = mask * (c[:, 2:] @ torch.tensor([[2.0, 0.0], [-1.0, 3.0]]).double() + 5 + 0.1 * noise)
+    trend = Trend(2, 4, masked).double().fit(x, mask, c)
+    z = trend.encode(x, c)
+    assert torch.allclose(z[mask == 1], 0.1 * noise[mask == 1], atol=0.05)
+    assert (z[mask == 0] == 0).all()
+    assert torch.allclose(trend.decode(z, c), x)
+    weights = torch.arange(2000) % 3
+    weighted, repeated = (Trend(2, 4, masked).double() for _ in range(2))
+    weighted.fit(x, mask, c, weights.double())
+    repeated.fit(*(each.repeat_interleave(weights, 0) for each in (x, mask, c)))
+    assert torch.allclose(weighted.matrix, repeated.matrix, atol=2e-3)
 
 
 def test_whitening_leaves_out_outliers():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anode import MLPField
@@ -16,8 +17,8 @@ from cnf.continuous import Continuous
 from cnf.flow import Density, Flow
 from cnf.models import DensityConfig, density_model
 from cnf.tables.categories import Categories
-from cnf.tables.columns import Column, Encoded, encode, given_features
-from cnf.tables.masks import MaskedField, WhitenPresent
+from cnf.tables.columns import Column, Encoded, encode, flow_features, given_features
+from cnf.tables.masks import MaskedField, Trend, WhitenPresent
 from cnf.tables.table_density import TableDensity
 from cnf.transforms import Compose
 
@@ -66,43 +67,54 @@ def table_model(
     discrete, numbers = [c.states for c in columns if c.states > 1], [c for c in columns if not c.is_category]
     features = sum(column.num_features + (not column.is_category) for column in given)
     categories = Categories(discrete, features) if discrete else None
-    encoded = given_c = None
+    encoded = seen = None
     if rows is not None:
         encoded = encode(columns, rows)
         given_c = given_features(given, given_rows) if given else None
+        seen = flow_features(columns, encoded.states, given_c, encoded.y)
         if categories is not None:
             categories.fit(encoded.states, given_c, weights)
     masked = any(column.states > 1 for column in numbers)
     context = sum(column.num_features for column in columns) + features + masked * len(numbers)
-    flow: Density | None = None
-    if masked:
-        flow = _masked_flow(len(numbers), context, config, encoded, weights)
-    elif numbers:
-        y = None if encoded is None else encoded.y
-        flow = density_model((len(numbers),), y, weights=weights, context=context, config=config)
+    flow = _flow(len(numbers), context, masked, config, encoded, seen, weights) if numbers else None
     model = TableDensity(columns, given, categories, flow)
     model.description = config
     return model
 
 
-def _masked_flow(
-    dim: int, context: int, config: DensityConfig, encoded: Encoded | None, weights: Tensor | None
-) -> Flow:
-    """Build the flow of numbers that can be absent; their mask begins the context."""
+def _flow(
+    dim: int,
+    context: int,
+    masked: bool,
+    config: DensityConfig,
+    encoded: Encoded | None,
+    features: Tensor | None,
+    weights: Tensor | None,
+) -> Density:
+    """Build the flow of numbers, fitted to rows and the features of their contexts."""
     for name in ("residual_steps", "extra"):
-        if getattr(config, name):
+        if masked and getattr(config, name):
             raise InputError(
                 f"{name}={getattr(config, name)} is not for tables with atoms or missing cells, whose flow leaves "
                 "numbers out: omit it"
             )
-    if config.base != "normal" or config.blocks > 1:
+    if masked and (config.base != "normal" or config.blocks > 1):
         raise InputError("tables with atoms or missing cells need one ODE and base='normal': omit base and blocks")
+    y, trend = None if encoded is None else encoded.y, Trend(dim, context, masked)
+    if encoded is not None and features is not None:
+        y = trend.double().fit(encoded.y, encoded.present, features, weights).encode(encoded.y, features)
+        trend.to(torch.get_default_dtype())
+    if not masked:
+        flow = density_model((dim,), y, weights=weights, context=context, config=config)
+        if context and isinstance(flow, Flow) and isinstance(flow.transform, Compose):
+            flow.transform = Compose([trend, *flow.transform.transforms])
+        return flow
     config.validate((dim,), context)
-    static = WhitenPresent(dim)
-    if encoded is not None:
-        static.fit(encoded.y, encoded.present, weights)
+    whiten = WhitenPresent(dim)
+    if encoded is not None and y is not None:
+        whiten.fit(y, encoded.present, weights)
     field = MLPField(dim, config.hidden, config.activation, config.time, context, zero_init=True)
     ode = Continuous(MaskedField(field, dim), config.solver, config.divergence, config.probes, config.noise)
-    flow = Flow(Compose([static, ode]), Normal((dim,)))
+    flow = Flow(Compose([trend, whiten, ode]), Normal((dim,)))
     flow.description, flow.context = config, context
     return flow

@@ -255,3 +255,27 @@ def given_features(given: Sequence[Column], c: Tensor) -> Tensor:
         if not column.is_category:
             features.append(torch.where(state == 0, column.to_scale(cells)[0], 0.0).unsqueeze(1))
     return torch.cat(features, 1)
+
+
+def present_numbers(columns: Sequence[Column], states: Tensor) -> Tensor:
+    """Return True for the numbers (B, D) that are on their scales in states (B, V) of the columns that have several."""
+    present, place = [], 0
+    for column in columns:
+        if not column.is_category:
+            present.append(states[:, place] == 0 if column.states > 1 else states.new_ones(len(states)).bool())
+        place += column.states > 1
+    return torch.stack(present, 1) if present else states.new_zeros(len(states), 0).bool()
+
+
+def flow_features(columns: Sequence[Column], states: Tensor, given: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return the context (B, F) of the flow of numbers; None without features.
+
+    It begins with the mask of the numbers on their scales, if some can be absent; then come features of the states
+    (B, V) of the columns that have several, and those of what is given.
+    """
+    discrete = [column for column in columns if column.states > 1]
+    parts = [state_features(discrete, states, like)] if discrete else []
+    if any(not column.is_category for column in discrete):
+        parts = [present_numbers(columns, states).to(like), *parts]
+    parts += [] if given is None else [given.to(like)]
+    return torch.cat(parts, 1) if parts else None

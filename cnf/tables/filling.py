@@ -13,7 +13,7 @@ from anode.inputs import whole_number
 from cnf.bases import sample_categorical
 from cnf.batches import MAX_POINTS
 from cnf.flow import without_autocast
-from cnf.tables.columns import Encoded, encode
+from cnf.tables.columns import Encoded, encode, present_numbers
 from cnf.tables.table_density import TableDensity
 
 DRAWS = 2000  # rows of the model, among which neighbours are found
@@ -155,7 +155,7 @@ class _Fitted:
         self.rows = encode(columns, torch.where(self.gaps, x.new_tensor(inner), x), noise=False)
         contexts = None if given is None else given[torch.arange(DRAWS, device=x.device) % len(x)]
         self.states, y = model.sample_encoded(DRAWS, contexts, complete=True)
-        y = torch.where(model.on_scale(self.states), y.double(), math.nan)
+        y = torch.where(present_numbers(model.columns, self.states), y.double(), math.nan)
         self.mean = y.nanmean(0).nan_to_num(0.0)
         self.scale = (y - self.mean).square().nanmean(0).sqrt()
         self.scale = torch.where(self.scale > 0, self.scale, 1.0)  # of a constant, and of one that is never present

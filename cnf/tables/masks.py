@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from anode.fields import Field, MLPField
 from anode.units import to_shares
 from cnf.transforms import Tails, Transform, Transport
 
+REGRESSED, FEWEST_REGRESSED = 20_000, 20  # rows of a regression, at most and at least
 ROUNDS = 4  # of leaving out outliers
 GROUP_ROWS = 64  # rows whose divergences take as much time as a further group of rows with the same mask
 
@@ -68,6 +71,57 @@ class MaskedField(Field):
         mask = _mask(c, self.dim)
         rates = self.field.velocity_and_jacobian(t, mask * x, c)
         return rates and (mask * rates[0], (mask * rates[1].diagonal(dim1=1, dim2=2)).sum(1))
+
+
+class Trend(Transform):
+    """z = x - m * (A c + b): the numbers less their linear regression on the context c, at least where m is 1.
+
+    Args:
+        dim: number of dimensions D.
+        context: number of context features C.
+        masked: the mask m makes the first D of them; otherwise it is 1.
+    """
+
+    matrix: Tensor
+    bias: Tensor
+
+    def __init__(self, dim: int, context: int, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+        self.register_buffer("matrix", torch.zeros(dim, context))
+        self.register_buffer("bias", torch.zeros(dim))
+
+    def fit(self, x: Tensor, mask: Tensor, c: Tensor, weights: Tensor | None = None) -> Self:
+        """Regress samples x (N, D), where they are present, (N, D), on contexts c (N, C), with relative weights (N,).
+
+        The penalty on A has the least squared error of samples that are left out, one after the other.
+        """
+        from sklearn.linear_model import RidgeCV  # a second, which stored models need not wait for
+
+        features = c.double().cpu().numpy()
+        for i, (cells, present) in enumerate(zip(x.double().T, mask.T, strict=True)):
+            kept = present.bool() if weights is None else present.bool() & (weights > 0)
+            rows = kept.nonzero().squeeze(1)[:REGRESSED].cpu()
+            if len(rows) < FEWEST_REGRESSED:
+                continue
+            shares = None if weights is None else weights[rows].cpu().numpy()
+            found = RidgeCV(np.logspace(-1, 6, 15)).fit(features[rows], cells[rows].cpu().numpy(), shares)
+            self.matrix[i] = torch.as_tensor(found.coef_)
+            self.bias[i] = float(found.intercept_)
+        return self
+
+    @override
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Transport:
+        return Transport(x - self._shift(c), x.new_zeros(len(x)))
+
+    @override
+    def inverse(self, z: Tensor, c: Tensor | None = None) -> Transport:
+        return Transport(z + self._shift(c), z.new_zeros(len(z)))
+
+    def _shift(self, c: Tensor | None) -> Tensor:
+        assert c is not None, "a trend has a context"
+        shift = F.linear(c, self.matrix, self.bias)
+        return _mask(c, len(self.bias)) * shift if self.masked else shift
 
 
 class WhitenPresent(Transform):

@@ -19,7 +19,7 @@ from cnf.flow import Density, Elbo, MatchingPair, without_autocast
 from cnf.lifted_flow import LiftedFlow
 from cnf.mixture_flow import MixtureFlow
 from cnf.tables.categories import Categories
-from cnf.tables.columns import Column, Encoded, encode, given_features, state_features
+from cnf.tables.columns import Column, Encoded, encode, flow_features, given_features
 from cnf.tables.contexts import context_row
 from cnf.transforms import Compose, SolveOptions, Transform
 
@@ -64,7 +64,6 @@ class TableDensity(Density):
         self.support = constraints.independent(constraints.real, 1)
         self.numbers = [i for i, column in enumerate(self.columns) if not column.is_category]
         self.discrete = [i for i, column in enumerate(self.columns) if column.states > 1]
-        self.masked = any(i in self.discrete for i in self.numbers)
         self.stochastic = any(column.step for column in self.columns) or isinstance(flow, LiftedFlow)
         self.couples_base = flow is not None and flow.couples_base
 
@@ -116,22 +115,8 @@ class TableDensity(Density):
         return given_features(self.given, c).to(self.like)
 
     def features(self, states: Tensor, given: Tensor | None) -> Tensor | None:
-        """Return the context (B, F) of the flow: its mask, features of all states, and those of what is given."""
-        parts = [] if given is None else [given]
-        if self.discrete:
-            parts = [state_features([self.columns[i] for i in self.discrete], states, self.like), *parts]
-        if self.masked:
-            parts = [self.on_scale(states).to(self.like), *parts]
-        return torch.cat(parts, 1) if parts else None
-
-    def on_scale(self, states: Tensor) -> Tensor:
-        """Return True for the numbers (B, D') that are on their scales in states (B, V)."""
-        place = {i: position for position, i in enumerate(self.discrete)}
-        present = torch.ones(len(states), len(self.numbers), dtype=torch.bool, device=states.device)
-        for j, i in enumerate(self.numbers):
-            if i in place:
-                present[:, j] = states[:, place[i]] == 0
-        return present
+        """Return the context (B, F) of the flow, see :func:`cnf.tables.columns.flow_features`."""
+        return flow_features(self.columns, states, given, self.like)
 
     @override
     def elbo(
