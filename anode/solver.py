@@ -238,9 +238,7 @@ class Solver:
             grid, place = torch.cat([times.new_tensor([t0]), times]).unique(return_inverse=True)
             return self.trajectory(f, y0, grid, params, field)[place[1:], rows]
         order = times.argsort()
-        solution = self._solve(
-            f, y0, [t0, end], params, field, ComponentRoles(), RowTimes(times[order], rows[order])
-        )
+        solution = self._solve(f, y0, [t0, end], params, field, ComponentRoles(), RowTimes(times[order], rows[order]))
         return torch.cat([state[0] for state in solution.states[:-1]])[order.argsort()]
 
     @never_compiled  # the steps depend on the data: compile the field, not the loop around it
