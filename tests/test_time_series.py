@@ -157,7 +157,7 @@ class TestMissingValues:
 
 
 class Exact(PosteriorStart):
-    """The exact posterior of z ~ N(0, I) and x(t) = R(t) z + noise with rotations R, or one beside it."""
+    """The exact posterior of z ~ N(0, I) and x(t) = R(t) z + noise with rotations R, or a worse one."""
 
     def __init__(self, noise, shift=0.0, stretch=1.0):
         torch.nn.Module.__init__(self)
@@ -343,8 +343,8 @@ def test_bad_input_is_named():
     data = pad([drawn(n, seed=n) for n in (4, 9)])
     model = series_model(2, data=data)
     nothing = data._replace(mask=data.mask * torch.tensor([1.0, 0.0])[:, None, None])
-    refused(r"history has no observed value in series 1", model.loss, nothing, data)
-    refused(r"target has no observed value", model.loss, data, data._replace(mask=0 * data.mask))
+    refused(r"history lacks an observed value in series 1", model.loss, nothing, data)
+    refused(r"target lacks observed values", model.loss, data, data._replace(mask=0 * data.mask))
     refused(r"series 0 has the time 1 after 2: sort", pad, [([0.0, 2.0, 1.0], torch.zeros(3, 1))])
     refused(r"series 1 has the time 2 after 2: sort", pad, [([0.0], [[0.0]]), ([2.0, 2.0], [[0.0], [1.0]])])
     refused(r"series 0 has times of shape \(2,\) and values of shape \(3, 1\)", pad, [([0.0, 1.0], torch.zeros(3, 1))])
@@ -362,7 +362,7 @@ def test_bad_input_is_named():
     refused(r"target has the time", model.loss, data, data._replace(times=data.times - 1))
     refused("samples=0 must be a whole number", model.forecast, data, [DAY + 30], samples=0)
     blind = data._replace(mask=data.mask * torch.tensor([1.0, 0.0]))
-    refused(r"no observed value of feature 1", series_model, 2, data=blind)
+    refused("series lacks observed values of feature 1", series_model, 2, data=blind)
     refused("extra=0 must be at least 1", series_model, 2, kind="anode")
     refused("extra=1 has no effect on kind='second-order'", series_model, 2, kind="second-order", extra=1)
     refused("start='learned' has no effect on kind='latent'", series_model, 2, kind="latent", start="learned")
