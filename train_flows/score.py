@@ -75,7 +75,7 @@ def main(args: list[str]) -> None:
     data = description_of(stored)
     model = as_table(settings.run, loaded, data)
     likelihood.check_importance_samples(model, settings.samples)
-    prune = pruning.find_prune(model.flow or model, settings.prune)
+    prune = pruning.find_prune(model, settings.prune)
     dataset, part = load_test_part(str(settings.run))
     rows = _test_rows(dataset, model, data) if settings.data is None else read_rows(Path(settings.data), model)
     name = part if settings.data is None else Path(settings.data).name
