@@ -35,6 +35,8 @@ def test_numbers_with_few_or_common_values_are_learned_by_kinds(run, undrawn):
     assert run("sample", "runs/t", "-n", 300, "--out", "s.csv")[0] == run("evaluate", "runs/t", "t.csv")[0] == 0
     samples = pd.read_csv("s.csv")
     assert set(samples.sex) == {0, 1}
+    assert run("sample", "runs/t", "-n", 300, "--out", "s.npy")[0] == run("sample", "runs/t", "--out", "s.png")[0] == 0
+    np.testing.assert_array_equal(np.load("s.npy"), samples)
     assert 0.2 < (samples.rain == 0).mean() < 0.6
     assert run("density", "t.csv", *TRAIN, "--overwrite", "--given", "sex")[0] == 0
     assert run("sample", "runs/t", "--given", "sex=1", "--out", "w.csv")[0] == 0

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -182,7 +182,7 @@ def describe(found: FoundColumns) -> str:
     return "\n".join(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {what}" for name, kind, what in lines)
 
 
-def _first(lines: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def _first(lines: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     """Return the first lines, and one that counts the kinds of the others."""
     rest = Counter(kind for _, kind, _ in lines[LISTED:])
     more = ", ".join(f"{count:,} {kind}" for kind, count in rest.items())
