@@ -133,9 +133,9 @@ def _table_pictures(dataset: Dataset, model: Density) -> Generator[tuple[str, Pi
         categories = {column.name: column.categories for column in columns if column.is_category}
         log = {column.name for column in columns if column.scale == "log"}
         dates = {column.name for column in columns if column.kind == "date"}
-        rows = x, y, [column.name for column in columns], categories, log, dates
-        yield "samples.png", mixed_plots.corner(*rows)
-        yield "marginals.png", mixed_plots.marginals(*rows)
+        names, learned, how = [column.name for column in columns], len(dataset.kinds), (categories, log, dates)
+        yield "samples.png", mixed_plots.corner(x, y, names, *how)
+        yield "marginals.png", mixed_plots.marginals(x[:, :learned], y[:, :learned], names[:learned], *how)
         return
     if dataset.shape.numel() == 1 and not dataset.context:
         points = np.linspace(*plots.limits(data.x.numpy().ravel()), CURVE_POINTS)
