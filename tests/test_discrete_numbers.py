@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import cnf
-from train_flows.data import load_density_data
+from anode import Solver
+from cnf.tables import Column, table_model
+from train_flows.data import Split, load_density_data
+from train_flows.evaluation import pruning
 
 TRAIN = ("--steps", 10, "--validate-every", 10, "--hidden", 8, "--out", "runs/t")
 
@@ -32,6 +35,8 @@ def test_numbers_with_few_or_common_values_are_learned_by_kinds(run, undrawn):
     assert run("sample", "runs/t", "-n", 300, "--out", "s.csv")[0] == run("evaluate", "runs/t", "t.csv")[0] == 0
     samples = pd.read_csv("s.csv")
     assert set(samples.sex) == {0, 1}
+    assert run("sample", "runs/t", "-n", 300, "--out", "s.npy")[0] == run("sample", "runs/t", "--out", "s.png")[0] == 0
+    np.testing.assert_array_equal(np.load("s.npy"), samples)
     assert 0.2 < (samples.rain == 0).mean() < 0.6
     assert run("density", "t.csv", *TRAIN, "--overwrite", "--given", "sex")[0] == 0
     assert run("sample", "runs/t", "--given", "sex=1", "--out", "w.csv")[0] == 0
@@ -97,3 +102,17 @@ def test_a_run_on_numbers_takes_numbers(run, undrawn):
     assert run("density", "few.csv", "--init", "runs/t", "--steps", 5, "--out", "runs/u")[0] == 0
     assert isinstance(cnf.load("runs/u"), cnf.Flow)
     assert run("evaluate", "runs/u")[0] == run("evaluate", "runs/t", "few.csv")[0] == 0
+
+
+def test_components_of_the_numbers_of_a_table_are_left_out():
+    columns = [Column("sex", "category", ("0", "1")), Column("rain"), Column("height")]
+    x = torch.from_numpy(numbers().to_numpy())
+    model = table_model(columns, x, hidden=(8,), extra=4, augmentation="categorical", solver=Solver(rtol=1e-6))
+    with torch.no_grad():
+        model.flow.mixture.means.add_(2 * torch.randn(model.flow.mixture.means.shape))
+    assert pruning.find_prune(model) == pruning.PRUNE
+    found = pruning.certificate(model, Split(x), 0.1)
+    assert 0 < found["gap_mean"] < found["gap_max"] < -4 * np.log(0.7)
+    rows = torch.randperm(300, generator=torch.Generator().manual_seed(0))[:100]
+    gaps = model.log_prob(x[rows]) - model.log_prob(x[rows], prune=0.1)
+    assert found["gap_mean"] == pytest.approx(gaps.mean().item(), abs=1e-5)

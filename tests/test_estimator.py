@@ -37,12 +37,14 @@ def tiny(**parameters):
 
 
 def people(n=120):
-    """Return a table with an identifier, categories, a constant, numbers on a grid and a positive column."""
+    """Return a table with an identifier, categories and a copy, a constant, a grid and a positive column."""
     rng = np.random.default_rng(0)
     kind = rng.choice(["cat", "dog"], n)
     weight = np.where(kind == "cat", 4, 20) * rng.lognormal(0, 0.2, n)
     columns = {"id": np.arange(1, n + 1), "kind": kind, "weight": weight, "legs": 4, "age": rng.poisson(30, n)}
-    return pd.DataFrame({**columns, "height": rng.normal(30, 5, n)})
+    return pd.DataFrame({**columns, "height": rng.normal(30, 5, n)}).assign(
+        sound=np.where(kind == "cat", "meow", "woof")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_is_what_the_program_trains(run, undrawn, tmp_path):
 
 
 def test_attributes(fitted):
-    assert fitted.n_features_in_ == 6
+    assert fitted.n_features_in_ == 7
     assert list(fitted.feature_names_in_) == list(people())
     assert {c.name: c.kind for c in fitted.columns_} == {
         "weight": "positive",
@@ -106,8 +108,9 @@ def test_scores_are_log_densities_of_the_flow(fitted):
 
 def test_samples_look_like_the_rows(fitted):
     drawn = fitted.sample(30, given={"kind": "dog"}, random_state=1)
-    assert list(drawn) == ["kind", "weight", "legs", "age", "height"]
+    assert list(drawn) == ["kind", "weight", "legs", "age", "height", "sound"]
     assert set(drawn["kind"]) == {"dog"}
+    assert set(drawn["sound"]) == {"woof"}
     assert (drawn["legs"] == 4).all()
     assert drawn["age"].dtype == np.int64
     assert (drawn["weight"] > 0).all()
@@ -218,7 +221,7 @@ def test_parameters_stay():
         ({"bounds": {"age": (5,)}}, r"bounds\['age'\]=\[5\] must be a pair"),
         ({"bounds": {"age": (40, None)}}, r'bounds=\{"age": \(low, high\)\}'),
         ({"missing": "no"}, r"missing='no'"),
-        ({"minutes": -1}, "budget_minutes"),
+        ({"minutes": -1}, "^minutes=-1 must"),
         ({"options": {"step": 5}}, r"options=\{'step': ...\} .* did you mean 'steps'"),
         ({"options": {"out": "here"}}, r"options=\{'out': ...\}"),
         ({"options": {"steps": "many"}}, "steps='many'"),

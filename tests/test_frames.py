@@ -1,6 +1,7 @@
 """Tables of people's values as rows of numbers, and back: exact for every kind, with errors that name the cell."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from anode import InputError
-from cnf.tables.columns import Column
+from cnf.tables import table_model
+from cnf.tables.columns import Column, encode
 from train_flows.data import frames, tables
 from train_flows.data.frames import LeftOut, to_frame, to_rows
 from train_flows.data.kinds import find_columns
@@ -68,6 +70,33 @@ def test_round_trip(columns):
     for name in back:
         assert same(frame[name], back[name]), name
     np.testing.assert_array_equal(to_rows("t.csv", back, found.columns), rows)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(COLUMNS, st.none() | GAPS), min_size=1, max_size=4))
+def test_rows_return_from_a_density_in_their_units(columns):
+    frame = pd.DataFrame({"x": np.linspace(-3, 3, N) ** 3})
+    for i, (values, gaps) in enumerate(columns):
+        frame[f"c{i}"] = pd.Series(values) if gaps is None else pd.Series(values).mask(pd.Series(gaps))
+    found = find_columns(frame, gaps=True).columns
+    rows = torch.from_numpy(to_rows("t.csv", frame, found))
+    model = table_model(found, rows, hidden=(4,))
+    assert model.log_prob(rows, samples=1 + model.stochastic).isfinite().all()
+    encoded = encode(model.columns, rows, noise=False)
+    back = to_frame(model.decode(encoded.states, encoded.y).numpy(), found)
+    for column in found:
+        one, other = frame[column.name], back[column.name]
+        if column.is_category:
+            assert same(one, other), column
+        elif column.kind == "date":
+            assert (one - other).abs().max() < pd.Timedelta(1, "ms"), column
+        else:
+            one, other = one.to_numpy(float, na_value=np.nan), other.to_numpy(float, na_value=np.nan)
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-9 * np.nanmax(np.abs(one)))
+    for cells, column in zip(model.sample(20).T, found, strict=True):
+        known = cells[~cells.isnan()]
+        assert (known >= (-math.inf if column.low is None else column.low)).all(), column
+        assert (known <= (math.inf if column.high is None else column.high)).all(), column
 
 
 @settings(max_examples=30, deadline=None)

@@ -216,13 +216,17 @@ class TestDates:
 
     def test_days_and_months_in_both_places(self):
         refused(
-            ["31/01/2024", "01/31/2024"] * 20, "column a holds no dates in 20 of 40 rows .*data row 1: '31/01/2024'"
+            ["31/01/2024", "01/31/2024"] * 20,
+            "column a holds other text than dates .* in 20 of 40 rows .*data row 1: '31/01/2024'",
         )
 
     @pytest.mark.parametrize("stray", ["unknown", "2024-02-30", "2024"])
     def test_a_stray_word(self, stray):
         dates = list(pd.date_range("2024-01-01", periods=40).strftime("%Y-%m-%d"))
-        refused([*dates, stray], f"column a holds no dates in 1 of 41 rows .*data row 41: '{stray}'.*--kind a=category")
+        refused(
+            [*dates, stray],
+            f"column a holds other text than dates .* in 1 of 41 rows .*data row 41: '{stray}'.*--kind a=category",
+        )
 
 
 class TestLeftOut:
@@ -267,10 +271,23 @@ class TestLeftOut:
         assert left_out(words=[f"w{i}" for i in RNG.integers(0, 350, N)]) == {"words": "text"}
         assert left_out(words=[f"w{i}" for i in RNG.integers(0, 40, N)]) == {}
 
-    def test_all_notes_name_the_column(self):
+    def test_one_unit_in_few_words(self):
+        assert find([f"{k} doors" for k in RNG.integers(2, 6, N)]).kind == "category"
+        assert left_out(code=[f"{k} {'AB'[k % 2]}" for k in RNG.integers(0, 10**6, N)]) == {"code": "identifier"}
+
+    def test_lines_say_what_was_left_out(self):
         found = find_columns(pd.DataFrame({"c": 1.5, "x": NORMAL, "y": NORMAL, "id": np.arange(N)}))
-        for name in ("c", "y", "id"):
-            assert any(note.startswith(f"{name}: ") for note in found.notes)
+        assert [line.split()[0] for line in describe(found).splitlines()] == ["x", "c", "y", "id"]
+
+    def test_lines_are_few_and_stay_lines(self):
+        names = ["two\nlines", "w" * 80]
+        frame = pd.DataFrame({f"x{i}": RNG.normal(size=N) for i in range(60)}).assign(a=names * (N // 2), b="u")
+        lines = describe(find_columns(frame[["a", *frame.columns.drop("a")]])).splitlines()
+        assert lines[0] == f"a    category    2 categories: two lines, {'w' * 57}..."
+        assert [line.strip() for line in lines[40:]] == [
+            "...              and 21 continuous",
+            "b    constant    always u: left out; samples have it again",
+        ]
 
 
 class TestChosen:
@@ -306,16 +323,18 @@ class TestChosen:
             (NORMAL, r"a: -?[\d.]+ \(data row \d+\) is not a whole number", {"kinds": {"a": "ordinal"}}),
             (
                 NORMAL,
-                r"a: -[\d.]+ \(data row \d+\) is out of the bounds 0:: .*--bounds a=",
+                r"a: -[\d.]+ \(data row \d+\) is out of bounds \(0:\): .*--bounds a=",
                 {"kinds": {"a": "positive"}},
             ),
-            (NORMAL, r"is out of the bounds 0:1", {"bounds": {"a": (0, 1)}}),
+            (NORMAL, r"is out of bounds \(0:1\)", {"bounds": {"a": (0, 1)}}),
             (NORMAL, "needs two bounds to be bounded: pass --bounds a=LOW:HIGH", {"kinds": {"a": "bounded"}}),
             (NORMAL, "has 400 different values in 400 rows, .*categories", {"kinds": {"a": "category"}}),
-            (NORMAL, "holds no dates in 400 of 400 rows", {"kinds": {"a": "date"}}),
+            (NORMAL, "holds other text than dates .* in 400 of 400 rows", {"kinds": {"a": "date"}}),
             (["u", "v"] * 20, "holds text in 40 of 40 rows .*data row 1: 'u'", {"kinds": {"a": "continuous"}}),
             (NORMAL, "lower bound must be below", {"bounds": {"a": (1, 0)}}),
             (["u", "v"] * 20, "--bounds a is for numbers", {"kinds": {"a": "category"}, "bounds": {"a": (0, 1)}}),
+            (["u", "v"] * 20, "--bounds a is for numbers", {"bounds": {"a": (0, 1)}}),
+            (NORMAL, "--bounds a is for numbers", {"kinds": {"a": "drop"}, "bounds": {"a": (0, 1)}}),
         ],
     )
     def test_refused(self, values, message, options):
@@ -330,7 +349,8 @@ class TestChosen:
             "column a holds text in 1 of 401 rows .*data row 401: 'kg'.*--kind a=categ",
         ),
         ([f"{x:.3f}%" for x in NORMAL], "column a holds text in 400 of 400 rows .*data row 1: '.*%'"),
-        ([f"${x:.2f}" for x in NORMAL**2], r"column a holds text in 400 of 400 rows .*'\$"),
+        ([f"${x:.2f}" for x in NORMAL**2], r"column a holds text in 400 of 400 rows .*'\$.*without signs and units"),
+        ([f"{x:.2f} EUR" for x in NORMAL], "column a holds text in 400 of 400 rows .*EUR.*without signs and units"),
         ([1.5, np.inf, *NORMAL], "column a holds infinite values in 1 of 402 rows .*data row 2"),
         (NORMAL * 1j, "column a is of type complex128"),
         (pd.to_timedelta(np.arange(30), "D"), "column a is of type timedelta64"),

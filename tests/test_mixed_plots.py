@@ -109,6 +109,12 @@ class TestMarginals:
         assert (labels[0], labels[-1], len(labels)) == ("name 39", "others", 12)
         assert figure.axes[0].patches[11].get_height() == pytest.approx(sum(range(30)) / 820)
 
+    def test_dates(self):
+        days = np.datetime64("2021-03-01").astype(int) + np.arange(700.0)[:, None]
+        figure = mixed_plots.marginals(days, days, ["day"], {}, dates=["day"])
+        figure.savefig(io.BytesIO())
+        assert {"2022", "Jul"} & {label.get_text() for label in figure.axes[0].get_xticklabels()}
+
     def test_of_many_columns(self):
         x = np.random.default_rng(0).normal(size=(50, 45))
         figure = mixed_plots.marginals(x, x, [f"x{i}" for i in range(45)], {})

@@ -50,6 +50,8 @@ def test_a_table_given_columns(run):
     table().to_csv("t.csv", index=False)
     assert run("density", "t.csv", "--given", "island", "tested", *TRAIN)[0] == 0
     assert run("sample", "runs/t", "-n", 50, "--given", "island=north", "tested=True", "--out", "s.csv")[0] == 0
+    status, _, err = run("sample", "runs/t", "--given", "island=north", "tested=True", "--out", "s.npy")
+    assert (status, "--out s.npy is for numbers, island, unit holds others: pass --out NAME.csv" in err) == (2, True)
     samples = pd.read_csv("s.csv")
     assert set(samples.island) == {"north"}
     assert [*samples][-3:] == ["length", "price", "unit"]

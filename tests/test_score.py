@@ -11,6 +11,7 @@ from test_mixed_tables import TRAIN, table
 from cnf.tables import Column, table_model
 from train_flows.data import Split
 from train_flows.evaluation import scores
+from train_flows.evaluation.table_rows import write_rows
 
 COVARIANCE = np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 4.0]])
 
@@ -121,6 +122,12 @@ def test_columns_on_a_grid_are_scored_with_noise(run):
     scored = pd.read_csv("scored.csv")
     assert (scored.children % 1 == 0).all()
     assert figures["nll"]["value"] <= report_of(run, "evaluate", "runs/t")["nll"]["value"] + 0.05
+
+
+def test_whole_numbers_with_gaps_are_written_without_a_point(tmp_path):
+    frame = pd.DataFrame({"a": [1, None, 3e10], "b": [0.5, None, 1], "c": [None] * 3, "d": [1.0, 2.0, 1e300]})
+    write_rows(tmp_path / "new" / "t.csv", frame)
+    assert (tmp_path / "new" / "t.csv").read_text() == "a,b,c,d\n1,0.5,,1.0\n,,,2.0\n30000000000,1.0,,1e+300\n"
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -87,7 +87,7 @@ def test_categories_of_one_variable_are_weighted_frequencies():
     found = Categories((3,)).fit(states, weights=weights)
     probabilities = found.log_prob(torch.arange(3)[:, None]).exp()
     shares, pseudo = torch.tensor([4, 3, 0]) / 7, torch.full((3,), 1 / 3)
-    assert probabilities.numpy() == pytest.approx(((150 * shares + pseudo) / 151).numpy(), abs=1e-4)  # 150 with weights
+    assert probabilities.numpy() == pytest.approx(((150 * shares + pseudo) / 151).numpy(), rel=1e-5)  # 150 with weights
 
 
 def test_models_of_weights_are_those_of_repeated_rows(rows):

@@ -224,9 +224,7 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
             for first in range(0, n_samples, size):
                 n = min(size, n_samples - first)
                 parts.append(self._flow.sample(n, to_model(self._flow, c if c is None else c[first : first + n])).cpu())
-        frame = self._as_recorded(torch.cat(parts), "columns")
-        if c is not None:
-            frame = frame.join(self._as_recorded(c, "context"))
+        frame = self._as_recorded(torch.cat(parts), c)
         return frame[[name for name in self._about["features"] if name in frame]]
 
     def save(self, folder: str | Path, overwrite: bool = False) -> None:
@@ -303,15 +301,13 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
         frame = pd.DataFrame({name: np.broadcast_to(value, n) for name, value in values.items()}, index=range(n))
         return self._cells(frame, "context") if names else None
 
-    def _as_recorded(self, x: Tensor, of: Literal["columns", "context"]) -> pd.DataFrame:
-        """Return cells (N, D) of the learned or of the given columns as a table, with the columns left out."""
-        rows = x.double().numpy()
+    def _as_recorded(self, x: Tensor, c: Tensor | None) -> pd.DataFrame:
+        """Return cells x (N, D) and c (N, K) as a table, with the columns left out."""
+        rows = torch.cat([part.double() for part in (x, c) if part is not None], 1).numpy()
         if isinstance(self._flow, TableDensity):
-            if of == "context":
-                return frames.to_frame(rows, self._flow.given)
             left_out = [frames.LeftOut(**each) for each in self._about["left_out"]]
-            return frames.to_frame(rows, self._flow.columns, left_out)
-        frame = pd.DataFrame(rows, columns=self._about[of])
+            return frames.to_frame(rows, [*self._flow.columns, *self._flow.given], left_out)
+        frame = pd.DataFrame(rows, columns=[*self._about["columns"], *self._about["context"]])
         for name in frame.columns.intersection([*self._about["grids"]]):
             grid = Grid(**self._about["grids"][name])
             values = grid.nearest(frame[name].to_numpy())

@@ -11,14 +11,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from anode import InputError, storage
+from anode import InputError
 from cnf import Density
 from cnf.tables import TableDensity, filling
 from train_flows.data import frames
 from train_flows.data.dataset import abbreviate
 from train_flows.data.grids import Grid
 from train_flows.evaluation import wording
-from train_flows.evaluation.table_rows import Rows, as_table, check_added, read_rows, unknown
+from train_flows.evaluation.table_rows import Rows, as_table, check_added, read_rows, unknown, write_rows
 from train_flows.run import distributed
 
 TOGETHER = 256  # rows that share the draws of the model
@@ -57,9 +57,7 @@ def fill(run: Path, path: Path, out: Path, n: int, model: Density, data: Mapping
             effective.append(completed.effective.cpu())
             bar.update(len(chunk))
     full = _completed(rows, torch.cat(found, 1), table, data)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with storage.written_atomically(out) as file:
-        full.to_csv(file, index=False)
+    write_rows(out, full)
     print(*(f"note: {note}\n" for note in rows.notes), sep="", end="")
     print(f"{len(full):,} rows in {out}: {n} completions of each of {len(incomplete):,} rows with missing cells")
     print(wording.effective_samples(torch.cat(effective).tolist(), (incomplete + 1).tolist(), filling.PROPOSALS, FEW))

@@ -26,6 +26,7 @@ IN_PYTHON = (
     (r"--given (\S+)", r'given=["\1"]'),
     (r"--(kind)\b", r"\1"),
     (r"--given\b", "given"),
+    (r"\bbudget_minutes=", "minutes="),
     (r"--no-jitter", 'options={"jitter": False}'),
     (r"--dtype (\w+)", r'options={"dtype": "\1"}'),
 )

@@ -27,6 +27,7 @@ from train_flows.run import session
 from train_flows.settings import Count, Seed
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 MAX_POINTS, MAX_IMAGES = 100_000, 10_000  # samples in a picture
@@ -42,10 +43,10 @@ class Settings:
     Attributes:
         run: folder of the run
         n: number of samples; 1000 if omitted, or with --fill 5 completions of each row
-        out: file to write: .csv, .npy (samples x columns, a class by its number) or .png
+        out: file to write: .csv, or for numbers and images .npy (samples x columns, a class by its number) or .png
         label: class of the samples, for a density given the class; all classes in turn if omitted
         given: value of each column that a density is given, such as species=Adelie flipper_length_mm=200
-        complete: draw rows without missing cells, for a table whose missing cells are modelled
+        complete: draw rows without missing cells, as pictures do, for a table whose missing cells are modelled
         fill: table whose missing cells to draw, given the other cells of each row
         log_prob: add the log-density, in nats, as last column
         samples: importance samples of the log-density, if it is a bound; 64 if omitted
@@ -91,6 +92,9 @@ def main(args: list[str]) -> None:
         torch.manual_seed(settings.seed)
         fill(settings.run, settings.fill, settings.out, settings.count, model, data)
         return
+    most = MAX_IMAGES if len(model.event_shape) == 3 else MAX_POINTS
+    if settings.out.suffix == ".png" and settings.count > most:
+        raise InputError(f"-n {settings.count} is too many for a picture: pass at most {most}, or another --out")
     if isinstance(model, TableDensity):
         _sample_rows(settings, model, data)
         return
@@ -102,13 +106,7 @@ def main(args: list[str]) -> None:
     given = _given(settings, [Column(name) for name in names])
     columns = [*(data["columns"] or [f"x{i}" for i in range(model.event_shape.numel())]), *([LABEL] if classes else [])]
     if settings.log_prob:
-        columns.append("log_prob" if model.kind == "exact" else f"log_prob_{model.kind}")
-        while (taken := columns[-1]) in columns[:-1]:  # such as the draws of a sampler
-            columns[-1] = f"model_{taken}"
-            print(f"note: the data have a column {taken}, so the log-density of the model is {columns[-1]}")
-    most = MAX_IMAGES if len(model.event_shape) == 3 else MAX_POINTS
-    if settings.out.suffix == ".png" and settings.count > most:
-        raise InputError(f"-n {settings.count} is too many for a picture: pass at most {most}, or another --out")
+        columns.append(_name_of_density(model, columns))
     torch.manual_seed(settings.seed)
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     below: Counter[str] = Counter()
@@ -135,25 +133,57 @@ def _sample_rows(settings: Settings, model: TableDensity, data: Mapping[str, Any
     """Write rows of a table with columns of several kinds, as they are recorded, with the columns left out."""
     from train_flows.data import frames  # pandas takes half a second, which --help need not wait for
 
-    if settings.out.suffix != ".csv" or settings.label is not None:
-        raise InputError(f"{settings.run} is of a table of several kinds: pass --out NAME.csv, and no --label")
-    c = _given(settings, model.given)
-    left_out = [frames.LeftOut(**values) for values in data.get("left_out", [])]
-    torch.manual_seed(settings.seed)
-    size = chunk_size(model.event_shape)
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    with storage.written_atomically(settings.out) as file:
+    if settings.label is not None:
+        raise InputError(f"--label is for densities given the class, {settings.run} is of a table: pass --given")
+    c, columns, is_picture = (
+        _given(settings, model.given),
+        [*model.given, *model.columns],
+        settings.out.suffix == ".png",
+    )
+    left_out = [] if is_picture else [frames.LeftOut(**values) for values in data.get("left_out", [])]
+    kinds = frames.to_frame(np.empty((0, len(columns))), columns, left_out).dtypes
+    words = [str(name) for name, kind in kinds.items() if kind.kind not in "bif"]
+    if words and settings.out.suffix != ".csv":
+        raise InputError(f"--out {settings.out} is for numbers, {abbreviate(words)} holds others: pass --out NAME.csv")
+    names = [*map(str, kinds.index)]
+    if settings.log_prob:
+        names.append(_name_of_density(model, names))
+    size, complete = chunk_size(model.event_shape), settings.complete or is_picture
+
+    def tables() -> Iterator[pd.DataFrame]:
         for start in range(0, settings.count, size):
             n = min(size, settings.count - start)
-            x = model.sample(n, c, settings.temperature, settings.complete)
-            rows = x.cpu() if c is None else torch.cat([c.expand(n, -1), x.cpu()], 1)
-            table = frames.to_frame(rows.numpy(), [*model.given, *model.columns], left_out)
+            contexts = None if c is None else c.expand(n, -1)
+            x = model.sample(n, contexts, settings.temperature, complete)
+            rows = x.cpu() if contexts is None else torch.cat([contexts, x.cpu()], 1)
+            table = frames.to_frame(rows.numpy(), columns, left_out)
             if settings.log_prob:
-                table[f"log_prob_{model.kind}" if model.kind != "exact" else "log_prob"] = model.log_prob(
-                    x, None if c is None else c.expand(n, -1), settings.samples
-                ).cpu()
-            table.to_csv(file, index=False, header=start == 0)
-    print(f"{settings.count} rows of {abbreviate([*table])} in {settings.out}")
+                table[names[-1]] = model.log_prob(x, contexts, settings.samples).cpu()
+            yield table
+
+    torch.manual_seed(settings.seed)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    arrays = (table.to_numpy(np.float64, na_value=np.nan) for table in tables())
+    with storage.written_atomically(settings.out) as file:
+        if is_picture:
+            from train_flows.figures import table_plots
+
+            table_plots.samples(np.concatenate([*arrays]), names).savefig(file, dpi=150)
+        elif settings.out.suffix == ".npy":
+            _write_npy(file, arrays, settings.count)
+        else:
+            for i, table in enumerate(tables()):
+                table.to_csv(file, index=False, header=i == 0)
+    print(f"{settings.count} rows of {abbreviate(names)} in {settings.out}")
+
+
+def _name_of_density(model: Density, columns: Sequence[str]) -> str:
+    """Return the name of the column of log-densities, another one than the columns of the data have."""
+    name = "log_prob" if model.kind == "exact" else f"log_prob_{model.kind}"
+    while name in columns:  # such as the draws of a sampler
+        print(f"note: the data have a column {name}, so the log-density of the model is model_{name}")
+        name = f"model_{name}"
+    return name
 
 
 def check_out(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:

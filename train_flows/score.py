@@ -25,7 +25,7 @@ from train_flows.data.dataset import description_of
 from train_flows.data.grids import Grid
 from train_flows.evaluate import load_test_part
 from train_flows.evaluation import likelihood, pruning, scores, wording
-from train_flows.evaluation.table_rows import Rows, as_table, check_added, read_rows, unknown
+from train_flows.evaluation.table_rows import Rows, as_table, check_added, read_rows, unknown, write_rows
 from train_flows.run import session
 from train_flows.sample import check_out
 from train_flows.settings import Seed
@@ -75,7 +75,7 @@ def main(args: list[str]) -> None:
     data = description_of(stored)
     model = as_table(settings.run, loaded, data)
     likelihood.check_importance_samples(model, settings.samples)
-    prune = pruning.find_prune(model.flow or model, settings.prune)
+    prune = pruning.find_prune(model, settings.prune)
     dataset, part = load_test_part(str(settings.run))
     rows = _test_rows(dataset, model, data) if settings.data is None else read_rows(Path(settings.data), model)
     name = part if settings.data is None else Path(settings.data).name
@@ -96,9 +96,7 @@ def main(args: list[str]) -> None:
     table = rows.frame.assign(
         **{LOG_DENSITY: _spread(values, known).round(6), PERCENTILE: _spread(percentiles, known).round(4)}
     )
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    with storage.written_atomically(settings.out) as file:
-        table.to_csv(file, index=False)
+    write_rows(settings.out, table)
     places, columns = known.nonzero().squeeze(1)[oddest], gains.argmax(1)
     _draw(picture, rows.frame.iloc[places.numpy()], model, percentiles[oddest], columns, places)
     figures = {
@@ -157,7 +155,7 @@ def _odd_row(table: pd.DataFrame, place: int, column: str, gain: float) -> dict[
     """Return the scores of a row, and its most surprising column."""
     row = table.iloc[place]
     found = {name: float(row[name]) for name in (PERCENTILE, LOG_DENSITY)}
-    return {"row": place + 1, **found, "column": column, "cell": _text(row[column]), "gain": gain}
+    return {"row": place + 1, **found, "column": column, "cell": frames.text_of(row[column]), "gain": gain}
 
 
 def _draw(
@@ -166,15 +164,8 @@ def _draw(
     from train_flows.figures import mixed_plots  # matplotlib takes a second, which --help need not wait for
 
     names = [column.name for column in model.columns]
-    cells = [[_text(cell) for cell in line] for line in frame[names].itertuples(index=False)]
+    cells = [[frames.text_of(cell) for cell in line] for line in frame[names].itertuples(index=False)]
     numbers = [str(int(place) + 1) for place in places]
     figure = mixed_plots.oddest(cells, names, numbers, percentiles.tolist(), surprising.tolist())
     with storage.written_atomically(path) as file:
         figure.savefig(file, format="png", dpi=150)
-
-
-def _text(cell: Any) -> str:
-    """Return a cell as it is shown; an empty text if it is missing."""
-    if pd.isna(cell):
-        return ""
-    return f"{cell:.6g}" if isinstance(cell, float | np.floating) else str(cell)

@@ -202,7 +202,7 @@ class Categories(nn.Module):
         self._standardize(rows)
         n, generator = len(rows.weights), torch.Generator().manual_seed(seed)
         steps = 0
-        if n >= FEWEST_ROWS:
+        if n >= FEWEST_ROWS and (len(self.sizes) > 1 or self.given):  # otherwise frequencies are all there is
             shuffled = torch.randperm(n, generator=generator, device="cpu").to(states.device)
             parts = shuffled.tensor_split(PARTS) if n < FEW_ROWS else (shuffled[: n // 10],)
             steps = self._best_steps(rows, parts, seed)

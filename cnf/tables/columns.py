@@ -89,7 +89,7 @@ class Column:
 
     @property
     def recurs(self) -> bool:
-        """True with more than 10 atoms, of which a flow sees the values instead of an indicator of each."""
+        """True if there are more than 10 atoms, of which a flow sees the values, not an indicator of each."""
         return len(self.atoms) > NAMED_ATOMS
 
     @property

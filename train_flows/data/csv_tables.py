@@ -6,6 +6,8 @@ import codecs
 import csv
 import dataclasses
 import gzip
+import io
+import itertools
 import re
 import warnings
 import zlib
@@ -113,9 +115,26 @@ def _parse_numbers(
         for i, (name, kind) in enumerate(frame.dtypes.items())
         if name not in text_columns and not pd.api.types.is_numeric_dtype(kind)
     ]
+    notes = _short_rows(path, encoding, head) if frame.iloc[:, -1].isna().any() else []
     if not words or frame.empty:
-        return frame, []
-    return spellings.read_spelled(path, frame, _parse(path, encoding, head, text_columns, as_text=True), words)
+        return frame, notes
+    frame, said = spellings.read_spelled(path, frame, _parse(path, encoding, head, text_columns, as_text=True), words)
+    return frame, [*said, *notes]
+
+
+def _short_rows(path: Path, encoding: str, head: _Head) -> list[str]:
+    """Return a note on rows with fewer fields than others, whose last cells pandas takes for missing."""
+    if head.delimiter == " ":
+        return []
+    with _open(path) as file, io.TextIOWrapper(file, encoding, newline="") as text:
+        lines = itertools.islice(text, head.skipped, None)
+        counts = [len(row) for row in csv.reader(lines, delimiter=head.delimiter, skipinitialspace=True) if row]
+    short = np.array(counts[head.in_first_line :]) < len(head.first)
+    if not short.any() or short.all():
+        return []
+    first, count = int(short.argmax()) + 1, int(short.sum())
+    rows = f"{count:,} row{'s' * (count > 1)}"
+    return [f"{rows} with fewer fields than others (first in data row {first}): their last cells are read as missing"]
 
 
 def _parse(

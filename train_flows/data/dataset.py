@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from train_flows.data.grids import Grid
 
 SEED_STRIDE = 1_000_003  # between the seeds of random streams that belong together
 MAX_HEAD = 100_000  # samples of a mapped part that are read into memory together
+LETTERS = 60  # of a name in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,5 +372,7 @@ def finite_number(text: str) -> float | None:
 
 
 def abbreviate(names: Sequence[str]) -> str:
-    """Return the first names of a long list, for a message."""
-    return ", ".join([*names[:8], *["..."] * (len(names) > 8)])
+    """Return the first names of a long list, for a message of one line."""
+    short = [re.sub(r"\s*[\r\n]\s*", " ", name) for name in names[:8]]
+    short = [name if len(name) <= LETTERS else f"{name[: LETTERS - 3]}..." for name in short]
+    return ", ".join([*short, *["..."] * (len(names) > 8)])

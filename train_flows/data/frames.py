@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -128,6 +128,13 @@ def first_of(series: pd.Series, flags: np.ndarray) -> str:
     """Return the first flagged value of a column for a message."""
     value = series.iloc[int(flags.argmax())]
     return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def text_of(cell: Any) -> str:
+    """Return a cell as it is shown: numbers with six digits, dates without midnight; an empty text if it is missing."""
+    if pd.isna(cell):
+        return ""
+    return f"{cell:.6g}" if isinstance(cell, (float, np.floating)) else str(cell).removesuffix(" 00:00:00")
 
 
 def label_codes(series: pd.Series) -> tuple[np.ndarray, list[str]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -23,6 +24,14 @@ from train_flows.data.grids import find_grid
 from train_flows.data.spellings import CODE
 
 LEAVING_OUT: dict[str, Reason] = {"drop": "dropped", "id": "identifier"}  # kinds of a user
+WHY: dict[Reason, str] = {
+    "constant": "always {1}: left out; samples have it again",
+    "copy": "follows from {0.of}: left out; samples have it again",
+    "identifier": "left out as it names the rows; --kind {0.name}=category keeps it",
+    "text": "left out: too many different texts; --kind {0.name}=category keeps it",
+    "missing": "left out: most cells are missing; --missing model keeps it",
+    "dropped": "left out",
+}
 KINDS = ("continuous", "positive", "bounded", "ordinal", "category", "date", *LEAVING_OUT)
 FEW_TEXTS, TEXT_SHARE = 100, 0.2  # distinct texts beyond both, number and share of the rows, do not count as categories
 FREE_TEXT = 0.5  # share of the rows: more distinct texts do not count as categories, however few
@@ -31,11 +40,12 @@ SEEN_ROWS = 2000  # of a table of numbers, that tell if a column may hold catego
 SEEN_TEXTS = 1000  # distinct texts that tell numbers, dates and words apart
 MOSTLY = 0.5  # share of the distinct texts that are numbers, or dates, beyond which others are strays
 MOSTLY_MISSING = 0.5  # share of missing cells beyond which dropping the column is better than dropping the rows
+LISTED = 40  # columns of a table of kinds
 PER_VALUE = 5  # rows for each distinct value, at least, for a column to be the renaming of another
 IS_ID = re.compile(
     r"(?i:(^|.*[_\W])(id|idx|index|uid|uuid|key|no|nr|row|rownames?|rowid|number)|unnamed\W.*)|.*[a-z]I[dD]"
 )
-MARKED_NUMBER = re.compile(r"[^\w.,]*[+-]?\d[\d.,]*[^\w.,]*")
+MARKED_NUMBER = re.compile(r"[^\w.,]*[+-]?\d[\d.,]*(?:[^\w.,]*|\s?(?P<unit>[^\W\d_]{1,5}))")
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class FoundColumns:
     Attributes:
         columns: those to learn.
         left_out: the others.
-        notes: sentences on what was found.
+        notes: sentences on the rows and the learned columns.
         ranges: smallest and largest cell of each column.
         missing: share of missing cells of each column.
     """
@@ -96,6 +106,10 @@ def find_columns(
         for i, (column, series) in enumerate(frame.items())
         if (reason := _reason(series, i == 0, kinds.get(str(column)), shares[column], gaps)) is not None
     }
+    for column in bounds:
+        kind = kinds.get(column) or ("category" if _nature(frame[column]) != "numbers" else "continuous")
+        if column in reasons or kind in ("category", "date"):
+            raise InputError(f"--bounds {column} is for numbers, and {column} is left out or holds others: omit it")
     used = [column for column in frame if column not in reasons]
     if not used:
         raise InputError(f"{name} holds nothing to learn: all columns are identifiers, free text, or missing")
@@ -127,7 +141,7 @@ def find_columns(
     return FoundColumns(
         tuple(columns.values()),
         tuple(left_out),
-        (*notes, *(f"{each.name}: {_why(each)}" for each in left_out)),
+        tuple(notes),
         tuple((float(np.nanmin(x)), float(np.nanmax(x))) for x in cells.values()),
         tuple(shares[column] for column in columns),
     )
@@ -157,14 +171,22 @@ def has_discrete(frame: pd.DataFrame) -> bool:
 
 
 def describe(found: FoundColumns) -> str:
-    """Return lines of name, kind and treatment of each column, aligned."""
-    lines: list[tuple[str, str, str]] = [
-        (column.name, column.kind, _treatment(column, *ends, share))
+    """Return lines of name, kind and treatment of each column, aligned; of many columns, the first ones."""
+    learned = [
+        (abbreviate([column.name]), column.kind, _treatment(column, *ends, share))
         for column, ends, share in zip(found.columns, found.ranges, found.missing, strict=True)
     ]
-    lines += [(each.name, each.reason, _why(each)) for each in found.left_out]
+    others = [(abbreviate([each.name]), each.reason, _why(each)) for each in found.left_out]
+    lines: list[tuple[str, str, str]] = [*_first(learned), *_first(others)]
     widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
     return "\n".join(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {what}" for name, kind, what in lines)
+
+
+def _first(lines: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Return the first lines, and one that counts the kinds of the others."""
+    rest = Counter(kind for _, kind, _ in lines[LISTED:])
+    more = ", ".join(f"{count:,} {kind}" for kind, count in rest.items())
+    return [*lines[:LISTED], *[("...", "", f"and {more}")] * bool(more)]
 
 
 def _check_options(
@@ -180,8 +202,6 @@ def _check_options(
                 )
     for column, kind in kinds.items():
         check_choice(f"--kind {column}", kind, KINDS)
-        if column in bounds and kind not in ("positive", "bounded", "ordinal", "continuous"):
-            raise InputError(f"--bounds {column} is for numbers, not for --kind {column}={kind}: leave one out")
     for column, (low, high) in bounds.items():
         if low is not None and high is not None and low >= high:
             raise InputError(f"--bounds {column}={low:g}:{high:g}: the lower bound must be below the upper one")
@@ -255,7 +275,10 @@ def _nature(series: pd.Series) -> Literal["numbers", "dates", "truth", "words"]:
         return "numbers"
     if np.mean([frames.is_date(text.strip()) for text in texts]) > MOSTLY:
         return "dates"
-    return "numbers" if np.mean([MARKED_NUMBER.fullmatch(text) is not None for text in texts]) > MOSTLY else "words"
+    marked = [found for text in texts if (found := MARKED_NUMBER.fullmatch(text))]
+    units = {found["unit"] for found in marked}
+    same = units == {None} or (len(units) == 1 and len(marked) == len(texts) > scales.MAX_CATEGORIES)
+    return "numbers" if same and len(marked) > MOSTLY * len(texts) else "words"
 
 
 def _column(
@@ -275,8 +298,8 @@ def _column(
         )
     values = frames.numbers_of(series)
     missing = series.isna().to_numpy()
-    _refuse(name, series, np.isnan(values) & ~missing, "text", " among numbers" * (nature == "numbers"))
-    _refuse(name, series, np.isinf(values), "infinite values", "")
+    _refuse(name, series, np.isnan(values) & ~missing, "text")
+    _refuse(name, series, np.isinf(values), "infinite values")
     x = values[~missing]
     if kind is None and bounds == (None, None) and _are_categories(x):
         return _category(name, series, nature, gaps, asked=False), ()
@@ -308,7 +331,7 @@ def _category(name: str, series: pd.Series, nature: str, gaps: bool, asked: bool
 
 def _date(name: str, series: pd.Series, gaps: bool) -> tuple[Column, tuple[str, ...]]:
     times, day_first = frames.parse_dates(series)
-    _refuse(name, series, np.isnat(times) & series.notna().to_numpy(), "no dates", " such as 2024-01-31")
+    _refuse(name, series, np.isnat(times) & series.notna().to_numpy(), "other text than dates such as 2024-01-31")
     first = np.nanmin(times).astype("datetime64[D]")
     days = frames.days_since(times, first)
     step = 1.0 if (np.isnan(days) | (days == np.round(days))).all() else 0.0
@@ -319,16 +342,18 @@ def _date(name: str, series: pd.Series, gaps: bool) -> tuple[Column, tuple[str, 
     return column, notes
 
 
-def _refuse(name: str, series: pd.Series, flags: np.ndarray, what: str, among: str) -> None:
+def _refuse(name: str, series: pd.Series, flags: np.ndarray, what: str) -> None:
     """Raise an error for cells that are flagged, with the remedies."""
     if flags.any():
         value, column = frames.first_of(series, flags), series.name
         remedy = f"correct or drop these rows, or pass --kind {column}=category, or --kind {column}=drop"
+        if MARKED_NUMBER.fullmatch(text := value.strip("'")) and finite_number(text) is None:
+            remedy = f"write numbers without signs and units, or pass --kind {column}=drop"
         if re.search(r"\d,\d", value):
             remedy = "write decimals with points, and thousands without a mark"
         raise InputError(
             f"{name}: column {column} holds {what} in {flags.sum()} of {len(series)} rows "
-            f"(first in {frames.row_of(series, flags)}: {value}){among}: {remedy}"
+            f"(first in {frames.row_of(series, flags)}: {value}): {remedy}"
         )
 
 
@@ -350,33 +375,21 @@ def _copy(place: int, column: Column, x: np.ndarray, of: Column, source: np.ndar
 
 
 def _why(left_out: LeftOut) -> str:
-    name, again = left_out.name, "left out; samples have it again"
-    if left_out.reason == "constant":
-        return f"always {_named(left_out.cells[0], left_out.column)}: {again}"
-    if left_out.reason == "copy":
-        return f"follows from {left_out.of}: {again}"
-    return (
-        "left out"
-        + {
-            "identifier": f" as it names the rows; --kind {name}=category keeps it",
-            "text": f": too many different texts; --kind {name}=category keeps it",
-            "missing": ": most cells are missing; --missing model keeps it",
-            "dropped": "",
-        }[left_out.reason]
-    )
+    value = _named(left_out.cells[0], left_out.column) if left_out.reason == "constant" else ""
+    return WHY[left_out.reason].format(left_out, value)
 
 
 def _named(cell: float | None, column: Column | None) -> str:
     if column is None or cell is None:
         return "missing"
-    value = frames.to_frame(np.array([[cell]]), [column]).iloc[0, 0]
-    return f"{value:.6g}" if isinstance(value, float) else str(value).removesuffix(" 00:00:00")
+    return frames.text_of(frames.to_frame(np.array([[cell]]), [column]).iloc[0, 0])
 
 
 def _treatment(column: Column, low: float, high: float, missing: float) -> str:
     """Return a sentence on what happens to a column."""
     if column.is_category:
-        parts = [f"{len(column.categories)} categories: {abbreviate(column.categories)}"]
+        count = len(column.categories)
+        parts = [f"{count} {'category' if count == 1 else 'categories'}: {abbreviate(column.categories)}"]
     else:
         parts = [f"{_named(low, column)} to {_named(high, column)}"]
         parts += [f"in steps of {column.step:g}"] * (column.step > 0 and column.kind != "date")

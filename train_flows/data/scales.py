@@ -53,7 +53,7 @@ def number_column(
     low, high = bounds if asked else _natural_bounds(x, kind)
     outside = (values < (-np.inf if low is None else low)) | (values > (np.inf if high is None else high))
     if outside.any():
-        what = f"is out of the bounds {_end(low)}:{_end(high)}"
+        what = f"is out of bounds ({_end(low)}:{_end(high)})"
         _refuse(name, series, outside, what, f"pass other ones by --bounds {column}=LOW:HIGH")
     if kind == "bounded" and (low is None or high is None):
         raise InputError(f"{name}: column {column} needs two bounds to be bounded: pass --bounds {column}=LOW:HIGH")

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from anode import InputError
 from cnf import Density, LiftedFlow, MixtureFlow
 from cnf.batches import split_batch
+from cnf.tables import TableDensity
+from cnf.tables.columns import encode
 from train_flows.data import Split
 from train_flows.evaluation import to_model
 from train_flows.run import distributed
@@ -21,8 +23,9 @@ CERTIFIED = 100  # samples of a certificate
 
 
 def mixture_of(model: nn.Module) -> MixtureFlow | None:
-    """Return the mixture of flows that a density is, or has below its lift; None for other models."""
-    flow = model.flow if isinstance(model, LiftedFlow) else model
+    """Return the mixture of flows that a density is, or has of the numbers of a table or below its lift, or None."""
+    flow = model.flow if isinstance(model, TableDensity) else model
+    flow = flow.flow if isinstance(flow, LiftedFlow) else flow
     return flow if isinstance(flow, MixtureFlow) else None
 
 
@@ -76,10 +79,14 @@ def certificate(model: Density, data: Split, prune: float) -> dict[str, float]:
 
 
 def in_flow(model: Density, x: Tensor, c: Tensor | None) -> tuple[MixtureFlow, Tensor, Tensor | None]:
-    """Return the mixture of flows of a density, with samples and contexts as it takes them; a lift draws once."""
-    flow = mixture_of(model)
-    assert flow is not None, "only mixtures are pruned"
+    """Return the mixture of flows of a density, with samples and contexts as it takes them; noise is drawn once."""
+    mixture = mixture_of(model)
+    assert mixture is not None, "only mixtures are pruned"
+    if isinstance(model, TableDensity) and model.flow is not None:
+        x, given = model.prepare("x", x, c)
+        rows = encode(model.columns, x)
+        model, x, c = model.flow, rows.y.to(model.like), model.features(rows.states, given)
     if isinstance(model, LiftedFlow):
         x, c = model.prepare("x", x, c)
         x = model.lift(x, c).point
-    return flow, x, c
+    return mixture, x, c

@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from anode import InputError
+from anode import InputError, storage
 from cnf import Density
 from cnf.tables import Column, TableDensity
 from train_flows.data import frames, tables
 from train_flows.data.dataset import abbreviate
+from train_flows.data.scales import is_whole
 
 
 class Rows(NamedTuple):
@@ -67,6 +68,15 @@ def read_rows(path: Path, model: TableDensity) -> Rows:
         for each in (model.columns, model.given)
     )
     return Rows(frame, x, c if model.given else None, table.notes)
+
+
+def write_rows(out: Path, frame: pd.DataFrame) -> None:
+    """Write a table to a CSV file; whole numbers stay without a point if cells are missing."""
+    numbers = {str(name): cells for name, cells in frame.items() if cells.dtype.kind == "f" and cells.isna().any()}
+    whole = {name: cells.astype("Int64") for name, cells in numbers.items() if is_whole(cells.dropna().to_numpy())}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with storage.written_atomically(out) as file:
+        frame.assign(**whole).to_csv(file, index=False)
 
 
 def check_added(path: object, frame: pd.DataFrame, names: Sequence[str]) -> None:

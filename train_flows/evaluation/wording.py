@@ -232,7 +232,7 @@ def scores_table(figures: dict[str, Any]) -> str:
     table = [f"{'oddest rows':<12} percentile  log-density  most surprising column, and gain by a typical cell"]
     table += [
         f"{odd['row']:<12,} {odd['percentile']:10.2f} {odd['log_density']:12.2f}  "
-        f"{abbreviate([odd['column']])} = {odd['cell'] or 'missing'}, {odd['gain']:.1f} nats"
+        f"{abbreviate([odd['column']])} = {odd['cell'] or 'missing'}, {round(odd['gain'], 1) + 0.0:.1f} nats"
         for odd in figures["oddest"]
     ]
     return "\n".join([lines(rows), *table])

@@ -1,7 +1,7 @@
 """Figures of tables with categories and gaps: arrays in, matplotlib figures out; no model is touched.
 
 Rows are numbers (N, D): values, codes of categories, NaN for a missing cell. ``categories`` has the names of the codes
-of columns that hold categories, ``log`` the names of columns on logarithmic axes.
+of columns that hold categories, ``log`` the names of columns on logarithmic axes, ``dates`` of days since 1970.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -43,18 +44,20 @@ class _Axis:
     log: bool
     low: float
     high: float
+    is_date: bool = False
 
     @classmethod
-    def of(cls, x: Array, name: str, names: Sequence[str], log: bool) -> _Axis:
+    def of(cls, x: Array, name: str, names: Sequence[str], log: bool, is_date: bool = False) -> _Axis:
         if names:
             names = [*names, MISSING] if np.isnan(x).any() else names
             return cls(name, tuple(names), False, -0.6, len(names) - 0.4)
         x = x[np.isfinite(x) & ((x > 0) | (not log))]
         log = log and len(x) > 0 and x.min() < x.max()
         if not len(x):
-            return cls(name, (), log, 0.0, 1.0)
+            return cls(name, (), log, 0.0, 1.0, is_date)
         low, high = (float(end.item()) for end in plots.limits(np.log(x) if log else x))
-        return cls(name, (), log, *((math.exp(max(low, -700)), math.exp(min(high, 700))) if log else (low, high)))
+        low, high = (math.exp(max(low, -700)), math.exp(min(high, 700))) if log else (low, high)
+        return cls(name, (), log, low, high, is_date)
 
     def values(self, x: Array) -> Array:
         """Return cells (N,) as they are drawn: those of categories with a place for missing ones."""
@@ -74,6 +77,9 @@ class _Axis:
             axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=4))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_locator(NullLocator())
+        elif self.is_date:
+            axis.set_major_locator(locator := AutoDateLocator(minticks=2, maxticks=4))
+            axis.set_major_formatter(ConciseDateFormatter(locator))
         else:
             axis.set_major_locator(MaxNLocator(3 if which == "x" else 4))
         if not labelled:
@@ -86,6 +92,7 @@ def corner(
     columns: Sequence[str],
     categories: Mapping[str, Sequence[str]],
     log: Collection[str] = (),
+    dates: Collection[str] = (),
 ) -> Figure:
     """Draw pairs of columns: data below the diagonal, samples above it, and the marginals on it.
 
@@ -98,12 +105,17 @@ def corner(
         columns: names of the D columns.
         categories: columns to the names of their codes.
         log: columns with logarithmic axes.
+        dates: columns of days since 1970.
     """
     by = _coloring(data, columns, categories)
     shown = np.arange(len(columns))
     if len(shown) > MANY:
         shown = np.sort(dependent_pairs(_filled(data)).ravel())
-    axis = [_Axis.of(data[:, j], columns[j], categories.get(columns[j], ()), columns[j] in log) for j in shown]
+    names = [columns[j] for j in shown]
+    axis = [
+        _Axis.of(data[:, j], name, categories.get(name, ()), name in log, name in dates)
+        for j, name in zip(shown, names, strict=True)
+    ]
     side = INCHES * len(shown) + 1.5
     figure = Figure(figsize=(side, side + 0.5), layout="constrained")
     panels = figure.subplots(len(shown), len(shown), squeeze=False)
@@ -150,6 +162,7 @@ def marginals(
     columns: Sequence[str],
     categories: Mapping[str, Sequence[str]],
     log: Collection[str] = (),
+    dates: Collection[str] = (),
 ) -> Figure:
     """Draw the marginals of data (N, D) and samples (M, D): histograms of numbers, bars of categories.
 
@@ -164,7 +177,7 @@ def marginals(
     for axes in panels[count:]:
         axes.remove()
     for axes, name, x, y in zip(panels, columns, data.T, samples.T, strict=False):
-        axis = _Axis.of(x, name, categories.get(name, ()), name in log)
+        axis = _Axis.of(x, name, categories.get(name, ()), name in log, name in dates)
         axis, x, y = _largest(axis, x, y)
         _marginal(axes, axis, x, y, plots.LINE_COLORS[:2])
         axis.finish(axes, "x", labelled=True, letters=36)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -124,11 +125,17 @@ def _table_pictures(dataset: Dataset, model: Density) -> Generator[tuple[str, Pi
     data = dataset.train.head(CORNER_SAMPLES)
     samples = model.sample(len(data), to_model(model, data.c)).cpu()
     if dataset.kinds:
-        categories = {column.name: column.categories for column in dataset.kinds if column.is_category}
-        log = {column.name for column in dataset.kinds if column.scale == "log"}
-        rows = data.x.numpy(), samples.numpy(), dataset.columns, categories, log
-        yield "samples.png", mixed_plots.corner(*rows)
-        yield "marginals.png", mixed_plots.marginals(*rows)
+        given = [dataclasses.replace(column, name=f"{column.name} (given)") for column in dataset.given]
+        columns = [*dataset.kinds, *given]
+        days = torch.tensor([np.datetime64(column.first or 0, "D").astype(int) for column in columns])
+        given_cells = data.x.new_zeros(len(data), 0) if data.c is None else data.c
+        x, y = ((torch.cat([part, given_cells], 1) + days).numpy() for part in (data.x, samples))
+        categories = {column.name: column.categories for column in columns if column.is_category}
+        log = {column.name for column in columns if column.scale == "log"}
+        dates = {column.name for column in columns if column.kind == "date"}
+        names, learned, how = [column.name for column in columns], len(dataset.kinds), (categories, log, dates)
+        yield "samples.png", mixed_plots.corner(x, y, names, *how)
+        yield "marginals.png", mixed_plots.marginals(x[:, :learned], y[:, :learned], names[:learned], *how)
         return
     if dataset.shape.numel() == 1 and not dataset.context:
         points = np.linspace(*plots.limits(data.x.numpy().ravel()), CURVE_POINTS)
