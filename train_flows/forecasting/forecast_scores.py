@@ -1,0 +1,152 @@
+"""Scores of forecasts: errors of the mean, likelihood, continuous ranked probability score, coverage of intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import scoringrules
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal, StudentT
+
+LEVELS = {"coverage_50": 0.5, "coverage_90": 0.9}
+CRPS_SAMPLES = 1000  # of a distribution without a closed form
+CELLS = 4_000_000  # pairs of components of mixtures whose scores are computed together
+ERRORS = ("mse", "mae", "nll", "crps", *LEVELS)  # means over values
+
+
+@torch.no_grad()
+def values_scores(forecast: Distribution, y: Tensor, flags: Tensor) -> dict[str, Tensor]:
+    """Return the scores of observed values, (N,) each, float64, and the ``feature`` of each.
+
+        crps = integral (F(x) - [x >= y])^2 dx
+
+    Args:
+        forecast: distribution of batch shape (B, T, D): normal, Student t, or a mixture of either.
+        y: values (B, T, D).
+        flags: True for those that are observed, (B, T, D).
+
+    References:
+        Gneiting, Raftery 2007, Strictly proper scoring rules, prediction, and estimation.
+    """
+    forecast, y, feature = select(forecast, flags), y[flags].double(), flags.nonzero()[:, -1]
+    rank = cdf(forecast, y)
+    error = forecast.mean.double() - y
+    found = {"feature": feature, "mse": error.square(), "mae": error.abs(), "nll": -forecast.log_prob(y)}
+    found["crps"] = crps(forecast, y)
+    return found | {name: ((rank - 0.5).abs() <= level / 2).double() for name, level in LEVELS.items()}
+
+
+def summarise(found: dict[str, Tensor], columns: list[str] | tuple[str, ...], scale: np.ndarray) -> dict[str, Any]:
+    """Return mean scores: of each feature in its units, and of all values in units of the standard deviations.
+
+    Args:
+        found: scores of values, of :func:`values_scores`.
+        columns: names of the D features.
+        scale: standard deviations (D,) of the training values.
+    """
+    unit = torch.from_numpy(np.asarray(scale, dtype=np.float64))[found["feature"]]
+    powers = {"mse": unit**2, "mae": unit, "crps": unit}
+    standard = {name: found[name] / powers[name] if name in powers else found[name] for name in ERRORS}
+    standard["nll"] = found["nll"] - unit.log()
+    features = {}
+    for j, column in enumerate(columns):
+        own = found["feature"] == j
+        if own.any():
+            features[column] = _means({name: found[name][own] for name in ERRORS})
+    return {"values": len(unit), **_means(standard), "features": features}
+
+
+def _means(scores: dict[str, Tensor]) -> dict[str, float]:
+    means = {name: float(values.mean()) for name, values in scores.items()}
+    return {"mse": means.pop("mse"), "rmse": float(scores["mse"].mean().sqrt()), **means}
+
+
+def select(forecast: Distribution, flags: Tensor) -> Distribution:
+    """Return the distribution of flagged values, batch shape (N,), float64.
+
+    Args:
+        forecast: normal, Student t, or a mixture of either.
+        flags: (B, T, D).
+    """
+    if isinstance(forecast, MixtureSameFamily):
+        parts = forecast.component_distribution
+        weights = forecast.mixture_distribution.probs
+        count = weights.shape[-1]
+        weights = weights.expand(*flags.shape, count)[flags].double()
+        inner = select(parts, flags.unsqueeze(-1).expand(*flags.shape, count))
+        assert isinstance(inner, Normal | StudentT), "mixtures are of these"
+        shaped = {name: getattr(inner, name).view(-1, count) for name in inner.arg_constraints}
+        return MixtureSameFamily(Categorical(weights, validate_args=False), type(inner)(**shaped, validate_args=False))
+    assert isinstance(forecast, Normal | StudentT), "forecasts are of these"
+    kind = type(forecast)
+    return kind(
+        **{name: getattr(forecast, name).expand(flags.shape)[flags].double() for name in forecast.arg_constraints},
+        validate_args=False,
+    )
+
+
+def cdf(forecast: Distribution, y: Tensor) -> Tensor:
+    """Return P(Y <= y) of a normal or Student t distribution, or of a mixture of either, of batch shape (N,)."""
+    if isinstance(forecast, MixtureSameFamily):
+        inner = cdf(forecast.component_distribution, y.unsqueeze(-1))
+        return (inner * forecast.mixture_distribution.probs).sum(-1)
+    if isinstance(forecast, StudentT):
+        z = ((y - forecast.loc) / forecast.scale).cpu().numpy()
+        return torch.from_numpy(np.asarray(scipy.stats.t.cdf(z, forecast.df.cpu().numpy()))).to(y)
+    return forecast.cdf(y)
+
+
+def quantiles(forecast: Distribution, levels: Tensor, steps: int = 60) -> Tensor:
+    """Return the quantiles (Q, N) of levels (Q,) of a distribution of batch shape (N,), by bisection of its cdf.
+
+    Args:
+        forecast: of :func:`select`.
+        levels: between 0 and 1.
+        steps: of the bisection.
+    """
+    centre, spread = forecast.mean, forecast.variance.sqrt()
+    if isinstance(forecast, MixtureSameFamily):  # wide enough for all components
+        inner = forecast.component_distribution
+        centre, spread = inner.mean.mean(-1), (inner.mean.amax(-1) - inner.mean.amin(-1)) + inner.scale.amax(-1)
+    elif isinstance(forecast, StudentT):
+        centre, spread = forecast.loc, forecast.scale
+    low, high = ((centre + side * 50 * spread).expand(len(levels), -1).clone() for side in (-1, 1))
+    wanted = levels.to(low).view(-1, 1)
+    for _ in range(steps):
+        middle = (low + high) / 2
+        above = torch.stack([cdf(forecast, row) for row in middle]) >= wanted
+        high, low = torch.where(above, middle, high), torch.where(above, low, middle)
+    return (low + high) / 2
+
+
+def crps(forecast: Distribution, y: Tensor) -> Tensor:
+    """Return the continuous ranked probability score of values (N,).
+
+    It is exact for a normal or Student t distribution and for a mixture of normal ones, otherwise the unbiased estimate
+    from 1000 samples.
+    """
+    numbers = y.cpu().numpy()
+    if isinstance(forecast, Normal):
+        found = scoringrules.crps_normal(numbers, *_arrays(forecast.loc, forecast.scale))
+    elif isinstance(forecast, StudentT):
+        found = scoringrules.crps_t(numbers, *_arrays(forecast.df, forecast.loc, forecast.scale))
+    elif isinstance(forecast, MixtureSameFamily) and isinstance(forecast.component_distribution, Normal):
+        inner = forecast.component_distribution
+        of_all = _arrays(inner.loc, inner.scale, forecast.mixture_distribution.probs)
+        size = max(1, CELLS // of_all[0].shape[-1] ** 2)
+        found = [
+            scoringrules.crps_mixnorm(numbers[i : i + size], *(x[i : i + size] for x in of_all), backend="numpy")
+            for i in range(0, len(numbers), size)
+        ]
+        found = np.concatenate(found) if found else numbers
+    else:
+        samples = forecast.sample((CRPS_SAMPLES,)).T.cpu().numpy()
+        found = scoringrules.crps_ensemble(numbers, samples, estimator="fair", backend="numpy")
+    return torch.from_numpy(np.asarray(found, dtype=np.float64)).to(y)
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.cpu().numpy() for tensor in tensors]
