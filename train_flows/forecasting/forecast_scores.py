@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import scoringrules
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ def values_scores(forecast: Distribution, y: Tensor, flags: Tensor) -> dict[str,
         crps = integral (F(x) - [x >= y])^2 dx
 
     Args:
-        forecast: distribution of batch shape (B, T, D): normal, Student t, or a mixture of either.
+        forecast: of batch shape (B, T, D): normal, :class:`anode.time_series.StudentT`, or a mixture of either.
         y: values (B, T, D).
         flags: True for those that are observed, (B, T, D).
 
@@ -32,7 +31,7 @@ def values_scores(forecast: Distribution, y: Tensor, flags: Tensor) -> dict[str,
         Gneiting, Raftery 2007, Strictly proper scoring rules, prediction, and estimation.
     """
     forecast, y, feature = select(forecast, flags), y[flags].double(), flags.nonzero()[:, -1]
-    rank = cdf(forecast, y)
+    rank = forecast.cdf(y)
     error = forecast.mean.double() - y
     found = {"feature": feature, "mse": error.square(), "mae": error.abs(), "nll": -forecast.log_prob(y)}
     found["crps"] = crps(forecast, y)
@@ -72,54 +71,14 @@ def select(forecast: Distribution, flags: Tensor) -> Distribution:
         flags: (B, T, D).
     """
     if isinstance(forecast, MixtureSameFamily):
-        parts = forecast.component_distribution
-        weights = forecast.mixture_distribution.probs
-        count = weights.shape[-1]
-        weights = weights.expand(*flags.shape, count)[flags].double()
-        inner = select(parts, flags.unsqueeze(-1).expand(*flags.shape, count))
-        assert isinstance(inner, Normal | StudentT), "mixtures are of these"
-        shaped = {name: getattr(inner, name).view(-1, count) for name in inner.arg_constraints}
-        return MixtureSameFamily(Categorical(weights, validate_args=False), type(inner)(**shaped, validate_args=False))
-    assert isinstance(forecast, Normal | StudentT), "forecasts are of these"
-    kind = type(forecast)
-    return kind(
-        **{name: getattr(forecast, name).expand(flags.shape)[flags].double() for name in forecast.arg_constraints},
-        validate_args=False,
-    )
+        parts = _parameters(forecast.component_distribution, flags)
+        weights = Categorical(forecast.mixture_distribution.probs[flags].double())
+        return MixtureSameFamily(weights, type(forecast.component_distribution)(**parts))
+    return type(forecast)(**_parameters(forecast, flags))
 
 
-def cdf(forecast: Distribution, y: Tensor) -> Tensor:
-    """Return P(Y <= y) of a normal or Student t distribution, or of a mixture of either, of batch shape (N,)."""
-    if isinstance(forecast, MixtureSameFamily):
-        inner = cdf(forecast.component_distribution, y.unsqueeze(-1))
-        return (inner * forecast.mixture_distribution.probs).sum(-1)
-    if isinstance(forecast, StudentT):
-        z = ((y - forecast.loc) / forecast.scale).cpu().numpy()
-        return torch.from_numpy(np.asarray(scipy.stats.t.cdf(z, forecast.df.cpu().numpy()))).to(y)
-    return forecast.cdf(y)
-
-
-def quantiles(forecast: Distribution, levels: Tensor, steps: int = 60) -> Tensor:
-    """Return the quantiles (Q, N) of levels (Q,) of a distribution of batch shape (N,), by bisection of its cdf.
-
-    Args:
-        forecast: of :func:`select`.
-        levels: between 0 and 1.
-        steps: of the bisection.
-    """
-    centre, spread = forecast.mean, forecast.variance.sqrt()
-    if isinstance(forecast, MixtureSameFamily):  # wide enough for all components
-        inner = forecast.component_distribution
-        centre, spread = inner.mean.mean(-1), (inner.mean.amax(-1) - inner.mean.amin(-1)) + inner.scale.amax(-1)
-    elif isinstance(forecast, StudentT):
-        centre, spread = forecast.loc, forecast.scale
-    low, high = ((centre + side * 50 * spread).expand(len(levels), -1).clone() for side in (-1, 1))
-    wanted = levels.to(low).view(-1, 1)
-    for _ in range(steps):
-        middle = (low + high) / 2
-        above = torch.stack([cdf(forecast, row) for row in middle]) >= wanted
-        high, low = torch.where(above, middle, high), torch.where(above, low, middle)
-    return (low + high) / 2
+def _parameters(forecast: Distribution, flags: Tensor) -> dict[str, Tensor]:
+    return {name: getattr(forecast, name)[flags].double() for name in forecast.arg_constraints}
 
 
 def crps(forecast: Distribution, y: Tensor) -> Tensor:
@@ -130,9 +89,9 @@ def crps(forecast: Distribution, y: Tensor) -> Tensor:
     """
     numbers = y.cpu().numpy()
     if isinstance(forecast, Normal):
-        found = scoringrules.crps_normal(numbers, *_arrays(forecast.loc, forecast.scale))
+        found = scoringrules.crps_normal(numbers, *_arrays(forecast.loc, forecast.scale), backend="numpy")
     elif isinstance(forecast, StudentT):
-        found = scoringrules.crps_t(numbers, *_arrays(forecast.df, forecast.loc, forecast.scale))
+        found = scoringrules.crps_t(numbers, *_arrays(forecast.df, forecast.loc, forecast.scale), backend="numpy")
     elif isinstance(forecast, MixtureSameFamily) and isinstance(forecast.component_distribution, Normal):
         inner = forecast.component_distribution
         of_all = _arrays(inner.loc, inner.scale, forecast.mixture_distribution.probs)

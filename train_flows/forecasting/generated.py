@@ -11,8 +11,7 @@ from train_flows.forecasting.series_data import SeriesData, TimeSeries
 from train_flows.forecasting.splitting import Split, draw_seen, example, split_series
 from train_flows.forecasting.time_axis import TimeAxis
 
-GENERATED = ("spirals", "sines")
-TEST_SHARE, COUNT = 0.2, 1000  # of series
+COUNT = 1000  # of series
 POINTS = 100  # observations of a history of spirals, of a whole sinusoid
 SPIRAL_POINTS, SPIRAL_END, SPIRAL_NOISE, SPIRAL_WIDTH = 500, 6 * np.pi, 0.3, 0.3  # of the two curves
 FREQUENCIES, SINE_END, SINE_NOISE, LEVEL = (0.4, 0.8), 5.0, 0.01, (1.0, 0.1)  # mean and deviation of the level
@@ -20,24 +19,18 @@ STEP = SPIRAL_END / (SPIRAL_POINTS - 1)
 STREAMS = {"spirals": 11, "sines": 12}  # of random numbers
 
 
-def generate(
-    name: str, observed: float = 1.0, test_series: float = TEST_SHARE, history: float | None = None, seed: int = 0
-) -> SeriesData:
-    """Return the data of a recipe; the same for the same seed.
+def generate(name: str, split: Split) -> SeriesData:
+    """Return the series of a recipe, the same for the same seed of the split.
 
     Args:
         name: ``spirals`` or ``sines``.
-        observed: share of the points of a history that the model sees.
-        test_series: share of the series that tests.
-        history: length of the histories; all before the forecast if None.
-        seed: of the series, and of the points seen.
+        split: how to hold out; the horizon and the share of series to test are those of the literature by default.
     """
-    rng = np.random.default_rng(SEED_STRIDE * seed + STREAMS[name])
-    series, horizon, hide = _spirals(rng) if name == "spirals" else _sines(rng)
-    split = Split(horizon=horizon, history=history, test_series=test_series, observed=observed, hide=hide, seed=seed)
-    columns = ("x", "y") if name == "spirals" else ("value",)
-    data = split_series(name, TimeAxis(), columns, series, split)
-    return data if name == "sines" else _without_futures(data, observed, rng)
+    rng = np.random.default_rng(SEED_STRIDE * split.seed + STREAMS[name])
+    series, horizon = _spirals(rng) if name == "spirals" else _sines(rng)
+    split = dataclasses.replace(split, horizon=split.horizon or horizon, hide=name == "sines")
+    data = split_series(name, TimeAxis(), ("x", "y") if name == "spirals" else ("value",), series, split)
+    return data if name == "sines" else _without_futures(data, split.observed, rng)
 
 
 def _without_futures(data: SeriesData, observed: float, rng: np.random.Generator) -> SeriesData:
@@ -54,7 +47,7 @@ def _without_futures(data: SeriesData, observed: float, rng: np.random.Generator
     return dataclasses.replace(data, train=tuple(train), validation=tuple(validation))
 
 
-def _spirals(rng: np.random.Generator) -> tuple[list[TimeSeries], float, bool]:
+def _spirals(rng: np.random.Generator) -> tuple[list[TimeSeries], float]:
     """Return parts of two spirals, one clockwise and one counter-clockwise, half of the series of each.
 
     Each part begins at another of 500 points; its 100 points are a history, the next 100 the forecast.
@@ -74,10 +67,10 @@ def _spirals(rng: np.random.Generator) -> tuple[list[TimeSeries], float, bool]:
         truth = (clockwise if i % 2 else counter)[start : start + 2 * POINTS]
         noisy = truth + SPIRAL_NOISE * rng.standard_normal(truth.shape)
         series.append(TimeSeries(f"{'clockwise' if i % 2 else 'counter'} {i}", t[: 2 * POINTS], noisy, truth))
-    return series, (POINTS - 0.5) * STEP, False
+    return series, (POINTS - 0.5) * STEP
 
 
-def _sines(rng: np.random.Generator) -> tuple[list[TimeSeries], float, bool]:
+def _sines(rng: np.random.Generator) -> tuple[list[TimeSeries], float]:
     """Return sinusoids of amplitude 1, frequency from 0.4 to 0.8 and level from N(1, 0.1^2), at 100 irregular times.
 
     All have the same times, as published. The second half is the forecast.
@@ -91,4 +84,4 @@ def _sines(rng: np.random.Generator) -> tuple[list[TimeSeries], float, bool]:
     values = truth + SINE_NOISE * rng.uniform(size=truth.shape) * (times > 0)  # uniform noise, none at the first time
     middle = (times[POINTS // 2 - 1] + times[POINTS // 2]) / 2
     series = [TimeSeries(f"sine {i}", times, x[:, None], y[:, None]) for i, (x, y) in enumerate(zip(values, truth, strict=True))]
-    return series, float(times[-1] - middle), True
+    return series, float(times[-1] - middle)
