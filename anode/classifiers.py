@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from anode.inputs import check_batch, check_shape, to_tensor, whole_number
 from anode.layers import CONV_TIMES, ActivationName, Blocks, Widths, group_norm, stem
 from anode.second_order import SecondOrderField
 from anode.solver import Solver, solvers_in, with_solver
+from anode.time_series.series_models import KIND as SERIES
+from anode.time_series.series_models import SeriesModel, series_model
 from anode.units import Denormalize, Normalize, ScalePixels, check_units
 
 KIND = "classifier"
@@ -301,27 +303,35 @@ def classifier_model(
     return network
 
 
-def save(model: Classifier, folder: str | Path, **notes: Any) -> None:
-    """Store a model built by :func:`classifier_model`: ``config.json`` and ``model.safetensors``.
+def save(model: Classifier | SeriesModel, folder: str | Path, **notes: Any) -> None:
+    """Store a model: ``config.json`` and ``model.safetensors``.
 
     Args:
-        model: the model.
+        model: a classifier of :func:`classifier_model`, or a model of time series
+            (:func:`anode.time_series.series_model`).
         folder: created if missing; files with these names are replaced.
         notes: further plain values for ``config.json``.
     """
-    if not isinstance(model, Classifier):
-        raise InputError(f"model of type {type(model).__name__} is not a classifier: pass densities to cnf.save")
-    storage.save_model(folder, KIND, model, model.arguments, **notes)
+    if not isinstance(model, Classifier | SeriesModel):
+        remedy = "pass densities to cnf.save"
+        raise InputError(f"model of type {type(model).__name__} is not a classifier or model of series: {remedy}")
+    kind = KIND if isinstance(model, Classifier) else SERIES
+    storage.save_model(folder, kind, model, model.arguments, **notes)
 
 
-def load(folder: str | Path, device: torch.device | str | None = None) -> Classifier:
-    """Rebuild a stored classifier in evaluation mode, without running code from the files.
+def load(folder: str | Path, device: torch.device | str | None = None) -> Any:
+    """Rebuild a stored classifier or model of time series in evaluation mode, without running code from the files.
 
     Args:
-        folder: a run of ``train-flows classify``, or a folder written by :func:`save`.
+        folder: a run of ``train-flows classify`` or ``forecast``, or a folder written by :func:`save`.
         device: the CPU if omitted.
+
+    Returns:
+        A :class:`Classifier`, or a :class:`anode.time_series.SeriesModel`.
     """
-    return storage.load_model(folder, KIND, classifier_model, device)
+    kind = storage.read_config(folder, KIND, SERIES)["kind"]
+    build: Callable[..., nn.Module] = classifier_model if kind == KIND else series_model
+    return storage.load_model(folder, kind, build, device)
 
 
 def _body(config: ClassifierConfig, shape: Sequence[int]) -> nn.Module:

@@ -7,6 +7,7 @@ error estimate and controller. Step sizes are plain numbers; gradients flow thro
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,6 +41,18 @@ class ComponentRoles(NamedTuple):
     on_step: Callable[[Sequence[float], Slopes, float], Tensor] | None = None
 
 
+class RowTimes(NamedTuple):
+    """Times at which to save single rows of a batch.
+
+    Attributes:
+        times: increasing times (N,), or fractions of a step.
+        rows: the row to save at each time, (N,).
+    """
+
+    times: Tensor
+    rows: Tensor
+
+
 class AcceptedStep(NamedTuple):
     """An accepted step, from which it can be replayed.
 
@@ -47,6 +60,7 @@ class AcceptedStep(NamedTuple):
         t, y, h: time and state at the beginning, and step size.
         save_at: where to save the solution within the step, as fractions of its size.
         save_end: True to save the solution at its end.
+        save_rows: rows to save within the step, at fractions of its size.
     """
 
     t: float
@@ -54,6 +68,7 @@ class AcceptedStep(NamedTuple):
     h: float
     save_at: tuple[float, ...] = ()
     save_end: bool = False
+    save_rows: RowTimes | None = None
 
 
 class Solution(NamedTuple):
@@ -116,7 +131,8 @@ class RungeKutta:
 
     def replay(self, accepted: AcceptedStep) -> tuple[Solution, Components]:
         """Take an accepted step again: the part of the solution within it, and the state at its end."""
-        needs_all_slopes = bool(accepted.save_at) or self.roles.on_step is not None
+        dense = bool(accepted.save_at) or accepted.save_rows is not None
+        needs_all_slopes = dense or self.roles.on_step is not None
         slopes, y1 = self.step(accepted.t, accepted.y, accepted.h, fsal=needs_all_slopes)
         return self.solution_within(accepted, slopes, y1), y1
 
@@ -126,12 +142,27 @@ class RungeKutta:
         for s in accepted.save_at:
             b = [sum(coefficient * s ** (i + 1) for i, coefficient in enumerate(row)) for row in self.tableau.b_dense]
             states.append(combine(accepted.y, slopes, b, accepted.h))
+        if accepted.save_rows is not None:
+            states.append(self._rows_within(accepted, slopes, *accepted.save_rows))
         if accepted.save_end:
             states.append(y1)
         if self.roles.on_step is None:
             return Solution(states, None)
         tableau = self.tableau
         return Solution(states, self.roles.on_step(tableau.slope_nodes, tableau.slopes_at(slopes), accepted.h))
+
+    def _rows_within(self, accepted: AcceptedStep, slopes: Slopes, at: Tensor, rows: Tensor) -> Components:
+        """Evaluate the dense output of single rows at fractions of an accepted step, (N, *S) of each component."""
+        powers = torch.stack([at ** (i + 1) for i in range(len(self.tableau.b_dense[0]))])
+        parts = [part[rows] for part in accepted.y]
+        for coefficients, slope in zip(self.tableau.b_dense, slopes, strict=True):
+            if any(coefficients):
+                b = accepted.h * (powers.new_tensor(coefficients) @ powers)
+                parts = [
+                    part + b.to(part.dtype).view(-1, *[1] * (part.ndim - 1)) * k[rows]
+                    for part, k in zip(parts, slope, strict=False)
+                ]
+        return tuple(parts)
 
 
 def solve_adaptive(
@@ -143,6 +174,7 @@ def solve_adaptive(
     atol: float,
     first_step: float | None = None,
     on_accept: Callable[[AcceptedStep], None] | None = None,
+    rows: RowTimes | None = None,
 ) -> Solution:
     """Solve an ODE by adaptive steps, the last of which lands on the last time.
 
@@ -158,9 +190,11 @@ def solve_adaptive(
         atol: absolute tolerance.
         first_step: length of the first step; chosen by an evaluation when omitted.
         on_accept: receives the accepted steps.
+        rows: single rows to save in a solve that goes forward.
 
     Returns:
-        The states at all times but the first.
+        The states at all times but the first. With ``rows`` each step saves one state of its rows, and the last step
+        its end.
 
     References:
         Hairer, Norsett, Wanner 1993, section II.4.
@@ -170,6 +204,7 @@ def solve_adaptive(
     h = math.copysign(1.0, end - t)
     h = _initial_step(method.f, t, y0, k1, h, rtol, atol, n) if first_step is None else h * first_step
     solution, pending = Solution([], None), list(times[1:-1])
+    row_times, saved = [] if rows is None else rows.times.tolist(), 0
     while True:
         method.f.callback_step(t, y, h)
         last = abs(h) >= abs(end - t)
@@ -181,7 +216,10 @@ def solve_adaptive(
             t1, save_at = end if last else t + h, []
             while pending and abs(pending[0] - t) <= abs(t1 - t):
                 save_at.append((pending.pop(0) - t) / h)
-            accepted = AcceptedStep(t, y, h, tuple(save_at), last)
+            save_rows, part = None, slice(saved, bisect_right(row_times, t1))
+            if rows is not None and part.stop > part.start:
+                save_rows, saved = RowTimes((rows.times[part] - t) / h, rows.rows[part]), part.stop
+            accepted = AcceptedStep(t, y, h, tuple(save_at), last, save_rows)
             solution = solution.extended(method.solution_within(accepted, slopes, y1))
             if on_accept is not None:
                 on_accept(accepted)

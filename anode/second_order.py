@@ -19,7 +19,8 @@ class SecondOrderField(Field):
     The divergence of the field is tr(da/dv) alone, since dx/dt does not depend on x.
 
     Args:
-        acceleration: a field of the velocity with the flattened position as context: ``acceleration(t, v, x)``.
+        acceleration: a field of the velocity with the flattened position as context: ``acceleration(t, v, x)``. A
+            context c of the motion is joined to the position: ``acceleration(t, v, (x, c))``.
 
     References:
         Norcliffe et al. 2020, arXiv 2006.07220, section 3.
@@ -38,21 +39,20 @@ class SecondOrderField(Field):
 
     @override
     def forward(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> Tensor:
-        position, velocity = _halves(x, c)
-        return torch.cat([velocity, self.acceleration(t, velocity, position.flatten(1))], dim=1)
+        velocity, context = _velocity_and_context(x, c)
+        return torch.cat([velocity, self.acceleration(t, velocity, context)], dim=1)
 
     @override
     def velocity_and_divergence(self, t: Tensor, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        position, velocity = _halves(x, c)
-        rates = self.acceleration.velocity_and_divergence(t, velocity, position.flatten(1))
+        velocity, context = _velocity_and_context(x, c)
+        rates = self.acceleration.velocity_and_divergence(t, velocity, context)
         return None if rates is None else (torch.cat([velocity, rates[0]], dim=1), rates[1])
 
 
-def _halves(y: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Split a state into position and velocity."""
+def _velocity_and_context(y: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Split a state into the velocity, and the position with the context of the motion (B, X + C)."""
     if y.shape[1] % 2:
         raise InputError(f"x of shape {tuple(y.shape)} is not (position, velocity): pass an even dimension 1")
-    if c is not None:
-        raise InputError(f"c of shape {tuple(c.shape)} does not fit a second-order field: its context is the position")
     position, velocity = y.chunk(2, dim=1)
-    return position, velocity
+    position = position.flatten(1)
+    return velocity, position if c is None else torch.cat([position, c], dim=1)

@@ -26,7 +26,7 @@ from anode.gradients import (
     solve_with_checkpoints,
     solve_with_torchdiffeq,
 )
-from anode.runge_kutta import ComponentRoles, RungeKutta, Solution, solve_adaptive, solve_fixed
+from anode.runge_kutta import ComponentRoles, RowTimes, RungeKutta, Solution, solve_adaptive, solve_fixed
 from anode.tableaus import TABLEAUS, Components, State
 
 AdaptiveMethod = Literal["dopri5", "tsit5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
@@ -201,6 +201,46 @@ class Solver:
             return torch.stack([y0, *(state[0] for state in states)])
         return tuple(torch.stack(component) for component in zip(y0, *states, strict=True))
 
+    def states_at(
+        self,
+        f: Function,
+        y0: Tensor,
+        t0: float,
+        times: Tensor,
+        rows: Tensor,
+        params: Sequence[Tensor | None] = (),
+        field: nn.Module | None = None,
+    ) -> Tensor:
+        """Solve dy/dt = f(t, y), y(t0) = y0, for single rows of y, each at a time of its own.
+
+        ``dopri5`` and ``tsit5`` evaluate their dense output for that row alone, so that N outputs cost as much in a
+        batch as one by one. The other methods compute all rows at all times.
+
+        Args:
+            f: see :meth:`integrate`.
+            y0: the state (B, *S) at ``t0``.
+            t0: initial time.
+            times: times (N,) in any order, none before ``t0``.
+            rows: the row, from 0 to B - 1, to return at each time, (N,).
+            params: see :meth:`integrate`.
+            field: see :meth:`integrate`.
+
+        Returns:
+            The states, (N, *S).
+        """
+        y0, times = _check_state(y0), times.to(torch.float32 if times.device.type == "mps" else torch.float64)
+        if times.requires_grad or (len(times) and not bool((times >= t0).all())):
+            raise InputError(f"times must be numbers from t0={t0:g} on: detach them, and leave out earlier ones")
+        end = float(times.max()) if len(times) else t0
+        if end == t0:
+            return y0[rows]
+        if not (self.native and self.adaptive):
+            grid, place = torch.cat([times.new_tensor([t0]), times]).unique(return_inverse=True)
+            return self.trajectory(f, y0, grid, params, field)[place[1:], rows]
+        order = times.argsort()
+        solution = self._solve(f, y0, [t0, end], params, field, ComponentRoles(), RowTimes(times[order], rows[order]))
+        return torch.cat([state[0] for state in solution.states[:-1]])[order.argsort()]
+
     @never_compiled  # the steps depend on the data: compile the field, not the loop around it
     def _solve(
         self,
@@ -210,8 +250,9 @@ class Solver:
         params: Sequence[Tensor | None],
         field: nn.Module | None,
         roles: ComponentRoles,
+        rows: RowTimes | None = None,
     ) -> Solution:
-        """Return the states at every time but the first."""
+        """Return the states at every time but the first; see :func:`anode.runge_kutta.solve_adaptive` for ``rows``."""
         times = _as_monotone(times)
         if not callable(f):
             raise InputError(f"f={f!r} is not a function: pass f(t, y), which returns dy/dt")
@@ -235,7 +276,7 @@ class Solver:
         rhs = RightHandSide(f, y0, self, field, checkpoints)
         with explain_vmap():
             if self.native:
-                solution = self._solve_native(rhs, parts, times, params, roles)
+                solution = self._solve_native(rhs, parts, times, params, roles, rows)
             else:
                 solution = solve_with_torchdiffeq(rhs, y0, times, params, roles.exclude_from_error)
             if not self.adaptive and not is_finite(solution.states[-1]):  # fixed steps are never rejected
@@ -249,6 +290,7 @@ class Solver:
         times: Sequence[float],
         params: Sequence[Tensor],
         roles: ComponentRoles,
+        rows: RowTimes | None,
     ) -> Solution:
         start = tuple(part.detach().requires_grad_(part.requires_grad) for part in y0) if rhs.checkpoints else y0
         k1 = rhs(times[0], start)
@@ -259,7 +301,7 @@ class Solver:
         method = RungeKutta(TABLEAUS[self.method], rhs, roles)
         settings: dict[str, Any] = {"step_size": self.step_size}
         if self.adaptive:
-            settings = {"rtol": self.rtol, "atol": self.atol, "first_step": self.first_step}
+            settings = {"rtol": self.rtol, "atol": self.atol, "first_step": self.first_step, "rows": rows}
         solve = partial(solve_adaptive if self.adaptive else solve_fixed, method, k1=k1, times=times, **settings)
         if rhs.checkpoints and any(tensor.requires_grad for tensor in (*y0, *params)):
             return solve_with_checkpoints(solve, method, y0, params)

@@ -42,6 +42,12 @@ def test_divergence_is_the_trace_of_the_acceleration(float64, hidden):
     assert not diagonal[:, :3].any()
 
 
+def test_a_context_joins_the_position(float64):
+    field, y, c = SecondOrderField(MLPField(2, (4,), context=3)), torch.randn(5, 4), torch.randn(5, 1)
+    expected = field.acceleration(T, y[:, 2:], torch.cat([y[:, :2], c], dim=1))
+    torch.testing.assert_close(field(T, y, c), torch.cat([y[:, 2:], expected], dim=1))
+
+
 def test_without_a_rule_of_the_acceleration_there_is_none():
     field = SecondOrderField(MLPField(2, (4, 4), time="squash", context=2))
     assert field.velocity_and_divergence(torch.zeros(3), torch.randn(3, 4)) is None
@@ -51,5 +57,5 @@ def test_bad_input_is_named():
     field = SecondOrderField(MLPField(2, context=2))
     with pytest.raises(InputError, match="even dimension 1"):
         field(T, torch.randn(3, 3))
-    with pytest.raises(InputError, match="context is the position"):
+    with pytest.raises(InputError, match=r"c of shape \(3, 3\) does not fit a field with context=2"):
         field(T, torch.randn(3, 4), torch.randn(3, 1))

@@ -56,6 +56,43 @@ def test_trajectory_is_right_at_every_time(field, solver):
     torch.testing.assert_close(path[-1], solver.integrate(field, x, 1, 0), rtol=1e-4, atol=1e-4)
 
 
+ROW_SOLVERS = [
+    *(Solver(method, rtol=1e-9, atol=1e-9, gradient=gradient) for method in ("dopri5", "tsit5")
+      for gradient in ("direct", "checkpoint")),
+    Solver("dopri8", rtol=1e-9, atol=1e-9),
+    Solver("rk4", step_size=0.05),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", ROW_SOLVERS, ids=str)
+def test_rows_have_times_of_their_own(field, solver):
+    """Values and gradients are those of the matrix exponential, at repeated and unsorted times, at both ends."""
+    times, rows = torch.tensor([0.7, 0.1, 2.0, 0.1, 0.7001, 1.3]), torch.tensor([3, 0, 1, 1, 3, 3])
+    x = torch.randn(4, 3, requires_grad=True)
+    found = solver.states_at(field, x, 0.1, times, rows)
+    exact = torch.stack([field.solution(x[row], t - 0.1) for t, row in zip(times, rows, strict=True)])
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+    weights, leaves = torch.randn(6, 3), (x, field.a, field.b)
+    gradients = [torch.autograd.grad((weights * path).sum(), leaves) for path in (found, exact)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_cost_no_evaluations_and_no_time_is_none(field):
+    x, solver = torch.randn(50, 3), Solver()
+    with count_evals() as one:
+        solver.integrate(field, x, 0.0, 1.0)
+    with count_evals() as many:
+        found = solver.states_at(field, x, 0.0, torch.linspace(0, 1, 5000), torch.arange(5000) % 50)
+    assert found.shape == (5000, 3)
+    assert many.forward == one.forward
+    none = torch.zeros(0, dtype=torch.long)
+    assert solver.states_at(field, x, 0.0, torch.zeros(0), none).shape == (0, 3)
+    assert torch.equal(solver.states_at(field, x, 0.5, torch.tensor([0.5]), none.new_tensor([7])), x[7:8])
+    for times in (torch.tensor([0.4, 1.0]), torch.tensor([0.6, 1.0], requires_grad=True)):
+        with pytest.raises(InputError, match=r"times must be numbers from t0=0\.5 on"):
+            solver.states_at(field, x, 0.5, times, none.new_tensor([0, 1]))
+
+
 def test_tuple_states_keep_their_components_apart(field):
     x, s = torch.randn(4, 3), torch.randn(2)
     solver = Solver(rtol=1e-9, atol=1e-9)

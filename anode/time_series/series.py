@@ -84,3 +84,40 @@ def _check_one(i: int, times: Tensor, values: Tensor) -> None:
         )
     if values.isinf().any():
         raise InputError(f"series {i} has an infinite value: pass NaN for a missing one")
+
+
+class History(NamedTuple):
+    """A batch of series in the units of a model, without the times at which nothing is observed.
+
+    Attributes:
+        start: first time of each series with an observed feature, in the units of the data, (B,), float64.
+        times: times since the start, (B, T); a shorter series repeats its last time.
+        values: standardised values, (B, T, D); 0, the mean of the feature, where nothing is observed.
+        mask: 1 where a value is observed, (B, T, D).
+        lengths: number of times of each series, (B,).
+    """
+
+    start: Tensor
+    times: Tensor
+    values: Tensor
+    mask: Tensor
+    lengths: Tensor
+
+
+def without_gaps(series: Series) -> tuple[Series, Tensor]:
+    """Move the times with an observed feature to the front and cut the rest; also return their number (B,).
+
+    Raises:
+        InputError: if a series has none.
+    """
+    observed, lengths = series.observed, series.observed.sum(1)
+    if (lengths == 0).any():
+        empty = int((lengths == 0).nonzero()[0])
+        raise InputError(f"history has no observed value in series {empty}: leave that series out")
+    order = observed.int().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
+    place = torch.arange(order.shape[1], device=order.device)
+    order = order.gather(1, torch.minimum(place, lengths[:, None] - 1))
+    kept = place < lengths[:, None]
+    pick = order[..., None].expand(-1, -1, series.values.shape[-1])
+    mask = series.mask.gather(1, pick) * kept[..., None]
+    return Series(series.times.gather(1, order), series.values.gather(1, pick), mask), lengths
