@@ -44,8 +44,7 @@ class ForecastData:
     split: str | None = None
     test_series: Annotated[float, Field(ge=0, lt=1)] = 0.0
     history: str | None = None
-    observed: GENERATED = ("spirals", "sines")  # series of the literature
-Share = 1.0
+    observed: Share = 1.0
     period: tuple[str, ...] = ()
     day_first: bool = False
     month_first: bool = False
