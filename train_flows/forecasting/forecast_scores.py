@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily, Normal, StudentT
 
+scoringrules.register_backend("torch")
 LEVELS = {"coverage_50": 0.5, "coverage_90": 0.9}
 CRPS_SAMPLES = 1000  # of a distribution without a closed form
-CELLS = 4_000_000  # pairs of components of mixtures whose scores are computed together
+PAIRS = 200_000  # of components of mixtures that are in memory together: more are slower
 ERRORS = ("mse", "mae", "nll", "crps", *LEVELS)  # means over values
 
 
@@ -87,20 +88,17 @@ def crps(forecast: Distribution, y: Tensor) -> Tensor:
     It is exact for a normal or Student t distribution and for a mixture of normal ones, otherwise the unbiased estimate
     from 1000 samples.
     """
+    if isinstance(forecast, MixtureSameFamily) and isinstance(forecast.component_distribution, Normal):
+        inner = forecast.component_distribution
+        of_all = (y, inner.loc, inner.scale, forecast.mixture_distribution.probs)
+        size = max(1, PAIRS // inner.loc.shape[-1] ** 2)
+        parts = zip(*(x.cpu().split(size) for x in of_all), strict=True)
+        return torch.cat([scoringrules.crps_mixnorm(*part, backend="torch") for part in parts]).to(y)
     numbers = y.cpu().numpy()
     if isinstance(forecast, Normal):
         found = scoringrules.crps_normal(numbers, *_arrays(forecast.loc, forecast.scale), backend="numpy")
     elif isinstance(forecast, StudentT):
         found = scoringrules.crps_t(numbers, *_arrays(forecast.df, forecast.loc, forecast.scale), backend="numpy")
-    elif isinstance(forecast, MixtureSameFamily) and isinstance(forecast.component_distribution, Normal):
-        inner = forecast.component_distribution
-        of_all = _arrays(inner.loc, inner.scale, forecast.mixture_distribution.probs)
-        size = max(1, CELLS // of_all[0].shape[-1] ** 2)
-        found = [
-            scoringrules.crps_mixnorm(numbers[i : i + size], *(x[i : i + size] for x in of_all), backend="numpy")
-            for i in range(0, len(numbers), size)
-        ]
-        found = np.concatenate(found) if found else numbers
     else:
         samples = forecast.sample((CRPS_SAMPLES,)).T.cpu().numpy()
         found = scoringrules.crps_ensemble(numbers, samples, estimator="fair", backend="numpy")
