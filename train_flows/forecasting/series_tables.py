@@ -210,9 +210,9 @@ def _one_series(
         )
     known = ~np.isnan(values).all(axis=1)
     if known.sum() < 2:
-        which = f"series {label} has" if series else "the series has"
+        which = f"series {label}" if series else "the series"
         raise InputError(
-            f"{name}: {which} {known.sum()} observation{'s' * (known.sum() != 1)} (data row {int(rows[0]) + 1}), and a "
-            "history takes 2 and a forecast more: add rows or drop the series"
+            f"{name}: {which} has a single observation or none (data row {int(rows[0]) + 1}), a history takes two: add "
+            "rows or drop the series"
         )
     return TimeSeries(label, times[known], values[known])
