@@ -47,7 +47,9 @@ def test_seasonal_naive_continues_any_periodic_series(shift):
 def test_seasonal_naive_takes_the_last_season():
     times = np.arange(8)
     past = series(times, np.where(times < 4, 0, times))
-    np.testing.assert_array_equal(baselines.seasonal_naive(4.0)(past, np.array([8, 9, 11, 12, 15]))[:, 0], [4, 5, 7, 4, 7])
+    np.testing.assert_array_equal(
+        baselines.seasonal_naive(4.0)(past, np.array([8, 9, 11, 12, 15]))[:, 0], [4, 5, 7, 4, 7]
+    )
 
 
 def test_ridge_autoregression_continues_linear_dynamics():

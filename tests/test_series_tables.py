@@ -55,7 +55,11 @@ class TestTimes:
     @pytest.mark.parametrize(
         ("dates", "said", "days"),
         [
-            (["11/01/2013", "12/01/2013", "01/02/2013"], "day first, in which order they increase; --month", [0, 1, 21]),
+            (
+                ["11/01/2013", "12/01/2013", "01/02/2013"],
+                "day first, in which order they increase; --month",
+                [0, 1, 21],
+            ),
             (["01/02/2013", "01/03/2013", "01/04/2013"], "the month first, by assumption; --day-first", [0, 1, 2]),
         ],
     )
@@ -73,7 +77,8 @@ class TestTimes:
         assert [axis.show(day) for day in days] == ["1969-12-31", "1969-12-31 12:00:00", "2024-10-03 06:00:00"]
 
     @pytest.mark.parametrize(
-        ("text", "days"), [("30d", 30), ("12h", 0.5), ("2w", 14), ("1y", 365.25), ("90m", 1 / 16), ("1.5", 1.5), (".5d", 0.5)]
+        ("text", "days"),
+        [("30d", 30), ("12h", 0.5), ("2w", 14), ("1y", 365.25), ("90m", 1 / 16), ("1.5", 1.5), (".5d", 0.5)],
     )
     def test_durations(self, text, days):
         axis = TimeAxis("date", "2013-01-01")
@@ -82,7 +87,7 @@ class TestTimes:
 
     @pytest.mark.parametrize("text", ["0d", "-3d", "3 months", "d", "", "1e400d"])
     def test_other_durations_are_refused(self, text):
-        with pytest.raises(InputError, match="--horizon.* must be a positive duration"):
+        with pytest.raises(InputError, match=r"--horizon.* must be a positive duration"):
             TimeAxis("date", "2013-01-01").duration("--horizon", text)
 
     def test_units_are_for_dates(self):
@@ -137,11 +142,19 @@ BAD = {
         {},
         "column date holds '13/01/2013' in data row 1",
     ),
-    "other format": (lines(["2013-01-01", "2013-01-02"]), {"date_format": "%d.%m.%Y"}, "date of --date-format %d.%m.%Y"),
+    "other format": (
+        lines(["2013-01-01", "2013-01-02"]),
+        {"date_format": "%d.%m.%Y"},
+        "date of --date-format %d.%m.%Y",
+    ),
     "bad format": (lines(["2013-01-01", "2013-01-02"]), {"date_format": "%Q"}, "--date-format %Q is not a format"),
-    "missing time": ("date,x\n0,1\n,2\n3,4\n", {}, "column date has no time in data row 2"),
+    "missing time": ("date,x\n0,1\n,2\n3,4\n", {}, "column date lacks a time in data row 2"),
     "missing series": ("id,date,x\na,0,1\n,1,2\n", {"series": "id"}, "column id names no series in data row 2"),
-    "order of numbers": ("date,x\n0,1\n1,2\n", {"day_first": True}, "are for dates, column date of a.csv holds numbers"),
+    "order of numbers": (
+        "date,x\n0,1\n1,2\n",
+        {"day_first": True},
+        "are for dates, column date of a.csv holds numbers",
+    ),
     "repeated": (
         "date,x\n3,1\n0,2\n0,3\n3,4\n",
         {},
@@ -166,7 +179,7 @@ BAD = {
     ),
     "typed text": ("date,x,y\n0,a,1\n1,b,2\n", {"target": ("x",)}, "column x holds 'a' in data row 1, which is not a"),
     "infinite": ("date,x\n0,1\n1,inf\n2,3\n", {}, "column x holds inf in data row 2, which is infinite"),
-    "no numbers": ("date,x\n0,a\n1,b\n", {}, "a.csv has no column of numbers besides date"),
+    "no numbers": ("date,x\n0,a\n1,b\n", {}, "a.csv lacks a column of numbers besides date"),
 }
 
 

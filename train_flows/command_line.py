@@ -230,7 +230,9 @@ def name_advice(message: str, options: Sequence[Option] = ()) -> str:
 
 def _names(options: Sequence[Option]) -> set[str]:
     if not options:
-        options = [option for kind in (DensitySettings, ClassifySettings, ForecastSettings) for option in options_of(kind())]
+        options = [
+            option for kind in (DensitySettings, ClassifySettings, ForecastSettings) for option in options_of(kind())
+        ]
     return {option.name for option in options}
 
 

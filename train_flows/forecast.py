@@ -61,11 +61,11 @@ def main(args: list[str]) -> None:
     model = build(settings, data).to(device)
     run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, data)
     task = ForecastTask(settings, data, model)
-    count, features = sum(map(len, data.train)), len(data.columns)
+    lengths = [data.axis.show_duration(length) for length in (data.horizon, data.history)]
     session.tell(
-        f"{count:,} times of {features} feature{'s' * (features > 1)} in {len(data.train)} series to train on; histories "
-        f"of {data.axis.show_duration(data.history)}, forecasts of {data.axis.show_duration(data.horizon)}: "
-        f"{len(data.validation)} to validate on, {len(data.test)} to test on"
+        f"{sum(map(len, data.train)):,} times in {len(data.train)} series to train on, of {len(data.columns)} columns; "
+        f"forecasts of {lengths[0]} from histories of {lengths[1]}: {len(data.validation)} to validate on, "
+        f"{len(data.test)} to test on"
     )
     before = time.monotonic() - started
     with session.resumable(run, PROGRAM.name):
@@ -76,7 +76,12 @@ def main(args: list[str]) -> None:
 
 def load(settings: ForecastSettings) -> SeriesData:
     """Read or generate the series of a run, and split them."""
-    from train_flows.forecasting import generated, series_tables, splitting, time_axis  # pandas: --help need not wait for it
+    from train_flows.forecasting import (
+        generated,
+        series_tables,
+        splitting,
+        time_axis,
+    )  # pandas: --help need not wait for it
 
     typed = settings.data
     known = typed.source in GENERATED

@@ -10,7 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anode import SolverError
 from anode.time_series import SeriesModel
 from train_flows.figures import of_runs, plots, series_plots
 from train_flows.forecasting.comparison import SAMPLES, joined, to_series

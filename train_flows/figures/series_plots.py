@@ -98,7 +98,9 @@ class Path:
     cut: float
 
 
-def paths(panels: Sequence[Path], labels: Sequence[str], time: str, arrows: tuple[Array, Array] | None = None) -> Figure:
+def paths(
+    panels: Sequence[Path], labels: Sequence[str], time: str, arrows: tuple[Array, Array] | None = None
+) -> Figure:
     """Draw paths coloured by time, from the history into the forecast.
 
     Args:
@@ -116,8 +118,8 @@ def paths(panels: Sequence[Path], labels: Sequence[str], time: str, arrows: tupl
         if arrows is not None:
             _draw_field(axes, *arrows)
         if dimensions == 3:
-            axes.scatter(*panel.points.T, c=panel.times, cmap=TIME_COLORS, norm=scale, s=5)  # ty: ignore
-            axes.set_zlabel(axis_label(labels[2]))  # ty: ignore[unresolved-attribute]
+            axes.scatter(*panel.points.T, c=panel.times, cmap=TIME_COLORS, norm=scale, s=5)
+            axes.set_zlabel(axis_label(labels[2]))
         else:
             segments = np.stack([panel.points[:-1], panel.points[1:]], axis=1)
             line = LineCollection(list(segments), cmap=TIME_COLORS, norm=scale, lw=2)

@@ -1,4 +1,4 @@
-"""Forecasts of the test part by a model and by baselines, their scores, and the table of these."""
+"""Forecasts of the test part by a model and by baselines, their scores, and a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from train_flows.forecasting.series_data import Example, SeriesData, TimeSeries
 SAMPLES = 100  # of the latent state of a forecast
 CELLS = 2_000_000  # values of all samples that are forecast together
 PARTS = ("interpolation", "extrapolation")
-SHOWN_FEATURES = 8  # with a line of their own
+SHOWN_FEATURES = 8  # in lines of the table
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "nll": "NLL", "crps": "CRPS", "coverage_50": "in 50%", "coverage_90": "in 90%"}
 
 

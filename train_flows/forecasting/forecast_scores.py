@@ -71,11 +71,14 @@ def select(forecast: Distribution, flags: Tensor) -> Distribution:
         forecast: normal, Student t, or a mixture of either.
         flags: (B, T, D).
     """
-    if isinstance(forecast, MixtureSameFamily):
-        parts = _parameters(forecast.component_distribution, flags)
-        weights = Categorical(forecast.mixture_distribution.probs[flags].double())
-        return MixtureSameFamily(weights, type(forecast.component_distribution)(**parts))
-    return type(forecast)(**_parameters(forecast, flags))
+    kind: Any = type(forecast)
+    if not isinstance(forecast, MixtureSameFamily):
+        return kind(**_parameters(forecast, flags))
+    inner: Any = type(forecast.component_distribution)
+    weights: Any = forecast.mixture_distribution.probs
+    return MixtureSameFamily(
+        Categorical(weights[flags].double()), inner(**_parameters(forecast.component_distribution, flags))
+    )
 
 
 def _parameters(forecast: Distribution, flags: Tensor) -> dict[str, Tensor]:
@@ -90,7 +93,7 @@ def crps(forecast: Distribution, y: Tensor) -> Tensor:
     """
     if isinstance(forecast, MixtureSameFamily) and isinstance(forecast.component_distribution, Normal):
         inner = forecast.component_distribution
-        of_all = (y, inner.loc, inner.scale, forecast.mixture_distribution.probs)
+        of_all: Any = (y, inner.loc, inner.scale, forecast.mixture_distribution.probs)
         size = max(1, PAIRS // inner.loc.shape[-1] ** 2)
         parts = zip(*(x.cpu().split(size) for x in of_all), strict=True)
         return torch.cat([scoringrules.crps_mixnorm(*part, backend="torch") for part in parts]).to(y)

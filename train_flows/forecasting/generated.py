@@ -55,7 +55,8 @@ def _spirals(rng: np.random.Generator) -> tuple[list[TimeSeries], float]:
         counter-clockwise: r = 0.3 t, angle t, shifted by 5      clockwise: r = 15 / (1 + 6 pi - t), angle 6 pi + 1 - t
 
     References:
-        Chen et al. 2018, arXiv 1806.07366, section 5.1; curves and noise as in the ``latent_ode`` example of torchdiffeq.
+        Chen et al. 2018, arXiv 1806.07366, section 5.1; curves and noise of torchdiffeq's example
+        ``latent_ode``.
     """
     t = np.linspace(0, SPIRAL_END, SPIRAL_POINTS)
     angle = SPIRAL_END + 1 - t
@@ -83,5 +84,8 @@ def _sines(rng: np.random.Generator) -> tuple[list[TimeSeries], float]:
     truth = np.sin(2 * np.pi * frequencies[:, None] * times) + levels[:, None]
     values = truth + SINE_NOISE * rng.uniform(size=truth.shape) * (times > 0)  # uniform noise, none at the first time
     middle = (times[POINTS // 2 - 1] + times[POINTS // 2]) / 2
-    series = [TimeSeries(f"sine {i}", times, x[:, None], y[:, None]) for i, (x, y) in enumerate(zip(values, truth, strict=True))]
+    series = [
+        TimeSeries(f"sine {i}", times, x[:, None], y[:, None])
+        for i, (x, y) in enumerate(zip(values, truth, strict=True))
+    ]
     return series, float(times[-1] - middle)

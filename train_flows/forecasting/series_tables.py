@@ -70,9 +70,11 @@ def _check_columns(name: str, frame: pd.DataFrame, time: str | None, series: str
             raise InputError(f"{option} {column} is not a column of {name}: choose one of {abbreviate(names)}")
     both = [column for column in target if column in (time, series)]
     if both or time == series:
-        raise InputError(f"column {both[0] if both else time} of {name} has two roles: name another one for one of them")
+        raise InputError(
+            f"column {both[0] if both else time} of {name} has two roles: name another one for one of them"
+        )
     if frame.empty:
-        raise InputError(f"{name} has no rows: pass a table with a row for each time")
+        raise InputError(f"{name} is empty: pass a table with a row for each time")
 
 
 def _read_times(
@@ -81,14 +83,18 @@ def _read_times(
     """Return the times (N,) of all rows, their meaning, and notes on how dates were read."""
     title, missing = str(column.name), column.isna().to_numpy()
     if missing.any():
-        raise InputError(f"{name}: column {title} has no time in {row_of(column, missing)}: fill it in or drop the row")
+        raise InputError(
+            f"{name}: column {title} lacks a time in {row_of(column, missing)}: fill it in or drop the row"
+        )
     kinds = pd.api.types
     if date_format is None and kinds.is_numeric_dtype(column) and not kinds.is_bool_dtype(column):
         if day_first is not None:
             raise InputError(f"--day-first and --month-first are for dates, column {title} of {name} holds numbers")
         times = frames.numbers_of(column)
         if (bad := ~np.isfinite(times)).any():
-            raise InputError(f"{name}: column {title} holds {first_of(column, bad)} in {row_of(column, bad)}: correct it")
+            raise InputError(
+                f"{name}: column {title} holds {first_of(column, bad)} in {row_of(column, bad)}: correct it"
+            )
         return times, TimeAxis(title), []
     notes = []
     if date_format is None:
@@ -112,9 +118,7 @@ def _read_times(
     return axis.times(dates), axis, notes
 
 
-def _assumed_order(
-    title: str, column: pd.Series, month_first: np.ndarray
-) -> tuple[np.ndarray, bool | None, list[str]]:
+def _assumed_order(title: str, column: pd.Series, month_first: np.ndarray) -> tuple[np.ndarray, bool | None, list[str]]:
     """Return dates that can be read two ways in the order in which they increase, otherwise with the month first."""
     by_day = frames.parse_dates(column, True)[0]
     differ = (by_day != month_first) & ~(np.isnat(by_day) & np.isnat(month_first))
@@ -141,7 +145,7 @@ def _value_columns(
     rest = [column for column in map(str, frame) if column not in others]
     found = [column for column in rest if _is_number_column(frame[column])]
     if not found:
-        raise InputError(f"{name} has no column of numbers besides {abbreviate(others)}: name the values by --target")
+        raise InputError(f"{name} lacks a column of numbers besides {abbreviate(others)}: name the values by --target")
     texts = [column for column in rest if column not in found]
     return found, [f"{abbreviate(texts)}: left out, not numbers"] if texts else []
 

@@ -80,7 +80,9 @@ class TimeAxis:
         """
         found = DURATION.fullmatch(text.strip())
         if found is None or float(found[1]) == 0:
-            raise InputError(f"{option} {text} must be a positive duration, such as 30d: the units are s, m, h, d, w, y")
+            raise InputError(
+                f"{option} {text} must be a positive duration, such as 30d: the units are s, m, h, d, w, y"
+            )
         if self.origin is None and found[2]:
             raise InputError(f"{option} {text} has a unit, but the times in column {self.name} are numbers: omit it")
         return float(found[1]) * DAYS[found[2]]
