@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,17 +70,17 @@ class ObservedStart(nn.Module):
     def __init__(self, features: int, extra: int, encoder: BackwardGRU | None) -> None:
         super().__init__()
         self.dim, self.extra = features + extra, extra
-        self.encoder = encoder
-        self.readout = None if encoder is None else nn.Linear(encoder.width, self.dim)
+        self.encoder: Any = encoder
+        self.readout: Any = None if encoder is None else nn.Linear(encoder.width, self.dim)
         self.augmented = nn.Parameter(torch.zeros(extra)) if encoder is None else None
 
     @override
     def forward(self, history: History, samples: int) -> Start:
         first = history.values[:, 0]
-        if self.encoder is not None and self.readout is not None:
-            states = F.pad(first, (0, self.extra)) + self.readout(self.encoder(history))
-        else:
+        if self.augmented is not None:
             states = torch.cat([first, self.augmented.expand(len(first), -1)], dim=1)
+        else:
+            states = F.pad(first, (0, self.extra)) + self.readout(self.encoder(history))
         return Start(states[None], first.new_zeros(len(first)))
 
 

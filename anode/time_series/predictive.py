@@ -48,12 +48,11 @@ class Mixture(MixtureSameFamily):
     the noise to it, so that the values of a sample at different times belong together.
 
     Args:
-        components: Normal or :class:`StudentT` of batch shape (B, T, D, K).
+        components: distributions of batch shape (B, T, D, K).
     """
 
-    def __init__(self, components: Distribution) -> None:
-        loc: Tensor = components.loc  # ty: ignore[unresolved-attribute]
-        super().__init__(Categorical(logits=torch.zeros_like(loc)), components)
+    def __init__(self, components: Normal | StudentT) -> None:
+        super().__init__(Categorical(logits=torch.zeros_like(components.loc)), components)
 
     @override
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:

@@ -301,7 +301,8 @@ def _paths(config: SeriesConfig, features: int) -> SolvedPaths | FilteredPaths:
     calendar = 2 * len(config.periods)
 
     def field(dim: int, context: int = 0) -> MLPField:
-        return MLPField(dim, config.hidden, config.activation, "none", context + calendar, zero_init=True)
+        still = config.kind in ("node", "anode", "second-order")  # at first, so that the observation does not run away
+        return MLPField(dim, config.hidden, config.activation, "none", context + calendar, zero_init=still)
 
     def timed(inner: Any) -> Any:
         return CalendarField(inner, config.periods) if calendar else inner
