@@ -22,7 +22,7 @@ COMMANDS = {
     "paper": "reproduce the figures of the papers",
     "benchmark": "measure speed and densities against those of other packages",
 }
-MODULES = {"paper": "experiments"}
+MODULES = {"paper": "experiments", "forecast": "forecasting.forecast"}
 PARALLEL = ("density", "classify", "evaluate")  # commands that several processes run together
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +23,6 @@ from train_flows.settings import to_sections
 if TYPE_CHECKING:
     from train_flows.forecasting.series_data import SeriesData
 
-YEAR = 365.25  # the season of dates, unless --period names another
 VALIDATION_SAMPLES = 20  # of the latent state
 PROGRAM = Program(
     name="forecast",
@@ -54,8 +52,10 @@ def main(args: list[str]) -> None:
     started = time.monotonic()
     settings, origin = parse(PROGRAM, ForecastSettings(), args)
     device = session.begin(settings.run)
+    from train_flows.forecasting.loading import load_series  # pandas: --help need not wait for it
+
     with distributed.progress_bar("reading"):
-        data = load(settings)
+        data = load_series(settings)
     session.tell(origin, *(f"note: {note}" for note in data.notes))
     settings = fit_to_data(settings, data)
     model = build(settings, data).to(device)
@@ -72,37 +72,6 @@ def main(args: list[str]) -> None:
         notes = fit(task, run, settings.run, PROGRAM.name, started)
         run.load_best(model)
         report(task, run, before, [*data.notes, *notes])
-
-
-def load(settings: ForecastSettings) -> SeriesData:
-    """Read or generate the series of a run, and split them."""
-    from train_flows.forecasting import (
-        generated,
-        series_tables,
-        splitting,
-        time_axis,
-    )  # pandas: --help need not wait for it
-
-    typed = settings.data
-    known = typed.source in GENERATED
-    if known:
-        axis, columns, series, notes = time_axis.TimeAxis(), (), [], []
-    else:
-        axis, columns, series, notes = series_tables.read_series(
-            typed.source or "", typed.time, typed.series, typed.target, typed.first_is_day, typed.date_format
-        )
-    split = splitting.Split(
-        cut=None if typed.split is None else axis.point("--split", typed.split),
-        horizon=None if typed.horizon is None else axis.duration("--horizon", typed.horizon),
-        history=None if typed.history is None else axis.duration("--history", typed.history),
-        test_series=typed.test_series,
-        observed=typed.observed,
-        seed=settings.run.seed,
-    )
-    if known:
-        return generated.generate(typed.source or "", split)
-    season = max((axis.duration("--period", text) for text in typed.period), default=YEAR if axis.origin else None)
-    return splitting.split_series(Path(typed.source or "").name, axis, columns, series, split, season, notes)
 
 
 def fit_to_data(settings: ForecastSettings, data: SeriesData) -> ForecastSettings:
