@@ -93,7 +93,7 @@ def compare(model: SeriesModel, data: SeriesData) -> tuple[dict[str, Any], list[
     names, notes = baselines.forecasters(data)
     figures: dict[str, Any] = {}
     for part in PARTS:
-        if not sum(len(one["mse"]) for one in scores[part]):
+        if not scores[part]:
             continue
         rivals = names if part == PARTS[1] else {"linear interpolation": baselines.linear_interpolation}
         figures[part] = {"model": _summary(scores[part], data)}
@@ -124,9 +124,10 @@ def _counted(model: SeriesModel, examples: Sequence[Example], evaluations: list[
 
 
 def _parts(found: Forecast) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parts, with flags of their observed values (B, T, D)."""
+    """Yield the parts that have observed values, with flags of these (B, T, D)."""
     observed, inside = found.target.mask.cpu() > 0, found.inside.unsqueeze(-1)
-    yield from zip(PARTS, (observed & inside, observed & ~inside), strict=True)
+    parts = zip(PARTS, (observed & inside, observed & ~inside), strict=True)
+    yield from ((name, flags) for name, flags in parts if flags.any())
 
 
 def _with_truth(found: Forecast, flags: Tensor) -> dict[str, Tensor]:
