@@ -91,7 +91,8 @@ def _states(data: SeriesData, model: SeriesModel, shown: Sequence[Example], time
     for each in shown:
         at = torch.from_numpy(_times(each))
         states.append(model.trajectory(to_series([each.history], model), at)[0].double().cpu().numpy())
-    labels = [f"state {i}" for i in range(states[0].shape[1])]
+    labels = [f"state {i + 1}" for i in range(states[0].shape[1])]
+    arrows = _field(model, np.concatenate(states)) if len(labels) == 2 and not model.config.periods else None
     if len(labels) == 1:
         states = [np.stack([_times(each), x[:, 0]], 1) for each, x in zip(shown, states, strict=True)]
         labels = [time, *labels]
@@ -107,4 +108,12 @@ def _states(data: SeriesData, model: SeriesModel, shown: Sequence[Example], time
         series_plots.Path(each.history.name, _times(each), x, nothing, nothing, float(each.past.times[-1]))
         for each, x in zip(shown, states, strict=True)
     ]
-    return series_plots.paths(panels, labels, time)
+    return series_plots.paths(panels, labels, time, arrows)
+
+
+def _field(model: SeriesModel, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions (M, 2) on a grid around states (N, 2), and the velocities there of an autonomous field."""
+    positions = plots.grid(plots.extent(states), series_plots.ARROWS)
+    like = model.scaling.mean
+    velocities = model.paths.field(like.new_zeros(()), torch.from_numpy(positions).to(like))
+    return positions, velocities.double().cpu().numpy()
