@@ -211,10 +211,10 @@ class Solver:
         params: Sequence[Tensor | None] = (),
         field: nn.Module | None = None,
     ) -> Tensor:
-        """Solve dy/dt = f(t, y), y(t0) = y0, for single rows of y, each at a time of its own.
+        """Solve dy/dt = f(t, y), y(t0) = y0, for rows of y at different times.
 
-        ``dopri5`` and ``tsit5`` evaluate their dense output for that row alone, so that N outputs cost as much in a
-        batch as one by one. The other methods compute all rows at all times.
+        ``dopri5`` and ``tsit5`` evaluate their dense output for the wanted rows alone, so that N outputs cost the same
+        in a batch as one by one. The other methods compute all rows at all times.
 
         Args:
             f: see :meth:`integrate`.

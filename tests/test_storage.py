@@ -51,7 +51,7 @@ class TestDamage:
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     def test_missing_files(self, folder, name):
         (folder / name).unlink()
-        refuse(folder, "is not the folder of a classifier model|model.safetensors is missing")
+        refuse(folder, "is not the folder of a classifier or series model|model.safetensors is missing")
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
@@ -105,7 +105,7 @@ class TestForeignConfigs:
 
     def test_other_kinds(self, folder):
         storage.write_config(folder, "density", {})
-        refuse(folder, "holds a density model, not a classifier model")
+        refuse(folder, "holds a density model, not a classifier or series model")
         assert storage.read_config(folder, "classifier", "density")["kind"] == "density"
 
 

@@ -113,7 +113,7 @@ def without_gaps(series: Series) -> tuple[Series, Tensor]:
     observed, lengths = series.observed, series.observed.sum(1)
     if (lengths == 0).any():
         empty = int((lengths == 0).nonzero()[0])
-        raise InputError(f"history has no observed value in series {empty}: leave that series out")
+        raise InputError(f"history lacks an observed value in series {empty}: leave that series out")
     order = observed.int().argsort(dim=1, descending=True, stable=True)[:, : int(lengths.max())]
     place = torch.arange(order.shape[1], device=order.device)
     order = order.gather(1, torch.minimum(place, lengths[:, None] - 1))

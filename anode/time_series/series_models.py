@@ -51,7 +51,7 @@ class SeriesConfig:
         noise: distribution of an observation given the state
         noise_from: one noise scale for each feature, or a noise scale that depends on the state
         periods: periods of the calendar features of the field, in units of time
-        solver: numerics of the ODE
+        solver: numerics of the ODE; dopri5 and tsit5 interpolate, other methods step on all times of a batch
 
     References:
         Chen et al. 2018, arXiv 1806.07366 (latent); Rubanova et al. 2019, arXiv 1907.03907 (ode-rnn); Dupont et al.
@@ -132,7 +132,7 @@ class SeriesModel(nn.Module):
         values = series.values.double().where(seen, 0.0)
         counts = seen.sum((0, 1))
         if (counts == 0).any():
-            raise InputError(f"series has no observed value of feature {int((counts == 0).nonzero()[0])}: drop it")
+            raise InputError(f"series lacks observed values of feature {int((counts == 0).nonzero()[0])}: drop it")
         mean = values.sum((0, 1)) / counts
         deviations = (values - mean).where(seen, 0.0)
         std = (deviations.square().sum((0, 1)) / counts).sqrt()
@@ -151,9 +151,9 @@ class SeriesModel(nn.Module):
         number of observed values: an upper bound of the negative log-likelihood.
 
         Args:
-            history: what the model sees; times without an observed value have no influence.
+            history: observations that the model sees; it ignores times without one.
             target: observations to predict, from the first time of the history on: within it, after it, or both.
-                Those of ``kind="ode-rnn"`` are predicted from the observations before them.
+                ``kind="ode-rnn"`` predicts each one from the history before it.
             kl_weight: weight of the divergence, below 1 early in training to keep the posterior from collapsing.
             samples: samples of the posterior.
 
@@ -166,7 +166,7 @@ class SeriesModel(nn.Module):
         seen = target.mask > 0
         n = seen.sum()
         if n == 0:
-            raise InputError("target has no observed value: pass observations to predict")
+            raise InputError("target lacks observed values: pass observations to predict")
         times = self._relative("target", target.times, known, target.observed)
         states, kl = self.paths(known, times, samples)
         values = target.values.to(self.scaling.mean).where(seen, self.scaling.mean)
@@ -178,7 +178,7 @@ class SeriesModel(nn.Module):
         """Predict the values at any times from the first of the history on.
 
         Args:
-            history: what the model sees.
+            history: observations that the model sees.
             at: times (T,), or (B, T) with times for each series.
             samples: samples of the latent posterior, which the prediction is a mixture over.
 
