@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tasks import without_times
@@ -89,6 +90,95 @@ def test_a_changed_table_cannot_be_resumed(forecast, run, tmp_path):
     status, _, err = run("forecast", "--resume", "runs/waves", "--steps", 9)
     assert status == 2
     assert "waves.csv has changed since runs/waves began" in err
+
+
+@pytest.mark.usefixtures("undrawn")
+class TestStoredRuns:
+    """A run of one program is used by the others."""
+
+    @pytest.fixture
+    def stored(self, run, tmp_path):
+        table(tmp_path / "waves.csv")
+        options = ("--kind", "latent", "--hidden", 8, "--steps", 2, "--horizon", "20d", "--observed", 0.8)
+        assert run("forecast", "waves.csv", "--time", "day", *options)[0] == 0
+        return run
+
+    def test_evaluate_measures_again(self, stored, tmp_path):
+        status, out, _ = stored("evaluate", "runs/waves", "--json")
+        assert status == 0
+        found = json.loads(out)["scores"]
+        assert found == Run.open(tmp_path / "runs" / "waves").result()["scores"]
+        tighter = json.loads(stored("evaluate", "runs/waves", "--json", "--rtol", 1e-6, "--atol", 1e-6)[1])["scores"]
+        assert tighter["extrapolation"]["last value"] == found["extrapolation"]["last value"]
+        score = found["extrapolation"]["model"]["crps"]
+        assert tighter["extrapolation"]["model"]["crps"] == pytest.approx(score, rel=0.01)
+        assert tighter["extrapolation"]["model"]["crps"] != score
+
+    def test_evaluate_other_series_from_their_own_dates(self, stored, tmp_path):
+        text = table(tmp_path / "other.csv", days=300, seed=2).read_text().splitlines()
+        (tmp_path / "other.csv").write_text("\n".join([text[0], *text[150:]]))
+        status, out, _ = stored("evaluate", "runs/waves", "other.csv")
+        assert status == 0
+        assert "test part of other.csv" in out
+        (tmp_path / "other.csv").write_text("day,a\n2020-01-01,1\n2020-01-02,2\n")
+        assert "--target b is not a column of other.csv" in stored("evaluate", "runs/waves", "other.csv")[2]
+
+    def test_options_of_densities_are_refused(self, stored):
+        for options in (("--divergence", "exact"), ("--samples", 3), ("--classify",)):
+            status, _, err = stored("evaluate", "runs/waves", *options)
+            assert status == 2
+            assert "is for densities, runs/waves is a model of series: omit it" in err
+
+    def test_changed_data_are_not_the_test_part(self, stored, tmp_path):
+        table(tmp_path / "waves.csv", seed=1)
+        status, _, err = stored("evaluate", "runs/waves")
+        assert status == 2
+        assert "waves.csv has changed since runs/waves was trained on it" in err
+
+    def test_paths_go_to_a_table(self, stored, tmp_path):
+        common = ("sample", "runs/waves", "--at", "2020-04-01", "2020-05-10", "--every", "12h", "-n", 30)
+        status, out, err = stored(*common, "--out", "paths.csv")
+        assert status == 0, err
+        assert "30 paths of a, b at 79 times from 2020-04-01 to 2020-05-10 in paths.csv" in out
+        frame = pd.read_csv(tmp_path / "paths.csv", parse_dates=["day"])
+        assert list(frame) == ["path", "day", "a", "b"]
+        assert frame.groupby("path").size().tolist() == [79] * 30
+        assert frame.day.diff()[1:79].unique() == [pd.Timedelta("12h")]
+        assert 60 < frame.b.mean() < 140  # in the units of the table
+        stored(*common, "--out", "again.csv")
+        assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "paths.csv").read_bytes()
+
+    def test_paths_start_from_the_observations_before(self, stored, tmp_path):
+        """Later rows of the table have no influence."""
+        assert stored("sample", "runs/waves", "--at", "2020-03-01", "2020-03-09", "--out", "one.csv")[0] == 0
+        text = (tmp_path / "waves.csv").read_text().splitlines()
+        (tmp_path / "waves.csv").write_text("\n".join([row for row in text if row < "2020-03-01" or row > "a"]))
+        assert stored("sample", "runs/waves", "--at", "2020-03-01", "2020-03-09", "--out", "two.csv")[0] == 0
+        assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ((), "runs/waves is a model of series: pass its times by --at"),
+            (("--at", "2019-01-01", "2020-02-01"), "--at 2019-01-01 is before the end of the history of waves"),
+            (("--at", "2020-05-01", "2020-04-01"), "--at 2020-05-01 2020-04-01 must increase"),
+            (("--at", "2020-05-01", "--every", "1d"), "--every 1d needs the first and the last time"),
+            (("--at", "2020-05-01", "2020-06-01", "--every", "1s"), "--every 1s makes more than 100,000 times"),
+            (("--at", "soon"), "--at soon must be a date"),
+            (("--at", "2020-05-01", "--label", "x"), "--label is for densities"),
+        ],
+    )
+    def test_mistakes_in_times_are_one_line(self, stored, tmp_path, options, message):
+        status, _, err = stored("sample", "runs/waves", *options)
+        assert (status, err.count("\n")) == (2, 1)
+        assert message in err
+        assert not (tmp_path / "samples.csv").exists()
+
+    def test_runs_are_compared(self, stored, tmp_path):
+        status, out, _ = stored("report", "runs/waves")
+        assert status == 0
+        assert "test CRPS" in out
+        assert (tmp_path / "report.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -165,21 +165,19 @@ def _summary(parts: Sequence[dict[str, Tensor]], data: SeriesData) -> dict[str, 
 
 def table(figures: Mapping[str, Any], data: SeriesData) -> str:
     """Return scores as lines to read: by forecaster, and the model's by feature."""
-    said = []
+    said, alone = [], len(data.columns) == 1
+    unit = f"in units of {data.columns[0]}" if alone else "in standard deviations of the training values"
     for part, found in figures["scores"].items():
-        alone = len(data.columns) == 1
-        unit = f"in units of {data.columns[0]}" if alone else "in standard deviations of the training values"
         where = f"{found['model']['values']:,} values {'after' if part == PARTS[1] else 'hidden in'} the histories"
-        said.append(f"{part}, {where}, {unit}")
-        rows = {name: next(iter(one["features"].values())) if alone else one for name, one in found.items()}
+        rows = _rows(found)
         width = max(18, *map(len, rows)) + 1
-        said.append(_row("", COLUMNS.values(), width))
-        said += [_row(name, [f"{one[score]:.4g}" for score in COLUMNS], width) for name, one in rows.items()]
+        said += [f"{part}, {where}, {unit}", _line("", list(COLUMNS.values()), width)]
+        said += [_line(name, [f"{one[score]:.4g}" for score in COLUMNS], width) for name, one in rows.items()]
         features = [] if alone else list(found["model"]["features"].items())
         if features:
             said.append("the model by feature, in its units")
         for name, one in features[:SHOWN_FEATURES]:
-            said.append(_row(abbreviate([name]), [f"{one[score]:.4g}" for score in COLUMNS], width))
+            said.append(_line(abbreviate([name]), [f"{one[score]:.4g}" for score in COLUMNS], width))
         if len(features) > SHOWN_FEATURES:
             said.append(f"({SHOWN_FEATURES} of {len(features)} features; result.json has all)")
         if "rmse_truth" in found["model"]:
@@ -193,13 +191,18 @@ def verdict(figures: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each part in which the model does not beat a baseline by its CRPS."""
     said = []
     for part, found in figures["scores"].items():
-        own = found["model"]["crps"]
-        better = {name: one["crps"] for name, one in found.items() if name != "model" and one["crps"] <= own}
-        if better:
-            best = min(better, key=lambda name: better[name])
-            said.append(f"{part}: the model does not beat {best}: its CRPS is {own:.4g}, that one's {better[best]:.4g}")
+        crps = {name: one["crps"] for name, one in _rows(found).items()}
+        own, (best, least) = crps.pop("model"), min(crps.items(), key=lambda pair: pair[1])
+        if least <= own:
+            said.append(f"{part}: the model does not beat {best}: its CRPS is {own:.4g}, that of {best} {least:.4g}")
     return said
 
 
-def _row(name: str, cells: Any, width: int) -> str:
+def _rows(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of each forecaster: of all features in standard deviations, of a single one in its unit."""
+    alone = len(found["model"]["features"]) == 1
+    return {name: next(iter(one["features"].values())) if alone else one for name, one in found.items()}
+
+
+def _line(name: str, cells: Sequence[str], width: int) -> str:
     return f"{name:<{width}}" + "".join(f"{cell:>11}" for cell in cells)
