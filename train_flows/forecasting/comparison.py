@@ -124,7 +124,7 @@ def _counted(model: SeriesModel, examples: Sequence[Example], evaluations: list[
 
 
 def _parts(found: Forecast) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parts that have observed values, with flags of these (B, T, D)."""
+    """Yield the parts that have observed values, and flag the values (B, T, D)."""
     observed, inside = found.target.mask.cpu() > 0, found.inside.unsqueeze(-1)
     parts = zip(PARTS, (observed & inside, observed & ~inside), strict=True)
     yield from ((name, flags) for name, flags in parts if flags.any())
