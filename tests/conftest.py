@@ -38,6 +38,7 @@ def undrawn(monkeypatch):
     """Leave the pictures at the end out, where they are not the point."""
     for name in ("draw_density", "draw_classifier", "draw_snapshot"):
         monkeypatch.setattr(f"train_flows.figures.of_runs.{name}", lambda *_: [])
+    monkeypatch.setattr("train_flows.figures.of_series.draw_forecasts", lambda *_: [])
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def test_what_is_refused_is_one_line(run, tmp_path):
     (tmp_path / "taken.csv").write_text("mine")
     for typed, message in (
         (["nowhere"], "nowhere is not the folder"),
-        (["classifier"], "classifier holds a classifier model, not a density model"),
+        (["classifier"], "classifier holds a classifier model, not a density or series model"),
         (["given"], "given lacks c0, c1: pass a value for each of c0, c1"),
         (["given", "--given", "c0=2", "c1=high"], "given c1: 'high' is not a number; pass one"),
         (["given", "--given", "c0=2", "c0=3"], "--given c0=2 c0=3 names a column more than once: pass one value"),

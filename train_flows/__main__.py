@@ -12,6 +12,7 @@ import sys
 COMMANDS = {
     "density": "train a continuous normalizing flow on samples",
     "classify": "train a classifier: neural ODE, augmented or not, ResNet or perceptron",
+    "forecast": "train a continuous-time model of series, and forecast their ends",
     "distill": "put a few residual steps in the place of the ODE of a trained density",
     "evaluate": "measure a trained density or classifier",
     "score": "find the odd rows of a table by a trained density",
@@ -21,7 +22,7 @@ COMMANDS = {
     "paper": "reproduce the figures of the papers",
     "benchmark": "measure speed and densities against those of other packages",
 }
-MODULES = {"paper": "experiments"}
+MODULES = {"paper": "experiments", "forecast": "forecasting.forecast"}
 PARALLEL = ("density", "classify", "evaluate")  # commands that several processes run together
 
 

@@ -17,11 +17,12 @@ from typing_extensions import override
 
 from anode import InputError, Solver
 from anode.solver import STEP_SIZE
+from train_flows.forecasting.forecast_settings import ForecastSettings
 from train_flows.run.folder import Run
-from train_flows.settings import ClassifySettings, DensitySettings, RunSettings, Training, from_config
+from train_flows.settings import ClassifySettings, Data, DensitySettings, RunSettings, Training, from_config
 
 T = TypeVar("T")
-S = TypeVar("S", DensitySettings, ClassifySettings)
+S = TypeVar("S", DensitySettings, ClassifySettings, ForecastSettings)
 
 OF_A_SITTING = ("resume", "device", "budget_minutes")  # a resumed run takes other settings from its folder
 OF_WEIGHTS = ("dtype", "given", "kind", "bounds", "missing", "conditional")  # tied to weights, besides the model's
@@ -106,8 +107,9 @@ def settle(program: Program, default: S, typed: Mapping[str, Any], *size: int) -
     Without the option ``source``, the data are a table in memory.
     """
     name, recipe = program.recipe(typed, *size)
-    source, data_root = typed.get("source"), typed.get("data_root", default.data.data_root)
-    found = {"data_root": os.path.realpath(data_root)}  # found again from any working directory
+    source, found = typed.get("source"), {}
+    if isinstance(default.data, Data):
+        found["data_root"] = os.path.realpath(typed.get("data_root", default.data.data_root))  # from any working folder
     if source is not None and not program.known(source) and Path(source).exists():
         found["source"] = os.path.realpath(source)
     if "init" in typed:
@@ -228,7 +230,9 @@ def name_advice(message: str, options: Sequence[Option] = ()) -> str:
 
 def _names(options: Sequence[Option]) -> set[str]:
     if not options:
-        options = [option for kind in (DensitySettings, ClassifySettings) for option in options_of(kind())]
+        options = [
+            option for kind in (DensitySettings, ClassifySettings, ForecastSettings) for option in options_of(kind())
+        ]
     return {option.name for option in options}
 
 

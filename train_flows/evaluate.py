@@ -1,4 +1,4 @@
-"""``train-flows evaluate RUN``: measure a stored density or classifier, how exact the figures are, and their cost."""
+"""``train-flows evaluate RUN``: measure a stored model, how exact the figures are, and their cost."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from anode import InputError, Solver, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.errors import config
 from anode.solver import solvers_in
+from anode.time_series.series_models import KIND as SERIES
 from cnf import Density
 from cnf.models import KIND as DENSITY
 from cnf.tables import Column
@@ -25,6 +26,7 @@ from train_flows.data import Dataset, is_images, known_labelled_data, load_densi
 from train_flows.data.dataset import description_of
 from train_flows.data.grids import Grid
 from train_flows.evaluation import accuracy, likelihood, pruning, two_sample, wording
+from train_flows.forecasting.forecast_settings import ForecastSettings
 from train_flows.run import distributed, session
 from train_flows.run.folder import Run
 from train_flows.settings import ClassifySettings, DensitySettings, Positive, Precision, Seed, from_config
@@ -35,7 +37,7 @@ LOAD: dict[str, Any] = {DENSITY: load_density_data, CLASSIFIER: load_labelled_da
 
 @config
 class Settings:
-    """Evaluate a stored model: the likelihood of a density or the accuracy of a classifier, and their cost.
+    """Evaluate a stored model: likelihood of a density, accuracy of a classifier or scores of forecasts, and the cost.
 
     Attributes:
         run: folder of the run
@@ -70,10 +72,12 @@ class Settings:
 def main(args: list[str]) -> None:
     """Run the command line ``train-flows evaluate``."""
     settings = read(Settings, args, "evaluate")
-    stored = storage.read_config(settings.run, DENSITY, CLASSIFIER)
+    stored = storage.read_config(settings.run, DENSITY, CLASSIFIER, SERIES)
     device = session.find_device(settings.device)
     distributed.connect(device)
-    if stored["kind"] == CLASSIFIER:
+    if stored["kind"] == SERIES:
+        figures, said = _forecast(settings, device, stored)
+    elif stored["kind"] == CLASSIFIER:
         figures = _classifier(settings, device)
         said = wording.accuracy_table(figures)
     else:
@@ -123,18 +127,42 @@ def _density(settings: Settings, device: torch.device, stored: dict[str, Any]) -
 
 
 def _classifier(settings: Settings, device: torch.device) -> dict[str, Any]:
+    return accuracy.measure(_without_density(settings, device, "a classifier"), _load(settings).test)
+
+
+def _forecast(settings: Settings, device: torch.device, stored: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the scores of a model of series, and their table."""
+    from train_flows.forecasting import (
+        comparison,
+        loading,
+    )  # pandas takes half a second, which --help need not wait for
+
+    run = from_config(ForecastSettings, settings.run, stored)
+    model = _without_density(settings, device, "a model of series")
+    if settings.data is None:
+        data = loading.load_run_series(run, stored, settings.run)
+    else:
+        data = loading.load_other_series(settings.data, run, stored)
+    distributed.seed_noise(settings.seed)
+    figures, notes = comparison.compare(model, data)
+    said = [comparison.table(figures, data), *comparison.verdict(figures), *(f"note: {note}" for note in notes)]
+    return figures, "\n".join([f"test part of {data.name}", *said])
+
+
+def _without_density(settings: Settings, device: torch.device, what: str) -> Any:
+    """Load a model that is not a density, in words, with the tolerances asked for."""
     for name in ("divergence", "samples", "prune", "precision", "classify"):
         value = getattr(settings, name)
         if value is not None and value is not False:
             typed = f"--{name}" if value is True else f"--{name} {value}"
-            raise InputError(f"{typed} is for densities, {settings.run} is a classifier: omit it")
+            raise InputError(f"{typed} is for densities, {settings.run} is {what}: omit it")
     model = anode.load(settings.run, device)
     solver = next(iter(solvers_in(model)), None)
     if solver is None or not solver.adaptive:
         _refuse_tolerances(settings)
     elif settings.rtol is not None or settings.atol is not None:
         model = model.with_solver(_with_tolerances(settings, solver))
-    return accuracy.measure(model, _load(settings).test)
+    return model
 
 
 def _check_divergence(settings: Settings, model: Density) -> None:

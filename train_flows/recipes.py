@@ -144,6 +144,11 @@ CLASSIFY: dict[str, Recipe] = {
         "schedule": "cosine",
     },
 }
+FORECAST: dict[str, Recipe] = {
+    "spirals": {**SOLVES_IN_MEMORY, "kind": "latent", "latent": 4, "test_series": 0.2, "steps": 3000},
+    "sines": {**SOLVES_IN_MEMORY, "kind": "latent", "latent": 10, "test_series": 0.2, "steps": 3000},
+    "table": {**SOLVES_IN_MEMORY, "kind": "anode"},
+}
 ODENET: Recipe = {"field": "norm-conv", "stem": "conv", "readout": "pool", "hidden": (64,)}
 
 
@@ -236,3 +241,17 @@ def classify(typed: Mapping[str, Any], rows: int | None = None) -> tuple[str, Re
     elif typed.get("field") == "mlp":
         unsuitable = {"hidden"}  # a number of filters
     return name, {option: value for option, value in recipe.items() if option not in unsuitable}
+
+
+def forecast(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
+    """Choose the recipe of ``train-flows forecast``; see :func:`density`."""
+    name = typed["source"] if typed.get("source") in FORECAST else "table"
+    recipe = dict(FORECAST[name])
+    kind = typed.get("kind", recipe["kind"])
+    if kind == "anode":
+        recipe["extra"] = 2
+    if kind not in ("latent", "ode-rnn"):
+        recipe.pop("latent", None)
+    if typed.get("steps", math.inf) < 1000:
+        recipe["validate_every"] = math.ceil(typed["steps"] / 10)
+    return name, recipe

@@ -16,6 +16,7 @@ import numpy as np
 from anode import InputError, storage
 from anode.classifiers import KIND as CLASSIFIER
 from anode.errors import config
+from anode.time_series.series_models import KIND as SERIES
 from cnf.models import KIND as DENSITY
 from train_flows import command_line, results_pages
 from train_flows.run.folder import Run
@@ -24,14 +25,15 @@ from train_flows.sample import check_out
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss"}  # the validated figure that chooses the best weights
+CRITERIA = {DENSITY: "nll", CLASSIFIER: "validation_loss", SERIES: "nll"}  # figures that choose the best weights
+TESTS = {DENSITY: "test NLL, nats", CLASSIFIER: "test accuracy or RMSE", SERIES: "test CRPS"}
 PLACES = ("source", "data_root", "download")  # settings of the data that say where they lie
 FIGURES = ("step", "loss", "nfe_forward", "nfe_backward", "seconds")  # of the last record
 
 
 @config
 class Settings:
-    """Compare runs, all of densities or all of classifiers: figures, differing settings, curves.
+    """Compare runs, all of one kind: figures, differing settings, curves.
 
     Attributes:
         runs: folders of the runs
@@ -85,6 +87,9 @@ class ComparedRun:
                 **self.result,
                 **self.result.get("nll", {}),
             }
+            if self.kind == SERIES:
+                score = self.result["scores"]["extrapolation"]["model"]["crps"]
+                found |= {"value": score, "standard_error": None, "kind": "CRPS in standard deviations"}
             test = {name: found[name] for name in ("value", "standard_error", "kind")}
         return {**{name: last.get(name) for name in FIGURES}, "best": best, "test": test}
 
@@ -121,7 +126,7 @@ def read(folders: Sequence[str]) -> list[ComparedRun]:
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:
             raise InputError(f"{folder} is given more than once: name each run once")
-    runs = [Run.open(folder, DENSITY, CLASSIFIER) for folder in folders]
+    runs = [Run.open(folder, *CRITERIA) for folder in folders]
     kinds = [run.config["kind"] for run in runs]
     for folder, kind in zip(folders, kinds, strict=True):
         if kind != kinds[0]:
@@ -164,9 +169,18 @@ def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
 
 def as_text(runs: Sequence[ComparedRun]) -> str:
     """Return the same as tables; the settings have a row for each run, or a column if there are many settings."""
-    test = "test NLL, nats" if runs[0].kind == DENSITY else "test accuracy or RMSE"
     best = ("best " + CRITERIA[runs[0].kind].replace("_", " "), "at step")
-    head = ["run", "data", "step", *best, "training loss", "NFE forward", "NFE backward", "seconds", test]
+    head = [
+        "run",
+        "data",
+        "step",
+        *best,
+        "training loss",
+        "NFE forward",
+        "NFE backward",
+        "seconds",
+        TESTS[runs[0].kind],
+    ]
     blocks = [_in_columns([head, *map(_row, runs)])]
     names = differing(runs)
     if names:
@@ -204,8 +218,8 @@ def _row(run: ComparedRun) -> list[str]:
     values = (figures["step"], best.get("value"), best.get("step"), *(figures[name] for name in FIGURES[1:]))
     formats = (".0f", ".5g", ".0f", ".5g", ".1f", ".1f", ".0f")
     shown = ["-" if value is None else format(value, form) for value, form in zip(values, formats, strict=True)]
-    error = f"{test['value']:.4f} +- {test['standard_error']:.4f}{kind}" if test else "-"
-    return [run.name, run.data, *shown, error]
+    error = "" if not test or test["standard_error"] is None else f" +- {test['standard_error']:.4f}"
+    return [run.name, run.data, *shown, f"{test['value']:.4f}{error}{kind}" if test else "-"]
 
 
 def _as_typed(value: Any) -> str:

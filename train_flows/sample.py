@@ -1,4 +1,4 @@
-"""``train-flows sample RUN``: draw samples from a stored density."""
+"""``train-flows sample RUN``: draw samples from a stored density, or paths of a forecast."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 import cnf
 from anode import InputError, storage
 from anode.errors import config
+from anode.time_series.series_models import KIND as SERIES
 from cnf import Density
 from cnf.models import KIND
 from cnf.tables import Column, TableDensity, context_row
@@ -31,23 +32,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_POINTS, MAX_IMAGES = 100_000, 10_000  # samples in a picture
-SAMPLES, COMPLETIONS = 1000, 5  # unless -n is typed
+SAMPLES, COMPLETIONS, PATHS = 1000, 5, 100  # unless -n is typed
 LABEL = "label"  # the column of the class
 SUFFIXES = (".csv", ".npy", ".png")
 
 
 @config
 class Settings:
-    """Draw samples from a stored density, in the units of its data.
+    """Draw samples from a stored density, or paths of a forecast, in the units of its data.
 
     Attributes:
         run: folder of the run
-        n: number of samples; 1000 if omitted, or with --fill 5 completions of each row
+        n: number of samples or paths; 1000 if omitted, 100 of a forecast, or with --fill 5 completions of each row
         out: file to write: .csv, or for numbers and images .npy (samples x columns, a class by its number) or .png
         label: class of the samples, for a density given the class; all classes in turn if omitted
         given: value of each column that a density is given, such as species=Adelie flipper_length_mm=200
         complete: draw rows without missing cells, as pictures do, for a table whose missing cells are modelled
         fill: table whose missing cells to draw, given the other cells of each row
+        at: times of a forecast: all, or with --every the first and the last
+        every: time between those of a forecast, such as 1d
         log_prob: add the log-density, in nats, as last column
         samples: importance samples of the log-density, if it is a bound; 64 if omitted
         temperature: factor of the noise of the base: below 1, samples are less varied and more typical
@@ -64,6 +67,8 @@ class Settings:
     given: tuple[str, ...] = ()
     complete: bool = False
     fill: Path | None = None
+    at: tuple[str, ...] = ()
+    every: str | None = None
     log_prob: bool = False
     samples: int | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -81,7 +86,12 @@ def main(args: list[str]) -> None:
     """Run the command line ``train-flows sample``."""
     settings = read(Settings, args, "sample")
     _check(settings)
-    stored = storage.read_config(settings.run, KIND)
+    stored = storage.read_config(settings.run, KIND, SERIES)
+    if stored["kind"] == SERIES:
+        _sample_paths(settings)
+        return
+    if settings.at or settings.every:
+        raise InputError(f"--at and --every are for forecasts, {settings.run} is a density: omit them")
     model = cnf.load(settings.run, session.find_device(settings.device))
     assert isinstance(model, Density), "of that kind"
     likelihood.check_importance_samples(model, settings.samples)
@@ -126,6 +136,22 @@ def main(args: list[str]) -> None:
     if below:
         counts = abbreviate([f"{column} ({count} of {settings.count})" for column, count in below.items()])
         print(f"note: values below zero, where the data have none: {counts}")
+
+
+def _sample_paths(settings: Settings) -> None:
+    """Write paths of a forecast."""
+    from train_flows.forecasting.sample_paths import write_paths  # pandas takes half a second
+
+    if settings.out.suffix != ".csv" or not settings.at:
+        raise InputError(
+            f"{settings.run} is a model of series: pass its times by --at, such as --at START END --every 1d, and "
+            "--out NAME.csv"
+        )
+    plain = {"fill": None, "label": None, "given": (), "complete": False, "log_prob": False, "temperature": 1.0}
+    if typed := [name.replace("_", "-") for name, value in plain.items() if getattr(settings, name) != value]:
+        raise InputError(f"--{typed[0]} is for densities, {settings.run} is a model of series: omit it")
+    device, n = session.find_device(settings.device), settings.n or PATHS
+    print(write_paths(settings.run, settings.at, settings.every, n, settings.out, device, settings.seed))
 
 
 @torch.no_grad()

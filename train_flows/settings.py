@@ -226,7 +226,7 @@ class DensitySettings:
             typed: names of the options that were chosen explicitly; each of them must have an effect.
         """
         _check_effects(self, DENSITY_CONDITIONS, typed)
-        _check_training(self.training, self.model.solver, self.run)
+        check_training(self.training, self.model.solver, self.run)
         objective, last = self.objective.objective, self.objective.likelihood_steps
         if last is not None and last >= self.training.steps:
             raise InputError(f"--likelihood-steps {last} must be below --steps {self.training.steps}")
@@ -264,7 +264,7 @@ class ClassifySettings:
     def validate(self, typed: Collection[str] = ()) -> None:
         """Check that the settings go together; see :meth:`DensitySettings.validate`."""
         _check_effects(self, CLASSIFY_CONDITIONS, typed)
-        _check_training(self.training, self.model.solver, self.run)
+        check_training(self.training, self.model.solver, self.run)
 
 
 _SOLVER = ("solver", "rtol", "atol", "first_step", "step_size", "gradient", "max_steps")
@@ -293,7 +293,8 @@ def _check_effects(settings: Any, conditions: Conditions, typed: Collection[str]
                 raise InputError(f"--{name.replace('_', '-')} has an effect with {condition} only: omit it")
 
 
-def _check_training(training: Training, solver: Solver, run: RunSettings) -> None:
+def check_training(training: Training, solver: Solver, run: RunSettings) -> None:
+    """Raise an error for settings of training, solver and run that exclude each other."""
     if training.schedule == "plateau" and training.lr_warm_up:
         raise InputError("--schedule plateau does not warm up the learning rate: pass lr_warm_up=0")
     if training.precision != "float32" and solver.gradient == "adjoint":
@@ -302,10 +303,10 @@ def _check_training(training: Training, solver: Solver, run: RunSettings) -> Non
         raise InputError(f"--precision {training.precision} and --dtype {run.dtype} exclude each other: omit one")
 
 
-S = TypeVar("S", DensitySettings, ClassifySettings)
+S = TypeVar("S")
 
 
-def to_sections(settings: DensitySettings | ClassifySettings) -> dict[str, Any]:
+def to_sections(settings: Any) -> dict[str, Any]:
     """Return plain values by section for ``config.json``, which has the model elsewhere, with the solver of figures."""
     sections = dataclasses.asdict(settings)
     solver = sections.pop("model")["solver"]
@@ -319,7 +320,7 @@ def from_config(kind: type[S], path: object, config: Mapping[str, Any]) -> S:
         CheckpointError: if they are not settings of this version; ``path`` names the run.
     """
     constructor: Any = kind
-    names = {field.name for field in dataclasses.fields(kind().model)}
+    names = {field.name for field in dataclasses.fields(constructor().model)}
     try:
         model = {name: value for name, value in config["model"].items() if name in names}
         sections = dict(config["settings"])

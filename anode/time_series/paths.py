@@ -1,9 +1,9 @@
 """Paths of states through time: solutions of an ODE from one start, or with a jump at every observation.
 
 Times are relative to the start of each series. A batch is one solve: a series of length L is rescaled to the unit
-interval, dy/ds = L f(L s, y), and its row is evaluated at its own times by the dense output, which takes no evaluations
-of the field (:meth:`anode.Solver.states_at`). The union of all times on a common clock would cost more: each series would
-be evaluated at the times of all others, and a short one integrated beyond its end, where the field is not trained.
+interval, dy/ds = L f(L s, y), and the dense output gives its row at its times without evaluations of the field
+(:meth:`anode.Solver.states_at`). The union of all times on a common clock would cost more: each series would be
+evaluated at the times of all others, and a short one integrated beyond its end, where the field is not trained.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class SeriesConfig:
     noise: Literal["gaussian", "student"] = "gaussian"
     noise_from: Literal["feature", "state"] = "feature"
     periods: Annotated[tuple[PositiveFloat, ...], Field(max_length=100)] = ()
-    solver: Solver = Solver(rtol=1e-3, atol=1e-3)
+    solver: Solver = Solver(rtol=1e-3, atol=1e-3, gradient="direct")  # the states are small
 
     def __post_init__(self) -> None:
         if self.kind == "anode" and self.extra == 0:
@@ -132,7 +132,9 @@ class SeriesModel(nn.Module):
         values = series.values.double().where(seen, 0.0)
         counts = seen.sum((0, 1))
         if (counts == 0).any():
-            raise InputError(f"series lacks observed values of feature {int((counts == 0).nonzero()[0])}: drop it")
+            raise InputError(
+                f"series lacks observed values of feature {int((counts == 0).nonzero()[0])}: leave that out"
+            )
         mean = values.sum((0, 1)) / counts
         deviations = (values - mean).where(seen, 0.0)
         std = (deviations.square().sum((0, 1)) / counts).sqrt()

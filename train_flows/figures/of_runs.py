@@ -54,7 +54,7 @@ def draw_density(run: Run, dataset: Dataset, model: Density) -> list[Path]:
     else:
         pictures = _table_pictures(dataset, model)
     snapshots = run.folder / SAMPLES_FOLDER
-    return [*_save(run, density_curves(run, dataset), pictures), *([snapshots] if snapshots.is_dir() else [])]
+    return [*save_pictures(run, density_curves(run, dataset), pictures), *([snapshots] if snapshots.is_dir() else [])]
 
 
 def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> list[Path]:
@@ -62,11 +62,11 @@ def draw_classifier(run: Run, dataset: Dataset, model: Classifier) -> list[Path]
     names = {"loss": "loss", **({"accuracy": "accuracy"} if model.target is None else {"RMSE": "rmse"})}
     panels = {label: {f"train_{n}": "training samples", f"validation_{n}": "validation"} for label, n in names.items()}
     curves = plots.run_curves(drawn_records(run.records()), {**panels, COST: SOLVES})
-    return _save(run, curves, _classifier_pictures(dataset, model))
+    return save_pictures(run, curves, _classifier_pictures(dataset, model))
 
 
 @torch.no_grad()
-def _save(run: Run, curves: Figure, pictures: Iterable[tuple[str, Picture]]) -> list[Path]:
+def save_pictures(run: Run, curves: Figure, pictures: Iterable[tuple[str, Picture]]) -> list[Path]:
     """Write curves, and pictures as they are computed until a solve fails, which leaves a note; return the files."""
     written = []
     try:

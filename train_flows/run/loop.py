@@ -30,6 +30,7 @@ WORDS = {  # of figures of records, those that tell most first
     "validation_loss": "validation loss",
     "validation_accuracy": "accuracy",
     "validation_rmse": "RMSE",
+    "crps": "CRPS",
     "kl": "divergence",
     "bits_per_dim": "bits/dim",
     "matching_loss": "flow-matching loss",

@@ -28,6 +28,7 @@ LENGTHS = {"training": "steps", "epochs": "epochs", "objective": "likelihood_ste
 
 if TYPE_CHECKING:
     from train_flows.data import Dataset
+    from train_flows.forecasting.series_data import SeriesData
     from train_flows.run.loop import Task
     from train_flows.settings import Data, RunSettings
 
@@ -80,7 +81,7 @@ def default_dtype(dtype: torch.dtype) -> Generator[None]:
         torch.set_default_dtype(before)
 
 
-def fitting_batch(batch_size: int, samples: int) -> int:
+def fitting_batch(batch_size: int, samples: int, what: str = "training samples") -> int:
     """Return the batch size, which processes share equally, or the number of training samples if it is smaller."""
     n = distributed.count()
     if batch_size % n:
@@ -88,7 +89,7 @@ def fitting_batch(batch_size: int, samples: int) -> int:
     if samples >= batch_size:
         return batch_size
     fitting = samples - samples % n
-    tell(f"note: the batch shrinks from {batch_size} to the {fitting} training samples")
+    tell(f"note: the batch shrinks from {batch_size} to the {fitting} {what}")
     return fitting
 
 
@@ -97,7 +98,7 @@ def open_run(
     settings: Mapping[str, Any],
     kind: str,
     arguments: Mapping[str, Any] | None,
-    dataset: Dataset,
+    dataset: Dataset | SeriesData,
 ) -> Run:
     """Open the run to resume, which must have begun with the same data, or create a new one.
 
@@ -125,7 +126,7 @@ def open_run(
     return run
 
 
-def _default_folder(dataset: Dataset, overwrite: bool) -> Path:
+def _default_folder(dataset: Dataset | SeriesData, overwrite: bool) -> Path:
     """Return the run folder of a data set, with a number if another run has it and is not to be replaced."""
     usual = Path("runs") / dataset.name.strip(".").split(".")[0]
     folder = usual if overwrite else distributed.from_first(lambda: free_folder(usual))

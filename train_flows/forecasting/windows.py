@@ -1,0 +1,72 @@
+"""Windows of series to train on: a history, and the whole window to learn; drawn by the number of the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from train_flows.data.dataset import SEED_STRIDE
+from train_flows.forecasting.series_data import SeriesData, TimeSeries
+from train_flows.forecasting.splitting import draw_seen
+from train_flows.run.step import shuffled_batches
+
+
+class Window(NamedTuple):
+    """A stretch of a series to learn from.
+
+    Attributes:
+        history: observations that the model sees, two at least.
+        target: all observations of the window, those of the history included.
+    """
+
+    history: TimeSeries
+    target: TimeSeries
+
+
+def window_starts(data: SeriesData) -> np.ndarray:
+    """Return the series and the first observation of every window, (N, 2).
+
+    A window is as long as a history and a forecast together. A shorter series is one window.
+    """
+    length, found = data.history + data.horizon, []
+    for i, series in enumerate(data.train):
+        count = int(np.searchsorted(series.times, series.times[-1] - length, side="right"))
+        found.append(np.stack([np.full(max(1, count), i), np.arange(max(1, count))], axis=1))
+    return np.concatenate(found)
+
+
+def training_windows(data: SeriesData, batch_size: int, seed: int) -> Callable[[int], list[Window]]:
+    """Return windows as a function of the step alone, so that resuming needs no state.
+
+    Each epoch has all windows in another order. The history of a window of full length is as long as that of a
+    forecast. That of a shorter series ends at a random time in its last part, as long as the share of the forecast in
+    a window. Training hides a share of the history, at random.
+
+    Args:
+        data: the series.
+        batch_size: windows of a step, not more than there are.
+        seed: of order, cuts and observations seen.
+    """
+    starts = window_starts(data)
+    rows = shuffled_batches(torch.arange(len(starts)), batch_size, seed)
+
+    def batch(step: int) -> list[Window]:
+        rng = np.random.default_rng(SEED_STRIDE * seed + step)
+        return [_window(data, data.train[i], int(first), rng) for i, first in starts[rows(step).numpy()]]
+
+    return batch
+
+
+def _window(data: SeriesData, series: TimeSeries, first: int, rng: np.random.Generator) -> Window:
+    start, length = float(series.times[first]), data.history + data.horizon
+    last = int(np.searchsorted(series.times, start + length, side="right"))
+    target = series.take(slice(first, last))
+    cut = start + data.history
+    if series.span < length:  # a whole series
+        cut = start + rng.uniform(data.history / length, 1) * series.span
+    count = max(2, int(np.searchsorted(target.times, cut, side="right")))
+    history = target.take(slice(count))
+    return Window(history.take(draw_seen(len(history), 1 - data.hidden, rng)), target)
