@@ -94,7 +94,8 @@ class Trend(Transform):
     def fit(self, x: Tensor, mask: Tensor, c: Tensor, weights: Tensor | None = None) -> Self:
         """Regress samples x (N, D), where they are present, (N, D), on contexts c (N, C), with relative weights (N,).
 
-        The penalty on A has the least squared error of samples that are left out, one after the other.
+        The penalty on A has the least squared error of samples that are left out, one after the other; a sample of any
+        weight counts as one there, so that the penalty can differ from that of repeated samples.
         """
         from sklearn.linear_model import RidgeCV  # a second, which stored models need not wait for
 
