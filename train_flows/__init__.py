@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train_flows.estimator import TableDensityEstimator
-
-__all__ = ["TableDensityEstimator"]
+    from train_flows.estimator import TableDensityEstimator as TableDensityEstimator
 
 
 def __getattr__(name: str) -> Any:
     """Import the estimator when it is first used: torch takes seconds, which ``--help`` need not wait for."""
-    if name not in __all__:
+    if name != "TableDensityEstimator":
         raise AttributeError(f"module {__name__!r} does not have {name!r}")
     from train_flows import estimator
 
