@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,7 +20,8 @@ from train_flows.data.dataset import abbreviate
 from train_flows.data.scales import is_whole
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Rows:
     """A table as it was read, with the cells x (N, D) and c (N, K) of the columns of a model, NaN where missing."""
 
     frame: pd.DataFrame

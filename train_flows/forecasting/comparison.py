@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ SHOWN_FEATURES = 8  # in lines of the table
 COLUMNS = {"rmse": "RMSE", "mae": "MAE", "nll": "NLL", "crps": "CRPS", "coverage_50": "in 50%", "coverage_90": "in 90%"}
 
 
-class Forecast(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Forecast:
     """Forecasts of some examples.
 
     Attributes:

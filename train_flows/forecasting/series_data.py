@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +47,8 @@ class TimeSeries:
         return self.take(slice(*np.searchsorted(self.times, [start, end], side="right")))
 
 
-class Example(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Example:
     """A forecast to make, and what it is compared with.
 
     Attributes:
@@ -121,4 +122,4 @@ class SeriesData:
     def _all(self) -> Iterator[TimeSeries]:
         yield from self.train
         for example in (*self.validation, *self.test):
-            yield from example
+            yield from (example.history, example.past, example.inside, example.after)
