@@ -11,6 +11,7 @@ from cnf.tables import Column, table_model
 from train_flows.data import Split, load_density_data
 from train_flows.evaluation import pruning
 
+pytestmark = pytest.mark.usefixtures("unrepeated")
 TRAIN = ("--steps", 10, "--validate-every", 10, "--hidden", 8, "--out", "runs/t")
 
 

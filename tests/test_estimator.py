@@ -254,3 +254,12 @@ def test_steps_fit_into_the_minutes():
     assert (training["steps"], training["validate_every"]) == (2, 1)
     assert np.isfinite(few.score(people()))  # the untrained flow is a Gaussian
     assert tiny(minutes=1e-6).fit(people())._sections["training"]["steps"] == TINY["steps"]  # as asked for
+
+
+def test_a_table_of_categories_alone_takes_no_steps():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.choice(["x", "y"], 200), "b": rng.choice(["u", "v", "w"], 200)})
+    model = TableDensityEstimator(verbose=False, minutes=1).fit(frame)
+    pairs = pd.DataFrame([(a, b) for a in "xy" for b in "uvw"], columns=["a", "b"])
+    assert np.exp(model.score_samples(pairs)).sum() == pytest.approx(1)
+    assert set(model.sample(50).a) == {"x", "y"}

@@ -10,6 +10,7 @@ import torch
 import cnf
 from train_flows.data import load_density_data
 
+pytestmark = pytest.mark.usefixtures("unrepeated")
 TRAIN = ("--steps", 20, "--validate-every", 10, "--hidden", 8, "--out", "runs/t")
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal
 
 import cnf
 from anode import InputError, MLPField, Solver
@@ -114,6 +115,16 @@ def test_a_trend_is_the_regression_on_the_context(masked):
     weighted.fit(x, mask, c, weights.double())
     repeated.fit(*(each.repeat_interleave(weights, 0) for each in (x, mask, c)))
     assert torch.allclose(weighted.matrix, repeated.matrix, atol=2e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"extra": 1}, {"extra": 2, "augmentation": "categorical"}])
+def test_an_untrained_density_is_a_gaussian_at_least(options):
+    torch.manual_seed(0)
+    colour = torch.randint(2, (1000,)).double()
+    rows = torch.stack([20 * colour + torch.randn(1000).double(), colour], 1)
+    model = table_model([Column("size"), COLUMNS[1]], rows, hidden=(4,), **options)
+    gaussian = Normal(rows[:, 0].mean(), rows[:, 0].std()).log_prob(rows[:, 0]).mean() - math.log(2)
+    assert model.log_prob(rows).mean() > gaussian - 0.5
 
 
 def test_whitening_leaves_out_outliers():

@@ -165,7 +165,7 @@ def table(tmp_path):
     return frame
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("undrawn", "unrepeated")
 @pytest.mark.parametrize("columns", [["a", "w", "b"], ["a", "w", "b", "kind"]], ids=["numbers", "kinds"])
 def test_program(run, table, columns):
     table[columns].to_csv("t.csv", index=False)

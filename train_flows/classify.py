@@ -181,9 +181,8 @@ def report(task: ClassifyTask, run: Run, before: float, notes: Sequence[str]) ->
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
     print(f"\ntest part of {dataset.name}, {len(dataset.test)} samples", wording.accuracy_table(figures), sep="\n")
-    print(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
     from train_flows.figures import of_runs  # matplotlib takes a second, which --help need not wait for
 
     with distributed.progress_bar("drawing"):
         pictures = of_runs.draw_classifier(run, dataset, task.model)
-    print(wording.lines([("pictures", ", ".join(map(str, pictures)))]))
+    print(wording.run_lines(figures["seconds"], run.folder, pictures))

@@ -362,7 +362,6 @@ def report(task: DensityTask, run: Run, before: float, notes: Sequence[str]) -> 
         pictures = of_runs.draw_density(run, even, model)
     figures["seconds"] = round(before + records[-1]["seconds"] + time.monotonic() - started, 1)
     run.write_result(figures, notes)
-    rows.append(wording.lines([("seconds", f"{figures['seconds']:.0f}"), ("run", str(run.folder))]))
-    rows.append(wording.lines([("pictures", ", ".join(map(str, pictures)))]))
+    rows.append(wording.run_lines(figures["seconds"], run.folder, pictures))
     measured = f"{rows_measured:,}" if rows_measured == found else f"{rows_measured:,} of {found:,}"
     print(f"\ntest part of {dataset.name}, {measured} samples", *rows, sep="\n")

@@ -132,7 +132,7 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
             if sample_weight is not None:
                 table = tables.weigh(NAME, table, {"all": _weights(sample_weight, len(table.parts["all"]))})
             data = {name: getattr(settings.data, name) for name in ("jitter", "given", "kind", "bounds", "missing")}
-            dataset = tabular.of_table(NAME, table, seed, dtype=dtype, **data).without_test()
+            dataset = tabular.load(NAME, seed, dtype=dtype, table=table, **data).without_test()
             notes, overview = tuple(map(name_parameters, dataset.notes)), name_parameters(dataset.overview)
             dataset = dataclasses.replace(dataset, notes=notes, overview=overview)
             settings, origin = settle(density.PROGRAM, DensitySettings(), typed, *density.size(dataset))
@@ -326,6 +326,8 @@ class TableDensityEstimator(DensityMixin, BaseEstimator):
 def _paced(task: density.DensityTask, seconds: float) -> density.DensityTask:
     """Return a task with a share of the steps in each stage, so that it takes some seconds, from a trial of each."""
     training, begin = task.training, task.training.likelihood_from
+    if not any(parameter.requires_grad for parameter in task.model.parameters()):
+        return task  # it is fitted already
 
     def timed(work: Callable[[], Any]) -> float:
         started = time.monotonic()

@@ -161,11 +161,8 @@ def _sample_rows(settings: Settings, model: TableDensity, data: Mapping[str, Any
 
     if settings.label is not None:
         raise InputError(f"--label is for densities given the class, {settings.run} is of a table: pass --given")
-    c, columns, is_picture = (
-        _given(settings, model.given),
-        [*model.given, *model.columns],
-        settings.out.suffix == ".png",
-    )
+    c, columns = _given(settings, model.given), [*model.given, *model.columns]
+    is_picture = settings.out.suffix == ".png"
     left_out = [] if is_picture else [frames.LeftOut(**values) for values in data.get("left_out", [])]
     kinds = frames.to_frame(np.empty((0, len(columns))), columns, left_out).dtypes
     words = [str(name) for name, kind in kinds.items() if kind.kind not in "bif"]

@@ -101,12 +101,14 @@ def _flow(
     if masked and (config.base != "normal" or config.blocks > 1):
         raise InputError("tables with atoms or missing cells need one ODE and base='normal': omit base and blocks")
     y, trend = None if encoded is None else encoded.y, Trend(dim, context, masked)
-    if encoded is not None and features is not None:
+    if encoded is not None and features is not None and not config.extra:
         y = trend.double().fit(encoded.y, encoded.present, features, weights).encode(encoded.y, features)
         trend.to(torch.get_default_dtype())
     if not masked:
         flow = density_model((dim,), y, weights=weights, context=context, config=config)
-        if context and isinstance(flow, Flow) and isinstance(flow.transform, Compose):
+        if context and not config.extra:  # which lifts and mixtures of flows do without
+            assert isinstance(flow, Flow), "without augmentation"
+            assert isinstance(flow.transform, Compose), "of several parts"
             flow.transform = Compose([trend, *flow.transform.transforms])
         return flow
     config.validate((dim,), context)

@@ -6,6 +6,7 @@ flow of a row is then one of its present numbers alone, exact in as many dimensi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Self
 
@@ -102,7 +103,8 @@ class Trend(Transform):
         features = c.double().cpu().numpy()
         for i, (cells, present) in enumerate(zip(x.double().T, mask.T, strict=True)):
             kept = present.bool() if weights is None else present.bool() & (weights > 0)
-            rows = kept.nonzero().squeeze(1)[:REGRESSED].cpu()
+            rows = kept.nonzero().squeeze(1).cpu()
+            rows = rows[:: math.ceil(len(rows) / REGRESSED) or 1]
             if len(rows) < FEWEST_REGRESSED:
                 continue
             shares = None if weights is None else weights[rows].cpu().numpy()

@@ -52,8 +52,11 @@ def load(
     missing: str = "auto",
     weights: str | None = None,
     model: Mapping[str, Any] | None = None,
+    table: tables.Table | None = None,
 ) -> Dataset:
     """Read a table to learn its density; the arguments are those of :func:`train_flows.data.load_density_data`.
+
+    A ``table`` in memory, with its weights, takes the place of the file, whose path is then its name.
 
     The rows are split 80/10/10 by the seed; an NPZ file of train, validation and test keeps its split. A large NPY
     file stays on disk, with at most 100,000 rows for validation and for testing.
@@ -64,35 +67,17 @@ def load(
     if model is not None and "columns" in model:
         known, contexts = ([Column(**values) for values in model[part]] for part in ("columns", "given"))
         return load_like(path, known, contexts, seed, split, weights)
-    mapped = None if given or kind or bounds or missing == "model" else tables.open_mapped(path)
+    asked = bool(kind or bounds or missing == "model")
+    mapped = None if table is not None or given or asked else tables.open_mapped(path)
     if mapped is not None and weights is not None:
         raise InputError(f"--weights {weights} is not for {path}, which stays on disk: draw its rows by their weights")
     if mapped is not None:
         return _load_mapped(Path(path).name, mapped, seed, jitter, split, dtype)
-    table = tables.with_weights(str(path), tables.read(path), weights, needed=split)
-    return of_table(path, table, seed, jitter, given, split, dtype, kind, bounds, missing, plain=model is not None)
-
-
-def of_table(
-    path: str | Path,
-    table: tables.Table,
-    seed: int = 0,
-    jitter: bool = True,
-    given: Sequence[str] = (),
-    split: bool = True,
-    dtype: torch.dtype = torch.float32,
-    kind: Sequence[str] = (),
-    bounds: Sequence[str] = (),
-    missing: str = "auto",
-    plain: bool = False,
-) -> Dataset:
-    """Return a table in memory as :func:`load` does; ``path`` is its name.
-
-    Columns have kinds where they need them, unless the table is ``plain`` real numbers.
-    """
+    if table is None:
+        table = tables.with_weights(str(path), tables.read(path), weights, needed=split)
     columns = others(table.parts, given, "given", path)
-    if not plain:
-        asked = bool(kind or bounds or missing == "model") or any(_is_mixed(frame) for frame in table.parts.values())
+    if model is None:
+        asked |= any(_is_mixed(frame) for frame in table.parts.values())
         if asked and not jitter:
             raise InputError(f"--no-jitter is for tables of numbers, {path} holds other kinds of columns: omit it")
         if asked or (jitter and kinds.has_discrete(next(iter(table.parts.values())))):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cnf import Density
@@ -131,6 +132,12 @@ def lines(rows: Sequence[tuple[str, str]]) -> str:
     NFE                32
     """
     return "\n".join(f"{name:<18} {value}" for name, value in rows)
+
+
+def run_lines(seconds: float, folder: Path, pictures: Iterable[Path]) -> str:
+    """Return the last lines about a run: its time, its folder and its pictures."""
+    shown = ", ".join(map(str, pictures))
+    return lines([("seconds", f"{seconds:.0f}"), ("run", str(folder)), ("pictures", shown)])
 
 
 def accuracy_table(measured: dict[str, Any]) -> str:

@@ -165,12 +165,4 @@ def report(task: ForecastTask, run: Run, before: float, notes: Sequence[str]) ->
 
     with distributed.progress_bar("drawing"):
         pictures = of_series.draw_forecasts(run, task.data, task.model)
-    print(
-        wording.lines(
-            [
-                ("seconds", f"{figures['seconds']:.0f}"),
-                ("run", str(run.folder)),
-                ("pictures", ", ".join(map(str, pictures))),
-            ]
-        )
-    )
+    print(wording.run_lines(figures["seconds"], run.folder, pictures))
