@@ -1,5 +1,7 @@
 """Scores of rows: percentiles by counting, surprises against closed forms, and the program that writes them."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,7 +106,8 @@ def test_the_test_part_has_the_likelihood_of_evaluate(run):
     assert figures["nll"]["kind"] == "exact"
     assert figures["nll"]["value"] == pytest.approx(report_of(run, "evaluate", "runs/t")["nll"]["value"], rel=1e-6)
     assert figures["nll"]["value"] == pytest.approx(-scored.log_density.mean(), abs=1e-5)
-    assert (figures["rows"], figures["scored"], figures["training_rows"]) == (40, 40, 320)
+    assert (figures["rows"], figures["scored"]) == (40, 40)
+    assert figures["compared"] == {"rows": 320, "of": "training rows"}
     first, second, *_ = figures["oddest"]
     row = scored.iloc[first["row"] - 1]
     assert (first["log_density"], first["percentile"]) == pytest.approx((row.log_density, row.percentile), abs=1e-4)
@@ -166,3 +169,18 @@ def test_a_density_of_classes_is_refused(run):
     status, _, err = run("score", "runs/m")
     assert status == 2
     assert "runs/m is not a density of a table with named columns" in err
+
+
+def test_rows_are_scored_without_the_training_rows(run, numbers):
+    numbers.iloc[:50].to_csv("new.csv", index=False)
+    among = report_of(run, "score", "runs/t", "new.csv")
+    known = pd.read_csv("scored.csv")
+    Path("t.csv").unlink()
+    status, out, _ = run("score", "runs/t", "new.csv", "--out", "again.csv")
+    assert status == 0
+    assert "percentiles are among samples of the model, for its training rows are out of reach" in out
+    again = pd.read_csv("again.csv")
+    assert again.log_density.to_numpy() == pytest.approx(known.log_density.to_numpy(), abs=1e-5)
+    assert again.percentile.between(0, 100).all()
+    assert among["compared"]["of"] == "training rows"
+    assert run("score", "runs/t", "--out", "test.csv")[0] == 2

@@ -76,22 +76,33 @@ def main(args: list[str]) -> None:
     model = as_table(settings.run, loaded, data)
     likelihood.check_importance_samples(model, settings.samples)
     prune = pruning.find_prune(model, settings.prune)
-    dataset, part = load_test_part(str(settings.run))
-    rows = _test_rows(dataset, model, data) if settings.data is None else read_rows(Path(settings.data), model)
-    name = part if settings.data is None else Path(settings.data).name
+    notes, dataset, name = [], None, settings.data and Path(settings.data).name
+    try:
+        dataset, part = load_test_part(str(settings.run))
+        name = name or part
+    except InputError as error:
+        if settings.data is None:
+            raise
+        notes = [f"percentiles are among samples of the model, for its training rows are out of reach: {error}"]
+    if settings.data is not None:
+        rows = read_rows(Path(settings.data), model)
+    else:
+        assert dataset is not None, "else an error was raised"
+        rows = _test_rows(dataset, model, data)
     check_added(name, rows.frame, [LOG_DENSITY, PERCENTILE])
     known = ~(unknown(rows.x, model.columns) | unknown(rows.c, model.given))
     if not known.any():
         raise InputError(f"every row of {name} misses cells that {settings.run} does not know: {REMEDY}")
     torch.manual_seed(settings.seed)
-    scored, training = Split(rows.x, c=rows.c).take(known), _recorded(dataset.train.head(scores.COMPARED), data)
-    samples = settings.samples or scores.affordable_draws(len(scored) + len(training))
-    reference = scores.log_densities(model, training, samples, prune, "scoring training rows")
+    scored = Split(rows.x, c=rows.c).take(known)
+    others = _samples(model, scored) if dataset is None else _recorded(dataset.train.head(scores.COMPARED), data)
+    samples = settings.samples or scores.affordable_draws(len(scored) + len(others))
+    reference = scores.log_densities(model, others, samples, prune, "scoring rows to compare with")
     values = scores.log_densities(model, scored, samples, prune, "scoring")
     compared = scores.on_scales(model, values, scored.x)
-    percentiles = scores.percentiles(compared, scores.on_scales(model, reference, training.x))
+    percentiles = scores.percentiles(compared, scores.on_scales(model, reference, others.x))
     oddest = compared.argsort()[:ODDEST]
-    typical = training.x[torch.randperm(len(training))[: scores.TYPICAL]]
+    typical = others.x[torch.randperm(len(others))[: scores.TYPICAL]]
     gains = scores.surprises(model, scored.take(oddest), typical, compared[oddest], samples, prune)
     table = rows.frame.assign(
         **{LOG_DENSITY: _spread(values, known).round(6), PERCENTILE: _spread(percentiles, known).round(4)}
@@ -102,7 +113,7 @@ def main(args: list[str]) -> None:
     figures = {
         "rows": len(table),
         "scored": len(scored),
-        "training_rows": len(training),
+        "compared": {"rows": len(others), "of": "samples" if dataset is None else "training rows"},
         "nll": {"value": -values.mean().item(), **likelihood.kind_of(model, samples, prune)},
         "median_percentile": percentiles.median().item(),
         "below_1_percent": (percentiles < 1).double().mean().item(),
@@ -111,7 +122,7 @@ def main(args: list[str]) -> None:
             for place, column, gain in zip(places, columns, gains, strict=True)
         ],
     }
-    notes = list(rows.notes)
+    notes += rows.notes
     if left := len(table) - len(scored):
         notes.append(f"{left:,} rows miss cells that {settings.run} does not know, and are not scored: {REMEDY}")
     print(*(f"note: {note}\n" for note in notes), sep="", end="", file=sys.stderr if settings.json else sys.stdout)
@@ -133,6 +144,13 @@ def _test_rows(dataset: Dataset, model: TableDensity, data: Mapping[str, Any]) -
     if not dataset.kinds:
         frame = frame.astype(dataset.test.x.numpy().dtype)  # as many digits as there are
     return Rows(frame, part.x, part.c)
+
+
+@torch.no_grad()
+def _samples(model: TableDensity, scored: Split) -> Split:
+    """Draw rows to compare with, given what the scored rows are given."""
+    c = None if scored.c is None else scored.c[torch.randint(len(scored), (scores.COMPARED,))]
+    return Split(model.sample(scores.COMPARED, c).cpu(), c=c)
 
 
 def _recorded(part: Split, data: Mapping[str, Any]) -> Split:

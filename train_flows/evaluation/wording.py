@@ -231,7 +231,8 @@ def describe_coverage(found: dict[str, Any]) -> str:
 def scores_table(figures: dict[str, Any]) -> str:
     """Return the figures of ``train-flows score`` as lines to read, with the oddest rows."""
     nll, below = figures["nll"], figures["below_1_percent"]
-    median = f"median {figures['median_percentile']:.0f} among {figures['training_rows']:,} training rows"
+    compared = figures["compared"]
+    median = f"median {figures['median_percentile']:.0f} among {compared['rows']:,} {compared['of']}"
     rows = [
         ("NLL", f"{nll['value']:.4f} nats ({how(nll)})"),
         ("percentile", f"{median}; {below:.1%} of the rows below 1"),
