@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from train_flows.experiments import (
     anode_on_images,
     augmented_density,
     couplings,
+    forecasting,
     planar_flows,
     solver_cost,
     training_densities,
@@ -26,11 +28,17 @@ from train_flows.experiments import (
 from train_flows.experiments.augmented_density import METRIC, METRICS
 from train_flows.experiments.grid import Scale, jobs_of
 from train_flows.experiments.results import Outcome, Results
+from train_flows.forecasting.forecast import KIND as SERIES
+from train_flows.forecasting.forecast import PROGRAM as FORECAST
+from train_flows.forecasting.forecast import build, fit_to_data
+from train_flows.forecasting.forecast_settings import ForecastSettings
+from train_flows.forecasting.loading import load_series
 from train_flows.run.folder import Run
 from train_flows.settings import ClassifySettings, DensitySettings, to_sections
 
 SHAPES = {"identity": 1, "g1d": 1, "intervals": 1, "spheres": 2, "sines": 2}
 DATA = {"images": ("digits",), "densities": ("checkerboard",)}  # instead of the default
+SCORES = dict.fromkeys(("mse", "rmse", "crps", "coverage_50", "coverage_90", "rmse_truth"), 0.5) | {"features": {}}
 RECORD = ("loss", "train_mse", "train_accuracy", "train_nfe", "validation_loss", "test_loss", "test_accuracy", "kl")
 RECORD += ("nfe_forward", "nfe_backward", "nll", "nfe_log_prob", "nll_test", "points_log_prob", *METRICS)
 RECORD += ("gap_mean", "gap_error", "gap_max", "folded_mass", "w2", "w2_euler")
@@ -51,8 +59,27 @@ def settings_of(job):
         shape, levels = ((1, 8, 8), 17) if job.data == "digits" else ((2,), None)
         settings.model.validate(shape, levels=levels)
         return settings, None
+    if program == "forecast":
+        return parse(FORECAST, ForecastSettings(), line)[0], None
     kinds = {"reverse-kl": planar_flows.FlowSettings, "transport": couplings.TransportSettings}
     return read(kinds[program], line, program), None
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    """Tables of the experiments on series: waves of a year with noise, under the names of the real ones."""
+    root, noise = tmp_path_factory.mktemp("series"), np.random.default_rng(0)
+
+    def table(start, end, names):
+        days = pd.date_range(start, end)
+        wave = np.sin(2 * np.pi * days.day_of_year.to_numpy() / 365.25)
+        return pd.DataFrame({name: wave + noise.standard_normal(len(days)) for name in names}, index=days)
+
+    weather = ("meantemp", "humidity", "wind_speed", "meanpressure")
+    for part, *dates in (("Train", "2013-01-01", "2017-01-01"), ("Test", "2017-01-01", "2017-04-24")):
+        table(*dates, weather).to_csv(root / f"DailyDelhiClimate{part}.csv", index_label="date")
+    table("1990-01-01", "2004-01-01", ["Extent"])[::3].to_csv(root / "seaice.csv.gz", index_label="Date")
+    return str(root)
 
 
 IMAGES = [name for name, experiment in EXPERIMENTS.items() if experiment.kind == "images"]
@@ -61,10 +88,10 @@ IMAGES = [name for name, experiment in EXPERIMENTS.items() if experiment.kind ==
 @pytest.mark.parametrize(
     ("name", "size"), [*((name, "full") for name in EXPERIMENTS), *((name, "small") for name in IMAGES)]
 )
-def test_command_lines_are_valid(name, size, tmp_path):
+def test_command_lines_are_valid(name, size, tmp_path, data_root):
     experiment = EXPERIMENTS[name]
     data = (experiment.data[0], experiment.data[-1]) if experiment.kind == "densities" else experiment.data
-    for job in jobs_of(experiment, data, [0], Scale(size), tmp_path):
+    for job in jobs_of(experiment, data, [0], Scale(size, data_root), tmp_path):
         settings, of_model = settings_of(job)
         if of_model:
             settings.model.validate(*of_model)
@@ -75,7 +102,7 @@ def make_run(job, failed=False):
     """A run folder as the program leaves it, with an untrained model and figures that follow from the seed."""
     settings, of_model = settings_of(job)
     noise = np.random.default_rng([job.seed, *job.folder.name.encode()])
-    model, sections = None, {"training": {}}
+    model, sections, about = None, {"training": {}}, {}
     kind, arguments = "density", {}
     if isinstance(settings, planar_flows.FlowSettings):
         kind = planar_flows.KIND
@@ -84,13 +111,19 @@ def make_run(job, failed=False):
         kind = couplings.KIND
     else:
         sections = to_sections(settings)
+    if isinstance(settings, ForecastSettings):
+        data = load_series(settings)
+        settings = fit_to_data(settings, data)
+        model = build(settings, data)
+        kind, sections, arguments, about = SERIES, to_sections(settings), model.arguments, data.describe()
     if of_model:
         model = classifier_model(*of_model, config=settings.model)
         kind, arguments = "classifier", model.arguments
     sections["training"]["steps"] = 2
-    run = Run.create(job.folder, kind, sections, arguments, {})
+    run = Run.create(job.folder, kind, sections, arguments, about)
     if model:
         run.keep_best(model)
+    if of_model:
         np.savez(job.folder / "features.npz", y=np.ones((5, 1)), epoch_0=np.ones((5, 2 + settings.model.extra)))
     for i in range(3):
         figures = {name: 3 - i + noise.random() for name in RECORD} | {"nll": 3 - i}
@@ -103,6 +136,7 @@ def make_run(job, failed=False):
         "classifier": {"accuracy": 1.0},
         "density": {"nll": nll, "nfe_log_prob": 40.0, "nfe_sample": 50.0},
         planar_flows.KIND: {"kl": 1.0, "standard_error": 0.1, "nfe_sample": 50.0},
+        SERIES: {"scores": dict.fromkeys(("interpolation", "extrapolation"), {"model": SCORES, "last value": SCORES}), "nfe": 20.0},
         couplings.KIND: {"w2": 0.3, "w2_euler": 0.5, "nfe_sample": 50.0},
     }
     run.write_result(result[run.config["kind"]], ["some note"])
@@ -110,11 +144,11 @@ def make_run(job, failed=False):
 
 @pytest.mark.parametrize("failing", [(), (0, 1)])
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_figures_and_findings_are_made_from_run_folders(name, failing, tmp_path, monkeypatch):
+def test_figures_and_findings_are_made_from_run_folders(name, failing, tmp_path, monkeypatch, data_root):
     monkeypatch.setattr(solver_cost, "TOLERANCES", (1e-2, 1e-5))
     monkeypatch.setattr(solver_cost, "REPEATS", 1)
     monkeypatch.setattr(solver_cost, "POINTS", 20)
-    experiment, scale = EXPERIMENTS[name], Scale("quick")
+    experiment, scale = EXPERIMENTS[name], Scale("quick", data_root)
     data = ("u1", "funnel") if name == "planar" else DATA.get(experiment.kind, experiment.data)
     jobs = jobs_of(experiment, data, (0, 1), scale, tmp_path)
     for job in jobs:

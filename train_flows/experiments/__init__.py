@@ -23,6 +23,7 @@ from train_flows.experiments import (
     anode_on_images,
     augmented_density,
     couplings,
+    forecasting,
     planar_flows,
     solver_cost,
 )
@@ -33,6 +34,7 @@ from train_flows.run.session import find_device
 from train_flows.settings import Count, Positive, Seed
 
 MODULES = (anode_on_functions, solver_cost, anode_on_images, densities, couplings, augmented_density, planar_flows)
+MODULES += (forecasting,)
 EXPERIMENTS: dict[str, Experiment] = {name: each for module in MODULES for name, each in module.EXPERIMENTS.items()}
 
 

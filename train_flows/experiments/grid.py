@@ -28,6 +28,7 @@ from train_flows.command_line import OF_A_SITTING
 from train_flows.data import DENSITY_NAMES, known_labelled_data
 from train_flows.data.images import PUBLISHED
 from train_flows.experiments.results import FAILED_FILE, NOT_FINITE, Outcome, Results, read_outcome
+from train_flows.forecasting.forecast_settings import GENERATED
 from train_flows.run import TrainingError, session
 from train_flows.run.folder import Run
 from train_flows.run.loop import train
@@ -36,6 +37,7 @@ from train_flows.settings import RunSettings
 PROGRAMS = {
     "density": "train_flows.density",
     "classify": "train_flows.classify",
+    "forecast": "train_flows.forecasting.forecast",
     "reverse-kl": "train_flows.experiments.planar_flows",
     "transport": "train_flows.experiments.couplings",
 }
@@ -52,7 +54,7 @@ class Scale:
 
     def source(self, data: str) -> str:
         """Return the argument of the programs for data: a path, unless they know the name."""
-        known = data in DENSITY_NAMES or known_labelled_data(data)
+        known = data in (*DENSITY_NAMES, *GENERATED) or known_labelled_data(data)
         return data if known else str(Path(self.data_root, data).absolute())
 
 
@@ -62,13 +64,14 @@ class Experiment:
 
     about: str  # one line for the list of experiments
     data: tuple[str, ...]  # names of the default data, in order
-    kind: Literal["functions", "images", "densities", "targets"]  # of the data
+    kind: Literal["functions", "images", "densities", "series", "targets"]  # of the data
     runs: Callable[[str, Scale], Mapping[str, str]]  # command lines by label; {data} stands for the data
     figure: Callable[[Results], Figure]
     findings: Callable[[Results], Mapping[str, Any]] = lambda results: {}  # by name
     first: tuple[str, ...] = ()  # labels to run first, with all seeds
     tuning: tuple[str, ...] = ()  # labels to run with TUNING_SEEDS instead
     first_seed: int = 0  # of the default seeds
+    source: Callable[[str, Scale, Path], str] = lambda data, scale, folder: scale.source(data)  # the programs' argument
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ def jobs_of(
     for name in names:
         source, options = name, ()
         if experiment.kind != "targets":
-            source, options = scale.source(name), ("--data-root", scale.data_root)
+            source = experiment.source(name, scale, folder)
+        if experiment.kind not in ("series", "targets"):
+            options = ("--data-root", scale.data_root)
             options += ("--download",) if scale.download and name in PUBLISHED else ()
         for label, command in experiment.runs(name, scale).items():
             for seed in TUNING_SEEDS if label in experiment.tuning else seeds:

@@ -14,14 +14,25 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from anode import Classifier, load, storage
+from anode import load, storage
+from train_flows.forecasting import comparison
 from train_flows.run.folder import Run, provenance
 
 FAILED_FILE = "failed.json"
 SUCCESS, NOT_FINITE = "success", "non-finite loss"
 CAUSES = ("too many steps", "step underflow", "non-finite state")  # of a failed solve
 METRICS = ("loss", "train_mse", "train_accuracy", "validation_loss", "test_loss", "test_accuracy", "validation_nll")
-METRICS += ("test_nll", "importance_samples", "kl", "nfe_log_prob", "nfe_sample", "nfe_forward", "seconds")
+METRICS += (
+    "test_nll",
+    "importance_samples",
+    "kl",
+    "extrapolation rmse_truth",
+    "extrapolation mse",
+    "interpolation mse",
+)
+METRICS += ("extrapolation crps", "extrapolation coverage_90", "nfe_forecast", "nfe_log_prob", "nfe_sample")
+METRICS += ("nfe_forward", "seconds")
+SCORES = ("mse", "rmse", "crps", "coverage_50", "coverage_90")  # of forecasts
 LEVELS = 9  # values of the NLL at which two trainings are compared
 Record = Mapping[str, float]
 
@@ -40,8 +51,8 @@ class Outcome:
     notes: Sequence[str] = ()
 
     @cached_property
-    def model(self) -> Classifier:
-        """The stored classifier."""
+    def model(self) -> Any:
+        """The stored classifier, or model of series."""
         return load(self.folder)
 
     def plain(self) -> dict[str, Any]:
@@ -75,13 +86,24 @@ def read_outcome(label: str, data: str, seed: int, command: str, folder: Path) -
 
 
 def _tested(records: Sequence[Record], result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of the best weights of a density; a bound of the test NLL has ``importance_samples``."""
+    """Return the figures of the best weights: of a density, a bound of whose test NLL has ``importance_samples``.
+
+    Of forecasts, ``PART SCORE`` of the model and ``PART SCORE of NAME`` of a baseline, in the unit of a single feature,
+    otherwise in standard deviations.
+    """
     figures = {name: result[name] for name in ("kl", "standard_error", "nfe_log_prob", "nfe_sample") if name in result}
     if "nll" in result:
         nll, best = result["nll"], min(records, key=lambda record: record["nll"])
         figures |= {"test_nll": nll["value"], "standard_error": nll["standard_error"]}
         figures |= {"validation_nll": best["nll"], "nfe_validation": best["nfe_log_prob"]}
         figures |= {"importance_samples": nll["samples"]} if nll.get("samples") else {}
+    if "scores" in result:
+        figures["nfe_forecast"] = result["nfe"]
+    for part, found in result.get("scores", {}).items():
+        for name, scores in comparison.scores_by_name(found).items():
+            figures |= {f"{part} {score}{'' if name == 'model' else f' of {name}'}": scores[score] for score in SCORES}
+        if "rmse_truth" in found["model"]:
+            figures[f"{part} rmse_truth"] = found["model"]["rmse_truth"]
     return figures
 
 

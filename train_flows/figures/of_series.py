@@ -65,24 +65,35 @@ def _bands(data: SeriesData, model: SeriesModel, shown: Sequence[Example]) -> Fi
     columns = data.columns[:FEATURES]
     rows: list[list[series_plots.Bands]] = [[] for _ in columns]
     for each in shown:
-        found, times = _quantiles(data, model, each), data.axis.dates(_times(each))
-        for j, row in enumerate(rows):
-            held_out = joined(each.inside, each.after)
-            points = [(data.axis.dates(part.times), part.values[:, j]) for part in (each.history, held_out)]
-            row.append(series_plots.Bands(each.history.name, *points, times, found[:, :, j]))
+        for row, panel in zip(rows, feature_bands(data, model, each), strict=False):
+            row.append(panel)
     return series_plots.forecast_bands(rows, columns, data.axis.name)
+
+
+def feature_bands(data: SeriesData, model: SeriesModel, each: Example) -> list[series_plots.Bands]:
+    """Return the forecast of every feature of an example."""
+    found, times, held_out = (
+        _quantiles(data, model, each),
+        data.axis.dates(_times(each)),
+        joined(each.inside, each.after),
+    )
+    parts = [(data.axis.dates(part.times), part.values) for part in (each.history, held_out)]
+    return [
+        series_plots.Bands(each.history.name, *((at, values[:, j]) for at, values in parts), times, found[:, :, j])
+        for j in range(len(data.columns))
+    ]
+
+
+def plane_path(data: SeriesData, model: SeriesModel, each: Example) -> series_plots.Path:
+    """Return the medians of the first two features of an example."""
+    median = _quantiles(data, model, each)[LEVELS.index(0.5), :, :2]
+    points = (part.values[:, :2] for part in (each.history, each.after))
+    return series_plots.Path(each.history.name, _times(each), median, *points, float(each.past.times[-1]))
 
 
 def _plane(data: SeriesData, model: SeriesModel, shown: Sequence[Example], time: str) -> Figure:
     """Draw the medians of two features against each other."""
-    panels = []
-    for each in shown:
-        median = _quantiles(data, model, each)[LEVELS.index(0.5)]
-        cut = float(each.past.times[-1])
-        panels.append(
-            series_plots.Path(each.history.name, _times(each), median, each.history.values, each.after.values, cut)
-        )
-    return series_plots.paths(panels, data.columns, time)
+    return series_plots.paths([plane_path(data, model, each) for each in shown], data.columns, time)
 
 
 def _states(data: SeriesData, model: SeriesModel, shown: Sequence[Example], time: str) -> Figure:

@@ -51,7 +51,7 @@ def forecast_bands(rows: Sequence[Sequence[Bands]], labels: Sequence[str], time:
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharex="col")
     for i, (panels, label) in enumerate(zip(rows, labels, strict=True)):
         for axes, panel in zip(grid[i], panels, strict=True):
-            _draw_bands(axes, panel)
+            draw_bands(axes, panel)
             if i == 0:
                 axes.set_title(plain(panel.title), fontsize="medium")
         grid[i, 0].set_ylabel(axis_label(label))
@@ -62,7 +62,8 @@ def forecast_bands(rows: Sequence[Sequence[Bands]], labels: Sequence[str], time:
     return figure
 
 
-def _draw_bands(axes: Axes, panel: Bands) -> None:
+def draw_bands(axes: Axes, panel: Bands) -> None:
+    """Draw a forecast with its intervals, and what it is compared with."""
     low, lower, middle, upper, high = panel.quantiles
     axes.fill_between(panel.times, low, high, color=BLUE, alpha=0.18, lw=0, label="90% interval")
     axes.fill_between(panel.times, lower, upper, color=BLUE, alpha=0.35, lw=0, label="50% interval")
@@ -72,7 +73,7 @@ def _draw_bands(axes: Axes, panel: Bands) -> None:
     axes.scatter(*panel.target, s=size, color=ORANGE, lw=0, zorder=3, label="held out")
     axes.axvline(panel.history[0][-1], color="0.6", lw=0.8, ls="--")
     if np.issubdtype(np.asarray(panel.times).dtype, np.datetime64):
-        locator = AutoDateLocator(maxticks=7)
+        locator = AutoDateLocator(minticks=3, maxticks=7)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 
@@ -119,23 +120,28 @@ def paths(
             _draw_field(axes, *arrows)
         if dimensions == 3:
             axes.scatter(*panel.points.T, c=panel.times, cmap=TIME_COLORS, norm=scale, s=5)
-            axes.set_zlabel(axis_label(labels[2]))
+            axes.set(xlabel=axis_label(labels[0], 40), ylabel=axis_label(labels[1], 30), zlabel=axis_label(labels[2]))
         else:
-            segments = np.stack([panel.points[:-1], panel.points[1:]], axis=1)
-            line = LineCollection(list(segments), cmap=TIME_COLORS, norm=scale, lw=2)
-            line.set_array(panel.times[:-1])
-            axes.add_collection(line)
-            for points, color, name in ((panel.seen, BLACK, "history"), (panel.target, ORANGE, "held out")):
-                if len(points):
-                    axes.scatter(*points.T, s=2 * marker_size(len(points)), color=color, lw=0, label=name)
-            axes.autoscale_view()
+            draw_path(axes, panel, labels, scale)
         end = panel.points[np.searchsorted(panel.times, panel.cut).clip(0, len(panel.points) - 1)]
         axes.plot(*end[:, None], marker="s", ms=6, mfc="none", color=BLACK, ls="", label="end of the history")
         axes.set_title(plain(panel.title), fontsize="medium")
-        axes.set(xlabel=axis_label(labels[0], 40), ylabel=axis_label(labels[1], 30))
     grid[0].legend(fontsize="small")
     figure.colorbar(ScalarMappable(scale, TIME_COLORS), ax=list(grid), label=axis_label(time, 40))
     return figure
+
+
+def draw_path(axes: Axes, panel: Path, labels: Sequence[str], scale: Normalize | None = None) -> None:
+    """Draw a path in the plane, coloured by time, and the points it is compared with."""
+    segments = np.stack([panel.points[:-1], panel.points[1:]], axis=1)
+    line = LineCollection(list(segments), cmap=TIME_COLORS, norm=scale, lw=2)
+    line.set_array(panel.times[:-1])
+    axes.add_collection(line)
+    for points, color, name in ((panel.seen, BLACK, "history"), (panel.target, ORANGE, "held out")):
+        if len(points):
+            axes.scatter(*points.T, s=2 * marker_size(len(points)), color=color, lw=0, label=name)
+    axes.autoscale_view()
+    axes.set(xlabel=axis_label(labels[0], 40), ylabel=axis_label(labels[1], 30))
 
 
 def _draw_field(axes: Axes, positions: Array, velocities: Array) -> None:

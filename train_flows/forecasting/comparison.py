@@ -171,7 +171,7 @@ def table(figures: Mapping[str, Any], data: SeriesData) -> str:
     unit = f"in units of {data.columns[0]}" if alone else "in standard deviations of the training values"
     for part, found in figures["scores"].items():
         where = f"{found['model']['values']:,} values {'after' if part == PARTS[1] else 'hidden in'} the histories"
-        rows = _rows(found)
+        rows = scores_by_name(found)
         width = max(18, *map(len, rows)) + 1
         said += [f"{part}, {where}, {unit}", _line("", list(COLUMNS.values()), width)]
         said += [_line(name, [f"{one[score]:.4g}" for score in COLUMNS], width) for name, one in rows.items()]
@@ -193,14 +193,14 @@ def verdict(figures: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each part in which the model does not beat a baseline by its CRPS."""
     said = []
     for part, found in figures["scores"].items():
-        crps = {name: one["crps"] for name, one in _rows(found).items()}
+        crps = {name: one["crps"] for name, one in scores_by_name(found).items()}
         own, (best, least) = crps.pop("model"), min(crps.items(), key=lambda pair: pair[1])
         if least <= own:
             said.append(f"{part}: the model does not beat {best}: its CRPS is {own:.4g}, that of {best} {least:.4g}")
     return said
 
 
-def _rows(found: Mapping[str, Any]) -> dict[str, Any]:
+def scores_by_name(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the scores of each forecaster: of all features in standard deviations, of a single one in its unit."""
     alone = len(found["model"]["features"]) == 1
     return {name: next(iter(one["features"].values())) if alone else one for name, one in found.items()}

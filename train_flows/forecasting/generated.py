@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,15 +30,20 @@ def generate(name: str, split: Split) -> SeriesData:
     rng = np.random.default_rng(SEED_STRIDE * split.seed + STREAMS[name])
     series, horizon = _spirals(rng) if name == "spirals" else _sines(rng)
     split = dataclasses.replace(split, horizon=split.horizon or horizon, hide=name == "sines")
-    data = split_series(name, TimeAxis(), ("x", "y") if name == "spirals" else ("value",), series, split)
-    return data if name == "sines" else _without_futures(data, split.observed, rng)
+    if name == "sines":
+        return split_series(name, TimeAxis(), ("value",), series, split)
+    whole = [one for one in series if len(one) == 2 * POINTS]  # only these can be held out
+    shorter = [one for one in series if len(one) < 2 * POINTS]
+    return _without_futures(split_series(name, TimeAxis(), ("x", "y"), whole, split), shorter, split.observed, rng)
 
 
-def _without_futures(data: SeriesData, observed: float, rng: np.random.Generator) -> SeriesData:
-    """Return spirals of which training and validation know nothing after the first 100 points, nor those not seen."""
+def _without_futures(
+    data: SeriesData, shorter: Sequence[TimeSeries], observed: float, rng: np.random.Generator
+) -> SeriesData:
+    """Return spirals of which training and validation know the observations among the first 100 points alone."""
     length = (POINTS - 0.5) * STEP
     train = []
-    for one in data.train:
+    for one in (*data.train, *shorter):
         before = one.between(end=float(one.times[0]) + length)
         train.append(before.take(draw_seen(len(before), observed, rng)))
     validation = []
@@ -50,7 +56,8 @@ def _without_futures(data: SeriesData, observed: float, rng: np.random.Generator
 def _spirals(rng: np.random.Generator) -> tuple[list[TimeSeries], float]:
     """Return parts of two spirals, one clockwise and one counter-clockwise, half of the series of each.
 
-    Each part begins at another of 500 points; its 100 points are a history, the next 100 the forecast.
+    Each part begins at another of 500 points. Its first 100 points are a history. The next 100 are the forecast; the
+    curve ends before some of them, and such a part is one to train on.
 
         counter-clockwise: r = 0.3 t, angle t, shifted by 5      clockwise: r = 15 / (1 + 6 pi - t), angle 6 pi + 1 - t
 
@@ -62,12 +69,12 @@ def _spirals(rng: np.random.Generator) -> tuple[list[TimeSeries], float]:
     angle = SPIRAL_END + 1 - t
     clockwise = (SPIRAL_WIDTH * 50 / angle)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1) - [5, 0]
     counter = (SPIRAL_WIDTH * t)[:, None] * np.stack([np.cos(t), np.sin(t)], 1) + [5, 0]
-    starts = rng.integers(POINTS, SPIRAL_POINTS - 2 * POINTS, size=COUNT, endpoint=True)
+    starts = rng.integers(POINTS, SPIRAL_POINTS - POINTS, size=COUNT, endpoint=True)
     series = []
     for i, start in enumerate(starts):
         truth = (clockwise if i % 2 else counter)[start : start + 2 * POINTS]
         noisy = truth + SPIRAL_NOISE * rng.standard_normal(truth.shape)
-        series.append(TimeSeries(f"{'clockwise' if i % 2 else 'counter'} {i}", t[: 2 * POINTS], noisy, truth))
+        series.append(TimeSeries(f"{'clockwise' if i % 2 else 'counter'} {i}", t[: len(truth)], noisy, truth))
     return series, (POINTS - 0.5) * STEP
 
 
