@@ -20,7 +20,6 @@ from train_flows.experiments import (
     anode_on_images,
     augmented_density,
     couplings,
-    forecasting,
     planar_flows,
     solver_cost,
     training_densities,
@@ -28,6 +27,7 @@ from train_flows.experiments import (
 from train_flows.experiments.augmented_density import METRIC, METRICS
 from train_flows.experiments.grid import Scale, jobs_of
 from train_flows.experiments.results import Outcome, Results
+from train_flows.forecasting.comparison import PARTS
 from train_flows.forecasting.forecast import KIND as SERIES
 from train_flows.forecasting.forecast import PROGRAM as FORECAST
 from train_flows.forecasting.forecast import build, fit_to_data
@@ -136,7 +136,7 @@ def make_run(job, failed=False):
         "classifier": {"accuracy": 1.0},
         "density": {"nll": nll, "nfe_log_prob": 40.0, "nfe_sample": 50.0},
         planar_flows.KIND: {"kl": 1.0, "standard_error": 0.1, "nfe_sample": 50.0},
-        SERIES: {"scores": dict.fromkeys(("interpolation", "extrapolation"), {"model": SCORES, "last value": SCORES}), "nfe": 20.0},
+        SERIES: {"scores": {part: {"model": SCORES, "last value": SCORES} for part in PARTS}, "nfe": 20.0},
         couplings.KIND: {"w2": 0.3, "w2_euler": 0.5, "nfe_sample": 50.0},
     }
     run.write_result(result[run.config["kind"]], ["some note"])

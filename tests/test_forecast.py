@@ -6,13 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from tasks import without_times
 
 import anode
+from anode.time_series import SeriesConfig
 from train_flows.forecasting import comparison
+from train_flows.forecasting.curves import LEVELS, TIMES, curve_times, quantile_curves
 from train_flows.forecasting.forecast import ForecastTask, build, fit_to_data
 from train_flows.forecasting.forecast_settings import ForecastData, ForecastSettings
 from train_flows.forecasting.loading import load_series
+from train_flows.run.animation import frames
 from train_flows.run.folder import Run
 from train_flows.settings import RunSettings, Training
 
@@ -54,6 +58,9 @@ def test_a_table_is_forecast_with_baselines_beside(forecast, tmp_path):
     assert result["nfe"] > 0
     for name in ("curves.png", "forecast.png", "plane.png", "states.png"):
         assert (folder / name).stat().st_size > 1000
+    for name in ("forecast.gif", "plane.gif"):
+        with Image.open(folder / name) as gif:
+            assert gif.n_frames == len(Run.open(folder).records()) == 4
     assert anode.load(folder).config.periods == (20.0,)
 
 
@@ -81,6 +88,12 @@ def test_resuming_is_bit_for_bit(run, tmp_path):
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
     assert whole.result()["scores"] == cut.result()["scores"]
+    drawn = [frames(one) for one in (whole, cut)]
+    assert list(drawn[0]) == list(drawn[1]) == [0, 2, 4, 6]
+    for step, frame in drawn[0].items():
+        assert frame.shape == (5, TIMES, 2)
+        assert np.array_equal(frame, drawn[1][step])
+    assert not np.array_equal(drawn[0][0], drawn[0][6])
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -203,9 +216,12 @@ def test_mistakes_are_one_line(run, tmp_path, args, message):
     assert not (tmp_path / "runs").exists()
 
 
-def task_of(source, **options):
+def task_of(source, kind="node", **options):
     settings = ForecastSettings(
-        data=ForecastData(source=str(source), **options), training=Training(batch_size=4), run=RunSettings(seed=1)
+        data=ForecastData(source=str(source), **options),
+        model=SeriesConfig(kind=kind),
+        training=Training(batch_size=4),
+        run=RunSettings(seed=1),
     )
     data = load_series(settings)
     settings = fit_to_data(settings, data)
@@ -213,12 +229,27 @@ def task_of(source, **options):
 
 
 def test_validation_leaves_random_numbers_alone(tmp_path):
-    task, _ = task_of(table(tmp_path / "w.csv"), time="day", horizon="10d")
+    task, _ = task_of(table(tmp_path / "w.csv"), "latent", time="day", horizon="10d")
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    assert task.validate() == task.validate()
+    figures = task.validate()
+    task.run = Run.temporary()
+    assert task.validate() == figures
+    task.run.log({"step": 0})
+    assert list(frames(task.run)) == [0]
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_curves_are_quantiles_of_the_forecast(tmp_path):
+    """The distribution function of the forecast at a curve is its level."""
+    task, data = task_of(table(tmp_path / "w.csv"), time="day", horizon="10d")
+    (each,) = data.test
+    found, times = quantile_curves(task.model, each, 20), curve_times(each)
+    assert (times[0], times[-1]) == (each.history.times[0], each.after.times[-1])
+    forecast = task.model.forecast(comparison.to_series([each.history]), torch.from_numpy(times))
+    for level, curve in zip(LEVELS, found, strict=True):
+        torch.testing.assert_close(forecast.cdf(torch.from_numpy(curve)), torch.full_like(forecast.mean, level))
 
 
 def test_scores_of_the_model_are_those_of_its_forecast(tmp_path):

@@ -96,12 +96,15 @@ class TestSamples:
         assert plots.axis_label("a " * 60).endswith("...")
         assert plots.axis_label("body_mass_g") == "body_mass_g"
 
-    def test_the_last_frame_of_a_gif_is_held(self, tmp_path):
-        frames = np.random.default_rng(0).normal(size=(3, 50, 2))
-        plots.save_gif(plots.flow_animation(frames, [0, 0.5, 1], (-3, 3, -3, 3)), tmp_path / "flow.gif")
+    @pytest.mark.parametrize(("count", "milliseconds"), [(3, 250), (21, 150), (50, 60)])
+    def test_the_last_frame_of_a_gif_is_held(self, tmp_path, count, milliseconds):
+        """Few frames follow each other slowly; a GIF keeps hundredths of a second."""
+        frames = np.random.default_rng(0).normal(size=(count, 50, 2))
+        times = np.linspace(0, 1, count).tolist()
+        plots.save_gif(plots.flow_animation(frames, times, (-3, 3, -3, 3)), tmp_path / "flow.gif")
         with Image.open(tmp_path / "flow.gif") as gif:
             durations = [(gif.seek(i), gif.info["duration"])[1] for i in range(gif.n_frames)]
-        assert durations == [60, 60, 1000]  # milliseconds, of which a GIF keeps hundredths of a second
+        assert durations == [*[milliseconds] * (count - 1), 1000]
 
 
 class TestFeatures:

@@ -1,5 +1,6 @@
 """Figures of series: what they show of the arrays they are given."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -49,3 +50,21 @@ def test_a_vector_field_has_arrows_of_one_length():
     figure = series_plots.paths([panel], ["a", "b"], "time", (np.eye(3, 2), velocities))
     arrows = figure.axes[0].collections[0]
     np.testing.assert_allclose(np.stack([arrows.U, arrows.V], 1), [[0.6, 0.8], [0, 0], [0, -1]])
+
+
+def test_an_animation_keeps_the_axes():
+    times = np.arange(8.0)
+    panels = [
+        [dataclasses.replace(bands(times), quantiles=scale * bands(times).quantiles)] for scale in (9.0, 2.0, 1.0)
+    ]
+    figure = series_plots.forecast_bands([panels[-1]], ["price"], "day")
+    (axes,) = figure.axes
+    limits, artists = axes.axis(), len(axes.collections) + len(axes.lines)
+    for title, (panel,), image in zip(
+        "abc", panels, series_plots.animate(figure, series_plots.draw_bands, panels, "abc"), strict=True
+    ):
+        assert axes.axis() == limits
+        assert axes.get_title() == title
+        assert len(axes.collections) + len(axes.lines) == artists
+        assert axes.collections[0].get_paths()[0].vertices[:, 1].max() == panel.quantiles.max()
+        assert image.size == (560, 272)

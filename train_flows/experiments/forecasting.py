@@ -238,24 +238,25 @@ def _bands(label: str, feature: int) -> Panel:
     """Return a panel with the forecast of a feature of the first test series."""
 
     def draw(axes: Axes, results: Results) -> None:
-        outcome = results.of(label).exemplar
-        if outcome is not None:
+        if (outcome := results.of(label).exemplar) is not None:
             data = _data(outcome)
-            series_plots.draw_bands(axes, of_series.feature_bands(data, outcome.model, data.test[0])[feature])
+            each = data.test[0]
+            panels = of_series.feature_bands(data, each, of_series.drawn_quantiles(outcome.model, each))
+            series_plots.draw_bands(axes, panels[feature])
             axes.set(title=f"{label}, {data.columns[feature]}")
 
     return draw
 
 
 def _plane(label: str) -> Panel:
-    """Return a panel with the forecasts of the first two features of some test series against each other."""
+    """Return a panel with the forecasts of the first two features of a test series against each other."""
 
     def draw(axes: Axes, results: Results) -> None:
-        outcome = results.of(label).exemplar
-        if outcome is not None:
+        if (outcome := results.of(label).exemplar) is not None:
             data = _data(outcome)
-            series_plots.draw_path(axes, of_series.plane_path(data, outcome.model, data.test[0]), data.columns[:2])
-            axes.set(title=label)
+            each = data.test[0]
+            series_plots.draw_path(axes, of_series.plane_path(each, of_series.drawn_quantiles(outcome.model, each)))
+            axes.set(title=label, xlabel=data.columns[0], ylabel=data.columns[1])
 
     return draw
 

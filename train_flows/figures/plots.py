@@ -31,7 +31,8 @@ MORE_COLORS = (  # the muted scheme of Tol
 MARKERS = ("o", "^", "s", "v", "D", "P", "X", "<", "p", "*")
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKED_POINTS = 20  # of a line, about
-FRAME_DPI, FRAME_MILLISECONDS, HELD_MILLISECONDS = 80, 67, 1000  # of a GIF
+FRAME_DPI, HELD_MILLISECONDS = 80, 1000  # of a GIF
+LEAST_MILLISECONDS, FRAME_MILLISECONDS = 3000, (67, 250)  # of a GIF without the held frame; bounds of a frame
 FEW_POINTS = 5000  # up to which a histogram in two dimensions is full of holes
 
 
@@ -194,9 +195,10 @@ def drawn_frames(figure: Figure, draw: Callable[[int], None], count: int) -> Ite
 
 
 def save_gif(frames: Iterable[Image], path: Path) -> None:
-    """Write images as a GIF, of which the last one is held."""
+    """Write images as a GIF, of which the last one is held; few images follow each other slowly."""
     first, *others = frames
-    durations = [*[FRAME_MILLISECONDS] * len(others), HELD_MILLISECONDS]
+    each = float(np.clip(LEAST_MILLISECONDS / max(1, len(others)), *FRAME_MILLISECONDS))
+    durations = [*[each] * len(others), HELD_MILLISECONDS]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,9 +13,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from PIL.Image import Image
 
-from train_flows.figures.plots import LINE_COLORS, Array, axis_label, marker_size, plain
+from train_flows.figures.plots import LINE_COLORS, Array, axis_label, drawn_frames, marker_size, plain
 
+P = TypeVar("P")  # Bands or Path
 BLUE, ORANGE, BLACK = LINE_COLORS[:3]
 TIME_COLORS = "viridis"
 ARROWS = 24  # of a vector field, in a row
@@ -63,7 +66,7 @@ def forecast_bands(rows: Sequence[Sequence[Bands]], labels: Sequence[str], time:
 
 
 def draw_bands(axes: Axes, panel: Bands) -> None:
-    """Draw a forecast with its intervals, and what it is compared with."""
+    """Draw the intervals and the median of a forecast, and the observations."""
     low, lower, middle, upper, high = panel.quantiles
     axes.fill_between(panel.times, low, high, color=BLUE, alpha=0.18, lw=0, label="90% interval")
     axes.fill_between(panel.times, lower, upper, color=BLUE, alpha=0.35, lw=0, label="50% interval")
@@ -118,30 +121,55 @@ def paths(
     for axes, panel in zip(grid, panels, strict=True):
         if arrows is not None:
             _draw_field(axes, *arrows)
+        draw_path(axes, panel, scale)
         if dimensions == 3:
-            axes.scatter(*panel.points.T, c=panel.times, cmap=TIME_COLORS, norm=scale, s=5)
-            axes.set(xlabel=axis_label(labels[0], 40), ylabel=axis_label(labels[1], 30), zlabel=axis_label(labels[2]))
-        else:
-            draw_path(axes, panel, labels, scale)
-        end = panel.points[np.searchsorted(panel.times, panel.cut).clip(0, len(panel.points) - 1)]
-        axes.plot(*end[:, None], marker="s", ms=6, mfc="none", color=BLACK, ls="", label="end of the history")
+            axes.set_zlabel(axis_label(labels[2]))
         axes.set_title(plain(panel.title), fontsize="medium")
-    grid[0].legend(fontsize="small")
+        axes.set(xlabel=axis_label(labels[0], 40), ylabel=axis_label(labels[1], 30))
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize="small")
     figure.colorbar(ScalarMappable(scale, TIME_COLORS), ax=list(grid), label=axis_label(time, 40))
     return figure
 
 
-def draw_path(axes: Axes, panel: Path, labels: Sequence[str], scale: Normalize | None = None) -> None:
-    """Draw a path in the plane, coloured by time, and the points it is compared with."""
-    segments = np.stack([panel.points[:-1], panel.points[1:]], axis=1)
-    line = LineCollection(list(segments), cmap=TIME_COLORS, norm=scale, lw=2)
-    line.set_array(panel.times[:-1])
-    axes.add_collection(line)
-    for points, color, name in ((panel.seen, BLACK, "history"), (panel.target, ORANGE, "held out")):
-        if len(points):
-            axes.scatter(*points.T, s=2 * marker_size(len(points)), color=color, lw=0, label=name)
-    axes.autoscale_view()
-    axes.set(xlabel=axis_label(labels[0], 40), ylabel=axis_label(labels[1], 30))
+def draw_path(axes: Axes, panel: Path, scale: Normalize | None = None) -> None:
+    """Draw a path and the points to compare it with, in the colours of a scale or of the path's own times."""
+    if panel.points.shape[1] == 3:
+        axes.scatter(*panel.points.T, c=panel.times, cmap=TIME_COLORS, norm=scale, s=5)
+    else:
+        segments = np.stack([panel.points[:-1], panel.points[1:]], axis=1)
+        line = LineCollection(list(segments), cmap=TIME_COLORS, norm=scale, lw=2)
+        line.set_array(panel.times[:-1])
+        axes.add_collection(line)
+        for points, color, name in ((panel.seen, BLACK, "history"), (panel.target, ORANGE, "held out")):
+            if len(points):
+                axes.scatter(*points.T, s=2 * marker_size(len(points)), color=color, lw=0, label=name)
+        axes.autoscale_view()
+    end = panel.points[np.searchsorted(panel.times, panel.cut).clip(0, len(panel.points) - 1)]
+    axes.plot(*end[:, None], marker="s", ms=6, mfc="none", color=BLACK, ls="", label="end of the history")
+
+
+def animate(
+    figure: Figure, draw: Callable[[Axes, P], None], frames: Sequence[Sequence[P]], titles: Sequence[str]
+) -> Iterator[Image]:
+    """Animate the panels of a figure, whose axes keep their limits.
+
+    Args:
+        figure: its first axes show panels, the first of them with a title.
+        draw: draws a panel.
+        frames: panels of each frame.
+        titles: of the frames.
+    """
+
+    def draw_frame(i: int) -> None:
+        for axes, panel in zip(figure.axes, frames[i], strict=False):
+            axes.autoscale(False)
+            for artist in (*axes.collections, *axes.lines):
+                artist.remove()
+            draw(axes, panel)
+        figure.axes[0].set_title(plain(titles[i]), fontsize="medium")
+
+    return drawn_frames(figure, draw_frame, len(frames))
 
 
 def _draw_field(axes: Axes, positions: Array, velocities: Array) -> None:

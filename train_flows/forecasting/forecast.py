@@ -16,14 +16,18 @@ from train_flows import recipes
 from train_flows.command_line import Program, parse
 from train_flows.forecasting.forecast_settings import GENERATED, ForecastSettings
 from train_flows.run import distributed, session
+from train_flows.run.animation import keep_frame
 from train_flows.run.folder import Run
 from train_flows.run.loop import fit
 from train_flows.settings import to_sections
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from train_flows.forecasting.series_data import SeriesData
 
 VALIDATION_SAMPLES = 20  # of the latent state
+FRAME_FEATURES = 3  # at most
 PROGRAM = Program(
     name="forecast",
     about="Train a continuous-time model of series at irregular times: a neural ODE, augmented, of second order or "
@@ -60,7 +64,7 @@ def main(args: list[str]) -> None:
     settings = fit_to_data(settings, data)
     model = build(settings, data).to(device)
     run = session.open_run(settings.run, to_sections(settings), KIND, model.arguments, data)
-    task = ForecastTask(settings, data, model)
+    task = ForecastTask(settings, data, model, run)
     lengths = [data.axis.show_duration(length) for length in (data.horizon, data.history)]
     session.tell(
         f"{sum(map(len, data.train)):,} times in {len(data.train)} series to train on, of {len(data.columns)} columns; "
@@ -103,16 +107,20 @@ class ForecastTask:
         training: of the optimiser.
         data: the series.
         model: the model.
+        run: folder of the run, where validations keep frames of the first test forecast; None to keep none.
         criterion: ``nll``; None without a validation part, which keeps the weights of the last step.
     """
 
-    def __init__(self, settings: ForecastSettings, data: SeriesData, model: SeriesModel) -> None:
+    def __init__(
+        self, settings: ForecastSettings, data: SeriesData, model: SeriesModel, run: Run | None = None
+    ) -> None:
         from train_flows.forecasting.windows import training_windows
 
         self.settings = settings
         self.training = settings.training
         self.data = data
         self.model = model
+        self.run = run
         self.criterion = "nll" if data.validation else None
         self._windows = training_windows(data, self.training.batch_size, settings.run.seed)
 
@@ -138,7 +146,16 @@ class ForecastTask:
 
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same latent samples every time
-            return validation_scores(self.model, self.data, VALIDATION_SAMPLES)
+            figures = validation_scores(self.model, self.data, VALIDATION_SAMPLES)
+            if self.run is not None:
+                keep_frame(self.run, self._frame)
+            return figures
+
+    def _frame(self) -> np.ndarray:
+        """Return quantiles (5, TIMES, D) of the forecast of the first test series, of its first features."""
+        from train_flows.forecasting.curves import quantile_curves
+
+        return quantile_curves(self.model, self.data.test[0], VALIDATION_SAMPLES)[:, :, :FRAME_FEATURES]
 
 
 def report(task: ForecastTask, run: Run, before: float, notes: Sequence[str]) -> None:

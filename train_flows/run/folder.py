@@ -31,16 +31,17 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "state.pt"
+FRAMES_FILE = "frames.npz"  # arrays of an animation of the training
 RESULT_FILE = "result.json"
 LONGER_FILE = "longer.json"  # settings that --resume has changed
 SAMPLES_FOLDER = "samples"  # pictures of samples during training
 TENSORBOARD_FOLDER = "tensorboard"
 PICTURES = (
     *("samples.png", "marginals.png", "flow.gif", "curves.png", "features.png", "mistakes.png", "interpolations.png"),
-    *("forecast.png", "plane.png", "states.png"),
+    *("forecast.png", "plane.png", "states.png", "forecast.gif", "plane.gif"),
 )
 JSON_FILES = (RESULT_FILE, LONGER_FILE, METRICS_FILE)
-FILES = (*PICTURES, "features.npz", *JSON_FILES, STATE_FILE, storage.WEIGHTS_FILE, storage.CONFIG_FILE)
+FILES = (*PICTURES, "features.npz", FRAMES_FILE, *JSON_FILES, STATE_FILE, storage.WEIGHTS_FILE, storage.CONFIG_FILE)
 DIGEST_BYTES = 64  # at the end of state.pt: the SHA-256 of all bytes before, in hexadecimal
 
 
