@@ -154,7 +154,7 @@ class UnionPaths(nn.Module):
 
 
 def one_by_one(model: SeriesModel, data: Series) -> Parts:
-    """Return every series as a batch of its own."""
+    """Return a batch of one for each series."""
     return [(model, Series(*each)) for each in zip(*(part.split(1) for part in data), strict=True)]
 
 
