@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from train_flows import classify, command_line, density, evaluate, experiments, predict, recipes, report, sample
-from train_flows.benchmark import density_contest, image_block, scaling, small_tables, speed
+from train_flows.benchmark import density_contest, image_block, irregular_series, scaling, small_tables, speed
 from train_flows.command_line import name_advice, name_options, options_of, parse
 from train_flows.settings import ClassifySettings, DensitySettings
 
@@ -20,7 +20,7 @@ TINY = ("--steps", "6", "--validate-every", "2", "--hidden", "8", "8", "--batch-
 MATCHING = ("--objective", "flow-matching")
 STEPS = ("--residual-steps", "4")
 CATEGORICAL = ("--extra", "2", "--augmentation", "categorical")
-BENCHMARKS = (speed, scaling, image_block, density_contest, small_tables)
+BENCHMARKS = (speed, scaling, image_block, irregular_series, density_contest, small_tables)
 PROGRAMS = {"density": (density.PROGRAM, DensitySettings()), "classify": (classify.PROGRAM, ClassifySettings())}
 
 

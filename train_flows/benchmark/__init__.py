@@ -14,6 +14,10 @@ from train_flows.sample import check_out
 WORKS = {  # with the module of each
     "speed": ("speed", "seconds of a continuous flow by this package and by others, at equal weights and tolerances"),
     "image-block": ("image_block", "an image block's training step, timed against plain torchdiffeq"),
+    "series": (
+        "irregular_series",
+        "irregular time series as one batch, one by one, and at the union of their times",
+    ),
     "scaling": ("scaling", "throughput of a training by one process and by several"),
     "tabular": (
         "density_contest",
