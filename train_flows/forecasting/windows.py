@@ -30,7 +30,7 @@ class Window:
 def window_starts(data: SeriesData) -> np.ndarray:
     """Return the series and the first observation of every window, (N, 2).
 
-    A window is as long as a history and a forecast together. A shorter series is one window.
+    A window is as long as a history and a forecast together. A shorter series counts as one window.
     """
     length, found = data.history + data.horizon, []
     for i, series in enumerate(data.train):
@@ -43,8 +43,8 @@ def training_windows(data: SeriesData, batch_size: int, seed: int) -> Callable[[
     """Return windows as a function of the step alone, so that resuming needs no state.
 
     Each epoch has all windows in another order. The history of a window of full length is as long as that of a
-    forecast. That of a shorter series ends at a random time in its last part, as long as the share of the forecast in
-    a window. Training hides a share of the history, at random.
+    forecast. A shorter series is taken from a random time in its first half on, and the history ends at a random time
+    in the last part, as long as the share of the forecast in a window. Training hides a share of the history, at random.
 
     Args:
         data: the series.
@@ -66,8 +66,9 @@ def _window(data: SeriesData, series: TimeSeries, first: int, rng: np.random.Gen
     last = int(np.searchsorted(series.times, start + length, side="right"))
     target = series.take(slice(first, last))
     cut = start + data.history
-    if series.span < length:  # a whole series
-        cut = start + rng.uniform(data.history / length, 1) * series.span
+    if series.span < length:
+        target = series.take(slice(rng.integers(np.searchsorted(series.times, start + series.span / 2)), None))
+        cut = target.times[0] + rng.uniform(data.history / length, 1) * target.span
     count = max(2, int(np.searchsorted(target.times, cut, side="right")))
     history = target.take(slice(count))
     return Window(history.take(draw_seen(len(history), 1 - data.hidden, rng)), target)
