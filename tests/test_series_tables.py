@@ -90,6 +90,25 @@ class TestTimes:
         with pytest.raises(InputError, match=r"--horizon.* must be a positive duration"):
             TimeAxis("date", "2013-01-01").duration("--horizon", text)
 
+    @pytest.mark.parametrize(
+        ("text", "day_first", "days"),
+        [("2013-02-01", None, 31), ("01/02/2013", True, 31), ("01/02/2013", False, 1), ("01.02.2013", None, 31),
+         ("13/02/2013", None, 43), ("02/02/2013", None, 32)],
+    )  # fmt: skip
+    def test_typed_dates_are_read_in_the_order_of_the_column(self, text, day_first, days):
+        assert TimeAxis("t", "2013-01-01", day_first).point("--split", text) == days
+
+    def test_typed_dates_that_can_be_read_two_ways_are_refused(self):
+        with pytest.raises(InputError, match="01/02/2013 can be read two ways: write 2013-01-02 or 2013-02-01"):
+            TimeAxis("t", "2013-01-01").point("--split", "01/02/2013")
+
+    @pytest.mark.parametrize("text", ["01.02.13", "2013-02-01", "1 Feb 2013"])
+    def test_typed_dates_may_have_the_format_of_the_column_or_none(self, text):
+        assert TimeAxis("t", "2013-01-01", None, "%d.%m.%y").point("--at", text) == 31
+
+    def test_large_numbers_are_shown_whole(self):
+        assert [TimeAxis("t").show(time) for time in (1577836800.0, 0.1, 5.0)] == ["1577836800", "0.1", "5"]
+
     def test_units_are_for_dates(self):
         assert TimeAxis("t").duration("--horizon", "30") == 30
         with pytest.raises(InputError, match="30d has a unit, but the times in column t are numbers"):
