@@ -70,6 +70,11 @@ class TestTimes:
         np.testing.assert_array_equal(one.times, days)
         assert read(tmp_path, lines(dates), day_first=True)[3] == []
 
+    @pytest.mark.parametrize(("zone", "count"), [("", 0), ("Z", 0), ("+00:00", 0), ("+02:00", 1), ("-0530", 1)])
+    def test_time_zones_are_converted_with_a_note(self, tmp_path, zone, count):
+        notes = read(tmp_path, lines([f"2013-01-0{day} 12:00:00.5{zone}" for day in (1, 2)]))[3]
+        assert notes == ["date: times with a time zone are converted to UTC"] * count
+
     def test_dates_come_back(self):
         axis, days = TimeAxis("date", "1969-12-31"), np.array([0.0, 0.5, 20_000.25])
         np.testing.assert_array_equal(axis.times(axis.dates(days)), days)
@@ -198,6 +203,14 @@ BAD = {
     ),
     "typed text": ("date,x,y\n0,a,1\n1,b,2\n", {"target": ("x",)}, "column x holds 'a' in data row 1, which is not a"),
     "infinite": ("date,x\n0,1\n1,inf\n2,3\n", {}, "column x holds inf in data row 2, which is infinite"),
+    "one row": ("date,x\n0,1\n", {}, "the series has a single observation or none .data row 1."),
+    "too large": ("date,x\n0,1e300\n1,2e300\n", {}, "column x has values up to 2e.300 within a range of 1e.300"),
+    "too small": ("date,x\n0,1e-300\n1,2e-300\n", {}, "beyond the seven digits of the model: change the unit"),
+    "too far from zero": (
+        "date,x\n0,1000000000\n1,1000000002\n",
+        {},
+        "within a range of 2, beyond .* subtract a constant",
+    ),
     "no numbers": ("date,x\n0,a\n1,b\n", {}, "a.csv lacks a column of numbers besides date"),
 }
 

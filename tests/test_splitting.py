@@ -68,6 +68,10 @@ class TestEnds:
         assert set(times(test.past)).isdisjoint(times(test.inside))  # baselines see no more than the model
         assert data.hidden == 0.5
 
+    def test_two_observations_are_too_few(self):
+        with pytest.raises(InputError, match="made has no series with 3 observations, two of a history and one to"):
+            split(made(3, 2))
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

@@ -70,6 +70,8 @@ def split_series(
         InputError: if a part is too short, or a feature is constant or missing in the training part.
     """
     notes = list(notes)
+    if max(map(len, series)) < 3:
+        raise InputError(f"{name} has no series with 3 observations, two of a history and one to forecast: add rows")
     if split.horizon is None and split.cut is None:
         split = dataclasses.replace(split, horizon=DEFAULT_SHARE * max(one.span for one in series))
         part = axis.show_duration(split.horizon or 0)
@@ -148,7 +150,7 @@ def _hold_out_ends(
         first = min(series, key=lambda one: float(one.times[0]))
         raise InputError(
             f"{_where(axis, split)} is before the end of the history: {name} has fewer than 2 observations before it, "
-            f"the first at {axis.show(float(first.times[0]))}; forecast less"
+            f"the first at {axis.show(float(first.times[0]))}; pass a shorter --horizon, or a later --split"
         )
     if left_out:
         notes.append(
