@@ -1,5 +1,7 @@
 """Series in tables: times, dates, several series, and one line for whatever cannot be used."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -125,6 +127,19 @@ class TestTimes:
 
 
 class TestRows:
+    @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+    def test_dialects(self, tmp_path, delimiter, encoding):
+        """Decimal commas leave the points of dates alone."""
+        rows = [["Datum", "Wärme"], ["01.02.2013", "0,5"], ["03.02.2013", "NA"], ["04.02.2013", "-1,25"]]
+        text = "\r\n".join(delimiter.join(row) for row in rows)
+        with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
+            file.write(text.encode(encoding))
+        axis, columns, (one,), notes = read_series(tmp_path / "a.csv.gz", "Datum")
+        assert (axis.origin, columns) == ("2013-02-01", ("Wärme",))
+        assert (one.times.tolist(), one.values[:, 0].tolist()) == ([0, 3], [0.5, -1.25])
+        assert notes[-1] == "numbers are read with decimal commas"
+
     def test_unsorted_rows_are_sorted_with_a_note(self, tmp_path):
         _, _, (one,), notes = read(tmp_path, "date,x\n2,20\n1,10\n3,30\n")
         np.testing.assert_array_equal(one.values[:, 0], [10, 20, 30])

@@ -25,7 +25,8 @@ def values_scores(forecast: Distribution, y: Tensor, flags: Tensor) -> dict[str,
         crps = integral (F(x) - [x >= y])^2 dx
 
     Args:
-        forecast: of batch shape (B, T, D): normal, :class:`anode.time_series.StudentT`, or a mixture of either.
+        forecast: of batch shape (B, T, D): normal, Student t (of :mod:`anode.time_series.predictive`), or a mixture of
+            either.
         y: values (B, T, D).
         flags: True for those that are observed, (B, T, D).
 

@@ -55,7 +55,7 @@ def split_series(
 
     With ``test_series``, whole series validate and test: each is forecast over its last horizon from what is before.
     Otherwise the end of each series tests and the part before trains. The last tenth of that part validates, or one
-    horizon if it is longer; no part if a horizon is more than a third of it.
+    horizon if it is longer; nothing of a series if a horizon is more than a third of its part.
 
     Args:
         name: of the data.
@@ -150,7 +150,7 @@ def _hold_out_ends(
         first = min(series, key=lambda one: float(one.times[0]))
         raise InputError(
             f"{_where(axis, split)} is before the end of the history: {name} has fewer than 2 observations before it, "
-            f"the first at {axis.show(float(first.times[0]))}; pass a shorter --horizon, or a later --split"
+            f"the first at {axis.show(float(first.times[0]))}; forecast a shorter end, or add rows"
         )
     if left_out:
         notes.append(
@@ -162,15 +162,19 @@ def _hold_out_ends(
     if tail > MAX_VALIDATION_SHARE * span:
         notes.append("the training part is too short to validate on: the weights of the last step are kept")
         return tuple(parts), (), tuple(examples), history, horizon
-    validation = []
+    train, validation = [], []
     for one in parts:
         end = float(one.times[-1])
+        earlier = one.between(end=end - tail)
+        if tail > MAX_VALIDATION_SHARE * one.span or len(earlier) < 2:  # a shorter series than others trains as a whole
+            train.append(one)
+            continue
+        train.append(earlier)
         starts = np.linspace(end - tail, end - horizon, min(VALIDATION_FORECASTS, 1 + int(2 * (tail / horizon - 1))))
         for start in starts:
             if _has_both(one, start) and len(one.between(start, start + horizon)):
                 validation.append(example(one, start, start + horizon, history, split.observed, rng))
-    trained = (one.between(end=float(one.times[-1]) - tail) for one in parts)
-    return tuple(one for one in trained if len(one) > 1), tuple(validation), tuple(examples), history, horizon
+    return tuple(train), tuple(validation), tuple(examples), history, horizon
 
 
 def example(
