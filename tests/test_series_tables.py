@@ -169,6 +169,7 @@ BAD = {
     "unknown time": ("date,x\n0,1\n", {"time": "day"}, "--time day is not a column of a.csv: choose one of date, x"),
     "unknown series": ("date,x\n0,1\n", {"series": "id"}, "--series id is not a column"),
     "unknown target": ("date,x\n0,1\n", {"target": ("y",)}, "--target y is not a column"),
+    "twice": ("date,x\n0,1\n1,2\n", {"target": ("x", "x")}, "--target names x twice: omit one"),
     "two roles": ("date,x\n0,1\n", {"target": ("date",)}, "column date of a.csv has two roles"),
     "no date": (lines(["soon", "later"]), {}, "column date holds neither numbers nor dates .first 'soon'."),
     "one bad date": (

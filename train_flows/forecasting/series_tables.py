@@ -71,6 +71,8 @@ def _check_columns(name: str, frame: pd.DataFrame, time: str | None, series: str
         if column is not None and column not in names:
             raise InputError(f"{option} {column} is not a column of {name}: choose one of {abbreviate(names)}")
     both = [column for column in target if column in (time, series)]
+    if twice := [column for i, column in enumerate(target) if column in target[:i]]:
+        raise InputError(f"--target names {twice[0]} twice: omit one")
     if both or time == series:
         raise InputError(
             f"column {both[0] if both else time} of {name} has two roles: name another one for one of them"
