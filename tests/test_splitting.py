@@ -54,6 +54,12 @@ class TestEnds:
         assert [times(each.after) for each in data.validation] == [[*range(80, 90)]] * 2
         assert [times(each.after)[0] for each in data.test] == [90, 90, 15]
 
+    def test_a_series_without_times_before_the_validation_part_trains_as_a_whole(self):
+        data = split([TimeSeries("one", np.append(0.0, np.arange(90, 100)), np.arange(11.0)[:, None])], horizon=3.0)
+        assert times(data.train[0]) == [0, *range(90, 97)]
+        assert data.validation == ()
+        assert "too short to validate on" in data.notes[0]
+
     def test_series_that_begin_after_the_split_are_left_out(self):
         data = split([*made(2, 100), TimeSeries("late", 95.0 + np.arange(5), np.ones((5, 1)))], cut=95.0)
         assert len(data.test) == 2
@@ -75,7 +81,7 @@ class TestEnds:
         assert data.hidden == 0.5
 
     def test_two_observations_are_too_few(self):
-        with pytest.raises(InputError, match="made has no series with 3 observations, two of a history and one to"):
+        with pytest.raises(InputError, match="made lacks a series of 3 observations, two of a history and one to"):
             split(made(3, 2))
 
     @pytest.mark.parametrize(

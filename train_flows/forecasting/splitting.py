@@ -71,7 +71,7 @@ def split_series(
     """
     notes = list(notes)
     if max(map(len, series)) < 3:
-        raise InputError(f"{name} has no series with 3 observations, two of a history and one to forecast: add rows")
+        raise InputError(f"{name} lacks a series of 3 observations, two of a history and one to forecast: add rows")
     if split.horizon is None and split.cut is None:
         split = dataclasses.replace(split, horizon=DEFAULT_SHARE * max(one.span for one in series))
         part = axis.show_duration(split.horizon or 0)
@@ -159,14 +159,11 @@ def _hold_out_ends(
         )
     span = max(one.span for one in parts)
     tail = max(VALIDATION_SHARE * span, horizon)
-    if tail > MAX_VALIDATION_SHARE * span:
-        notes.append("the training part is too short to validate on: the weights of the last step are kept")
-        return tuple(parts), (), tuple(examples), history, horizon
     train, validation = [], []
     for one in parts:
         end = float(one.times[-1])
         earlier = one.between(end=end - tail)
-        if tail > MAX_VALIDATION_SHARE * one.span or len(earlier) < 2:  # a shorter series than others trains as a whole
+        if tail > MAX_VALIDATION_SHARE * one.span or len(earlier) < 2:  # a short series trains as a whole
             train.append(one)
             continue
         train.append(earlier)
@@ -174,6 +171,8 @@ def _hold_out_ends(
         for start in starts:
             if _has_both(one, start) and len(one.between(start, start + horizon)):
                 validation.append(example(one, start, start + horizon, history, split.observed, rng))
+    if not validation:
+        notes.append("the training part is too short to validate on: the weights of the last step are kept")
     return tuple(train), tuple(validation), tuple(examples), history, horizon
 
 
