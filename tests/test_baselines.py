@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from train_flows.forecasting import baselines
+from train_flows.forecasting.generated import generate
 from train_flows.forecasting.series_data import TimeSeries
 from train_flows.forecasting.splitting import Split, split_series
 from train_flows.forecasting.time_axis import TimeAxis
@@ -89,6 +90,10 @@ def test_a_seasonal_baseline_needs_a_season_of_past():
     t = np.arange(100.0)
     one = series(t, np.sin(t))
     assert "seasonal naive" in baselines.forecasters(data_of(one, 10.0, period=20.0))[0]
+    (note,) = baselines.forecasters(data_of(one, 10.0))[1]
+    assert note == "no seasonal baseline, since no season is known: name its length by --period"
+    (note,) = baselines.forecasters(generate("sines", Split(test_series=0.2)))[1]
+    assert "--period" not in note  # which generated series refuse
     found, notes = baselines.forecasters(data_of(one, 10.0, period=95.0))
     assert "seasonal naive" not in found
     assert notes == ["no seasonal baseline: the past is shorter than a season of 95"]

@@ -45,7 +45,17 @@ def test_a_table_is_forecast_with_baselines_beside(forecast, tmp_path):
     status, out, err = forecast("--period", "20d", "--observed", 0.7)
     assert status == 0, err
     assert "forecasts of 20d from histories of 20d" in out
-    for word in ("interpolation", "extrapolation", "seasonal naive", "ridge autoregression", "CRPS", "in 90%", "NFE"):
+    for word in (
+        "interpolation",
+        "extrapolation",
+        "seasonal naive",
+        "ridge autoregression",
+        " MSE ",
+        "RMSE",
+        "CRPS",
+        "in 90%",
+        "NFE",
+    ):
         assert word in out, word
     assert "the model does not beat" in out  # after six steps
     folder = tmp_path / "runs" / "waves"
@@ -161,6 +171,22 @@ class TestStoredRuns:
         stored(*common, "--out", "again.csv")
         assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "paths.csv").read_bytes()
 
+    @pytest.mark.parametrize("value", ["x", "path", "series"])
+    def test_paths_of_several_series_have_their_names(self, run, tmp_path, value):
+        """The column of a path has another name if the table has one of that name."""
+        rows = [f"{name},{t},{t % 7 + 0.1 * t}\n" for name in "ab" for t in range(60)]
+        (tmp_path / "two.csv").write_text(f"id,t,{value}\n" + "".join(rows))
+        options = ("--time", "t", "--series", "id", "--horizon", 5, "--steps", 1, "--hidden", 4)
+        assert run("forecast", "two.csv", *options)[0] == 0
+        status, _, err = run("sample", "runs/two", "--at", 60, 61, "-n", 3)
+        assert status == 0, err
+        frame = pd.read_csv(tmp_path / "samples.csv")
+        number = "model_path" if value == "path" else "path"
+        assert list(frame) == ["id", number, "t", value]
+        assert frame.id.tolist() == ["a"] * 6 + ["b"] * 6
+        assert frame[number].tolist() == [1, 1, 2, 2, 3, 3] * 2
+        assert frame.t.tolist() == [60, 61] * 6
+
     def test_paths_start_from_the_observations_before(self, stored, tmp_path):
         """Later rows of the table have no influence."""
         assert stored("sample", "runs/waves", "--at", "2020-03-01", "2020-03-09", "--out", "one.csv")[0] == 0
@@ -203,7 +229,12 @@ class TestStoredRuns:
         (["waves.csv", "--time", "day", "--day-first", "--date-format", "%d"], "--day-first and --date-format exclude"),
         (["waves.csv", "--time", "day", "--horizon", "1000d"], "--horizon 1000d is before the end of the history"),
         (["waves.csv", "--time", "day", "--split", "2021-01-01"], "leaves nothing to forecast: the last time of"),
-        (["waves.csv", "--time", "day", "--kl-warm-up", "5"], "--kl-warm-up has an effect with --kind latent only"),
+        (["waves.csv", "--time", "day", "--kl-warm-up", "5"], "--kl-warm-up has no effect on --kind anode"),
+        (["waves.csv", "--time", "day", "--latent", "3"], "--latent has no effect on --kind anode"),
+        (["waves.csv", "--time", "day", "--decoder", "3"], "--decoder has no effect on --kind anode"),
+        (["waves.csv", "--time", "day", "--start", "learned", "--encoder", "3"], "--encoder has no effect on"),
+        (["waves.csv", "--time", "day", "--kind", "ode-rnn", "--encoder", "3"], "--encoder has no effect on"),
+        (["waves.csv", "--time", "day", "--kind", "node", "--extra", "1"], "pass --kind anode or --kind latent"),
         (["waves.csv", "--time", "day", "--observed", "0"], "--observed 0"),
         (["nowhere.csv", "--time", "day"], "nowhere.csv does not exist"),
     ],

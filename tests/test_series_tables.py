@@ -1,5 +1,7 @@
 """Series in tables: times, dates, several series, and one line for whatever cannot be used."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +72,11 @@ class TestTimes:
         np.testing.assert_array_equal(one.times, days)
         assert read(tmp_path, lines(dates), day_first=True)[3] == []
 
+    @pytest.mark.parametrize(("zone", "count"), [("", 0), ("Z", 0), ("+00:00", 0), ("+02:00", 1), ("-0530", 1)])
+    def test_time_zones_are_converted_with_a_note(self, tmp_path, zone, count):
+        notes = read(tmp_path, lines([f"2013-01-0{day} 12:00:00.5{zone}" for day in (1, 2)]))[3]
+        assert notes == ["date: times with a time zone are converted to UTC"] * count
+
     def test_dates_come_back(self):
         axis, days = TimeAxis("date", "1969-12-31"), np.array([0.0, 0.5, 20_000.25])
         np.testing.assert_array_equal(axis.times(axis.dates(days)), days)
@@ -90,6 +97,25 @@ class TestTimes:
         with pytest.raises(InputError, match=r"--horizon.* must be a positive duration"):
             TimeAxis("date", "2013-01-01").duration("--horizon", text)
 
+    @pytest.mark.parametrize(
+        ("text", "day_first", "days"),
+        [("2013-02-01", None, 31), ("01/02/2013", True, 31), ("01/02/2013", False, 1), ("01.02.2013", None, 31),
+         ("13/02/2013", None, 43), ("02/02/2013", None, 32)],
+    )  # fmt: skip
+    def test_typed_dates_are_read_in_the_order_of_the_column(self, text, day_first, days):
+        assert TimeAxis("t", "2013-01-01", day_first).point("--split", text) == days
+
+    def test_typed_dates_that_can_be_read_two_ways_are_refused(self):
+        with pytest.raises(InputError, match="01/02/2013 can be read two ways: write 2013-01-02 or 2013-02-01"):
+            TimeAxis("t", "2013-01-01").point("--split", "01/02/2013")
+
+    @pytest.mark.parametrize("text", ["01.02.13", "2013-02-01", "1 Feb 2013"])
+    def test_typed_dates_may_have_the_format_of_the_column_or_none(self, text):
+        assert TimeAxis("t", "2013-01-01", None, "%d.%m.%y").point("--at", text) == 31
+
+    def test_large_numbers_are_shown_whole(self):
+        assert [TimeAxis("t").show(time) for time in (1577836800.0, 0.1, 5.0)] == ["1577836800", "0.1", "5"]
+
     def test_units_are_for_dates(self):
         assert TimeAxis("t").duration("--horizon", "30") == 30
         with pytest.raises(InputError, match="30d has a unit, but the times in column t are numbers"):
@@ -101,6 +127,19 @@ class TestTimes:
 
 
 class TestRows:
+    @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+    def test_dialects(self, tmp_path, delimiter, encoding):
+        """Decimal commas leave the points of dates alone."""
+        rows = [["Datum", "Wärme"], ["01.02.2013", "0,5"], ["03.02.2013", "NA"], ["04.02.2013", "-1,25"]]
+        text = "\r\n".join(delimiter.join(row) for row in rows)
+        with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
+            file.write(text.encode(encoding))
+        axis, columns, (one,), notes = read_series(tmp_path / "a.csv.gz", "Datum")
+        assert (axis.origin, columns) == ("2013-02-01", ("Wärme",))
+        assert (one.times.tolist(), one.values[:, 0].tolist()) == ([0, 3], [0.5, -1.25])
+        assert notes[-1] == "numbers are read with decimal commas"
+
     def test_unsorted_rows_are_sorted_with_a_note(self, tmp_path):
         _, _, (one,), notes = read(tmp_path, "date,x\n2,20\n1,10\n3,30\n")
         np.testing.assert_array_equal(one.values[:, 0], [10, 20, 30])
@@ -130,6 +169,7 @@ BAD = {
     "unknown time": ("date,x\n0,1\n", {"time": "day"}, "--time day is not a column of a.csv: choose one of date, x"),
     "unknown series": ("date,x\n0,1\n", {"series": "id"}, "--series id is not a column"),
     "unknown target": ("date,x\n0,1\n", {"target": ("y",)}, "--target y is not a column"),
+    "twice": ("date,x\n0,1\n1,2\n", {"target": ("x", "x")}, "--target names x twice: omit one"),
     "two roles": ("date,x\n0,1\n", {"target": ("date",)}, "column date of a.csv has two roles"),
     "no date": (lines(["soon", "later"]), {}, "column date holds neither numbers nor dates .first 'soon'."),
     "one bad date": (
@@ -179,6 +219,14 @@ BAD = {
     ),
     "typed text": ("date,x,y\n0,a,1\n1,b,2\n", {"target": ("x",)}, "column x holds 'a' in data row 1, which is not a"),
     "infinite": ("date,x\n0,1\n1,inf\n2,3\n", {}, "column x holds inf in data row 2, which is infinite"),
+    "one row": ("date,x\n0,1\n", {}, "the series has a single observation or none .data row 1."),
+    "too large": ("date,x\n0,1e300\n1,2e300\n", {}, "column x has values up to 2e.300 within a range of 1e.300"),
+    "too small": ("date,x\n0,1e-300\n1,2e-300\n", {}, "beyond the seven digits of the model: change the unit"),
+    "too far from zero": (
+        "date,x\n0,1000000000\n1,1000000002\n",
+        {},
+        "within a range of 2, beyond .* subtract a constant",
+    ),
     "no numbers": ("date,x\n0,a\n1,b\n", {}, "a.csv lacks a column of numbers besides date"),
 }
 

@@ -48,6 +48,18 @@ class TestEnds:
         assert times(data.train[0]) == [*range(20)]
         assert data.notes == ("the training part is too short to validate on: the weights of the last step are kept",)
 
+    def test_a_series_that_is_too_short_to_validate_on_trains_as_a_whole(self):
+        data = split([*made(2), *made(1, 25)], horizon=10.0)
+        assert [times(one) for one in data.train] == [[*range(80)], [*range(80)], [*range(15)]]
+        assert [times(each.after) for each in data.validation] == [[*range(80, 90)]] * 2
+        assert [times(each.after)[0] for each in data.test] == [90, 90, 15]
+
+    def test_a_series_without_times_before_the_validation_part_trains_as_a_whole(self):
+        data = split([TimeSeries("one", np.append(0.0, np.arange(90, 100)), np.arange(11.0)[:, None])], horizon=3.0)
+        assert times(data.train[0]) == [0, *range(90, 97)]
+        assert data.validation == ()
+        assert "too short to validate on" in data.notes[0]
+
     def test_series_that_begin_after_the_split_are_left_out(self):
         data = split([*made(2, 100), TimeSeries("late", 95.0 + np.arange(5), np.ones((5, 1)))], cut=95.0)
         assert len(data.test) == 2
@@ -67,6 +79,10 @@ class TestEnds:
         assert sorted(times(test.history) + times(test.inside)) == [*range(49, 90)]
         assert set(times(test.past)).isdisjoint(times(test.inside))  # baselines see no more than the model
         assert data.hidden == 0.5
+
+    def test_two_observations_are_too_few(self):
+        with pytest.raises(InputError, match="made lacks a series of 3 observations, two of a history and one to"):
+            split(made(3, 2))
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -75,7 +75,9 @@ class SeriesConfig:
         if self.kind == "anode" and self.extra == 0:
             raise InputError("extra=0 must be at least 1 with kind='anode': pass it, or kind='node'")
         if self.kind in ("node", "second-order", "ode-rnn") and self.extra:
-            raise InputError(f"extra={self.extra} has no effect on kind={self.kind!r}: pass kind='anode' or 'latent'")
+            raise InputError(
+                f"extra={self.extra} has no effect on kind={self.kind!r}: pass kind='anode' or kind='latent'"
+            )
         if self.kind in ("latent", "ode-rnn") and self.start != "encoded":
             raise InputError(f"start={self.start!r} has no effect on kind={self.kind!r}: leave it out")
 

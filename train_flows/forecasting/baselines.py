@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
+from train_flows.forecasting.forecast_settings import GENERATED
 from train_flows.forecasting.series_data import Example, SeriesData, TimeSeries
 from train_flows.forecasting.splitting import example
 
@@ -107,7 +108,8 @@ def forecasters(data: SeriesData) -> tuple[dict[str, Forecaster], list[str]]:
     found: dict[str, Forecaster] = {"last value": last_value}
     notes = []
     if data.period is None:
-        notes.append("no seasonal baseline: name the length of a season by --period")
+        remedy = "" if data.name in GENERATED else ": name its length by --period"
+        notes.append(f"no seasonal baseline, since no season is known{remedy}")
     elif any(each.past.span >= data.period for each in data.test):
         found["seasonal naive"] = seasonal_naive(data.period)
     else:

@@ -22,7 +22,8 @@ SAMPLES = 100  # of the latent state of a forecast
 CELLS = 2_000_000  # values of all samples that are forecast together
 PARTS = ("interpolation", "extrapolation")
 SHOWN_FEATURES = 8  # in lines of the table
-COLUMNS = {"rmse": "RMSE", "mae": "MAE", "nll": "NLL", "crps": "CRPS", "coverage_50": "in 50%", "coverage_90": "in 90%"}
+COLUMNS = {"mse": "MSE", "rmse": "RMSE", "mae": "MAE", "nll": "NLL", "crps": "CRPS"}
+COLUMNS |= {"coverage_50": "in 50%", "coverage_90": "in 90%"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,4 +208,4 @@ def scores_by_name(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _line(name: str, cells: Sequence[str], width: int) -> str:
-    return f"{name:<{width}}" + "".join(f"{cell:>11}" for cell in cells)
+    return f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells)

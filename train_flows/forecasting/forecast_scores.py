@@ -13,6 +13,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily, No
 scoringrules.register_backend("torch")
 LEVELS = {"coverage_50": 0.5, "coverage_90": 0.9}
 CRPS_SAMPLES = 1000  # of a distribution without a closed form
+SAMPLED = 2000  # values whose samples are in memory together
 PAIRS = 200_000  # of components of mixtures that are in memory together: more are slower
 ERRORS = ("mse", "mae", "nll", "crps", *LEVELS)  # means over values
 
@@ -24,7 +25,8 @@ def values_scores(forecast: Distribution, y: Tensor, flags: Tensor) -> dict[str,
         crps = integral (F(x) - [x >= y])^2 dx
 
     Args:
-        forecast: of batch shape (B, T, D): normal, :class:`anode.time_series.StudentT`, or a mixture of either.
+        forecast: of batch shape (B, T, D): normal, Student t (of :mod:`anode.time_series.predictive`), or a mixture of
+            either.
         y: values (B, T, D).
         flags: True for those that are observed, (B, T, D).
 
@@ -103,9 +105,18 @@ def crps(forecast: Distribution, y: Tensor) -> Tensor:
     elif isinstance(forecast, StudentT):
         found = scoringrules.crps_t(numbers, *_arrays(forecast.df, forecast.loc, forecast.scale), backend="numpy")
     else:
-        samples = forecast.sample((CRPS_SAMPLES,)).T.cpu().numpy()
-        found = scoringrules.crps_ensemble(numbers, samples, estimator="fair", backend="numpy")
+        rows = torch.arange(len(y), device=y.device).split(SAMPLED)
+        found = np.concatenate([_sampled_crps(forecast, y, some) for some in rows])
     return torch.from_numpy(np.asarray(found, dtype=np.float64)).to(y)
+
+
+def _sampled_crps(mixture: Any, y: Tensor, rows: Tensor) -> np.ndarray:
+    """Return the estimate for some of the values, from samples of the components that are drawn."""
+    inner, probs = mixture.component_distribution, mixture.mixture_distribution.probs
+    drawn, kind = Categorical(probs[rows]).sample((CRPS_SAMPLES,)).T, type(inner)
+    samples = kind(**{name: getattr(inner, name)[rows].gather(1, drawn) for name in inner.arg_constraints}).sample()
+    numbers = y[rows].cpu().numpy()
+    return scoringrules.crps_ensemble(numbers, samples.cpu().numpy(), estimator="pwm", backend="numpy")  # unbiased
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:

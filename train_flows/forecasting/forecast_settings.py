@@ -78,8 +78,17 @@ class ForecastSettings:
         of_tables = ("time", "series", "target", "split", "day_first", "month_first", "date_format", "period")
         if data.source in GENERATED and (useless := [name for name in of_tables if getattr(data, name)]):
             raise InputError(f"{_typed(useless[0])} is for tables, {data.source} is generated: omit it")
-        if "kl_warm_up" in typed and self.model.kind != "latent":
-            raise InputError("--kl-warm-up has an effect with --kind latent only: omit it")
+        model = self.model
+        decodes = model.kind in ("latent", "ode-rnn")
+        effective = {
+            "kl_warm_up": model.kind == "latent",
+            "latent": decodes,
+            "decoder": decodes or model.noise_from == "state",
+            "encoder": model.kind != "ode-rnn" and model.start == "encoded",
+        }
+        if useless := [name for name in effective if name in typed and not effective[name]]:
+            options = f"--kind {model.kind} --start {model.start} --noise-from {model.noise_from}"
+            raise InputError(f"{_typed(useless[0])} has no effect on {options}: omit it")
         check_training(self.training, self.model.solver, self.run)
 
 

@@ -23,7 +23,7 @@ from train_flows.settings import from_config
 
 MAX_TIMES = 100_000
 CELLS = 2_000_000  # values of all paths that are in memory together
-PATH, SERIES = "path", "series"  # columns that are added
+PATH, SERIES = "path", "series"  # columns that are added; the latter has the name of --series
 
 
 def write_paths(
@@ -49,6 +49,10 @@ def write_paths(
     axis, series = whole_series(settings, config)
     times = wanted_times(axis, at, every)
     histories = [_history(one, axis, float(times[0]), config["data"]) for one in series]
+    path = PATH
+    while path in (axis.name, settings.data.series, *columns):
+        path = f"model_{path}"
+    named = settings.data.series or (SERIES if len(series) > 1 else None)
     torch.manual_seed(seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     size = max(1, CELLS // (n * len(times) * len(columns)))
@@ -56,7 +60,7 @@ def write_paths(
         for i in range(0, len(series), size):
             some = histories[i : i + size]
             paths = model.forecast(to_series(some, model), torch.from_numpy(times), n).sample((n,)).cpu().numpy()
-            frame = _frame(paths, times, some, axis, columns, len(series) > 1)
+            frame = _frame(paths, times, some, axis, columns, path, named)
             frame.to_csv(file, index=False, header=i == 0)
     of = f" of {len(series)} series" if len(series) > 1 else ""
     first, last = axis.show(float(times[0])), axis.show(float(times[-1]))
@@ -96,14 +100,15 @@ def _frame(
     histories: Sequence[TimeSeries],
     axis: TimeAxis,
     columns: Sequence[str],
-    named: bool,
+    path: str,
+    named: str | None,
 ) -> pd.DataFrame:
-    """Return paths (n, B, T, D) as a table."""
+    """Return paths (n, B, T, D) as a table, with columns for their numbers and for the series."""
     n, batch, count, _ = paths.shape
     shown = pd.Series(axis.dates(times))
     frame = pd.DataFrame(paths.swapaxes(0, 1).reshape(n * batch * count, -1), columns=list(columns))
     frame.insert(0, axis.name, pd.concat([shown] * (n * batch), ignore_index=True))
-    frame.insert(0, PATH, np.tile(np.repeat(np.arange(1, n + 1), count), batch))
+    frame.insert(0, path, np.tile(np.repeat(np.arange(1, n + 1), count), batch))
     if named:
-        frame.insert(0, SERIES, np.repeat([one.name for one in histories], n * count))
+        frame.insert(0, named, np.repeat([one.name for one in histories], n * count))
     return frame

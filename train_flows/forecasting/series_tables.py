@@ -15,7 +15,9 @@ from train_flows.data.frames import first_of, row_of
 from train_flows.forecasting.series_data import TimeSeries
 from train_flows.forecasting.time_axis import TimeAxis, dates_of_format
 
+ZONE = r":\d\d\S*\s*[+-](?!00:?00)\d\d:?\d\d$"  # of a time of day, other than UTC
 MOSTLY = 0.5  # share of the cells of a column of text that are numbers, beyond which it is one of numbers
+LARGEST, LEAST_EXTENT = 1e30, 1e-5  # values, and their range next to the largest, that single precision serves
 READABLE = 0.5  # share of the cells of a column that are dates, if it is one of dates
 
 
@@ -69,6 +71,8 @@ def _check_columns(name: str, frame: pd.DataFrame, time: str | None, series: str
         if column is not None and column not in names:
             raise InputError(f"{option} {column} is not a column of {name}: choose one of {abbreviate(names)}")
     both = [column for column in target if column in (time, series)]
+    if twice := [column for i, column in enumerate(target) if column in target[:i]]:
+        raise InputError(f"--target names {twice[0]} twice: omit one")
     if both or time == series:
         raise InputError(
             f"column {both[0] if both else time} of {name} has two roles: name another one for one of them"
@@ -114,6 +118,8 @@ def _read_times(
             f"{name}: column {title} holds {first_of(column, bad)} in {row_of(column, bad)}, which is not {wanted}: "
             "correct it, or pass another --date-format"
         )
+    if column.astype("str").str.contains(ZONE).any():
+        notes.append(f"{title}: times with a time zone are converted to UTC")
     axis = TimeAxis(title, str(dates.min().astype("datetime64[D]")), tells, date_format)
     return axis.times(dates), axis, notes
 
@@ -167,10 +173,18 @@ def _values(name: str, column: pd.Series) -> np.ndarray:
             f"{name}: column {column.name} holds {first_of(column, bad)} in {row_of(column, bad)}, which {what}: "
             "correct it, leave the cell empty, or name other columns by --target"
         )
-    if np.ptp(values[~missing]) == 0:
+    known = values[~missing]
+    largest, extent = np.abs(known).max(), np.ptp(known)
+    if len(known) == 1:  # which is refused as a series, or in the training part
+        return values
+    if extent == 0:
         raise InputError(
-            f"{name}: column {column.name} is constant ({values[~missing][0]:g}): leave it out, by --target with the "
-            "other columns"
+            f"{name}: column {column.name} is constant ({known[0]:g}): leave it out, by --target with the other columns"
+        )
+    if largest > LARGEST or extent < max(1 / LARGEST, LEAST_EXTENT * largest):
+        raise InputError(
+            f"{name}: column {column.name} has values up to {largest:g} within a range of {extent:g}, beyond the seven "
+            "digits of the model: change the unit, or subtract a constant"
         )
     return values
 

@@ -55,7 +55,7 @@ def split_series(
 
     With ``test_series``, whole series validate and test: each is forecast over its last horizon from what is before.
     Otherwise the end of each series tests and the part before trains. The last tenth of that part validates, or one
-    horizon if it is longer; no part if a horizon is more than a third of it.
+    horizon if it is longer; nothing of a series if a horizon is more than a third of its part.
 
     Args:
         name: of the data.
@@ -70,6 +70,8 @@ def split_series(
         InputError: if a part is too short, or a feature is constant or missing in the training part.
     """
     notes = list(notes)
+    if max(map(len, series)) < 3:
+        raise InputError(f"{name} lacks a series of 3 observations, two of a history and one to forecast: add rows")
     if split.horizon is None and split.cut is None:
         split = dataclasses.replace(split, horizon=DEFAULT_SHARE * max(one.span for one in series))
         part = axis.show_duration(split.horizon or 0)
@@ -148,7 +150,7 @@ def _hold_out_ends(
         first = min(series, key=lambda one: float(one.times[0]))
         raise InputError(
             f"{_where(axis, split)} is before the end of the history: {name} has fewer than 2 observations before it, "
-            f"the first at {axis.show(float(first.times[0]))}; forecast less"
+            f"the first at {axis.show(float(first.times[0]))}; forecast a shorter end, or add rows"
         )
     if left_out:
         notes.append(
@@ -157,18 +159,21 @@ def _hold_out_ends(
         )
     span = max(one.span for one in parts)
     tail = max(VALIDATION_SHARE * span, horizon)
-    if tail > MAX_VALIDATION_SHARE * span:
-        notes.append("the training part is too short to validate on: the weights of the last step are kept")
-        return tuple(parts), (), tuple(examples), history, horizon
-    validation = []
+    train, validation = [], []
     for one in parts:
         end = float(one.times[-1])
+        earlier = one.between(end=end - tail)
+        if tail > MAX_VALIDATION_SHARE * one.span or len(earlier) < 2:  # a short series trains as a whole
+            train.append(one)
+            continue
+        train.append(earlier)
         starts = np.linspace(end - tail, end - horizon, min(VALIDATION_FORECASTS, 1 + int(2 * (tail / horizon - 1))))
         for start in starts:
             if _has_both(one, start) and len(one.between(start, start + horizon)):
                 validation.append(example(one, start, start + horizon, history, split.observed, rng))
-    trained = (one.between(end=float(one.times[-1]) - tail) for one in parts)
-    return tuple(one for one in trained if len(one) > 1), tuple(validation), tuple(examples), history, horizon
+    if not validation:
+        notes.append("the training part is too short to validate on: the weights of the last step are kept")
+    return tuple(train), tuple(validation), tuple(examples), history, horizon
 
 
 def example(

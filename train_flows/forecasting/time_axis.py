@@ -60,16 +60,19 @@ class TimeAxis:
             if value is None:
                 raise InputError(f"{option} {text} must be a number, as the times in column {self.name} are")
             return value
-        time = self.times(self.read_dates(pd.Series([text])))[0]
+        time, other = self.times(self._readings(pd.Series([text])))
         if np.isnan(time):
             raise InputError(f"{option} {text} must be a date, such as {self.origin}")
+        if other != time:
+            raise InputError(f"{option} {text} can be read two ways: write {self.show(time)} or {self.show(other)}")
         return float(time)
 
-    def read_dates(self, texts: pd.Series) -> np.ndarray:
-        """Return texts as dates (N,), datetime64[us], NaT for those that are none."""
-        if self.date_format is None:
-            return frames.parse_dates(texts, self.day_first)[0]
-        return dates_of_format(texts, self.date_format)
+    def _readings(self, text: pd.Series) -> np.ndarray:
+        """Return the first and the last date, (2,), as which a text can be read, in the format of the column or not."""
+        if self.date_format and not np.isnat(dates := dates_of_format(text, self.date_format)).any():
+            return dates.repeat(2)
+        dates, day_first = frames.parse_dates(text, self.day_first)
+        return np.append(dates, dates if day_first is not None else frames.parse_dates(text, True)[0])
 
     def duration(self, option: str, text: str) -> float:
         """Return a duration such as ``30d`` in the unit of the times; m stands for minutes, y for 365.25 days.
@@ -90,7 +93,7 @@ class TimeAxis:
     def show(self, time: float) -> str:
         """Return a point in time as text: a date, with the time of day if it is not midnight, or a number."""
         if self.origin is None:
-            return f"{time:g}"
+            return f"{time:.15g}"
         return str(self.dates(np.array(time)).astype("datetime64[s]")).removesuffix("T00:00:00").replace("T", " ")
 
     def show_duration(self, length: float) -> str:
