@@ -43,8 +43,8 @@ def training_windows(data: SeriesData, batch_size: int, seed: int) -> Callable[[
     """Return windows as a function of the step alone, so that resuming needs no state.
 
     Each epoch has all windows in another order. The history of a window of full length is as long as that of a
-    forecast. A shorter series is taken from a random time in its first half on, and the history ends at a random time
-    in the last part, as long as the share of the forecast in a window. Training hides a share of the history, at random.
+    forecast. A shorter series is taken from a random time in its first half on, and its history ends at a random time
+    in the last part, as long as the share of the forecast in a window. Training hides a share of histories at random.
 
     Args:
         data: the series.
