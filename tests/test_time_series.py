@@ -1,6 +1,7 @@
 """Models of time series against matrix exponentials, joint Gaussians and each series alone."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import anode
 from anode import Field, Solver, count_evals
 from anode.time_series import SeriesConfig, pad, series_model
 from anode.time_series.encoders import PosteriorStart
-from anode.time_series.predictive import LEAST_SCALE
+from anode.time_series.predictive import FIRST_SCALE, LEAST_SCALE
 
 TIGHT = Solver(rtol=1e-9, atol=1e-9)
 VARIANTS = {
@@ -222,6 +223,28 @@ class TestLatent:
             losses.append(rotating(0.4).loss(data, data, kl_weight=weight))
         assert losses[0] < losses[1] < losses[2]
         torch.testing.assert_close(losses[0] + losses[2], 2 * losses[1])
+
+
+class TestStartNoise:
+    def test_it_adds_its_variance_to_the_squared_error(self, float64):
+        """Series are constant, and so are the paths of an untrained field."""
+        n, noise, scale = 4000, 0.3, FIRST_SCALE
+        data = pad([([0.0, 1.0, 2.0], np.full((3, 1), value)) for value in np.random.default_rng(0).normal(size=n)])
+        plain, noisy = (series_model(1, data=data, start="learned", start_noise=std) for std in (0.0, noise))
+        gap = (noisy.loss(data, data) - plain.loss(data, data)).item()
+        expected = noise**2 / (2 * scale**2)
+        assert gap == pytest.approx(expected, abs=5 * expected * math.sqrt(2 / n))
+
+    def test_forecasts_have_none(self, variant):
+        data = pad([drawn(9), drawn(7, seed=1)])
+        torch.manual_seed(0)
+        model = build(variant, data, start_noise=1.0)
+        assert torch.equal(*(model.trajectory(data, data.times) for _ in range(2)))
+        torch.manual_seed(0)
+        noisy = model.loss(data, data)
+        model._config = replace(model._config, start_noise=0.0)
+        torch.manual_seed(0)
+        assert model.loss(data, data) != noisy
 
 
 class TestHistories:

@@ -104,9 +104,18 @@ class SolvedPaths(_Paths):
         self.start = start
 
     @override
-    def forward(self, history: History, times: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        """Return the states (K, B, T, S) at times (B, T), and the divergence (B,) of :class:`Start`."""
+    def forward(self, history: History, times: Tensor, samples: int, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return the states (K, B, T, S) at times (B, T), and the divergence (B,) of :class:`Start`.
+
+        Args:
+            history: observations.
+            times: of the states.
+            samples: see :class:`PosteriorStart`.
+            noise: standard deviation of Gaussian noise on the initial states.
+        """
         states, kl = self.start(history, samples)
+        if noise:
+            states = states + noise * torch.randn_like(states)
         phases = self.phases(history)
         (draws, batch, _), n = states.shape, times.shape[1]
         until = times.amax(1).repeat(draws)
@@ -145,14 +154,16 @@ class FilteredPaths(_Paths):
         self.jump = nn.GRUCell(2 * features, width)
 
     @override
-    def forward(self, history: History, times: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        """Return the states (1, B, T, S) at times (B, T), and zeros (B,)."""
+    def forward(self, history: History, times: Tensor, samples: int, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return the states (1, B, T, S) at times (B, T), and zeros (B,); see :class:`SolvedPaths`."""
         (batch, n), steps, phases = times.shape, history.times.shape[1], self.phases(history)
         every = torch.arange(batch, device=times.device)
         valid = torch.arange(steps, device=times.device) < history.lengths[:, None]
         known = ((history.times[:, :, None] < times[:, None]) & valid[:, :, None]).sum(1).flatten()  # observations
         flat, rows = times.flatten(), every.repeat_interleave(n)
         h = self.before.expand(batch, -1)
+        if noise:
+            h = h + noise * torch.randn_like(h)
         picked = [(known == 0).nonzero().flatten()]
         found = [h[rows[picked[0]]]]
         for j in range(steps):

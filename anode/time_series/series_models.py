@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from typing_extensions import override
@@ -48,6 +48,7 @@ class SeriesConfig:
         encoder: width of the recurrent encoder of the history
         decoder: widths of the hidden layers from a latent or hidden state to the observation
         start: initial state: encoded from the history, or the first observation with learned augmented dimensions
+        start_noise: standard deviation of noise on initial states in training, from which paths learn to come back
         noise: distribution of an observation given the state
         noise_from: one noise scale for each feature, or a noise scale that depends on the state
         periods: periods of the calendar features of the field, in units of time
@@ -66,6 +67,7 @@ class SeriesConfig:
     encoder: PositiveInt = 32
     decoder: Widths = (32,)
     start: Literal["encoded", "learned"] = "encoded"
+    start_noise: NonNegativeFloat = 0.0
     noise: Literal["gaussian", "student"] = "gaussian"
     noise_from: Literal["feature", "state"] = "feature"
     periods: Annotated[tuple[PositiveFloat, ...], Field(max_length=100)] = ()
@@ -151,6 +153,8 @@ class SeriesModel(nn.Module):
     def loss(self, history: Series, target: Series, kl_weight: float = 1.0, samples: int = 1) -> Tensor:
         """Compute the negative log-likelihood of a target per observed value, in nats and the units of the data.
 
+        ``start_noise`` of the configuration is added to the initial states, in standard units of a feature.
+
         For ``kind="latent"`` it is the negative evidence lower bound, -E_q[log p(target | z)] + KL(q, p), over the
         number of observed values: an upper bound of the negative log-likelihood.
 
@@ -172,7 +176,7 @@ class SeriesModel(nn.Module):
         if n == 0:
             raise InputError("target lacks observed values: pass observations to predict")
         times = self._relative("target", target.times, known, target.observed)
-        states, kl = self.paths(known, times, samples)
+        states, kl = self.paths(known, times, samples, self._config.start_noise)
         values = target.values.to(self.scaling.mean).where(seen, self.scaling.mean)
         log_prob = self.emission(states, self.scaling.mean, self.scaling.scale).log_prob(values)
         return (kl_weight * kl.sum() - log_prob.where(seen, 0.0).sum() / len(states)) / n
