@@ -166,17 +166,16 @@ class TestWindows:
             assert times(w.history) == times(w.target)[:16]
             assert w.target.times[-1] < 80  # nothing that is held out
 
-    def test_windows_of_short_series_begin_and_end_their_history_at_random_times(self):
+    def test_windows_of_short_series_begin_in_the_first_half_and_end_their_history_at_random(self):
         data = split(made(5, 20), horizon=10.0, history=10.0)
-        draw = windows.training_windows(data, 5, seed=0)
-        batches = [draw(step) for step in range(50)]
-        assert {w.target.name for w in batches[0]} == {f"s{i}" for i in range(5)}
-        drawn = [w for batch in batches for w in batch]
-        assert {times(w.target)[0] for w in drawn} == {0, 1, 2, 3, 4}
-        assert {times(w.target)[-1] for w in drawn} == {9}
+        starts = windows.window_starts(data)
+        drawn = [w for step in range(50) for w in windows.training_windows(data, len(starts), seed=0)(step)]
+        assert sorted(map(tuple, starts)) == [(i, first) for i in range(5) for first in range(5)]
+        assert {(w.target.times[0], w.target.times[-1]) for w in drawn} == {(first, 9.0) for first in range(5)}
         shares = [(w.history.times[-1] - w.target.times[0]) / w.target.span for w in drawn]
         assert min(shares) >= 0.5 - 1 / 5  # of times at a distance of 1
         assert max(shares) < 1
+        assert len({round(share, 2) for share in shares}) > 5
         assert all(times(w.history) == times(w.target)[: len(w.history)] for w in drawn)
 
     def test_a_step_draws_the_same_windows_again(self):

@@ -261,6 +261,19 @@ class TestHistories:
             _, last = encoder.gru(torch.cat([values, known, gaps], dim=1).flip(0))
             torch.testing.assert_close(encoder(history)[i], last[0], rtol=1e-5, atol=1e-5)
 
+    def test_corrections_of_the_start_have_a_standard_normal_prior(self, float64):
+        data = pad([drawn(6, missing=0.0), drawn(4, seed=1, missing=0.0)])
+        model = build({"kind": "anode", "extra": 1}, data)
+        corrections = model.trajectory(data, data.times)[:, 0] - torch.nn.functional.pad(
+            (data.values[:, 0] - model.scaling.mean) / model.scaling.scale, (0, 1)
+        )
+        expected = -Normal(0, 1).log_prob(corrections).sum() - corrections.numel() * math.log(2 * math.pi) / 2
+        both, alone = (model.loss(data, data, kl_weight=weight) * data.mask.sum() for weight in (1.0, 0.0))
+        torch.testing.assert_close(both - alone, expected)
+        forecast = model.forecast(data, data.times)
+        nll = -forecast.log_prob(data.values)[data.mask > 0].sum()
+        torch.testing.assert_close(alone, nll)
+
     def test_an_ode_rnn_is_a_loop_over_observations(self, float64):
         data = pad([([0.0, 1.0, 3.0], [[1.0, 2.0], [2.0, np.nan], [0.0, 1.0]])])
         model = build({"kind": "ode-rnn", "latent": 3}, data, solver=TIGHT)

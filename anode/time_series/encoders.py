@@ -48,7 +48,8 @@ class Start(NamedTuple):
 
     Attributes:
         states: K samples for each series, (K, B, S); one without a posterior.
-        kl: divergence of the posterior from the prior, (B,); zero without a posterior.
+        kl: divergence of the posterior from the prior, (B,); without a posterior the negative logarithm of the prior,
+            up to a constant.
     """
 
     states: Tensor
@@ -58,8 +59,9 @@ class Start(NamedTuple):
 class ObservedStart(nn.Module):
     """The first observation with augmented dimensions, y(0) = (x, 0) + e.
 
-    e is a linear map of the encoded history, which corrects the noise of the first observation; without an encoder
-    the same learned vector for every series, zero in the dimensions of x. A missing feature starts at its mean.
+    e is a linear map of the encoded history, which corrects the noise of the first observation, with the prior N(0, I);
+    without an encoder the same learned vector for every series, zero in the dimensions of x, without a prior. A missing
+    feature starts at its mean.
 
     Args:
         features: dimensions D of x.
@@ -79,9 +81,9 @@ class ObservedStart(nn.Module):
         first = history.values[:, 0]
         if self.augmented is not None:
             states = torch.cat([first, self.augmented.expand(len(first), -1)], dim=1)
-        else:
-            states = F.pad(first, (0, self.extra)) + self.readout(self.encoder(history))
-        return Start(states[None], first.new_zeros(len(first)))
+            return Start(states[None], first.new_zeros(len(first)))
+        e = self.readout(self.encoder(history))
+        return Start((F.pad(first, (0, self.extra)) + e)[None], e.square().sum(1) / 2)
 
 
 class PosteriorStart(nn.Module):

@@ -151,18 +151,19 @@ class SeriesModel(nn.Module):
         return self
 
     def loss(self, history: Series, target: Series, kl_weight: float = 1.0, samples: int = 1) -> Tensor:
-        """Compute the negative log-likelihood of a target per observed value, in nats and the units of the data.
+        """Compute the loss of a target per observed value n, in nats and the units of the data.
 
-        ``start_noise`` of the configuration is added to the initial states, in standard units of a feature.
+            (-log p(target | y(0)) + |e|^2 / 2) / n             with an encoded correction e of the initial state y(0)
+            (-E_q[log p(target | z)] + KL(q, p)) / n            for kind="latent", a bound of -log p(target) / n
+            -log p(target) / n                                  otherwise
 
-        For ``kind="latent"`` it is the negative evidence lower bound, -E_q[log p(target | z)] + KL(q, p), over the
-        number of observed values: an upper bound of the negative log-likelihood.
+        The initial states have the noise ``start_noise`` of the configuration, in standard deviations of a feature.
 
         Args:
             history: observations that the model sees; it ignores times without one.
             target: observations to predict, from the first time of the history on: within it, after it, or both.
                 ``kind="ode-rnn"`` predicts each one from the history before it.
-            kl_weight: weight of the divergence, below 1 early in training to keep the posterior from collapsing.
+            kl_weight: weight of the term of the prior, below 1 early in training to keep the posterior from collapsing.
             samples: samples of the posterior.
 
         Returns:

@@ -144,8 +144,8 @@ class UnionPaths(nn.Module):
         self.start, self.field, self.solver, self.solve = paths.start, paths.field, paths.solver, solve
 
     @override
-    def forward(self, history: History, times: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        """Return the states (K, B, T, S) at times (B, T), and the divergence (B,)."""
+    def forward(self, history: History, times: Tensor, samples: int, noise: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Return the states (K, B, T, S) at times (B, T), and the divergence (B,); the models have no noise."""
         states, kl = self.start(history, samples)
         union, place = torch.cat([times.new_zeros(1), times.flatten()]).unique(return_inverse=True)
         path = self.solve(self.field, states.flatten(0, 1), union, self.solver)  # (all times, K B, S)

@@ -30,12 +30,14 @@ class Window:
 def window_starts(data: SeriesData) -> np.ndarray:
     """Return the series and the first observation of every window, (N, 2).
 
-    A window is as long as a history and a forecast together. A shorter series counts as one window.
+    A window is as long as a history and a forecast together. Those of a shorter series begin in its first half and end
+    with it.
     """
     length, found = data.history + data.horizon, []
     for i, series in enumerate(data.train):
-        count = int(np.searchsorted(series.times, series.times[-1] - length, side="right"))
-        found.append(np.stack([np.full(max(1, count), i), np.arange(max(1, count))], axis=1))
+        last = series.times[-1] - (length if series.span >= length else series.span / 2)
+        count = max(1, int(np.searchsorted(series.times, last, side="right")))
+        found.append(np.stack([np.full(count, i), np.arange(count)], axis=1))
     return np.concatenate(found)
 
 
@@ -43,8 +45,8 @@ def training_windows(data: SeriesData, batch_size: int, seed: int) -> Callable[[
     """Return windows as a function of the step alone, so that resuming needs no state.
 
     Each epoch has all windows in another order. The history of a window of full length is as long as that of a
-    forecast. A shorter series is taken from a random time in its first half on, and its history ends at a random time
-    in the last part, as long as the share of the forecast in a window. Training hides a share of histories at random.
+    forecast. That of a shorter one ends at a random time in its last part, as long as the share of the forecast in a
+    window of full length. Training hides a share of the history, at random.
 
     Args:
         data: the series.
@@ -65,10 +67,6 @@ def _window(data: SeriesData, series: TimeSeries, first: int, rng: np.random.Gen
     start, length = float(series.times[first]), data.history + data.horizon
     last = int(np.searchsorted(series.times, start + length, side="right"))
     target = series.take(slice(first, last))
-    cut = start + data.history
-    if series.span < length:
-        target = series.take(slice(rng.integers(np.searchsorted(series.times, start + series.span / 2)), None))
-        cut = target.times[0] + rng.uniform(data.history / length, 1) * target.span
-    count = max(2, int(np.searchsorted(target.times, cut, side="right")))
-    history = target.take(slice(count))
-    return Window(history.take(draw_seen(len(history), 1 - data.hidden, rng)), target)
+    history = data.history if series.span >= length else rng.uniform(data.history / length, 1) * target.span
+    count = max(2, int(np.searchsorted(target.times, start + history, side="right")))
+    return Window(target.take(slice(count)).take(draw_seen(count, 1 - data.hidden, rng)), target)
