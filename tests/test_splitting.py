@@ -178,6 +178,14 @@ class TestWindows:
         assert len({round(share, 2) for share in shares}) > 5
         assert all(times(w.history) == times(w.target)[: len(w.history)] for w in drawn)
 
+    def test_targets_grow_over_the_warm_up(self):
+        data = split(made(1), horizon=10.0, history=10.0)
+        whole, growing = (windows.training_windows(data, 8, seed=0, warm_up=n) for n in (0, 100))
+        for step, length in ((0, 2), (9, 3), (49, 11), (98, 20), (99, 21), (500, 21)):
+            for one, other in zip(whole(step), growing(step), strict=True):
+                assert times(other.history) == times(one.history)
+                assert times(other.target) == times(one.target)[:length]
+
     def test_a_step_draws_the_same_windows_again(self):
         data = split(made(3), horizon=10.0, observed=0.4)
         first, second = (windows.training_windows(data, 8, seed=3) for _ in range(2))

@@ -156,7 +156,7 @@ MANY_SERIES: Recipe = {  # of the literature, a fifth of which is held out
 }
 FORECAST: dict[str, Recipe] = {
     "spirals": {**MANY_SERIES, "kind": "node", "latent": 4},
-    "sines": {**MANY_SERIES, "kind": "latent", "latent": 10},
+    "sines": {**MANY_SERIES, "kind": "anode", "extra": 3, "latent": 10, "steps": 4000, "horizon_warm_up": 2000},
     "table": {**SOLVES_IN_MEMORY, "kind": "anode"},
 }
 ODENET: Recipe = {"field": "norm-conv", "stem": "conv", "readout": "pool", "hidden": (64,)}
@@ -259,7 +259,9 @@ def forecast(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
     recipe = dict(FORECAST[name])
     kind = typed.get("kind", recipe["kind"])
     if kind == "anode":
-        recipe["extra"] = 2
+        recipe.setdefault("extra", 2)
+    else:
+        recipe.pop("extra", None)
     if kind not in ("latent", "ode-rnn"):
         recipe.pop("latent", None)
     if typed.get("steps", math.inf) < 10 * recipe.get("validate_every", 100):

@@ -122,7 +122,9 @@ class ForecastTask:
         self.model = model
         self.run = run
         self.criterion = "nll" if data.validation else None
-        self._windows = training_windows(data, self.training.batch_size, settings.run.seed)
+        self._windows = training_windows(
+            data, self.training.batch_size, settings.run.seed, settings.data.horizon_warm_up
+        )
 
     def batch(self, step: int) -> tuple[Series, Series]:
         """Return histories and targets of the windows of a step."""

@@ -29,6 +29,7 @@ class ForecastData:
         split: time after which each series is to be forecast, in place of a horizon
         test_series: share of the series to hold out as a whole, each with its horizon to forecast
         history: length of the histories that forecasts start from; the horizon if omitted, all of held-out series
+        horizon_warm_up: steps over which the targets of training grow to their full length
         observed: share of the observations of a history that the model sees; the others test interpolation
         period: known periods, such as 1d 1y; their sine and cosine are given to the model
         day_first: read 01/02/2013 as 1 February
@@ -44,6 +45,7 @@ class ForecastData:
     split: str | None = None
     test_series: Annotated[float, Field(ge=0, lt=1)] = 0.0
     history: str | None = None
+    horizon_warm_up: Annotated[int, Field(ge=0)] = 0
     observed: Share = 1.0
     period: tuple[str, ...] = ()
     day_first: bool = False

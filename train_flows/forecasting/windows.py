@@ -41,7 +41,7 @@ def window_starts(data: SeriesData) -> np.ndarray:
     return np.concatenate(found)
 
 
-def training_windows(data: SeriesData, batch_size: int, seed: int) -> Callable[[int], list[Window]]:
+def training_windows(data: SeriesData, batch_size: int, seed: int, warm_up: int = 0) -> Callable[[int], list[Window]]:
     """Return windows as a function of the step alone, so that resuming needs no state.
 
     Each epoch has all windows in another order. The history of a window of full length is as long as that of a
@@ -52,13 +52,16 @@ def training_windows(data: SeriesData, batch_size: int, seed: int) -> Callable[[
         data: the series.
         batch_size: windows of a step, not more than there are.
         seed: of order, cuts and observations seen.
+        warm_up: steps over which targets grow to the length of their windows; those that are too long at first hide
+            oscillations from the gradient.
     """
     starts = window_starts(data)
     rows = shuffled_batches(torch.arange(len(starts)), batch_size, seed)
 
     def batch(step: int) -> list[Window]:
         rng = np.random.default_rng(SEED_STRIDE * seed + step)
-        return [_window(data, data.train[i], int(first), rng) for i, first in starts[rows(step).numpy()]]
+        windows = [_window(data, data.train[i], int(first), rng) for i, first in starts[rows(step).numpy()]]
+        return [_begun(window, (step + 1) / warm_up) for window in windows] if step + 1 < warm_up else windows
 
     return batch
 
@@ -70,3 +73,10 @@ def _window(data: SeriesData, series: TimeSeries, first: int, rng: np.random.Gen
     history = data.history if series.span >= length else rng.uniform(data.history / length, 1) * target.span
     count = max(2, int(np.searchsorted(target.times, start + history, side="right")))
     return Window(target.take(slice(count)).take(draw_seen(count, 1 - data.hidden, rng)), target)
+
+
+def _begun(window: Window, share: float) -> Window:
+    """Return a window with the first share of its target, two observations at least."""
+    target = window.target
+    count = int(np.searchsorted(target.times, target.times[0] + share * target.span, side="right"))
+    return Window(window.history, target.take(slice(max(2, count))))
