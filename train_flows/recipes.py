@@ -266,4 +266,6 @@ def forecast(typed: Mapping[str, Any]) -> tuple[str, Recipe]:
         recipe.pop("latent", None)
     if typed.get("steps", math.inf) < 10 * recipe.get("validate_every", 100):
         recipe["validate_every"] = math.ceil(typed["steps"] / 10)
+    if "horizon_warm_up" in recipe and "steps" in typed:
+        recipe["horizon_warm_up"] = min(recipe["horizon_warm_up"], typed["steps"] // 2)
     return name, recipe

@@ -27,7 +27,7 @@ from train_flows.forecasting.loading import load_run_series
 from train_flows.forecasting.series_data import SeriesData
 from train_flows.settings import from_config
 
-QUICK = {"steps": 4, "validate_every": 2, "batch_size": 4, "hidden": (8,)}
+QUICK = {"steps": 4, "validate_every": 2, "horizon_warm_up": 0, "batch_size": 4, "hidden": (8,)}
 TRUTH, ERROR, CRPS, COVERAGE = (
     f"extrapolation {score}" for score in ("rmse_truth", "mse", "crps", "coverage_90")
 )  # of the model, see results.Outcome
@@ -155,7 +155,7 @@ def weather_table(name: str, scale: Scale, folder: Path) -> str:
 
 def _climate(scale: Scale) -> dict[str, str]:
     common = {"time": "date", "target": CLIMATE, "split": TRAINED, "start_noise": 0.5, "weight_decay": 1e-3}
-    common |= {"lr": 0.02, "ema": 0.99}
+    common |= {"horizon_warm_up": 1000, "lr": 0.02, "ema": 0.99}
     models = {  # of fields with 159 to 166 parameters
         PLAIN: {"kind": "node", "hidden": (23,)},
         ONE: {"kind": "anode", "extra": 1, "hidden": (18,)},
@@ -222,7 +222,8 @@ def _weather_findings(results: Results) -> dict[str, Any]:
 
 
 def _sea_ice(scale: Scale) -> dict[str, str]:
-    common = {"time": "Date", "horizon": "5y", "history": "1y", "period": "1y"}
+    common = {"time": "Date", "horizon": "5y", "history": "3y", "observed": 0.2, "period": "1y"}
+    common |= {"batch_size": 16, "steps": 1500, "ema": 0.99, "start_noise": 0.3}
     return {kind: forecast(scale, kind=kind, **common) for kind in ("node", "anode")}
 
 

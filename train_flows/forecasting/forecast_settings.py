@@ -91,6 +91,10 @@ class ForecastSettings:
         if useless := [name for name in effective if name in typed and not effective[name]]:
             options = f"--kind {model.kind} --start {model.start} --noise-from {model.noise_from}"
             raise InputError(f"{_typed(useless[0])} has no effect on {options}: omit it")
+        if data.horizon_warm_up >= self.training.steps:
+            raise InputError(
+                f"--horizon-warm-up {data.horizon_warm_up} takes all of the {self.training.steps} steps: lower it"
+            )
         check_training(self.training, self.model.solver, self.run)
 
 
