@@ -188,7 +188,7 @@ class TestStoredRuns:
         assert frame.t.tolist() == [60, 61] * 6
 
     def test_paths_start_from_the_observations_before(self, stored, tmp_path):
-        """Later rows of the table have no influence."""
+        """They do not depend on later rows of the table."""
         assert stored("sample", "runs/waves", "--at", "2020-03-01", "2020-03-09", "--out", "one.csv")[0] == 0
         text = (tmp_path / "waves.csv").read_text().splitlines()
         (tmp_path / "waves.csv").write_text("\n".join([row for row in text if row < "2020-03-01" or row > "a"]))
@@ -285,7 +285,7 @@ def test_curves_are_quantiles_of_the_forecast(tmp_path):
 
 
 def test_scores_of_the_model_are_those_of_its_forecast(tmp_path):
-    """Padding, chunks and standard units have no influence."""
+    """They do not depend on padding, chunks or standard units."""
     task, data = task_of(table(tmp_path / "w.csv"), time="day", horizon="10d", observed=0.8)
     (each,) = data.test
     history = comparison.to_series([each.history])
