@@ -145,7 +145,7 @@ class UnionPaths(nn.Module):
 
     @override
     def forward(self, history: History, times: Tensor, samples: int, noise: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Return the states (K, B, T, S) at times (B, T), and the divergence (B,), as :class:`SolvedPaths` without noise."""
+        """Return the states (K, B, T, S) at times (B, T), and the divergence (B,); see :class:`SolvedPaths`."""
         states, kl = self.start(history, samples)
         union, place = torch.cat([times.new_zeros(1), times.flatten()]).unique(return_inverse=True)
         path = self.solve(self.field, states.flatten(0, 1), union, self.solver)  # (all times, K B, S)

@@ -126,7 +126,6 @@ DAILY, MONTHLY = "delhi-days", "delhi-months"
 TRAINED = "2014-08-31"  # end of the 20 months to learn from
 CLIMATE = ("meantemp", "humidity", "wind_speed")
 PLAIN, ONE, TWO, SECOND = "plain", "anode p=1", "anode p=2", "second-order"
-WEATHER_MODELS = ("node", "anode", "latent")
 
 
 def weather_table(name: str, scale: Scale, folder: Path) -> str:
@@ -202,6 +201,12 @@ def at_equal_loss(results: Results, label: str) -> float:
         above, below = (outcome.records[1 + i]["nfe_forward"] for outcome, i in zip(pair, first, strict=True))
         ratios.append(above / below)
     return float(np.mean(ratios)) if ratios else math.nan
+
+
+def _weather(scale: Scale) -> dict[str, str]:
+    common = {"time": "date", "split": "2016-12-31", "history": "60d", "period": "1y"}
+    common |= {"steps": 500, "ema": 0.99, "start_noise": 0.3}
+    return {kind: forecast(scale, kind=kind, **common) for kind in ("node", "anode")}
 
 
 def _weather_findings(results: Results) -> dict[str, Any]:
@@ -311,11 +316,8 @@ EXPERIMENTS = {
         "114 days of weather from 60, beside simple forecasts",
         (DAILY,),
         "series",
-        lambda data, scale: {
-            kind: forecast(scale, kind=kind, time="date", split="2016-12-31", history="60d", period="1y")
-            for kind in WEATHER_MODELS
-        },
-        lambda r: _draw_forecasts(r, *(_bands(kind, 0) for kind in WEATHER_MODELS)),
+        lambda data, scale: _weather(scale),
+        lambda r: _draw_forecasts(r, *(_bands(label, i) for label in r.labels for i in range(4))),
         _weather_findings,
         source=weather_table,
     ),
