@@ -272,12 +272,13 @@ def _draw_forecasts(results: Results, *panels: Panel) -> Figure:
     """Draw panels, with one legend for all forecasts."""
     figure = draw_panels(results, *panels)
     drawn = [(axes, *axes.get_legend_handles_labels()) for axes in figure.axes]
-    bands = [(axes, handles, names) for axes, handles, names in drawn if "median" in names]
-    for axes, _, _ in bands:
+    forecasts = [(axes, handles, names) for axes, handles, names in drawn if "held out" in names]
+    for axes, _, _ in forecasts:
         if legend := axes.get_legend():
             legend.remove()
-    if bands:
-        figure.legend(*bands[0][1:], loc="outside upper center", ncols=len(bands[0][1]))
+    if forecasts:
+        _, handles, names = max(forecasts, key=lambda one: len(one[2]))
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     return figure
 
 
@@ -292,7 +293,7 @@ EXPERIMENTS = {
         ("spirals",),
         "series",
         lambda data, scale: _spirals(scale),
-        lambda r: draw_panels(r, _draw_spiral_errors, *(_plane(of_points("node", count)) for count in OBSERVED)),
+        lambda r: _draw_forecasts(r, _draw_spiral_errors, *(_plane(of_points("node", count)) for count in OBSERVED)),
         _spiral_findings,
     ),
     "periodic": Experiment(
