@@ -22,6 +22,7 @@ from train_flows.experiments.grid import Experiment, Scale, words
 from train_flows.experiments.panels import Panel, against, draw_panels
 from train_flows.experiments.results import Outcome, Results, spread
 from train_flows.figures import of_series, series_plots
+from train_flows.figures.plots import LINE_COLORS
 from train_flows.forecasting.forecast_settings import ForecastSettings
 from train_flows.forecasting.loading import load_run_series
 from train_flows.forecasting.series_data import SeriesData
@@ -72,7 +73,7 @@ def _spiral_findings(results: Results) -> dict[str, Any]:
 
 
 def _draw_spiral_errors(axes: Axes, results: Results) -> None:
-    for name, color in zip(SPIRAL_MODELS, ("C0", "C1"), strict=True):
+    for name, color in zip(SPIRAL_MODELS, LINE_COLORS, strict=False):
         groups = [results.of(of_points(name, count)).last(TRUTH) for count in OBSERVED]
         drawn = [(count, values) for count, values in zip(OBSERVED, groups, strict=True) if len(values)]
         for i, (count, values) in enumerate(drawn):
@@ -112,7 +113,7 @@ def _sine_findings(results: Results) -> dict[str, Any]:
 
 
 def _draw_sine_errors(axes: Axes, results: Results) -> None:
-    for name, color in zip(SINE_MODELS, ("C0", "C1"), strict=True):
+    for name, color in zip(SINE_MODELS, LINE_COLORS, strict=False):
         for i, share in enumerate(SHARES):
             values = results.of(of_share(name, share)).last(ERROR)
             axes.plot([share] * len(values), values, "o", color=color, alpha=0.7, label=None if i else name)
@@ -192,13 +193,15 @@ def _months(data: SeriesData, times: np.ndarray) -> np.ndarray:
 
 
 def at_equal_loss(results: Results, label: str) -> float:
-    """Return the evaluations of a solve over those of the plain field, at the lowest loss that both reach; the mean."""
+    """Return the evaluations of a solve over those of the plain field, the mean over seeds.
+
+    They are compared at the lowest loss that both reach in the second half of training, after the warm-up.
+    """
     ratios = []
     for pair in zip(*results.shared(label, PLAIN), strict=True):
-        losses = [[record["loss"] for record in outcome.records[1:]] for outcome in pair]
-        level = max(map(min, losses))
-        first = [next(i for i, loss in enumerate(each) if loss <= level) for each in losses]
-        above, below = (outcome.records[1 + i]["nfe_forward"] for outcome, i in zip(pair, first, strict=True))
+        halves = [outcome.records[len(outcome.records) // 2 :] for outcome in pair]
+        level = max(min(record["loss"] for record in half) for half in halves)
+        above, below = (next(r["nfe_forward"] for r in half if r["loss"] <= level) for half in halves)
         ratios.append(above / below)
     return float(np.mean(ratios)) if ratios else math.nan
 
@@ -212,10 +215,8 @@ def _weather(scale: Scale) -> dict[str, str]:
 def _weather_findings(results: Results) -> dict[str, Any]:
     """Return the CRPS of forecasts and of the baselines, and the coverage of the intervals."""
     found = by_label(results, "CRPS", CRPS) | by_label(results, "coverage of 90% intervals", COVERAGE)
-    names = {
-        name: None for outcome in results.succeeded for name in outcome.records[-1] if name.startswith(f"{CRPS} of")
-    }
-    for name in names:
+    last = {} if results.exemplar is None else results.exemplar.records[-1]
+    for name in (name for name in last if name.startswith(f"{CRPS} of")):
         baseline = name.removeprefix(f"{CRPS} of ")
         found[f"CRPS, {baseline}"] = results.mean(name)
         ratios = {label: results.of(label).last(CRPS) / results.of(label).last(name) for label in results.labels}
