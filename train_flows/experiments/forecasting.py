@@ -7,6 +7,7 @@ Climate*, which are expected under the data root, as is the extent of sea ice by
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from train_flows.forecasting.loading import load_run_series
 from train_flows.forecasting.series_data import SeriesData
 from train_flows.settings import from_config
 
+Models = Mapping[str, Mapping[str, Any]]  # options by name
+Label = Callable[[str, int], str]  # of a model by name and percent
 QUICK = {"steps": 4, "validate_every": 2, "horizon_warm_up": 0, "batch_size": 4, "hidden": (8,)}
 TRUTH, ERROR, CRPS, COVERAGE = (
     f"extrapolation {score}" for score in ("rmse_truth", "mse", "crps", "coverage_90")
@@ -45,6 +48,25 @@ def by_label(results: Results, name: str, metric: str) -> dict[str, Any]:
     return {f"{name}, {label}": spread(values) for label, values in found.items() if len(values)}
 
 
+def _thinned(scale: Scale, models: Models, label: Label, percents: Sequence[int]) -> dict[str, str]:
+    """Return the command lines of models that see some percent of the observations."""
+    return {
+        label(name, percent): forecast(scale, **options, observed=percent / 100)
+        for name, options in models.items()
+        for percent in percents
+    }
+
+
+def _draw_thinned(
+    axes: Axes, results: Results, models: Models, label: Label, percents: Sequence[int], metric: str
+) -> None:
+    """Draw a point for each run by the percent of observations seen."""
+    for name, color in zip(models, LINE_COLORS, strict=False):
+        points = [(percent, y) for percent in percents for y in results.of(label(name, percent)).last(metric)]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o", color=color, alpha=0.7, label=name)
+
+
 # Spirals
 
 OBSERVED = (30, 50, 100)  # of 100 points
@@ -57,14 +79,6 @@ def of_points(kind: str, count: int) -> str:
     return f"{kind}, {count} of 100"
 
 
-def _spirals(scale: Scale) -> dict[str, str]:
-    return {
-        of_points(name, count): forecast(scale, **options, observed=count / 100)
-        for name, options in SPIRAL_MODELS.items()
-        for count in OBSERVED
-    }
-
-
 def _spiral_findings(results: Results) -> dict[str, Any]:
     found = by_label(results, "RMSE of the truth", TRUTH)
     for name, errors in PUBLISHED.items():
@@ -73,11 +87,7 @@ def _spiral_findings(results: Results) -> dict[str, Any]:
 
 
 def _draw_spiral_errors(axes: Axes, results: Results) -> None:
-    for name, color in zip(SPIRAL_MODELS, LINE_COLORS, strict=False):
-        groups = [results.of(of_points(name, count)).last(TRUTH) for count in OBSERVED]
-        drawn = [(count, values) for count, values in zip(OBSERVED, groups, strict=True) if len(values)]
-        for i, (count, values) in enumerate(drawn):
-            axes.plot([count] * len(values), values, "o", color=color, alpha=0.7, label=None if i else name)
+    _draw_thinned(axes, results, SPIRAL_MODELS, of_points, OBSERVED, TRUTH)
     for (name, values), style in zip(PUBLISHED.items(), ("--", ":"), strict=True):
         axes.plot(OBSERVED, values, f"k{style}", lw=1, label=f"{name}, published")
     axes.set(xlabel="observations of 100", ylabel="RMSE of the next 100 points", ylim=(0, None), xticks=OBSERVED)
@@ -95,14 +105,6 @@ def of_share(kind: str, share: int) -> str:
     return f"{kind}, {share}%"
 
 
-def _sines(scale: Scale) -> dict[str, str]:
-    return {
-        of_share(name, share): forecast(scale, **options, observed=share / 100)
-        for name, options in SINE_MODELS.items()
-        for share in SHARES
-    }
-
-
 def _sine_findings(results: Results) -> dict[str, Any]:
     found = by_label(results, "MSE of the extrapolation", ERROR)
     found |= by_label(results, "MSE of the interpolation", "interpolation mse")
@@ -113,10 +115,7 @@ def _sine_findings(results: Results) -> dict[str, Any]:
 
 
 def _draw_sine_errors(axes: Axes, results: Results) -> None:
-    for name, color in zip(SINE_MODELS, LINE_COLORS, strict=False):
-        for i, share in enumerate(SHARES):
-            values = results.of(of_share(name, share)).last(ERROR)
-            axes.plot([share] * len(values), values, "o", color=color, alpha=0.7, label=None if i else name)
+    _draw_thinned(axes, results, SINE_MODELS, of_share, SHARES, ERROR)
     axes.plot(SHARES, SINES_PUBLISHED, "k--", lw=1, label="latent ODE, published")
     axes.set(xlabel="percent of the observations", ylabel="MSE of the extrapolation", yscale="log", xticks=SHARES)
 
@@ -207,9 +206,9 @@ def at_equal_loss(results: Results, label: str) -> float:
 
 
 def _weather(scale: Scale) -> dict[str, str]:
-    common = {"time": "date", "split": "2016-12-31", "history": "60d", "period": "1y"}
-    common |= {"steps": 500, "ema": 0.99, "start_noise": 0.3}
-    return {kind: forecast(scale, kind=kind, **common) for kind in ("node", "anode")}
+    window = {"time": "date", "split": "2016-12-31", "history": "60d", "period": "1y"}
+    training = {"steps": 500, "ema": 0.99, "start_noise": 0.3}
+    return {kind: forecast(scale, kind=kind, **window, **training) for kind in ("node", "anode")}
 
 
 def _weather_findings(results: Results) -> dict[str, Any]:
@@ -228,9 +227,9 @@ def _weather_findings(results: Results) -> dict[str, Any]:
 
 
 def _sea_ice(scale: Scale) -> dict[str, str]:
-    common = {"time": "Date", "horizon": "5y", "history": "3y", "observed": 0.2, "period": "1y"}
-    common |= {"batch_size": 16, "steps": 1500, "ema": 0.99, "start_noise": 0.3}
-    return {kind: forecast(scale, kind=kind, **common) for kind in ("node", "anode")}
+    window = {"time": "Date", "horizon": "5y", "history": "3y", "observed": 0.2, "period": "1y"}
+    training = {"batch_size": 16, "steps": 1500, "ema": 0.99, "start_noise": 0.3}
+    return {kind: forecast(scale, kind=kind, **window, **training) for kind in ("node", "anode")}
 
 
 # Figures
@@ -293,7 +292,7 @@ EXPERIMENTS = {
         "the next 100 points of spirals from 30, 50 or 100 noisy ones (Neural ODEs, table 2 and fig. 8)",
         ("spirals",),
         "series",
-        lambda data, scale: _spirals(scale),
+        lambda data, scale: _thinned(scale, SPIRAL_MODELS, of_points, OBSERVED),
         lambda r: _draw_forecasts(r, _draw_spiral_errors, *(_plane(of_points("node", count)) for count in OBSERVED)),
         _spiral_findings,
     ),
@@ -301,7 +300,7 @@ EXPERIMENTS = {
         "interpolation and extrapolation of sinusoids from few points (Latent ODEs, section 4.1)",
         ("sines",),
         "series",
-        lambda data, scale: _sines(scale),
+        lambda data, scale: _thinned(scale, SINE_MODELS, of_share, SHARES),
         lambda r: _draw_forecasts(r, _draw_sine_errors, *(_bands(of_share(name, 10), 0) for name in SINE_MODELS)),
         _sine_findings,
     ),
