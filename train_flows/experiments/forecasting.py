@@ -228,7 +228,7 @@ def _weather_findings(results: Results) -> dict[str, Any]:
 
 def _sea_ice(scale: Scale) -> dict[str, str]:
     window = {"time": "Date", "horizon": "5y", "history": "3y", "observed": 0.2, "period": "1y"}
-    training = {"batch_size": 16, "steps": 1500, "ema": 0.99, "start_noise": 0.3}
+    training = {"batch_size": 16, "steps": 1500, "ema": 0.99, "noise_from": "state"}
     return {kind: forecast(scale, kind=kind, **window, **training) for kind in ("node", "anode")}
 
 
@@ -327,7 +327,7 @@ EXPERIMENTS = {
         ("seaice.csv.gz",),
         "series",
         lambda data, scale: _sea_ice(scale),
-        lambda r: _draw_forecasts(r, *(_bands(label, 0) for label in r.labels)),
+        lambda r: _draw_forecasts(r, *(_bands(label, 0) for label in r.labels), against("step", "nll")),
         _weather_findings,
     ),
 }
