@@ -301,7 +301,9 @@ EXPERIMENTS = {
         ("sines",),
         "series",
         lambda data, scale: _thinned(scale, SINE_MODELS, of_share, SHARES),
-        lambda r: _draw_forecasts(r, _draw_sine_errors, *(_bands(of_share(name, 10), 0) for name in SINE_MODELS)),
+        lambda r: _draw_forecasts(
+            r, _draw_sine_errors, *(_bands(label, 0) for label in r.labels if label.startswith("anode"))
+        ),
         _sine_findings,
     ),
     "climate": Experiment(
