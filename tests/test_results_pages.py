@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train_flows.results_pages import CELLS, pages
+from train_flows.results_pages import CELLS, finding_rows, pages
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "assets" / "results"
@@ -47,6 +47,12 @@ def test_no_number_of_the_product_page_is_missing():
 def test_cells_are_filled_and_missing_values_are_dashes(template, filled):
     row = {"a": {"b": 1.5, "b, c": {"d": 3}}, "c": "x", "none": None}
     assert CELLS.fill(template, row) == filled
+
+
+def test_findings_are_numbers_or_means_with_deviations():
+    findings = {"a": 0.123456, "b": {"mean": 2.34567, "sd": 0.0123}, "c": {"mean": 2.34567, "sd": None}, "d": "words"}
+    values = [row["value"] for row in finding_rows({"findings": findings, "summary": []})]
+    assert values == ["0.1235", "2.346 ± 0.012", "2.346", "words"]
 
 
 def test_the_command_writes_the_pages(run, tmp_path):

@@ -198,10 +198,19 @@ def _mean(figures: Sequence[Row], name: str) -> str | None:
 def finding_rows(content: Row) -> Iterator[Row]:
     """Yield the findings of an experiment, or its summary over the seeds if it has none."""
     for name, value in content["findings"].items():
-        yield {"finding": name, "value": f"{value:.4g}" if isinstance(value, float) else value}
+        yield {"finding": name, "value": _spread(value) if isinstance(value, Mapping) else _digits(value)}
     for row in content["summary"] if not content["findings"] else ():
         loss, nfe = row["loss"]["mean"], row["nfe_forward"]["mean"]
         yield {"finding": f"{row['data']}, {row['model']}", "value": f"training loss {loss:.2g}, NFE {nfe:.0f}"}
+
+
+def _digits(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _spread(value: Row) -> str:
+    """Return mean and standard deviation over the seeds."""
+    return _digits(value["mean"]) + ("" if value["sd"] is None else f" ± {value['sd']:.2g}")
 
 
 def pair_rows(content: Row) -> Iterator[Row]:
