@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -35,6 +36,7 @@ from train_flows.settings import Count, Positive, Seed
 
 MODULES = (anode_on_functions, solver_cost, anode_on_images, densities, couplings, augmented_density, planar_flows)
 MODULES += (forecasting,)
+CHARACTERS = 14  # of the notes below a figure, by inch
 EXPERIMENTS: dict[str, Experiment] = {name: each for module in MODULES for name, each in module.EXPERIMENTS.items()}
 
 
@@ -138,7 +140,8 @@ def draw(experiment: Experiment, results: Results, path: Path) -> None:
         print(f"note: the figure is missing: {error}")
         return
     notes = dict.fromkeys(f"{o.data}: {'; '.join(o.notes)}" for o in results if o.notes)
-    figure.supxlabel("\n".join(notes), fontsize="small")
+    width = int(CHARACTERS * figure.get_figwidth())
+    figure.supxlabel("\n".join(textwrap.fill(note, width) for note in notes), fontsize="small")
     with written_atomically(path) as file:
         figure.savefig(file, dpi=110, format="png")
     print(path)
