@@ -229,7 +229,10 @@ class TestStoredRuns:
         (["waves.csv", "--time", "day", "--day-first", "--date-format", "%d"], "--day-first and --date-format exclude"),
         (["waves.csv", "--time", "day", "--horizon", "1000d"], "--horizon 1000d is before the end of the history"),
         (["waves.csv", "--time", "day", "--split", "2021-01-01"], "leaves nothing to forecast: the last time of"),
-        (["waves.csv", "--time", "day", "--kl-warm-up", "5"], "--kl-warm-up has no effect on --kind anode"),
+        (
+            ["spirals", "--start", "learned", "--kl-warm-up", "5"],
+            "--kl-warm-up has no effect on --kind node --start learned",
+        ),
         (["spirals", "--steps", "50", "--horizon-warm-up", "50"], "--horizon-warm-up 50 takes all of the 50 steps"),
         (["waves.csv", "--time", "day", "--latent", "3"], "--latent has no effect on --kind anode"),
         (["waves.csv", "--time", "day", "--decoder", "3"], "--decoder has no effect on --kind anode"),

@@ -34,8 +34,16 @@ from train_flows.experiments.results import Results, table, write_results
 from train_flows.run.session import find_device
 from train_flows.settings import Count, Positive, Seed
 
-MODULES = (anode_on_functions, solver_cost, anode_on_images, densities, couplings, augmented_density, planar_flows)
-MODULES += (forecasting,)
+MODULES = (
+    anode_on_functions,
+    solver_cost,
+    anode_on_images,
+    densities,
+    couplings,
+    augmented_density,
+    planar_flows,
+    forecasting,
+)
 CHARACTERS = 14  # of the notes below a figure, by inch
 EXPERIMENTS: dict[str, Experiment] = {name: each for module in MODULES for name, each in module.EXPERIMENTS.items()}
 

@@ -134,7 +134,7 @@ class ForecastTask:
         return to_series([w.history for w in windows], self.model), to_series([w.target for w in windows], self.model)
 
     def objective(self, batch: tuple[Series, Series], step: int) -> Tensor:
-        """Return the NLL per observed value of the windows, or its bound for a latent model."""
+        """Return the loss of the windows per observed value; the weight of its prior rises over the warm-up."""
         warm_up = self.training.kl_warm_up
         return self.model.loss(*batch, kl_weight=min(1.0, (step + 1) / warm_up) if warm_up else 1.0)
 

@@ -82,11 +82,12 @@ class ForecastSettings:
             raise InputError(f"{_typed(useless[0])} is for tables, {data.source} is generated: omit it")
         model = self.model
         decodes = model.kind in ("latent", "ode-rnn")
+        encodes = model.kind != "ode-rnn" and model.start == "encoded"
         effective = {
-            "kl_warm_up": model.kind == "latent",
+            "kl_warm_up": encodes,  # the prior of what is encoded
             "latent": decodes,
             "decoder": decodes or model.noise_from == "state",
-            "encoder": model.kind != "ode-rnn" and model.start == "encoded",
+            "encoder": encodes,
         }
         if useless := [name for name in effective if name in typed and not effective[name]]:
             options = f"--kind {model.kind} --start {model.start} --noise-from {model.noise_from}"
